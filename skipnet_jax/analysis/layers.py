@@ -1,0 +1,151 @@
+"""The layers of any Linen model in the order in which it calls them."""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """A module that has parameters of its own.
+
+  Attributes:
+    name: path with slashes, such as 'up_1/block_3/conv_2'.
+    block: class of the module it lies in.
+    shape: output shape.
+    parameters: trainable parameters of its own.
+    flops: multiplications and additions of its kernel, forward, for the whole
+      batch; 0 for layers without kernel.
+  """
+
+  name: str
+  block: str
+  shape: tuple[int, ...]
+  parameters: int
+  flops: int
+
+
+def visit(
+  call: Callable[[], Any],
+  seen: Callable[[nn.Module, dict[str, Any], Any, tuple], None],
+) -> Any:
+  """Runs `call` and reports every layer in call order.
+
+  Args:
+    call: applies a model.
+    seen: given module, its own parameters, its output and its arguments.
+
+  Returns:
+    What `call` returned.
+  """
+
+  def intercept(next_fun, args, kwargs, context):
+    result = next_fun(*args, **kwargs)
+    module = context.module
+    if context.method_name == '__call__':
+      own = {
+        name: leaf
+        for name, leaf in module.variables.get('params', {}).items()
+        if not isinstance(leaf, dict)
+      }
+      if own:
+        seen(module, own, result, args)
+    return result
+
+  with nn.intercept_methods(intercept):
+    return call()
+
+
+def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
+  """The model's layers in call order; nothing is computed.
+
+  Args:
+    model: maps `(image, train)` to outputs.
+    shape: of the image, `(b, y, x, c)`.
+  """
+  rows: list[Layer] = []
+
+  def seen(module, own, output, args):
+    parameters = sum(math.prod(leaf.shape) for leaf in own.values())
+    flops = 0
+    if 'kernel' in own:
+      # A transposed convolution applies its kernel at each input pixel.
+      over = args[0] if isinstance(module, nn.ConvTranspose) else output
+      flops = 2 * math.prod(over.shape[:-1]) * math.prod(own['kernel'].shape)
+    rows.append(
+      Layer(
+        name='/'.join(module.path),
+        block=type(module.parent).__name__,
+        shape=output.shape,
+        parameters=parameters,
+        flops=flops,
+      )
+    )
+
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), image
+  )
+
+  def forward(v, x):
+    return visit(lambda: model.apply(v, x, train=False), seen)
+
+  jax.eval_shape(forward, variables, image)
+  return rows
+
+
+def format_table(rows: list[Layer]) -> str:
+  """The table as text, with its totals."""
+  width = max(len(row.name) for row in rows)
+  block = max(len(row.block) for row in rows)
+  head = (
+    f'{"layer":{width}}  {"block":{block}}  {"output":>18}  '
+    f'{"parameters":>12}  {"MFLOPs":>10}'
+  )
+  lines = [head, '-' * len(head)]
+  for row in rows:
+    shape = 'x'.join(map(str, row.shape[1:]))
+    lines.append(
+      f'{row.name:{width}}  {row.block:{block}}  {shape:>18}  '
+      f'{row.parameters:>12,}  {row.flops / 1e6:>10,.1f}'
+    )
+  convs = sum(row.flops > 0 for row in rows)
+  lines += [
+    '-' * len(head),
+    f'{convs} convolutions, {sum(r.parameters for r in rows):,} parameters, '
+    f'{sum(r.flops for r in rows) / 1e9:,.2f} GFLOPs forward per image '
+    '(multiplications and additions of the kernels)',
+  ]
+  return '\n'.join(lines)
+
+
+def first_nonfinite(
+  model: nn.Module, variables: dict[str, Any], image: jax.Array, rngs: dict
+) -> str | None:
+  """The first layer, in call order, whose output is not finite in training.
+
+  Args:
+    model: as in `layer_table`.
+    variables: params and batch_stats.
+    image: `[b, y, x, c]`.
+    rngs: the step's, for dropout.
+  """
+  found: list[str] = []
+
+  def seen(module, own, output, args):
+    del own, args
+    if not found and not bool(jnp.all(jnp.isfinite(output))):
+      found.append('/'.join(module.path))
+
+  visit(
+    lambda: model.apply(
+      variables, image, train=True, mutable=['batch_stats'], rngs=rngs
+    ),
+    seen,
+  )
+  return found[0] if found else None

@@ -1,0 +1,74 @@
+"""What the mains share: reading flags, and one clear sentence for bad input."""
+
+from collections.abc import Callable
+import os
+import sys
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from skipnet_jax import errors
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as e:
+    # A config file's own error comes wrapped in its traceback.
+    message = str(e).strip()
+    if 'InputError: ' in message:
+      message = message.rsplit('InputError: ', 1)[1]
+    refuse(message)
+  except (AttributeError, KeyError) as e:
+    # An unknown config field; ml_collections names the nearest.
+    message = str(e).replace('\\n', ' ').replace('\\', '').strip('\'" ')
+    refuse(f'Unknown config field: {message}')
+
+
+def refuse(message: str) -> NoReturn:
+  """Prints the sentence and exits with code 2."""
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags, calls `main`, and turns bad input into exit code 2.
+
+  Any other exception keeps its traceback and exits with code 1.
+  """
+  # XLA's start-up notes are not for the reader of a training log.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
+
+  def call(argv: list[str]) -> None:
+    if len(argv) > 1:
+      refuse(f'Unknown argument {argv[1]!r}: every option starts with --.')
+    try:
+      main()
+    except errors.InputError as e:
+      refuse(str(e))
+    except errors.RunError as e:
+      print(f'error: {e}', file=sys.stderr)
+      sys.exit(1)
+    except KeyboardInterrupt:
+      print('\nInterrupted; the same command goes on from the last checkpoint.')
+      sys.exit(130)
+
+  logging.set_verbosity(logging.WARNING)
+  app.run(call, flags_parser=_parse)
+
+
+def require_config(value) -> None:
+  """Refuses a missing --config, or a file that could not be read."""
+  if value is None:
+    raise errors.InputError(
+      'No experiment given: --config=experiments/long_short.py, say.'
+    )
+  try:
+    value.keys()
+  except (AttributeError, OSError) as e:
+    lines = str(e).strip().splitlines()
+    raise errors.InputError(
+      f'The experiment file could not be read: {lines[0] if lines else e}'
+    ) from e

@@ -1,0 +1,270 @@
+"""Building blocks of an experiment's config: defaults, checks, identity, JSON.
+
+An experiment file has `get_config(preset)`, which calls `get_default`, sets
+what differs, and picks one of its presets. Every field is documented here.
+"""
+
+import difflib
+import hashlib
+import json
+from typing import Any
+
+import ml_collections
+
+from skipnet_jax import errors
+
+ConfigDict = ml_collections.ConfigDict
+
+LOSSES = ('bce', 'dice')
+MODES = ('jit', 'pmap', 'sharded')
+OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
+SCHEDULES = ('constant', 'step', 'cosine')
+
+# Fields that leave the trained parameters of a given epoch unchanged, so that a
+# run may be continued with other values.
+_FREE = ('parallel', 'log', 'data.dir', 'data.device_share', 'train.epochs')
+
+
+def get_default() -> ConfigDict:
+  """The paper's training of any network: every field but `model`, documented.
+
+  Returns:
+    A ConfigDict; `model` is to be set by the experiment, from
+    `models.model_config(name)`.
+  """
+  c = ConfigDict()
+  c.experiment = ''  # The name that reports show.
+  c.seed = 0  # The one seed: init, order, augmentation and dropout.
+  c.model = ConfigDict()
+
+  c.data = d = ConfigDict()
+  # auto, isbi2012, synthetic, stack or tfds:<name>.
+  d.source = 'auto'
+  d.dir = ''  # Where the ISBI stacks lie; else $SKIPNET_DATA_DIR, the cache.
+  d.image = ''  # source=stack: TIFF or folder of PNG slices.
+  d.label = ''  # source=stack: the same with two values, the larger inside.
+  d.slices = 30  # source=synthetic: number of slices.
+  # Centre crop of every slice, in pixels; 0: whole slices.
+  d.size = 0
+  d.crop = 0  # Random crop of each training example, in pixels; 0: none.
+  # Slices for training: 'rest' or a list such as '0-11,14'.
+  d.train = 'rest'
+  # Slices for validation: a list, 'random:5' (drawn by seed), or 'fold:2/6'
+  # (the third of six contiguous folds).
+  d.valid = '25-29'
+  # Share of the device's memory that the data set may take; a larger one
+  # stays on the host, memory-mapped.
+  d.device_share = 0.25
+  d.augment = a = ConfigDict()
+  a.flip = True  # Horizontal and vertical, each with probability one half.
+  a.rotation = 25.0  # Degrees, uniform in +-.
+  a.shear = 0.41  # Radians, uniform in +-.
+  a.warp = 10.0  # Pixels, standard deviation of the 3x3 spline grid.
+
+  c.optim = o = ConfigDict()
+  o.name = 'rmsprop'
+  o.learning_rate = 1e-3
+  o.decay = 0.9  # rmsprop: of the squared gradients. adam: b2.
+  o.momentum = 0.0  # sgd, rmsprop: momentum. adam: b1.
+  o.eps = 1e-8
+  # L2 on convolution kernels, coefficient of sum(w^2) in the loss (adamw:
+  # decoupled weight decay).
+  o.l2 = 1e-4
+  o.schedule = 'constant'
+  o.step_epochs = 200  # schedule=step: lr times step_factor every so often.
+  o.step_factor = 0.1
+  o.warmup_epochs = 0  # Linear, from zero.
+  o.accumulate = 1  # Batches whose gradients are averaged for an update.
+  o.ema = 0.0  # Decay of averaged parameters used for evaluation; 0: none.
+
+  c.train = t = ConfigDict()
+  t.loss = 'bce'
+  t.batch_size = 5  # Over all devices.
+  t.epochs = 500
+  # Steps in one compiled call; 0: one on a CPU, an epoch elsewhere.
+  t.steps_per_call = 0
+  t.checkpoint_every = 1  # Epochs.
+
+  c.parallel = p = ConfigDict()
+  p.mode = 'jit'
+  p.devices = 0  # How many; 0: one for jit, all for pmap and sharded.
+  # Several processes: host:port of process 0, or 'auto' where SLURM or a TPU
+  # pod tells.
+  p.coordinator = ''
+  p.num_processes = 1
+  p.process_id = 0
+
+  c.log = g = ConfigDict()
+  g.progress = True  # Progress bar, where the terminal shows one.
+  g.tensorboard = True
+  g.sample_every = 10  # Epochs between sample pictures; 0: at the end only.
+  g.samples = 2  # Validation slices in them.
+  return c
+
+
+def pick_preset(config: ConfigDict, preset: str, presets: dict) -> ConfigDict:
+  """Applies one of an experiment's presets.
+
+  Args:
+    config: changed in place.
+    preset: the name asked for, `--config=FILE:preset`.
+    presets: name to a dict of dotted field and value.
+
+  Raises:
+    InputError: unknown preset.
+  """
+  if preset not in presets:
+    raise errors.InputError(
+      f'The preset {preset!r} is unknown; this experiment has '
+      f'{", ".join(presets)}.'
+    )
+  config.update_from_flattened_dict(presets[preset])
+  return config
+
+
+def nearest(name: str, names: Any) -> str:
+  """The sentence's end that names the closest of the known names."""
+  close = difflib.get_close_matches(name, names, 1, 0.3)
+  return f'did you mean {close[0]!r}?' if close else f'known: {list(names)}.'
+
+
+def _require(ok: bool, field: str, value: Any, need: str) -> None:
+  if not ok:
+    raise errors.InputError(f'{field} is {value!r}; it must be {need}.')
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every field that can be judged without data and devices.
+
+  Raises:
+    InputError: naming the field, its value and what it may be.
+  """
+  known = get_default()
+  for section in config:
+    if section not in known:
+      raise errors.InputError(
+        f'Unknown config field {section!r}: {nearest(section, list(known))}'
+      )
+    if section == 'model' or not isinstance(known[section], ConfigDict):
+      continue
+    for field in config[section]:
+      if field not in known[section]:
+        raise errors.InputError(
+          f'Unknown config field {section}.{field}: '
+          f'{nearest(field, list(known[section]))}'
+        )
+  o, t, d, p = config.optim, config.train, config.data, config.parallel
+  for section, field, choices in (
+    ('optim', 'name', OPTIMIZERS),
+    ('optim', 'schedule', SCHEDULES),
+    ('train', 'loss', LOSSES),
+    ('parallel', 'mode', MODES),
+  ):
+    value = config[section][field]
+    _require(
+      value in choices, f'{section}.{field}', value,
+      f'one of {", ".join(choices)}',
+    )
+  sources = ('auto', 'isbi2012', 'synthetic', 'stack')
+  _require(
+    d.source in sources or d.source.startswith('tfds:'), 'data.source',
+    d.source, f'one of {", ".join(sources)} or tfds:<name>',
+  )
+  if d.source == 'stack':
+    _require(bool(d.image), 'data.image', d.image, 'the image stack\'s path')
+    _require(bool(d.label), 'data.label', d.label, 'the label stack\'s path')
+  for name, value, low in (
+    ('seed', config.seed, 0),
+    ('data.slices', d.slices, 2),
+    ('data.size', d.size, 0),
+    ('data.crop', d.crop, 0),
+    ('optim.l2', o.l2, 0),
+    ('optim.eps', o.eps, 0),
+    ('optim.warmup_epochs', o.warmup_epochs, 0),
+    ('optim.step_epochs', o.step_epochs, 1),
+    ('optim.accumulate', o.accumulate, 1),
+    ('train.batch_size', t.batch_size, 1),
+    ('train.epochs', t.epochs, 1),
+    ('train.steps_per_call', t.steps_per_call, 0),
+    ('train.checkpoint_every', t.checkpoint_every, 1),
+    ('parallel.devices', p.devices, 0),
+    ('parallel.num_processes', p.num_processes, 1),
+    ('log.sample_every', config.log.sample_every, 0),
+    ('log.samples', config.log.samples, 0),
+    ('data.augment.rotation', d.augment.rotation, 0),
+    ('data.augment.shear', d.augment.shear, 0),
+    ('data.augment.warp', d.augment.warp, 0),
+  ):
+    _require(value >= low, name, value, f'at least {low}')
+  _require(
+    o.learning_rate > 0, 'optim.learning_rate', o.learning_rate, 'above 0'
+  )
+  for name, value in (
+    ('optim.decay', o.decay),
+    ('optim.momentum', o.momentum),
+    ('optim.ema', o.ema),
+  ):
+    _require(0 <= value < 1, name, value, 'at least 0 and below 1')
+  _require(
+    0 < d.device_share <= 1, 'data.device_share', d.device_share,
+    'above 0 and at most 1',
+  )
+  _require(
+    p.process_id in range(p.num_processes), 'parallel.process_id',
+    p.process_id, f'0 to {p.num_processes - 1} (parallel.num_processes - 1)',
+  )
+  several = p.num_processes > 1 or bool(p.coordinator)
+  _require(
+    not several or p.mode == 'sharded', 'parallel.mode', p.mode,
+    'sharded where there are several processes',
+  )
+  if p.num_processes > 1:
+    _require(
+      bool(p.coordinator), 'parallel.coordinator', p.coordinator,
+      'host:port of process 0, the same in every process',
+    )
+
+
+def to_flat(config: ConfigDict) -> dict[str, Any]:
+  """Dotted field names to plain values; tuples become lists, as in JSON."""
+  flat = {}
+  for section, value in json.loads(config.to_json()).items():
+    todo = [(section, value)]
+    while todo:
+      name, value = todo.pop(0)
+      if isinstance(value, dict):
+        todo += [(f'{name}.{key}', v) for key, v in value.items()]
+      else:
+        flat[name] = value
+  return flat
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+  """The flat fields that decide over the parameters of a given epoch.
+
+  Left out is what a run may be continued with: devices, log, places, and the
+  number of epochs unless the learning rate follows it.
+  """
+  free = _FREE
+  if config.optim.schedule == 'cosine':
+    free = tuple(name for name in free if name != 'train.epochs')
+  return {
+    name: value
+    for name, value in to_flat(config).items()
+    if not any(name == f or name.startswith(f + '.') for f in free)
+  }
+
+
+def hash_of(config: ConfigDict) -> str:
+  """Twelve hex digits of the SHA-256 of the config's identity."""
+  text = json.dumps(identity(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+  """Fields that differ between two flat dicts, as 'name (old, now new)'."""
+  return [
+    f'{name} ({a.get(name)!r}, now {b.get(name)!r})'
+    for name in sorted(a.keys() | b.keys())
+    if a.get(name) != b.get(name)
+  ]

@@ -1,0 +1,286 @@
+"""Batches as a pure function of (seed, step), made on the device.
+
+The data set lies on the device in its own integer type and a step moves no
+image from the host. One that is too large stays on the host: the same plan then
+says what `HostFeed` reads ahead in the background.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import queue
+import threading
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from skipnet_jax import errors
+from skipnet_jax import streams
+from skipnet_jax.data import augment
+from skipnet_jax.data import sources
+
+Array = jax.Array
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """How the batches of a data set are made.
+
+  Attributes:
+    train: slices for training.
+    valid: slices for validation.
+    size: sides y and x of a slice.
+    window: sides y and x of an example.
+    batch_size: examples in a batch, over all devices.
+    settings: strength of the augmentation.
+  """
+
+  train: tuple[int, ...]
+  valid: tuple[int, ...]
+  size: tuple[int, int]
+  window: tuple[int, int]
+  batch_size: int
+  settings: augment.Settings
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Batches in an epoch; every slice is seen once."""
+    return len(self.train) // self.batch_size
+
+  def plan(self, key: Array, step: Array) -> Arrays:
+    """What the batch of a step holds: a pure function of (key, step).
+
+    Returns:
+      index `[b]` int32 (slice), offset `[b, 2]` int32 (corner of the window, in
+      pixels), key `[b]` (of each example's augmentation).
+    """
+    per_epoch = self.steps_per_epoch
+    order = jax.random.permutation(
+      streams.key_at(key, 'order', step // per_epoch),
+      jnp.asarray(self.train, jnp.int32),
+    )
+    first = (step % per_epoch) * self.batch_size
+    index = lax.dynamic_slice(order, (first,), (self.batch_size,))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      streams.key_at(key, 'augment', step), jnp.arange(self.batch_size)
+    )
+    keys = jax.vmap(jax.random.split)(keys)
+    room = jnp.asarray(self.size, jnp.int32) - jnp.asarray(self.window, jnp.int32)
+    offset = jax.vmap(lambda k: jax.random.randint(k, (2,), 0, room + 1))(
+      keys[:, 0]
+    )
+    return {'index': index, 'offset': offset, 'key': keys[:, 1]}
+
+  def read(self, data: Arrays, plan: Arrays) -> Arrays:
+    """Cuts a plan's windows out of the data set on the device.
+
+    Returns:
+      image, label `[b, y, x]` in the data set's dtype, mean and std `[b]`.
+    """
+
+    def cut(stack):
+      def one(i, offset):
+        return lax.dynamic_slice(
+          stack, (i, offset[0], offset[1]), (1, *self.window)
+        )[0]
+
+      return jax.vmap(one)(plan['index'], plan['offset'])
+
+    index = plan['index']
+    return {
+      'image': cut(data['image']),
+      'label': cut(data['label']),
+      'mean': data['mean'][index],
+      'std': data['std'][index],
+    }
+
+  def train_batch(self, raw: Arrays, keys: Array) -> Arrays:
+    """Normalises and augments: a `Batch` with a mask of ones."""
+    image, label = jax.vmap(
+      lambda k, i, l: augment.transform(k, i, l, self.settings)
+    )(keys, _normalise(raw), raw['label'])
+    return {
+      'image': image[..., None],
+      'label': label[..., None].astype(jnp.float32),
+      'mask': jnp.ones((*label.shape, 1), jnp.float32),
+    }
+
+  def eval_plans(self, batch_size: int) -> list[Arrays]:
+    """Windows that cover the validation slices once, as plans of equal size.
+
+    Returns:
+      Plans with index, offset and `seen` `[b, 2]` int32: pixels above or left
+      of it were counted before (padding examples have seen nothing left).
+    """
+    corners = []
+    for i in self.valid:
+      for y, seen_y in _cover(self.size[0], self.window[0]):
+        for x, seen_x in _cover(self.size[1], self.window[1]):
+          corners.append((i, y, x, seen_y, seen_x))
+    padding = -len(corners) % batch_size
+    corners += [(*corners[0][:3], *self.window)] * padding
+    table = np.asarray(corners, np.int32).reshape(-1, batch_size, 5)
+    return [
+      {'index': t[:, 0], 'offset': t[:, 1:3], 'seen': t[:, 3:]} for t in table
+    ]
+
+  def eval_batch(self, raw: Arrays, seen: Array) -> Arrays:
+    """Normalises, no augmentation: a `Batch` whose mask is 0 where seen."""
+    y, x = (jnp.arange(s) for s in self.window)
+    mask = (y[None, :, None] >= seen[:, :1, None]) & (
+      x[None, None, :] >= seen[:, 1:, None]
+    )
+    return {
+      'image': _normalise(raw)[..., None],
+      'label': raw['label'][..., None].astype(jnp.float32),
+      'mask': mask[..., None].astype(jnp.float32),
+    }
+
+
+def _normalise(raw: Arrays) -> Array:
+  image = raw['image'].astype(jnp.float32)
+  return (image - raw['mean'][:, None, None]) / raw['std'][:, None, None]
+
+
+def _cover(size: int, window: int) -> list[tuple[int, int]]:
+  starts = [*range(0, size - window, window), size - window]
+  ends = [0, *(s + window for s in starts[:-1])]
+  return [(s, max(0, e - s)) for s, e in zip(starts, ends, strict=True)]
+
+
+def make_pipeline(
+  config: ml_collections.ConfigDict, data: sources.DataSet, num_shards: int
+) -> Pipeline:
+  """Checks that sizes and counts fit, and makes the pipeline.
+
+  Args:
+    config: a whole config.
+    data: the data set.
+    num_shards: devices that a batch is divided among.
+
+  Raises:
+    InputError: a crop larger than the slices, a batch size that does not divide
+      the training slices or is not divided by the devices.
+  """
+  size, crop = data.image.shape[1:], config.data.crop
+  if crop > min(size):
+    raise errors.InputError(
+      f'data.crop is {crop}, but the slices are {size[0]}x{size[1]}: give at '
+      f'most {min(size)}.'
+    )
+  count, batch = len(data.train), config.train.batch_size
+  fitting = [
+    b for b in range(1, count + 1) if count % b == 0 and b % num_shards == 0
+  ]
+  if batch not in fitting:
+    remedy = (
+      f'give one of {", ".join(map(str, fitting))}.'
+      if fitting
+      else 'no batch size does both: use fewer devices (parallel.devices), or '
+      f'a number of slices that {num_shards} divides (data.train).'
+    )
+    raise errors.InputError(
+      f'train.batch_size is {batch}; it must divide the {count} training '
+      f'slices and be divisible by the {num_shards} device(s): {remedy}'
+    )
+  return Pipeline(
+    train=data.train,
+    valid=data.valid,
+    size=size,
+    window=(crop, crop) if crop else size,
+    batch_size=batch,
+    settings=augment.Settings(**config.data.augment),
+  )
+
+
+def statistics(image: np.ndarray) -> Arrays:
+  """Mean and standard deviation of each slice, `[z]` float32.
+
+  They make uint8, uint16 and float32 stacks the same input up to rounding.
+
+  Raises:
+    InputError: NaN or infinite pixels.
+  """
+  table = []
+  for z, page in enumerate(image):
+    mean, std = page.mean(dtype=np.float64), page.std(dtype=np.float64)
+    if not np.isfinite(mean + std):
+      raise errors.InputError(
+        f'Slice {z} of the image stack has NaN or infinite pixels: replace '
+        'them by finite values.'
+      )
+    # An empty slice has nothing to scale: it becomes zeros.
+    table.append((mean, std or 1.0))
+  mean, std = np.asarray(table, np.float32).T
+  return {'mean': mean, 'std': std}
+
+
+def host_arrays(data: sources.DataSet) -> Arrays:
+  """The data set as `Pipeline.read` takes it, still on the host."""
+  return {
+    'image': data.image,
+    'label': data.label.view(np.uint8),
+    **statistics(data.image),
+  }
+
+
+def read_host(arrays: Arrays, plan: Arrays, window: tuple[int, int]) -> Arrays:
+  """`Pipeline.read` in numpy: touches only the pixels it returns."""
+  index = np.asarray(plan['index'])
+  raw = {'mean': arrays['mean'][index], 'std': arrays['std'][index]}
+  for name in ('image', 'label'):
+    raw[name] = np.stack([
+      arrays[name][i, y : y + window[0], x : x + window[1]]
+      for i, (y, x) in zip(index, np.asarray(plan['offset']), strict=True)
+    ])
+  return raw
+
+
+class HostFeed:
+  """Reads the windows of coming steps in a background thread.
+
+  Args:
+    read: makes what the compiled call takes for a step, off the device.
+    first: the first step.
+    ahead: how many steps are read in advance.
+  """
+
+  def __init__(
+    self, read: Callable[[int], Any], first: int, ahead: int = 2
+  ):
+    self._queue: queue.Queue = queue.Queue(ahead)
+    self._stop = threading.Event()
+    self._thread = threading.Thread(
+      target=self._work, args=(read, first), daemon=True
+    )
+    self._thread.start()
+
+  def _work(self, read: Callable[[int], Any], step: int) -> None:
+    while not self._stop.is_set():
+      try:
+        item = (read(step), None)
+      except Exception as e:  # Handed to the reader's thread, raised there.
+        item = (None, e)
+      while not self._stop.is_set():
+        try:
+          self._queue.put(item, timeout=0.1)
+          break
+        except queue.Full:
+          continue
+      step += 1
+
+  def __iter__(self) -> Iterator[Any]:
+    while True:
+      item, error = self._queue.get()
+      if error is not None:
+        raise error
+      yield item
+
+  def close(self) -> None:
+    """Stops the thread."""
+    self._stop.set()
+    self._thread.join()

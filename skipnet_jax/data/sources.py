@@ -1,0 +1,189 @@
+"""Which stack a config means, and which of its slices train and validate."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import re
+
+import ml_collections
+import numpy as np
+
+from skipnet_jax import errors
+from skipnet_jax.data import isbi2012
+from skipnet_jax.data import synthetic
+from skipnet_jax.data import volume
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """A labelled stack and its split.
+
+  Attributes:
+    name: what figures and reports show, such as 'isbi2012'.
+    image: `[z, y, x]` uint8, uint16 or float32; may be memory-mapped.
+    label: `[z, y, x]` bool, True inside a cell.
+    train: slices for training.
+    valid: slices for validation.
+    warning: a sentence that every artefact repeats; '' for real data.
+  """
+
+  name: str
+  image: np.ndarray
+  label: np.ndarray
+  train: tuple[int, ...]
+  valid: tuple[int, ...]
+  warning: str = ''
+
+  def fingerprint(self) -> str:
+    """Twelve hex digits of name, shape, dtype and the first slice's pixels."""
+    head = f'{self.name} {self.image.shape} {self.image.dtype}'
+    digest = hashlib.sha256(head.encode())
+    for array in (self.image, self.label):
+      digest.update(np.ascontiguousarray(array[0]).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def load(config: ml_collections.ConfigDict) -> DataSet:
+  """Finds, reads and checks the data set of a config.
+
+  Args:
+    config: a whole config; `data` and, for a random split, `seed` are used.
+
+  Raises:
+    InputError: missing or unusable files, an empty or overlapping split, a
+      centre crop larger than the slices.
+  """
+  data = config.data
+  name, image, label, warning = _read(data)
+  if data.size:
+    image, label = _centre_crop(image, data.size), _centre_crop(label, data.size)
+    name += f', centre {data.size}x{data.size}' if 'synthetic' not in name else ''
+  train, valid = split(data.train, data.valid, len(image), config.seed)
+  return DataSet(name, image, label, train, valid, warning)
+
+
+def _read(data: ml_collections.ConfigDict):
+  source = data.source
+  if source == 'stack':
+    with volume.open_stack(data.image) as reader:
+      image = reader.memmap()
+      image = reader.read_all() if image is None else image
+    with volume.open_stack(data.label) as reader:
+      label = reader.read_all()
+    label = volume.check_labels(label, image.shape, data.label)
+    return f'stack {data.image}', image, label, ''
+  if source.startswith('tfds:'):
+    # The one room that needs tensorflow_datasets, which takes long to import.
+    from skipnet_jax.data import isbi2012_tfds
+
+    image, label = isbi2012_tfds.load_tfds(
+      source.removeprefix('tfds:'), data.dir or None
+    )
+    return source, image, volume.check_labels(label, image.shape, source), ''
+  if source in ('auto', 'isbi2012'):
+    folder = isbi2012.find(data.dir or None)
+    problem = ''
+    if folder is None:
+      try:
+        folder = isbi2012.download(isbi2012.cache_dir())
+      except errors.InputError as e:
+        if source == 'isbi2012':
+          raise
+        problem = str(e)
+    if folder is not None:
+      image, label = isbi2012.load(folder, 'train')
+      label = volume.check_labels(label, image.shape, 'train-labels.tif')
+      return 'isbi2012', image, label, ''
+    warning = (
+      'SYNTHETIC DATA: the ISBI 2012 stacks were not found, so a procedural '
+      'stack stands in and no score here says anything about the challenge. '
+      + problem
+    ).strip()
+  else:
+    warning = 'SYNTHETIC DATA: no score here says anything about real tissue.'
+  size = data.size or 512
+  image, label = synthetic.load(slices=data.slices, size=size)
+  name = f'synthetic {data.slices}x{size}x{size}'
+  return name, image, label > 0, warning
+
+
+def _centre_crop(stack: np.ndarray, size: int) -> np.ndarray:
+  y, x = stack.shape[1:]
+  if size > min(y, x):
+    raise errors.InputError(
+      f'data.size is {size}, but the slices are {y}x{x}: give at most '
+      f'{min(y, x)}, or 0 for whole slices.'
+    )
+  top, left = (y - size) // 2, (x - size) // 2
+  return stack[:, top : top + size, left : left + size]
+
+
+def _parse_list(text: str, field: str, count: int) -> tuple[int, ...]:
+  indices: list[int] = []
+  for part in filter(None, (p.strip() for p in text.split(','))):
+    match = re.fullmatch(r'(\d+)(?:-(\d+))?', part)
+    if not match:
+      raise errors.InputError(
+        f'{field} has {part!r}; give slices such as 0-11,14'
+        + (', random:5 or fold:0/6.' if field == 'data.valid' else ' or rest.')
+      )
+    low, high = int(match[1]), int(match[2] or match[1])
+    if high < low or high >= count:
+      raise errors.InputError(
+        f'{field} has {part!r}, but the stack has {count} slices, 0 to '
+        f'{count - 1}.'
+      )
+    indices += range(low, high + 1)
+  return tuple(dict.fromkeys(indices))
+
+
+def split(
+  train: str, valid: str, count: int, seed: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Slices for training and validation.
+
+  Args:
+    train: 'rest' or a list such as '0-11,14'.
+    valid: a list, 'random:N' (by seed) or 'fold:K/N' (contiguous, K from 0).
+    count: number of slices.
+    seed: decides over 'random:N'.
+
+  Raises:
+    InputError: unreadable, empty or overlapping.
+  """
+  drawn = re.fullmatch(r'random:(\d+)', valid)
+  fold = re.fullmatch(r'fold:(\d+)/(\d+)', valid)
+  if drawn:
+    if int(drawn[1]) >= count:
+      raise errors.InputError(
+        f'data.valid is {valid!r}, but the stack has {count} slices: leave '
+        'some for training.'
+      )
+    order = np.random.default_rng(seed).permutation(count)
+    held = tuple(sorted(int(i) for i in order[: int(drawn[1])]))
+  elif fold:
+    k, folds = int(fold[1]), int(fold[2])
+    if not (k < folds and 2 <= folds <= count):
+      raise errors.InputError(
+        f'data.valid is {valid!r}; give fold:K/N with N from 2 to {count} (the '
+        'slices) and K below N.'
+      )
+    held = tuple(int(i) for i in np.array_split(np.arange(count), folds)[k])
+  else:
+    held = _parse_list(valid, 'data.valid', count)
+  if train == 'rest':
+    rest: Sequence[int] = [i for i in range(count) if i not in held]
+  else:
+    rest = _parse_list(train, 'data.train', count)
+  for field, slices in (('data.train', rest), ('data.valid', held)):
+    if not slices:
+      raise errors.InputError(
+        f'{field} selects no slice of the {count}: name at least one.'
+      )
+  both = sorted(set(rest) & set(held))
+  if both:
+    raise errors.InputError(
+      f'Slices {both} are in data.train and in data.valid: take them out of '
+      'one.'
+    )
+  return tuple(rest), held

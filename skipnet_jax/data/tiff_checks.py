@@ -1,0 +1,263 @@
+"""What a TIFF has to keep before any of its pixels are allocated.
+
+Works on the pages `volume` hands over; imports no TIFF library itself. The
+limits: uncompressed slices lie inside the file; a compressed slice larger than
+64 MiB is at most 1000 times what is stored of it; a strip or tile decodes to at
+most twice what it should, or 64 MiB. Every breach is an `InputError`.
+"""
+
+import contextlib
+import json
+import math
+import pathlib
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from skipnet_jax import errors
+
+COMPRESSIONS = {1: 'none', 5: 'LZW', 8: 'ZIP', 32946: 'ZIP', 32773: 'PackBits'}
+# Vendor files whose single page stands for many planes.
+_FOREIGN = {33629: 'MetaMorph STK', 34412: 'Zeiss LSM', 65420: 'Hamamatsu NDPI'}
+_SMALL = 64 * 2**20
+_RATIO = 1000
+_ZIP_RATIO = 1032  # the most that deflate can expand
+GREY = 'convert it to one grey value per pixel (ImageJ: Image > Type > 8-bit)'
+_AGAIN = 'copy or export it again'
+
+
+@contextlib.contextmanager
+def refusing(path: pathlib.Path, what: str) -> Iterator[None]:
+  """Turns whatever a library raises on a bad file into an `InputError`."""
+  try:
+    yield
+  except errors.InputError:
+    raise
+  except OSError as error:
+    reason = error.strerror or error
+    raise errors.InputError(f'{path} {what}: {reason}') from error
+  except Exception as error:
+    reason = str(error).partition('\n')[0][:200] or type(error).__name__
+    raise errors.InputError(
+      f'{path} {what}: it is damaged or of an unknown kind ({reason}); {_AGAIN}'
+    ) from error
+
+
+def count_pages(path: pathlib.Path, size: int) -> int:
+  """Pages in the directory; tifffile would quietly stop where it breaks."""
+  with path.open('rb') as file:
+    head = file.read(16)
+    if head[:4] not in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
+      what = f'begins with {head[:4]!r}' if head else 'is empty'
+      raise errors.InputError(
+        f'{path} is not a TIFF: it {what}; expected a multi-page TIFF or a '
+        'folder of PNG slices'
+      )
+    order = '<' if head[:1] == b'I' else '>'
+    big = b'+' in head[2:4]
+    count, entry, pointer = ('Q', 20, 'Q') if big else ('H', 12, 'I')
+    seen: set[int] = set()
+
+    def number(kind: str, at: int) -> int:
+      length = struct.calcsize(order + kind)
+      if at + length > size:
+        raise errors.InputError(
+          f'{path} is cut short: page {len(seen) + 1} has its directory at '
+          f'byte {at} but the file has {size}; {_AGAIN}'
+        )
+      file.seek(at)
+      return struct.unpack(order + kind, file.read(length))[0]
+
+    offset = number(pointer, 8 if big else 4)
+    while offset:
+      if offset in seen:
+        raise errors.InputError(
+          f'{path} is damaged: its page directory runs in a circle; {_AGAIN}'
+        )
+      tags = number(count, offset)
+      after = offset + struct.calcsize(order + count) + tags * entry
+      following = number(pointer, after)
+      seen.add(offset)
+      offset = following
+  if not seen:
+    raise errors.InputError(f'{path} is a TIFF with zero pages; {_AGAIN}')
+  return len(seen)
+
+
+def describe(
+  path: pathlib.Path, page: Any, imagej: dict[str, Any] | None
+) -> tuple[int, dict[str, Any]]:
+  """Slices that the first page declares (0: none), and the stack's metadata.
+
+  Refuses channels, and time points together with slices.
+  """
+  kept: dict[str, Any] = {}
+  sizes: dict[str, int] = {}  # of the axes other than y and x
+  if imagej:
+    names = {'C': 'channels', 'Z': 'slices', 'T': 'frames'}
+    sizes = {axis: int(imagej.get(key, 1)) for axis, key in names.items()}
+    if math.prod(sizes.values()) == 1:
+      sizes['Z'] = int(imagej.get('images', 1))
+    kept = {k: imagej[k] for k in ('unit', 'spacing') if k in imagej}
+    if isinstance(imagej.get('Info'), str):
+      kept['info'] = imagej['Info']
+  elif '<OME' in page.description[:2000]:
+    pixels = re.search(r'<(?:\w+:)?Pixels[^>]*>', page.description)
+    found = re.findall(r'\bSize([CZT])="(\d+)"', pixels[0] if pixels else '')
+    sizes = {axis: int(size) for axis, size in found}
+  elif page.description.startswith('{"shape":'):  # tifffile's own
+    try:
+      given = json.loads(page.description)
+    except ValueError:
+      given = {'shape': ()}
+    inner = len([size for size in page.shape if size != 1])
+    outer = [int(size) for size in given['shape'] if size != 1]
+    outer = outer[: len(outer) - inner]
+    axis = str(given.get('axes', 'Z'))[:1]
+    if len(outer) == 1:
+      sizes = {axis if axis in ('C', 'T') else 'Z': outer[0]}
+    else:
+      sizes = {f'axis {i}': size for i, size in enumerate(outer)}
+    kept = {k: given[k] for k in ('unit', 'spacing', 'info') if k in given}
+  many = {axis: size for axis, size in sizes.items() if size > 1}
+  if len(many) > 1 or 'C' in many:
+    raise errors.InputError(
+      f'{path} has the axes {many} besides y and x where z alone is read; save '
+      'one channel of one time point (ImageJ: Image > Duplicate)'
+    )
+  pair = page.tags.valueof(282), page.tags.valueof(283)
+  if all(ratio and ratio[0] > 0 and ratio[1] > 0 for ratio in pair):
+    kept['resolution'] = tuple(ratio[0] / ratio[1] for ratio in pair)
+    kept['resolutionunit'] = int(page.resolutionunit)
+  return math.prod(sizes.values()), {
+    'axes': f'{"T" if "T" in many else "Z"}YX'
+  } | kept
+
+
+def check_page(path: pathlib.Path, page: Any, z: int, dtypes: Sequence[str]):
+  """Refuses colour, foreign and unreadable kinds of pixels."""
+  where = f'{path}, page {z + 1},'
+  for tag, vendor in _FOREIGN.items():
+    if tag in page.tags:
+      raise errors.InputError(f'{where} is {vendor}; save it as plain TIFF')
+  sides = page.imagelength, page.imagewidth
+  # A damaged tag holds a tuple of numbers, which multiplies into memory.
+  numbers = (*sides, page.rowsperstrip, page.tilelength, page.tilewidth)
+  if 0 in sides or not all(isinstance(n, int) for n in numbers):
+    raise errors.InputError(
+      f'{where} has no valid height and width {str(sides)[:60]}; {_AGAIN}'
+    )
+  if page.axes != 'YX':
+    raise errors.InputError(
+      f'{where} has shape {page.shape} ({page.axes}) where (y, x) is needed; '
+      f'{GREY}'
+    )
+  if 262 in page.tags and page.photometric != 1:
+    name = getattr(page.photometric, 'name', page.photometric)
+    raise errors.InputError(
+      f'{where} has photometric interpretation {name} where MINISBLACK is '
+      f'needed; {GREY}'
+    )
+  bits = page.bitspersample
+  name = f'{bits}-bit' if page.dtype is None else page.dtype.name
+  if page.dtype and name != 'bool' and bits != 8 * page.dtype.itemsize:
+    name = f'{bits}-bit'
+  if name not in dtypes:
+    raise errors.InputError(
+      f'{where} has {name} pixels; accepted are {", ".join(dtypes)}; convert '
+      f'it to {dtypes[-1]} or {dtypes[0]}'
+    )
+  if page.compression not in COMPRESSIONS:
+    kind = getattr(page.compression, 'name', page.compression)
+    raise errors.InputError(
+      f'{where} is compressed by {kind}; readable are '
+      f'{", ".join(dict.fromkeys(COMPRESSIONS.values()))}; save it as one'
+    )
+
+
+def check_range(path: pathlib.Path, start: int, nbytes: int, size: int, z: int):
+  """Refuses a slice whose bytes reach outside the file."""
+  if not 0 < start <= size - nbytes:
+    raise errors.InputError(
+      f'{path} is cut short: slice {z + 1} needs bytes {start} to '
+      f'{start + nbytes} but the file has {size}; {_AGAIN}'
+    )
+
+
+def check_ratio(path: pathlib.Path, nbytes: int, stored: int) -> None:
+  """Refuses pixels that are declared far larger than what is stored of them."""
+  if nbytes > max(_SMALL, _RATIO * stored):
+    raise errors.InputError(
+      f'{path} declares {nbytes} bytes of pixels but stores {stored}, less '
+      f'than one in {_RATIO}: it is cut short or damaged; {_AGAIN}'
+    )
+
+
+def check_total(
+  path: pathlib.Path, shape: tuple[int, ...], page: Any, size: int
+):
+  """Refuses a stack that declares more than the file can hold."""
+  total = math.prod(shape) * page.dtype.itemsize
+  limit = size if page.compression == 1 else max(2**30, _RATIO * size)
+  if total > limit:
+    raise errors.InputError(
+      f'{path} declares {shape} {page.dtype}, {total} bytes, but has {size} '
+      f'bytes and so holds at most {limit}: it is cut short or its header is '
+      f'wrong; {_AGAIN}'
+    )
+
+
+def check_stored(path: pathlib.Path, page: Any, size: int, z: int):
+  """Refuses a page whose strips or tiles cannot hold its pixels."""
+  offsets, counts = page.dataoffsets, page.databytecounts
+  nbytes = math.prod(page.shape) * page.dtype.itemsize
+  if page.is_contiguous:
+    check_range(path, offsets[0], nbytes, size, z)
+    return
+  chunk = math.prod(page.chunks) * page.dtype.itemsize
+  stored = sum(counts)
+  fault = None
+  if not len(offsets) == len(counts) == math.prod(page.chunked):
+    fault = (
+      f'has {len(offsets)} places and {len(counts)} sizes for '
+      f'{math.prod(page.chunked)} strips or tiles'
+    )
+  elif any(
+    a <= 0 or n <= 0 or a + n > size
+    for a, n in zip(offsets, counts, strict=True)
+  ):
+    fault = f'points outside the {size} bytes of the file'
+  elif page.compression == 1 and stored < nbytes:
+    fault = f'stores {stored} bytes of {nbytes}'
+  elif nbytes > max(_SMALL, _RATIO * stored):
+    fault = f'declares {nbytes} bytes but stores only {stored}'
+  elif chunk > max(_SMALL, 4 * nbytes):
+    fault = f'declares tiles of {chunk} bytes'
+  elif page.compression != 1 and max(counts) > 2 * chunk + 1024:
+    fault = f'stores {max(counts)} bytes for a strip or tile of {chunk}'
+  if fault:
+    raise errors.InputError(
+      f'{path} is cut short or damaged: slice {z + 1} {fault}; {_AGAIN}'
+    )
+
+
+def check_bomb(path: pathlib.Path, page: Any, file: Any, z: int):
+  """Refuses a ZIP strip that decodes to more than its limit.
+
+  Needed because a strip is otherwise decompressed whole, whatever its size
+  should be. Reads only strips that could reach the limit.
+  """
+  if COMPRESSIONS[page.compression] != 'ZIP':
+    return
+  limit = max(_SMALL, 2 * math.prod(page.chunks) * page.dtype.itemsize)
+  for at, n in zip(page.dataoffsets, page.databytecounts, strict=True):
+    if n * _ZIP_RATIO <= limit:
+      continue
+    file.seek(at)
+    if len(zlib.decompressobj().decompress(file.read(n), limit + 1)) > limit:
+      raise errors.InputError(
+        f'{path}: slice {z + 1} decompresses to more than {limit} bytes; '
+        f'{_AGAIN}'
+      )

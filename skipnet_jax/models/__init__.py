@@ -1,0 +1,80 @@
+"""Networks by name: pure Linen modules, nothing of data, training or files."""
+
+import dataclasses
+
+import flax.linen as nn
+import ml_collections
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax.models import fc_resnet
+
+MODELS: dict[str, type[nn.Module]] = {'fc_resnet': fc_resnet.FCResNet}
+
+
+def _fields(model: type[nn.Module]) -> dict:
+  return {
+    f.name: f.default
+    for f in dataclasses.fields(model)
+    if f.name not in ('parent', 'name', 'axis_name')
+  }
+
+
+def _lookup(name: str) -> type[nn.Module]:
+  if name not in MODELS:
+    raise errors.InputError(
+      f'Unknown model {name!r}: {config_lib.nearest(name, list(MODELS))}'
+    )
+  return MODELS[name]
+
+
+def model_config(name: str, **changes) -> ml_collections.ConfigDict:
+  """The `model` section of a config: the module's own fields and defaults.
+
+  Args:
+    name: a key of `MODELS`.
+    **changes: fields that differ from the defaults.
+
+  Raises:
+    InputError: unknown name.
+  """
+  fields = _fields(_lookup(name))
+  return ml_collections.ConfigDict({'name': name, **fields, **changes})
+
+
+def build_model(
+  config: ml_collections.ConfigDict, axis_name: str | None = None
+) -> nn.Module:
+  """Makes the module that a config's `model` section describes.
+
+  Args:
+    config: `name` and the module's fields.
+    axis_name: mapped axis of a pmapped call, or None.
+
+  Returns:
+    A module mapping `(image [b, y, x, 1], train)` to a dict of outputs.
+
+  Raises:
+    InputError: unknown name or field, or a value the network refuses.
+  """
+  fields = dict(config)
+  model = _lookup(fields.pop('name', ''))
+  known = _fields(model)
+  for field in fields:
+    if field not in known:
+      raise errors.InputError(
+        f'Unknown config field model.{field}: '
+        f'{config_lib.nearest(field, list(known))}'
+      )
+  if fields.get('dtype', 'float32') not in ('float32', 'bfloat16'):
+    raise errors.InputError(
+      f'model.dtype is {fields["dtype"]!r}; it must be float32 or bfloat16.'
+    )
+  if not 0 <= fields.get('dropout', 0) < 1:
+    raise errors.InputError(
+      f'model.dropout is {fields["dropout"]}; it must be at least 0 and '
+      'below 1.'
+    )
+  module = model(**fields, axis_name=axis_name)
+  module.check()
+  return module

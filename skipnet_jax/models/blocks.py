@@ -1,0 +1,135 @@
+"""The residual blocks of Drozdzal et al. 2016, section 2 (Figure 1).
+
+All are pre-activation: BatchNorm, ReLU, convolution. A 1x1 convolution commutes
+with repetition and with decimation, so both are computed on the small side.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax.models import layers
+
+
+class ShortSkip(nn.Module):
+  """The sum of a block's residual path and its shortcut.
+
+  The shortcut is resampled like the block, and projected by a 1x1 convolution
+  only where the channel count differs; no BatchNorm or ReLU on it.
+
+  Attributes:
+    resample: 'none', 'down' (decimation) or 'up' (repetition).
+    dtype: compute dtype.
+  """
+
+  resample: str
+  dtype: layers.Dtype
+
+  @nn.compact
+  def __call__(self, residual: jax.Array, x: jax.Array) -> jax.Array:
+    """Adds x `[b, y, x, c_in]` to residual `[b, y', x', c]`."""
+    if self.resample == 'down':
+      x = x[:, ::2, ::2]
+    if x.shape[-1] != residual.shape[-1]:
+      x = layers.Conv(
+        residual.shape[-1], 1, dtype=self.dtype, name='projection'
+      )(x)
+    if self.resample == 'up':
+      x = layers.repeat(x)
+    return residual + x
+
+
+class Block(nn.Module):
+  """What the three blocks share: settings, pre-activation and the shortcut.
+
+  Attributes:
+    features: output channels.
+    resample: 'none', 'down' or 'up', by a factor of two.
+    short_skip: whether the input is added to the output.
+    batch_norm: whether BatchNorm precedes each ReLU.
+    dropout: rate on the residual path.
+    dtype: compute dtype.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  features: int
+  resample: str = 'none'
+  short_skip: bool = True
+  batch_norm: bool = True
+  dropout: float = 0.0
+  dtype: layers.Dtype = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
+    """Maps `[b, y, x, c]` to `[b, y', x', features]`."""
+    residual = self.residual(x, train, drop)
+    if not self.short_skip:
+      return residual
+    return ShortSkip(self.resample, self.dtype, name='short_skip')(residual, x)
+
+  def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
+    """The residual path: `[b, y, x, c]` to `[b, y', x', features]`."""
+    raise TypeError('Block is abstract: use one of BLOCKS')
+
+  def _act(self, x: jax.Array, index: int, train: bool) -> jax.Array:
+    if self.batch_norm:
+      x = layers.batch_norm(
+        f'norm_{index}', train, self.dtype, self.axis_name
+      )(x)
+    return nn.relu(x)
+
+  def _conv(self, x, index: int, features: int, size: int, strides: int = 1):
+    return layers.Conv(
+      features, size, strides, dtype=self.dtype, name=f'conv_{index}'
+    )(x)
+
+  def _drop(self, x: jax.Array, drop: bool) -> jax.Array:
+    return layers.Dropout(self.dropout, self.axis_name)(x, drop)
+
+  def _repeat(self, x: jax.Array) -> jax.Array:
+    return layers.repeat(x) if self.resample == 'up' else x
+
+
+class SimpleBlock(Block):
+  """One 3x3 convolution; max pooling where it downsamples."""
+
+  def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
+    """BN, ReLU, [max pool], 3x3, dropout, [repeat]."""
+    x = self._act(x, 1, train)
+    if self.resample == 'down':
+      x = layers.max_pool(x)
+    x = self._conv(x, 1, self.features, 3)
+    return self._repeat(self._drop(x, drop))
+
+
+class BasicBlock(Block):
+  """Two 3x3 convolutions; the first is strided where it downsamples."""
+
+  def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
+    """BN, ReLU, 3x3, dropout, BN, ReLU, [repeat], 3x3."""
+    strides = 2 if self.resample == 'down' else 1
+    x = self._conv(self._act(x, 1, train), 1, self.features, 3, strides)
+    x = self._act(self._drop(x, drop), 2, train)
+    return self._conv(self._repeat(x), 2, self.features, 3)
+
+
+class BottleneckBlock(Block):
+  """1x1, 3x3, 1x1 with a quarter of the width inside."""
+
+  def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
+    """BN, ReLU, 1x1, BN, ReLU, 3x3, BN, ReLU, [repeat], 1x1, dropout."""
+    strides = 2 if self.resample == 'down' else 1
+    inner = self.features // 4
+    x = self._conv(self._act(x, 1, train), 1, inner, 1, strides)
+    x = self._conv(self._act(x, 2, train), 2, inner, 3)
+    x = self._conv(self._act(x, 3, train), 3, self.features, 1)
+    return self._drop(self._repeat(x), drop)
+
+
+# Block kind: (class, output width as a multiple of the stage's inner width).
+BLOCKS = {
+  'simple': (SimpleBlock, 1),
+  'basic': (BasicBlock, 1),
+  'bottleneck': (BottleneckBlock, 4),
+}

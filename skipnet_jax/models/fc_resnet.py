@@ -1,0 +1,236 @@
+"""FC-ResNet with long and short skips (Drozdzal et al. 2016, Table 1)."""
+
+import difflib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax import errors
+from skipnet_jax.models import blocks
+from skipnet_jax.models import layers
+
+# The seven main stages in forward order, with the power of two that the base
+# width is multiplied by to give the inner width.
+MAIN_STAGES = {
+  'down_3': 0,
+  'down_4': 1,
+  'down_5': 2,
+  'across': 3,
+  'up_1': 2,
+  'up_2': 1,
+  'up_3': 0,
+}
+# Five halvings: down_2 to down_5 and the first block of `across`.
+SIZE_MULTIPLE = 32
+PROJECTIONS = ('decoder', 'both')
+
+
+class LongSkip(nn.Module):
+  """The sum of the expanding path and the contracting stage of its resolution.
+
+  Where the widths differ, 1x1 convolutions project.
+
+  Attributes:
+    projection: 'decoder' projects the expanding side to the contracting side's
+      width; 'both' projects each side that is wider to `features`.
+    features: inner width of the stage, used by 'both'.
+    dtype: compute dtype.
+  """
+
+  projection: str
+  features: int
+  dtype: layers.Dtype
+
+  @nn.compact
+  def __call__(self, decoder: jax.Array, encoder: jax.Array) -> jax.Array:
+    """Adds `[b, y, x, c_decoder]` and `[b, y, x, c_encoder]`."""
+
+    def project(x, features, name):
+      if x.shape[-1] == features:
+        return x
+      return layers.Conv(features, 1, dtype=self.dtype, name=name)(x)
+
+    width = encoder.shape[-1]
+    if self.projection == 'both' and decoder.shape[-1] != width:
+      width = self.features
+    encoder = project(encoder, width, 'encoder')
+    decoder = project(decoder, width, 'decoder')
+    return decoder + encoder
+
+
+class Stage(nn.Module):
+  """Repetitions of one block; the first downsamples or the last upsamples.
+
+  Attributes:
+    kind: a name of `blocks.BLOCKS`.
+    features: output channels of every repetition.
+    repetitions: how many blocks.
+    down: whether the first block halves the resolution.
+    up: whether the last block doubles it.
+    block: settings handed to every block.
+  """
+
+  kind: str
+  features: int
+  repetitions: int
+  down: bool
+  up: bool
+  block: dict
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
+    """Maps `[b, y, x, c]` to `[b, y', x', features]`."""
+    make, _ = blocks.BLOCKS[self.kind]
+    # A single block cannot do both: the halving is then a block before it.
+    repetitions = max(self.repetitions, self.down + self.up)
+    for i in range(1, repetitions + 1):
+      resample = 'none'
+      if self.down and i == 1:
+        resample = 'down'
+      elif self.up and i == repetitions:
+        resample = 'up'
+      block = make(
+        self.features, resample, **self.block, name=f'block_{i}'
+      )
+      x = block(x, train, drop)
+    return x
+
+
+class FCResNet(nn.Module):
+  """The 140-convolution FC-ResNet of Table 1, with its switches.
+
+  Attributes:
+    short_skips: shortcut sums around each block.
+    long_skips: sums from the contracting to the expanding path.
+    batch_norm: BatchNorm before each ReLU.
+    dropout: rate on every residual path.
+    base_width: inner width of down_3, and width of the outermost stages.
+    blocks: block kind of the seven main stages, or seven separated by commas.
+    repetitions: blocks in down_3, down_4, down_5, across, up_1, up_2, up_3.
+      `across` has at least two, the one that halves and the one that doubles.
+    long_skip_projection: 'decoder' or 'both', see `LongSkip`.
+    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  short_skips: bool = True
+  long_skips: bool = True
+  batch_norm: bool = True
+  dropout: float = 0.1
+  base_width: int = 32
+  blocks: str = 'bottleneck'
+  repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
+  long_skip_projection: str = 'decoder'
+  dtype: str = 'float32'
+  axis_name: str | None = None
+
+  def check(self) -> None:
+    """Raises InputError for a setting that no network can be built from."""
+    count = len(MAIN_STAGES)
+    for kind in self.kinds():
+      if kind not in blocks.BLOCKS:
+        near = difflib.get_close_matches(kind, blocks.BLOCKS, 1, 0.3)
+        raise errors.InputError(
+          f'model.blocks names {kind!r}; the block kinds are '
+          f'{", ".join(blocks.BLOCKS)}'
+          + (f': did you mean {near[0]!r}?' if near else '.')
+        )
+    if len(self.kinds()) != count:
+      raise errors.InputError(
+        f'model.blocks names {len(self.kinds())} kinds; give one, or one for '
+        f'each of the {count} stages {", ".join(MAIN_STAGES)}.'
+      )
+    if len(self.repetitions) != count or min(self.repetitions) < 1:
+      raise errors.InputError(
+        f'model.repetitions is {tuple(self.repetitions)}; give {count} numbers '
+        f'of at least 1, for {", ".join(MAIN_STAGES)}.'
+      )
+    if self.long_skip_projection not in PROJECTIONS:
+      raise errors.InputError(
+        f'model.long_skip_projection is {self.long_skip_projection!r}; give '
+        f'one of {", ".join(PROJECTIONS)}.'
+      )
+    if self.base_width < 1:
+      raise errors.InputError(
+        f'model.base_width is {self.base_width}; give at least 1.'
+      )
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises InputError unless both sides (y, x) are multiples of 32."""
+    if any(side % SIZE_MULTIPLE or side < SIZE_MULTIPLE for side in size):
+      near = [max(1, round(s / SIZE_MULTIPLE)) * SIZE_MULTIPLE for s in size]
+      raise errors.InputError(
+        f'The image is {size[0]}x{size[1]}; both sides must be multiples of '
+        f'{SIZE_MULTIPLE}, the nearest is {near[0]}x{near[1]}: set data.crop '
+        'or data.size to such a side.'
+      )
+
+  def kinds(self) -> list[str]:
+    """Block kind of each main stage."""
+    kinds = [kind.strip() for kind in self.blocks.split(',')]
+    return kinds * len(MAIN_STAGES) if len(kinds) == 1 else kinds
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, train: bool, sample: bool = False
+  ) -> dict[str, jax.Array]:
+    """Logits of the probability that a pixel is inside a cell.
+
+    Args:
+      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 32.
+      train: batch statistics and dropout if True.
+      sample: dropout without batch statistics, as at the paper's test time.
+
+    Returns:
+      `{'logits': [b, y, x, 1] float32}`.
+
+    Raises:
+      InputError: a side is no multiple of 32.
+    """
+    self.check_size(image.shape[1:3])
+    dtype = jnp.dtype(self.dtype)
+    common = dict(
+      short_skip=self.short_skips,
+      batch_norm=self.batch_norm,
+      dropout=self.dropout,
+      dtype=dtype,
+      axis_name=self.axis_name,
+    )
+    base = self.base_width
+    settings = dict(
+      zip(MAIN_STAGES, zip(self.kinds(), self.repetitions, strict=True),
+          strict=True)
+    )
+
+    def stage(name, x, down=False, up=False):
+      kind, repetitions = settings.get(name, ('simple', 1))
+      width = base * 2 ** MAIN_STAGES.get(name, 0) * blocks.BLOCKS[kind][1]
+      return Stage(kind, width, repetitions, down, up, common, name=name)(
+        x, train, train or sample
+      )
+
+    def join(name, x, encoder, power=0):
+      if not self.long_skips:
+        return x
+      return LongSkip(
+        self.long_skip_projection, base * 2**power, dtype,
+        name=f'long_skip_{name}',
+      )(x, encoder)
+
+    down_1 = layers.Conv(base, dtype=dtype, name='down_1')(image)
+    down_2 = stage('down_2', down_1, down=True)
+    down_3 = stage('down_3', down_2, down=True)
+    down_4 = stage('down_4', down_3, down=True)
+    down_5 = stage('down_5', down_4, down=True)
+    x = stage('across', down_5, down=True, up=True)
+    x = stage('up_1', join('up_1', x, down_5, 2), up=True)
+    x = stage('up_2', join('up_2', x, down_4, 1), up=True)
+    x = stage('up_3', join('up_3', x, down_3), up=True)
+    x = stage('up_4', join('up_4', x, down_2), up=True)
+    x = layers.Conv(base, dtype=dtype, name='up_5')(x)
+    x = join('up_5', x, down_1)
+    if self.batch_norm:
+      x = layers.batch_norm('norm', train, dtype, self.axis_name)(x)
+    x = layers.Conv(1, 1, dtype=dtype, name='classifier')(nn.relu(x))
+    return {'logits': x.astype(jnp.float32)}

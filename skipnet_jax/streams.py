@@ -1,0 +1,22 @@
+"""Named random streams from one seed, folded with the step.
+
+A stream's key is a pure function of (seed, name, step): resuming neither
+repeats nor skips any draw.
+"""
+
+import jax
+
+_STREAMS = ('init', 'order', 'augment', 'dropout')
+
+
+def key_at(key: jax.Array, name: str, step: jax.Array | int = 0) -> jax.Array:
+  """The key of stream `name` at `step`.
+
+  Args:
+    key: the run's key, `jax.random.key(seed)`.
+    name: one of init, order, augment, dropout.
+    step: global step, or the epoch for `order`.
+  """
+  return jax.random.fold_in(
+    jax.random.fold_in(key, _STREAMS.index(name)), step
+  )

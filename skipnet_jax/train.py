@@ -1,0 +1,35 @@
+"""Trains: `python -m skipnet_jax.train --config=experiments/long_short.py`."""
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from skipnet_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; a run that is there is resumed.'
+)
+_DESCRIBE = flags.DEFINE_bool(
+  'describe', False, 'Print the layer table and exit.'
+)
+
+
+def main() -> None:
+  """Describes or trains."""
+  cli.require_config(_CONFIG.value)
+  config = _CONFIG.value
+  # Only now: --help need not wait for JAX.
+  from skipnet_jax.training import loop
+
+  if _DESCRIBE.value:
+    print(loop.describe(config))
+    return
+  if not _WORKDIR.value:
+    cli.refuse('No --workdir given: name the folder of the run.')
+  loop.train_and_evaluate(config, _WORKDIR.value)
+
+
+if __name__ == '__main__':
+  cli.run(main)

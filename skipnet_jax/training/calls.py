@@ -1,0 +1,72 @@
+"""A step together with its data, as one compiled call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.training import step as step_lib
+
+Arrays = dict[str, Any]
+Pipeline = pipeline_lib.Pipeline
+Parallel = parallel_lib.Parallel
+
+
+def make_train_call(
+  step: step_lib.Step, pipeline: Pipeline, parallel: Parallel, steps: int
+) -> Callable[[step_lib.TrainState, Arrays], Any]:
+  """Compiles `(state, data) -> (state, metrics)` for several steps.
+
+  Args:
+    step: from `step.make_train_step`.
+    pipeline: makes each step's batch from the data set on the device.
+    parallel: where to run.
+    steps: steps in one call, by `lax.scan` if more than one; their metrics are
+      summed.
+  """
+
+  def one(state, data):
+    plan = parallel.divide(pipeline.plan(state.key, state.step))
+    raw = pipeline.read(data, plan)
+    batch = parallel.constrain(pipeline.train_batch(raw, plan['key']))
+    return step(state, batch)
+
+  def many(state, data):
+    state, metrics = lax.scan(
+      lambda s, _: one(s, data), state, length=steps
+    )
+    return state, jax.tree.map(jnp.sum, metrics)
+
+  return parallel.compile(one if steps == 1 else many, donate=True)
+
+
+def make_host_train_call(
+  step: step_lib.Step, pipeline: Pipeline, parallel: Parallel
+) -> Callable[[step_lib.TrainState, tuple[Arrays, Any]], Any]:
+  """The same for one step whose raw windows come from the host.
+
+  The second argument is the windows as `Pipeline.read` gives them and the data
+  of the plan's keys, both placed by `Parallel.place_batch`.
+  """
+
+  def one(state, fed):
+    raw, words = fed
+    batch = pipeline.train_batch(raw, jax.random.wrap_key_data(words))
+    return step(state, parallel.constrain(batch))
+
+  return parallel.compile(one, donate=True)
+
+
+def make_eval_call(
+  step: Callable, pipeline: Pipeline, parallel: Parallel
+) -> Callable[[step_lib.TrainState, Arrays, Any], Any]:
+  """Compiles `(state, raw, seen) -> metrics` for one evaluation batch."""
+
+  def call(state, raw, seen):
+    return step(state, parallel.constrain(pipeline.eval_batch(raw, seen)))
+
+  return parallel.compile(call)

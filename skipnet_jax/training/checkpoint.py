@@ -1,0 +1,173 @@
+"""Checkpoints by orbax: the latest ones to go on from, the best to use."""
+
+from collections.abc import Callable
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from skipnet_jax import errors
+from skipnet_jax.training import state as state_lib
+
+TrainState = state_lib.TrainState
+
+
+def _to_tree(state: TrainState) -> dict[str, Any]:
+  tree = {f: getattr(state, f) for f in state.__dataclass_fields__}
+  return tree | {'key': jax.random.key_data(state.key)}
+
+
+def _from_tree(tree: dict[str, Any]) -> TrainState:
+  return TrainState(**tree | {'key': jax.random.wrap_key_data(tree['key'])})
+
+
+class Checkpoints:
+  """The folder `checkpoints/` of a run: `latest/` and `best/` by step.
+
+  Args:
+    workdir: the run's folder.
+    create: whether folders are made; a reader makes none.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, *, create: bool = True):
+    root = pathlib.Path(workdir).absolute() / 'checkpoints'
+
+    def manager(name: str, keep: int) -> ocp.CheckpointManager:
+      return ocp.CheckpointManager(
+        root / name,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep, create=create, cleanup_tmp_directories=create
+        ),
+        item_names=('state', 'meta'),
+      )
+
+    self._root = root
+    # The one before the latest is there should the latest be damaged.
+    self._latest = manager('latest', 2)
+    self._best = manager('best', 1)
+
+  def save(
+    self, state: TrainState, meta: dict[str, Any], *, best: bool
+  ) -> None:
+    """Starts to write a checkpoint in the background.
+
+    Args:
+      state: one copy, see `Parallel.unreplicate`.
+      meta: JSON values kept beside it.
+      best: whether it is also the best so far.
+    """
+    step = int(meta['step'])
+    tree = _to_tree(state)
+    for manager in (self._best, self._latest) if best else (self._latest,):
+      # A run cut off between the two writes makes the same best once more.
+      if step in manager.all_steps():
+        manager.delete(step)
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
+        ),
+      )
+
+  def wait(self) -> None:
+    """Waits until what was saved is on the disk.
+
+    Raises:
+      RunError: it could not be written, for lack of space, say.
+    """
+    for manager in (self._best, self._latest):
+      try:
+        manager.wait_until_finished()
+      except (OSError, ValueError, RuntimeError) as e:
+        raise errors.RunError(
+          f'A checkpoint could not be written to {self._root} '
+          f'({str(e).splitlines()[0]}): make space and give the same command '
+          'again; it goes on from the checkpoint before.'
+        ) from e
+
+  def steps(self) -> list[int]:
+    """Steps of the latest checkpoints, the newest first."""
+    return sorted(self._latest.all_steps(), reverse=True)
+
+  def restore_latest(
+    self, like: TrainState, warn: Callable[[str], None]
+  ) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest readable checkpoint, or None where there is none.
+
+    Args:
+      like: abstract or concrete state of the same shapes and shardings.
+      warn: told of each checkpoint that could not be read.
+
+    Raises:
+      RunError: there are checkpoints, and none can be read.
+    """
+    for step in self.steps():
+      try:
+        return self._restore(self._latest, step, like)
+      # Whatever a damaged file makes the reader raise.
+      except Exception as e:
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        warn(
+          f'The checkpoint of step {step} is damaged ({lines[0][:200]}); '
+          'falling back to the one before.'
+        )
+    if self.steps():
+      raise errors.RunError(
+        f'No checkpoint in {self._root / "latest"} can be read: restore one '
+        'from a backup, or start anew with another --workdir.'
+      )
+    return None
+
+  def restore_best(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The checkpoint with the best validation loss.
+
+    Args:
+      like: as in `restore_latest`.
+
+    Raises:
+      InputError: there is none, or it is of another model.
+    """
+    step = self._best.latest_step()
+    if step is None:
+      raise errors.InputError(
+        f'{self._root.parent} has no best checkpoint: train first, or name '
+        'the --workdir of a run that has finished an epoch.'
+      )
+    try:
+      return self._restore(self._best, step, like)
+    except Exception as e:
+      lines = str(e).strip().splitlines() or [type(e).__name__]
+      raise errors.InputError(
+        f'The best checkpoint in {self._root.parent} does not fit the model of '
+        f'its config.json, or is damaged ({lines[0][:200]}): use the config '
+        'that it was trained with.'
+      ) from e
+
+  def _restore(
+    self, manager: ocp.CheckpointManager, step: int, like: TrainState
+  ) -> tuple[TrainState, dict[str, Any]]:
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      _to_tree(like),
+    )
+    restored = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+      ),
+    )
+    state = _from_tree(restored['state'])
+    for old, new in zip(
+      jax.tree.leaves(abstract), jax.tree.leaves(_to_tree(state)), strict=True
+    ):
+      if old.shape != np.shape(new):
+        raise ValueError(f'shape {np.shape(new)} where {old.shape} is needed')
+    return state, restored['meta']
+
+  def close(self) -> None:
+    """Waits, and ends the background threads."""
+    self.wait()
+    self._best.close()
+    self._latest.close()

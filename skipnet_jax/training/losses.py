@@ -1,0 +1,68 @@
+"""Losses and pixel metrics as sums, so that devices and batches add up.
+
+Labels are 1 inside a cell and 0 on membrane; a logit is that of the inside.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+Outputs = dict[str, Array]
+Batch = dict[str, Array]
+
+
+class Loss(NamedTuple):
+  """A loss that is a function of sums over pixels.
+
+  Attributes:
+    sums: `(outputs, batch)` to a dict of float32 scalars that add up over
+      devices and batches.
+    value: the loss of such (added up) sums, a float32 scalar.
+  """
+
+  sums: Callable[[Outputs, Batch], dict[str, Array]]
+  value: Callable[[dict[str, Array]], Array]
+
+
+def prediction(outputs: Outputs) -> Array:
+  """Probability that a pixel is inside a cell, `[b, y, x, 1]` float32."""
+  return jax.nn.sigmoid(outputs['logits'])
+
+
+def pixel_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
+  """Sums of BCE, of correct pixels (threshold 0.5), and the pixel count."""
+  logits, label, mask = outputs['logits'], batch['label'], batch['mask']
+  bce = optax.sigmoid_binary_cross_entropy(logits, label)
+  correct = ((logits > 0) == (label > 0.5)).astype(jnp.float32)
+  return {
+    'bce': jnp.sum(bce * mask),
+    'correct': jnp.sum(correct * mask),
+    'pixels': jnp.sum(mask),
+  }
+
+
+def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
+  # Membrane is the positive class.
+  mask = batch['mask']
+  o = jax.nn.sigmoid(-outputs['logits']) * mask
+  y = (1 - batch['label']) * mask
+  return {'overlap': jnp.sum(o * y), 'total': jnp.sum(o) + jnp.sum(y)}
+
+
+# 'bce': mean binary cross-entropy over the pixels that count, in nats.
+# 'dice': -(2 sum(o y) + 1) / (sum(o) + sum(y) + 1) over all pixels of the batch
+# together, o and y of the membrane (Drozdzal et al. 2016, section 2.2).
+LOSSES = {
+  'bce': Loss(
+    sums=lambda outputs, batch: pixel_sums(outputs, batch),
+    value=lambda sums: sums['bce'] / sums['pixels'],
+  ),
+  'dice': Loss(
+    sums=_dice_sums,
+    value=lambda sums: -(2 * sums['overlap'] + 1) / (sums['total'] + 1),
+  ),
+}

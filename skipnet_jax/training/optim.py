@@ -1,0 +1,116 @@
+"""Optimizers and schedules of a config, from optax."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+Params = Any
+
+
+def is_kernel(path: tuple, _: jax.Array) -> bool:
+  """Whether a leaf of the parameters is a kernel, which L2 applies to."""
+  return path[-1].key == 'kernel'
+
+
+def kernel_mask(params: Params) -> Params:
+  """True at kernels, False at biases and BatchNorm parameters."""
+  return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def l2_penalty(params: Params, coefficient: float) -> jax.Array:
+  """`coefficient * sum(w^2)` over the kernels, float32: the loss's L2 term."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return coefficient * sum(
+    jnp.sum(jnp.square(leaf)) for path, leaf in leaves if is_kernel(path, leaf)
+  )
+
+
+def make_schedule(
+  config: ml_collections.ConfigDict, steps_per_epoch: int, epochs: int
+) -> optax.Schedule:
+  """Learning rate by the number of updates.
+
+  Args:
+    config: the `optim` section.
+    steps_per_epoch: batches in an epoch.
+    epochs: length of the run, where a cosine ends.
+  """
+
+  def updates(epoch_count: int) -> int:
+    return epoch_count * steps_per_epoch // config.accumulate
+
+  rate, warmup = config.learning_rate, updates(config.warmup_epochs)
+  if config.schedule == 'step':
+    bounds = range(config.step_epochs, epochs + 1, config.step_epochs)
+    schedule = optax.piecewise_constant_schedule(
+      rate, {updates(epoch): config.step_factor for epoch in bounds}
+    )
+  elif config.schedule == 'cosine':
+    schedule = optax.cosine_decay_schedule(rate, max(1, updates(epochs)))
+  else:
+    schedule = optax.constant_schedule(rate)
+  if not warmup:
+    return schedule
+  return lambda n: schedule(n) * jnp.minimum(1.0, (n + 1) / warmup)
+
+
+class EmaState(NamedTuple):
+  """Averaged parameters, found again by their field's name."""
+
+  ema_count: jax.Array
+  ema_params: Params
+
+
+def _track_ema(decay: float) -> optax.GradientTransformation:
+  def init(params):
+    return EmaState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+  def update(updates, state, params):
+    new = optax.apply_updates(params, updates)
+    # A short memory at first, or the initial weights would linger.
+    rate = jnp.minimum(decay, (1 + state.ema_count) / (10 + state.ema_count))
+    average = jax.tree.map(
+      lambda e, p: e + (1 - rate) * (p - e), state.ema_params, new
+    )
+    return updates, EmaState(state.ema_count + 1, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """The optimizer of the config's `optim` section.
+
+  L2 enters as its gradient `2 * l2 * w` before the optimizer, as it does when
+  the penalty is part of the loss; with adamw it is decoupled weight decay.
+  """
+  eps, b1, b2 = config.eps, config.momentum, config.decay
+  make = {
+    'rmsprop': lambda: optax.rmsprop(
+      schedule, b2, eps, momentum=b1 or None, eps_in_sqrt=False
+    ),
+    'sgd': lambda: optax.sgd(schedule, momentum=b1 or None),
+    'adam': lambda: optax.adam(schedule, b1, b2, eps),
+    'adamw': lambda: optax.adamw(
+      schedule, b1, b2, eps, weight_decay=config.l2, mask=kernel_mask
+    ),
+  }
+  chain = [make[config.name]()]
+  if config.l2 and config.name != 'adamw':
+    chain.insert(0, optax.add_decayed_weights(2 * config.l2, kernel_mask))
+  if config.ema:
+    chain.append(_track_ema(config.ema))
+  optimizer = optax.chain(*chain)
+  if config.accumulate > 1:
+    multi = optax.MultiSteps(optimizer, config.accumulate)
+    return multi.gradient_transformation()
+  return optimizer
+
+
+def eval_params(params: Params, opt_state: Any) -> Params:
+  """The averaged parameters where the optimizer keeps them, else `params`."""
+  return optax.tree.get(opt_state, 'ema_params', params)

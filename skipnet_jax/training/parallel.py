@@ -1,0 +1,194 @@
+"""One step, run three ways with equal results: `jit`, `pmap`, `sharded`.
+
+`jit` is one device. `pmap` is the classic: a leading device axis, gradients
+averaged by name, BatchNorm synced. `sharded` is `jit` over a mesh: the batch is
+divided, parameters are replicated, XLA adds the collectives; it also spans
+processes.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import ml_collections
+import numpy as np
+
+from skipnet_jax import errors
+
+AXIS = 'data'
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """Where and how compiled calls run.
+
+  Attributes:
+    mode: 'jit', 'pmap' or 'sharded'.
+    devices: the devices used, of all processes.
+    mesh: the mesh of `sharded`, else None.
+  """
+
+  mode: str
+  devices: tuple[Any, ...]
+  mesh: jax.sharding.Mesh | None = None
+
+  @property
+  def num_shards(self) -> int:
+    """Devices that a batch is divided among."""
+    return len(self.devices)
+
+  @property
+  def axis_name(self) -> str | None:
+    """The mapped axis inside a compiled call; None unless pmapped."""
+    return AXIS if self.mode == 'pmap' else None
+
+  def _sharding(self, *axes: str) -> Any:
+    if self.mesh is None:
+      return jax.sharding.SingleDeviceSharding(self.devices[0])
+    return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+  def compile(self, call: Callable, *, donate: bool = False) -> Callable:
+    """Compiles `call(state, *args)`.
+
+    Arguments come from `replicate`, `create` or `place_batch`; results are
+    replicated. With `donate`, the first argument's buffers are reused.
+    """
+    donated = (0,) if donate else ()
+    if self.mode == 'pmap':
+      return jax.pmap(
+        call, AXIS, devices=self.devices, donate_argnums=donated
+      )
+    return jax.jit(
+      call, donate_argnums=donated, out_shardings=self._sharding()
+    )
+
+  def create(self, make: Callable[[], Tree]) -> Tree:
+    """Runs a pure function whose result every device shall hold."""
+    if self.mode == 'pmap':
+      return self.replicate(jax.jit(make)())
+    return jax.jit(make, out_shardings=self._sharding())()
+
+  def replicate(self, tree: Tree) -> Tree:
+    """Puts arrays, the same in every process, on every device."""
+    if self.mode == 'pmap':
+      copy = jax.pmap(
+        lambda t: t, in_axes=None, axis_size=self.num_shards,
+        devices=self.devices,
+      )
+      return copy(tree)
+    if jax.process_count() == 1:
+      return jax.device_put(tree, self._sharding())
+    return jax.tree.map(
+      lambda x: jax.make_array_from_callback(
+        np.shape(x), self._sharding(), lambda index: np.asarray(x)[index]
+      ),
+      tree,
+    )
+
+  def unreplicate(self, tree: Tree) -> Tree:
+    """One copy of what every device holds: for checkpoints and the host."""
+    if self.mode == 'pmap':
+      return jax.tree.map(lambda x: x[0], tree)
+    return tree
+
+  def place_batch(self, tree: Tree) -> Tree:
+    """Divides host arrays `[b, ...]` among the devices along b."""
+    n = self.num_shards
+    if self.mode == 'pmap':
+      return jax.tree.map(
+        lambda x: jnp.reshape(x, (n, x.shape[0] // n, *x.shape[1:])), tree
+      )
+    sharding = self._sharding(AXIS) if self.mesh else self._sharding()
+    return jax.tree.map(
+      lambda x: jax.make_array_from_callback(
+        x.shape, sharding, lambda index: x[index]
+      ),
+      tree,
+    )
+
+  def divide(self, tree: Tree) -> Tree:
+    """Inside a compiled call: this device's part of arrays `[b, ...]`."""
+    if self.mode == 'pmap':
+      n = self.num_shards
+      first = lax.axis_index(AXIS)
+
+      def part(x):
+        size = x.shape[0] // n
+        return lax.dynamic_slice_in_dim(x, first * size, size)
+
+      return jax.tree.map(part, tree)
+    return self.constrain(tree)
+
+  def constrain(self, tree: Tree) -> Tree:
+    """Inside a sharded call: keeps arrays `[b, ...]` divided along b."""
+    if self.mesh is None:
+      return tree
+    sharding = self._sharding(AXIS)
+    return jax.tree.map(
+      lambda x: lax.with_sharding_constraint(x, sharding), tree
+    )
+
+
+def start_processes(config: ml_collections.ConfigDict) -> None:
+  """Joins the other processes where the config's `parallel` names several.
+
+  Before anything touches a device. Raises InputError if they cannot be joined.
+  """
+  if not config.coordinator:
+    return
+  arguments = {}
+  if config.coordinator != 'auto':
+    arguments = dict(
+      coordinator_address=config.coordinator,
+      num_processes=config.num_processes,
+      process_id=config.process_id,
+      initialization_timeout=60,
+    )
+  try:
+    jax.distributed.initialize(**arguments)
+  except (RuntimeError, ValueError) as e:
+    raise errors.InputError(
+      f'parallel.coordinator is {config.coordinator!r}, but process '
+      f'{config.process_id} of {config.num_processes} could not join within '
+      f'60 s ({str(e).splitlines()[0]}): start process 0 there and every other '
+      'process with the same address.'
+    ) from e
+
+
+def make_parallel(config: ml_collections.ConfigDict) -> Parallel:
+  """Chooses the devices of the config's `parallel` section.
+
+  Raises:
+    InputError: more devices than there are, or several for `jit`.
+  """
+  available = jax.devices()
+  count = config.devices or (1 if config.mode == 'jit' else len(available))
+  if count > len(available):
+    raise errors.InputError(
+      f'parallel.devices is {count}, but there are {len(available)} '
+      f'{available[0].platform} device(s): give at most {len(available)}.'
+    )
+  if config.mode == 'jit' and count > 1:
+    raise errors.InputError(
+      f'parallel.devices is {count}, but mode jit runs on one: choose '
+      'parallel.mode pmap or sharded.'
+    )
+  devices = tuple(available[:count])
+  mesh = None
+  if config.mode == 'sharded':
+    mesh = jax.make_mesh(
+      (count,), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
+    )
+  return Parallel(config.mode, devices, mesh)
+
+
+def to_host(tree: Tree) -> Tree:
+  """Replicated arrays as numpy, from a shard that this process holds."""
+  return jax.tree.map(
+    lambda x: np.asarray(x.addressable_data(0)), tree
+  )

@@ -1,0 +1,63 @@
+"""The state of training: arrays alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from skipnet_jax import streams
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step changes and a checkpoint holds.
+
+  Attributes:
+    step: number of steps done, int32 scalar.
+    params: parameters, float32.
+    batch_stats: BatchNorm's running statistics, float32; `{}` without it.
+    opt_state: optax's state, averaged parameters included.
+    key: the run's random key; it never changes.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  key: jax.Array
+
+
+def make_init(
+  model: nn.Module, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[], TrainState]:
+  """A pure function that makes the state before the first step.
+
+  Args:
+    model: its parameters must not depend on the image's size.
+    optimizer: from `optim.make_optimizer`.
+    seed: the run's one seed.
+  """
+
+  def init() -> TrainState:
+    key = jax.random.key(seed)
+    image = jnp.zeros((1, 64, 64, 1), jnp.float32)
+    variables = model.init(streams.key_at(key, 'init'), image, train=False)
+    params = variables['params']
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=variables.get('batch_stats', {}),
+      opt_state=optimizer.init(params),
+      key=key,
+    )
+
+  return init
+
+
+def parameter_count(params: Any) -> int:
+  """Number of trainable parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,155 @@
+"""A run's folder: whose it is, and what made it."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import ml_collections
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+
+_PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'skipnet_jax',
+)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a file by `value` as JSON; a crash leaves the old or the new."""
+  replacement = path.with_name(path.name + '.tmp')
+  replacement.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
+  replacement.replace(path)
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """The config of a run.
+
+  Raises:
+    InputError: the folder is no run's.
+  """
+  return ml_collections.ConfigDict(_read(pathlib.Path(workdir))['config'])
+
+
+def _read(workdir: pathlib.Path) -> dict[str, Any]:
+  path = workdir / 'config.json'
+  try:
+    return json.loads(path.read_text())
+  except (OSError, json.JSONDecodeError) as e:
+    raise errors.InputError(
+      f'{path} is missing or unreadable ({type(e).__name__}): name the '
+      '--workdir of a run.'
+    ) from e
+
+
+def check(
+  workdir: str | os.PathLike,
+  config: ml_collections.ConfigDict,
+  dataset: dict[str, str],
+) -> pathlib.Path:
+  """Makes the folder, or checks that it is this config's; claims nothing yet.
+
+  Args:
+    workdir: the run's folder.
+    config: a whole config.
+    dataset: name and fingerprint of the data set.
+
+  Returns:
+    The folder's path.
+
+  Raises:
+    InputError: it cannot be written, or belongs to another config or data set.
+  """
+  path = pathlib.Path(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path) as probe:
+      probe.write(bytes(2**20))
+      probe.flush()
+  except OSError as e:
+    raise errors.InputError(
+      f'The workdir {path} cannot be written ({e.strerror}): choose another '
+      '--workdir, or make space there.'
+    ) from e
+  if not (path / 'config.json').exists():
+    if any((path / name).exists() for name in ('checkpoints', 'metrics.jsonl')):
+      raise errors.InputError(
+        f'The workdir {path} has checkpoints but no config.json: choose '
+        'another --workdir.'
+      )
+    return path
+  old = _read(path)
+  then = config_lib.identity(ml_collections.ConfigDict(old['config']))
+  changed = config_lib.differences(then, config_lib.identity(config))
+  if changed:
+    raise errors.InputError(
+      f'The workdir {path} is of a run with another config: '
+      f'{", ".join(changed)}. Choose another --workdir, or set these back.'
+    )
+  if old['dataset'] != dataset:
+    raise errors.InputError(
+      f'The workdir {path} is of a run on {old["dataset"]["name"]!r}, and now '
+      f'the data are {dataset["name"]!r}: choose another --workdir, or give '
+      'the data it began with.'
+    )
+  return path
+
+
+def describe(
+  path: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  dataset: dict[str, str],
+) -> None:
+  """Writes config.json and environment.json."""
+  write_json(
+    path / 'config.json',
+    {
+      'hash': config_lib.hash_of(config),
+      'dataset': dataset,
+      'config': json.loads(config.to_json()),
+    },
+  )
+  write_json(path / 'environment.json', environment())
+
+
+def environment() -> dict[str, Any]:
+  """Versions, devices, command, git state and date, as JSON values."""
+  versions = {}
+  for name in _PACKAGES:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  return {
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    'python': platform.python_version(),
+    'packages': versions,
+    'backend': jax.default_backend(),
+    'devices': [d.device_kind for d in jax.devices()],
+    'processes': jax.process_count(),
+    'cpu_cores': os.cpu_count(),
+    'platform': platform.platform(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'git': _git_state(),
+  }
+
+
+def _git_state() -> str:
+  root = pathlib.Path(__file__).parents[2]
+  if not (root / '.git').exists():
+    return 'not a checkout'
+  try:
+    return subprocess.run(
+      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
+      capture_output=True, text=True, check=True, timeout=10,
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return 'unknown'
