@@ -82,7 +82,7 @@ def transform(
   Args:
     key: the example's own.
     image: `[y, x]` float32, sampled bilinearly.
-    label: `[y, x]` of any dtype, sampled by nearest neighbour.
+    label: `[y, x]` float32, sampled by nearest neighbour.
     settings: strengths.
 
   Returns:

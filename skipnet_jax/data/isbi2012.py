@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -120,8 +121,8 @@ def download(
 ) -> pathlib.Path:
   """Fetches the official archive into `folder` and verifies its stacks.
 
-  Nothing but the archive's four stacks is written, and only in `folder`; they
-  appear there all together or not at all.
+  Nothing but the archive's four stacks is written, only in `folder`, and only
+  after all were verified.
 
   Args:
     folder: is made where missing.
@@ -188,6 +189,8 @@ def _connected(url: str, timeout: float) -> Iterator[Any]:
       response = urllib.request.urlopen(url, timeout=timeout)
     except Exception as error:  # whatever http.client and ssl come up with
       response = error
+      if isinstance(error, urllib.error.HTTPError):
+        error.close()
     with lock:
       answer['response'] = response
       late = 'given_up' in answer

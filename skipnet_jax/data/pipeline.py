@@ -102,10 +102,10 @@ class Pipeline:
     """Normalises and augments: a `Batch` with a mask of ones."""
     image, label = jax.vmap(
       lambda k, i, l: augment.transform(k, i, l, self.settings)
-    )(keys, _normalise(raw), raw['label'])
+    )(keys, _normalise(raw), raw['label'].astype(jnp.float32))
     return {
       'image': image[..., None],
-      'label': label[..., None].astype(jnp.float32),
+      'label': label[..., None],
       'mask': jnp.ones((*label.shape, 1), jnp.float32),
     }
 

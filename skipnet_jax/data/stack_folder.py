@@ -38,6 +38,11 @@ class StackReader:
 
   def read(self, z: int) -> np.ndarray:
     """Slice `z` as `[y, x]`; `InputError` where it cannot be decoded."""
+    if not 0 <= z < len(self):
+      raise IndexError(f'slice {z} of {len(self)}')
+    return self._read(z)
+
+  def _read(self, z: int) -> np.ndarray:
     raise NotImplementedError
 
   def read_all(self) -> np.ndarray:
@@ -100,10 +105,7 @@ class FolderStack(StackReader):
         )
     self.shape, self.dtype = (len(self._names), *first[0]), first[1]
 
-  def read(self, z: int) -> np.ndarray:
-    """Slice `z` as `[y, x]`."""
-    if not 0 <= z < len(self):
-      raise IndexError(f'slice {z} of {len(self)}')
+  def _read(self, z: int) -> np.ndarray:
     found, _, page = self._open(z, pixels=True)
     if found != (self.shape[1:], self.dtype):
       raise errors.InputError(f'{self.path}: {self._names[z]} was just changed')

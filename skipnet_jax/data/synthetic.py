@@ -17,188 +17,15 @@ import pathlib
 import tempfile
 
 import numpy as np
-from scipy import ndimage, sparse, special
+from scipy import ndimage
 
 from skipnet_jax import errors
+from skipnet_jax.data import synthetic_cells
 
 # Part of the cache's file name: raise it whenever the same arguments would give
 # other bits.
 VERSION = 1
 MIN_SIZE = 32
-# Pixels further than this from every disc belong to the glia between them.
-_REACH = 12.0
-
-
-class _Noise:
-  """Smooth Gaussian noise of zero mean and unit variance, slice by slice.
-
-  A coarse random grid is spread by Gaussian kernels, `scale` [pixels] wide in
-  the plane and `scale_z` [slices] across; sparse products keep the bits
-  independent of the number of BLAS threads.
-  """
-
-  def __init__(self, rng, shape, scale, scale_z=1e-3):
-    self._z, self._y, self._x = (
-      self._spread(n, s)
-      for n, s in zip(shape, (scale_z, scale, scale), strict=True)
-    )
-    grid = [m.shape[1] for m in (self._z, self._y, self._x)]
-    coarse = rng.standard_normal(grid, np.float32)
-    mixed = self._z @ coarse.reshape(grid[0], -1)
-    self._coarse = mixed.reshape(shape[0], *grid[1:])
-
-  @staticmethod
-  def _spread(n, scale):
-    step = max(scale, 1.0)
-    count = int(np.ceil((n - 1) / step)) + 7
-    offset = np.arange(n)[:, None] / step - (np.arange(count)[None] - 3)
-    sigma = min(scale, 1.0) * 0.8
-    kernel = np.where(
-      np.abs(offset) <= 3, np.exp(-0.5 * (offset / sigma) ** 2), 0
-    )
-    kernel /= np.sqrt((kernel**2).sum(1, keepdims=True))
-    return sparse.csr_array(kernel.astype(np.float32))
-
-  def __call__(self, z):
-    return (self._x @ (self._y @ self._coarse[z]).T).T
-
-
-@dataclasses.dataclass
-class _Discs:
-  """Discs of all cells in one slice of a toroidal world [pixels]."""
-
-  centre: np.ndarray  # [n, 2] y, x
-  radius: np.ndarray  # [n]
-  cell: np.ndarray  # [n] int, from 1; a cell's discs follow one another
-  velocity: np.ndarray  # [n, 2] pixels per slice
-  world: np.ndarray  # [2]
-
-  def wrap(self, difference):
-    return difference - self.world * np.round(difference / self.world)
-
-
-def _seed_discs(rng, world, largest):
-  """Draws cells of heavy-tailed size, large ones first, into the widest gap."""
-  target, radii = 0.86 * world.prod(), []
-  # Golden-ratio steps through the quantiles: every seed gets the same mixture.
-  quantile = rng.uniform()
-  while target > 0:
-    quantile = (quantile + 0.6180339887) % 1
-    spread = 0.78 * special.ndtri(quantile)
-    r = float(np.clip(11.5 * np.exp(spread), 7, largest))
-    links = 1 + rng.poisson(1.8 if r < 0.4 * largest else 0.2)
-    radii.append((r, links))
-    target -= np.pi * r**2 * (1 + 0.6 * (links - 1))
-  radii.sort(reverse=True)
-  phase = rng.uniform(0, 2 * np.pi, 3)
-  centre, radius, cell, velocity = [], [], [], []
-  for number, (r, links) in enumerate(radii, 1):
-    options = rng.uniform(0, 1, (48, 2)) * world
-    if centre:
-      gap = options[:, None] - np.array(centre)
-      gap -= world * np.round(gap / world)
-      gap = (np.hypot(*gap.T).T - np.array(radius)).min(1)
-      place = options[gap.argmax()]
-    else:
-      place = options[0]
-    # Neighbours run in similar directions, as neurites in a bundle do.
-    turn = 2 * np.pi * place / world + phase[:2]
-    angle = phase[2] + 1.3 * np.sin(turn[0]) + 1.3 * np.sin(turn[1])
-    angle += rng.normal(0, 0.5)
-    heading = np.array([np.sin(angle), np.cos(angle)])
-    speed = rng.normal(0, 6) + np.sign(rng.normal()) * links
-    for _ in range(links):
-      centre.append(place % world)
-      radius.append(max(r * rng.lognormal(0, 0.18), 4))
-      cell.append(number)
-      velocity.append(speed * heading + rng.normal(0, 2, 2))
-      angle += rng.normal(0, 0.35)
-      place = place + r * np.array([np.sin(angle), np.cos(angle)])
-  arrays = map(np.array, (centre, radius, cell, velocity))
-  return _Discs(*arrays, world)
-
-
-def _relax(discs, rounds):
-  """Pushes overlapping discs apart and keeps the chains of a cell together."""
-  c, r = discs.centre, discs.radius
-  apart = np.hypot(*discs.wrap(c[:, None] - c[None]).T).T
-  near = apart < (r[:, None] + r[None]) + 10
-  i, j = np.nonzero(np.triu(near & (discs.cell[:, None] != discs.cell), 1))
-  k = np.nonzero(discs.cell[1:] == discs.cell[:-1])[0]
-  first, second = np.concatenate([i, k]), np.concatenate([j, k + 1])
-  chained = np.arange(len(first)) >= len(i)
-  # A little overlap: rims flatten on each other, but none swallows a small one.
-  slack = np.where(chained, 0.9, 0.25) * np.minimum(r[first], r[second])
-  rest = r[first] + r[second] - slack
-  share = (r[second] / (r[first] + r[second]))[:, None]
-  for _ in range(rounds):
-    between = discs.wrap(c[first] - c[second])
-    length = np.maximum(np.hypot(*between.T), 1e-3)
-    lack = np.where(chained, rest - length, np.maximum(rest - length, 0))
-    push = 0.5 * (lack / length)[:, None] * between
-    np.add.at(c, first, share * push)
-    np.add.at(c, second, (share - 1) * push)
-  c %= discs.world
-
-
-def _tracks(rng, slices, shape, largest):
-  """Yields the discs of every slice, in image coordinates [pixels]."""
-  pad = largest + 8
-  discs = _seed_discs(rng, np.array(shape) + 2.0 * pad, largest)
-  base, swell = discs.radius, rng.normal(0, 1, len(discs.radius))
-  _relax(discs, 40)
-  for _ in range(slices):
-    yield dataclasses.replace(discs, centre=discs.centre - pad)
-    discs.velocity = 0.94 * discs.velocity
-    discs.velocity += rng.normal(0, 1.5, discs.velocity.shape)
-    swell = 0.9 * swell + np.sqrt(1 - 0.81) * rng.normal(0, 1, swell.shape)
-    discs.radius = base * np.exp(0.22 * swell)
-    discs.centre = discs.centre + discs.velocity
-    _relax(discs, 5)
-
-
-def _rasterise(discs, grid):
-  """Gives each pixel the cell of the nearest rim; 0 is glia in the gaps."""
-  shape = grid.shape[1:]
-  owner = np.zeros(shape, np.int32)
-  best = np.full(shape, _REACH, np.float32)
-  for disc, (y, x) in enumerate(discs.centre):
-    r = discs.radius[disc]
-    window = _window(y, x, r + _REACH + 30, shape)
-    if window is None:
-      continue
-    rim = np.hypot(grid[0][window] - y, grid[1][window] - x) - r
-    nearer = rim < best[window]
-    best[window][nearer] = rim[nearer]
-    owner[window][nearer] = discs.cell[disc]
-  return owner
-
-
-def _window(y, x, half, shape):
-  """The slices of a square clipped to the image, None where it is outside."""
-  y0, y1 = max(int(y - half), 0), min(int(y + half) + 1, shape[0])
-  x0, x1 = max(int(x - half), 0), min(int(x + half) + 1, shape[1])
-  if y0 >= y1 or x0 >= x1:
-    return None
-  return slice(y0, y1), slice(x0, x1)
-
-
-def _border_distance(owner):
-  """Distance [pixels] to the border between cells, 0 on it."""
-  border = np.zeros(owner.shape, bool)
-  border[:-1] |= owner[:-1] != owner[1:]
-  border[:, :-1] |= owner[:, :-1] != owner[:, 1:]
-  if not border.any():
-    return np.full(owner.shape, 99, np.float32)
-  return ndimage.distance_transform_edt(~border).astype(np.float32)
-
-
-def _obliqueness(distance, neighbours):
-  """How far the border moves to the next slices [pixels], spread nearby."""
-  moved = np.mean([np.minimum(d, 12) for d in neighbours], axis=0)
-  border = (distance == 0).astype(np.float32)
-  weight = ndimage.gaussian_filter(border, 4) + 1e-4
-  return ndimage.gaussian_filter(moved * border, 4) / weight
 
 
 def _draw_membranes(image, distance, width, oblique, gap, dense):
@@ -249,7 +76,7 @@ def _draw_vesicles(rng, image, richness, room):
 class _Geometry:
   """What one slice shows, before any grey: all [y, x], in pixels."""
 
-  discs: _Discs
+  discs: synthetic_cells.Discs
   grid: np.ndarray  # [2, y, x] warped coordinates
   owner: np.ndarray  # cell, 0 for glia
   distance: np.ndarray  # to the border between cells
@@ -295,7 +122,7 @@ def _draw_mitochondria(image, room, members, z, geometry, ripple):
       continue
     axes = m.axes * np.sqrt(phase)
     y, x = geometry.discs.centre[m.disc] + m.offset
-    window = _window(y, x, axes.max() + 30, image.shape)
+    window = synthetic_cells.window_around(y, x, axes.max() + 30, image.shape)
     if window is None:
       continue
     dy, dx = geometry.grid[0][window] - y, geometry.grid[1][window] - x
@@ -370,17 +197,22 @@ def generate(
   # Small slices get small cells, so that each still shows several.
   largest = min(72.0, 0.2 * min(shape))
   warp = [
-    [(a, _Noise(rng, volume, s, 1.5)) for s, a in ((36, 7.0), (9, 1.5))]
+    [
+      (a, synthetic_cells.Noise(rng, volume, s, 1.5))
+      for s, a in ((36, 7.0), (9, 1.5))
+    ]
     for _ in 'yx'
   ]
   plane = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
   stack = []
-  for z, discs in enumerate(_tracks(rng, slices, shape, largest)):
+  tracks = synthetic_cells.tracks(rng, slices, shape, largest)
+  for z, discs in enumerate(tracks):
     shift = rng.normal(0, 3, 2)  # Slices are never perfectly aligned.
     bend = [sum(a * noise(z) for a, noise in axis) for axis in warp]
     grid = plane + np.stack(bend) + shift[:, None, None].astype(np.float32)
-    owner = _rasterise(discs, grid)
-    stack.append(_Geometry(discs, grid, owner, _border_distance(owner)))
+    owner = synthetic_cells.rasterise(discs, grid)
+    distance = synthetic_cells.border_distance(owner)
+    stack.append(_Geometry(discs, grid, owner, distance))
 
   cells = stack[0].discs.cell.max() + 1
   tone = rng.normal(0, 8, cells).astype(np.float32)
@@ -389,17 +221,19 @@ def generate(
   richness = np.clip(rng.lognormal(-2.1, 0.8, cells), 0.06, 0.6)
   members = _seed_mitochondria(rng, stack[0].discs, slices)
   width, gap, junction, light, patch, sheet = (
-    _Noise(rng, volume, s, sz)
+    synthetic_cells.Noise(rng, volume, s, sz)
     for s, sz in ((7, 1), (12, 1), (16, 1.2), (60, 1), (22, 1), (11, 1))
   )
-  granules = _Noise(rng, volume, 2)
+  granules = synthetic_cells.Noise(rng, volume, 2)
   images, labels = [], []
   for z, geometry in enumerate(stack):
     owner, distance = geometry.owner, geometry.distance
     dense = np.clip(junction(z) - 1.5, 0, 1.5)
     half = 2.25 + 0.4 * width(z) + 9 * dense
     beside = [stack[n] for n in (z - 1, z + 1) if 0 <= n < slices] or [geometry]
-    oblique = _obliqueness(distance, [g.distance for g in beside])
+    oblique = synthetic_cells.obliqueness(
+      distance, [g.distance for g in beside]
+    )
     image = 150 + ndimage.gaussian_filter(tone[owner], 1)
     image -= coarse[owner] * np.clip(granules(z), -0.5, 2)
     room = np.clip((distance - half - 2) / 2, 0, 1)

@@ -136,8 +136,13 @@ def describe(
   } | kept
 
 
-def check_page(path: pathlib.Path, page: Any, z: int, dtypes: Sequence[str]):
-  """Refuses colour, foreign and unreadable kinds of pixels."""
+def check_page(
+  path: pathlib.Path, page: Any, z: int, dtypes: Sequence[str], decodable: bool
+) -> None:
+  """Refuses colour, foreign and unreadable kinds of pixels.
+
+  `decodable`: whether its compression and predictor have a decoder here.
+  """
   where = f'{path}, page {z + 1},'
   for tag, vendor in _FOREIGN.items():
     if tag in page.tags:
@@ -147,7 +152,8 @@ def check_page(path: pathlib.Path, page: Any, z: int, dtypes: Sequence[str]):
   numbers = (*sides, page.rowsperstrip, page.tilelength, page.tilewidth)
   if 0 in sides or not all(isinstance(n, int) for n in numbers):
     raise errors.InputError(
-      f'{where} has no valid height and width {str(sides)[:60]}; {_AGAIN}'
+      f'{where} has no valid height, width and strips {str(numbers)[:60]}; '
+      f'{_AGAIN}'
     )
   if page.axes != 'YX':
     raise errors.InputError(
@@ -175,14 +181,23 @@ def check_page(path: pathlib.Path, page: Any, z: int, dtypes: Sequence[str]):
       f'{where} is compressed by {kind}; readable are '
       f'{", ".join(dict.fromkeys(COMPRESSIONS.values()))}; save it as one'
     )
-
-
-def check_range(path: pathlib.Path, start: int, nbytes: int, size: int, z: int):
-  """Refuses a slice whose bytes reach outside the file."""
-  if not 0 < start <= size - nbytes:
+  if not decodable:
     raise errors.InputError(
-      f'{path} is cut short: slice {z + 1} needs bytes {start} to '
-      f'{start + nbytes} but the file has {size}; {_AGAIN}'
+      f'{where} is compressed by {COMPRESSIONS[page.compression]} with '
+      f'predictor {int(page.predictor)}, for which no decoder is installed; '
+      'pip install imagecodecs, or save the stack uncompressed'
+    )
+
+
+def check_range(
+  path: pathlib.Path, page: Any, start: int, size: int, z: int
+) -> None:
+  """Refuses a slice whose bytes reach outside the file."""
+  end = start + math.prod(page.shape) * page.dtype.itemsize
+  if start <= 0 or end > size:
+    raise errors.InputError(
+      f'{path} is cut short: slice {z + 1} of {page.shape} {page.dtype} needs '
+      f'bytes {start} to {end} but the file has {size}; {_AGAIN}'
     )
 
 
@@ -209,13 +224,13 @@ def check_total(
     )
 
 
-def check_stored(path: pathlib.Path, page: Any, size: int, z: int):
+def check_stored(path: pathlib.Path, page: Any, size: int, z: int) -> None:
   """Refuses a page whose strips or tiles cannot hold its pixels."""
   offsets, counts = page.dataoffsets, page.databytecounts
-  nbytes = math.prod(page.shape) * page.dtype.itemsize
   if page.is_contiguous:
-    check_range(path, offsets[0], nbytes, size, z)
+    check_range(path, page, offsets[0], size, z)
     return
+  nbytes = math.prod(page.shape) * page.dtype.itemsize
   chunk = math.prod(page.chunks) * page.dtype.itemsize
   stored = sum(counts)
   fault = None
@@ -239,11 +254,12 @@ def check_stored(path: pathlib.Path, page: Any, size: int, z: int):
     fault = f'stores {max(counts)} bytes for a strip or tile of {chunk}'
   if fault:
     raise errors.InputError(
-      f'{path} is cut short or damaged: slice {z + 1} {fault}; {_AGAIN}'
+      f'{path} is cut short or damaged: slice {z + 1} of {page.shape} '
+      f'{fault}; {_AGAIN}'
     )
 
 
-def check_bomb(path: pathlib.Path, page: Any, file: Any, z: int):
+def check_bomb(path: pathlib.Path, page: Any, file: Any, z: int) -> None:
   """Refuses a ZIP strip that decodes to more than its limit.
 
   Needed because a strip is otherwise decompressed whole, whatever its size

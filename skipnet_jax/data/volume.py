@@ -23,8 +23,7 @@ from skipnet_jax.data import stack_folder, tiff_checks
 
 IMAGE_DTYPES = ('uint8', 'uint16', 'float32')
 _WRITE_DTYPES = (*IMAGE_DTYPES, 'uint32')
-# Bytes of pixels a classic TIFF may hold; the rest of 4 GiB is for directories.
-_CLASSIC_LIMIT = 2**32 - 2**25
+_CLASSIC_LIMIT = 2**32 - 2**25  # bytes of pixels, leaving room for directories
 
 StackReader = stack_folder.StackReader
 
@@ -57,6 +56,14 @@ def open_stack(
     return _TiffStack(path, dtypes)
 
 
+def _check_page(
+  path: pathlib.Path, page: tifffile.TiffPage, z: int, dtypes: Sequence[str]
+) -> None:
+  codecs, predictors = tifffile.TIFF.DECOMPRESSORS, tifffile.TIFF.UNPREDICTORS
+  decodable = page.compression in codecs and page.predictor in predictors
+  tiff_checks.check_page(path, page, z, dtypes, decodable)
+
+
 class _TiffStack(StackReader):
   def __init__(self, path: pathlib.Path, dtypes: Sequence[str]):
     self.path = path
@@ -71,7 +78,7 @@ class _TiffStack(StackReader):
 
   def _check(self, count: int, dtypes: Sequence[str]) -> None:
     first = self._tiff.pages[0]
-    self._check_page(first, 0, dtypes)
+    _check_page(self.path, first, 0, dtypes)
     self.dtype = first.dtype.newbyteorder('=')
     self._page_bytes = math.prod(first.shape) * self.dtype.itemsize
     declared, self.metadata = tiff_checks.describe(
@@ -85,18 +92,17 @@ class _TiffStack(StackReader):
         f'{count} pages; copy or export it again'
       )
     self.shape = (declared if virtual else count, *first.shape)
-    tiff_checks.check_total(self.path, self.shape, first, self._size)
+    if virtual:
+      tiff_checks.check_total(self.path, self.shape, first, self._size)
     starts = np.arange(self.shape[0], dtype=np.int64) * self._page_bytes
     starts += first.dataoffsets[0]
-    last, pages = int(starts[-1]), 1 if virtual else count
     if virtual:
-      tiff_checks.check_range(
-        self.path, last, self._page_bytes, self._size, declared - 1
-      )
+      last = int(starts[-1]), self._size, declared - 1
+      tiff_checks.check_range(self.path, first, *last)
     raw = True
-    for z in range(pages):
+    for z in range(count):
       page = self._tiff.pages[z]
-      self._check_page(page, z, dtypes)
+      _check_page(self.path, page, z, dtypes)
       if page.shape != first.shape or page.dtype != first.dtype:
         raise errors.InputError(
           f'{self.path}: page {z + 1} is {page.shape} {page.dtype}, page 1 is '
@@ -106,25 +112,11 @@ class _TiffStack(StackReader):
       raw = raw and page.is_final
       if not virtual:
         starts[z] = page.dataoffsets[0]
+    tiff_checks.check_total(self.path, self.shape, first, self._size)
     # Where each slice's pixels begin, if they lie in the file as they are.
     self._starts = starts if raw else None
 
-  def _check_page(
-    self, page: tifffile.TiffPage, z: int, dtypes: Sequence[str]
-  ) -> None:
-    tiff_checks.check_page(self.path, page, z, dtypes)
-    known = page.compression in tifffile.TIFF.DECOMPRESSORS
-    if not known or page.predictor not in tifffile.TIFF.UNPREDICTORS:
-      raise errors.InputError(
-        f'{self.path}, page {z + 1}, is compressed by '
-        f'{tiff_checks.COMPRESSIONS[page.compression]} with predictor '
-        f'{int(page.predictor)}, for which no decoder is installed; '
-        'pip install imagecodecs, or save the stack uncompressed'
-      )
-
-  def read(self, z: int) -> np.ndarray:
-    if not 0 <= z < len(self):
-      raise IndexError(f'slice {z} of {len(self)}')
+  def _read(self, z: int) -> np.ndarray:
     what = f'cannot be read at slice {z + 1}'
     with tiff_checks.refusing(self.path, what):
       if self._starts is not None:
@@ -165,14 +157,15 @@ def _replacing(
     )
   part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   with tiff_checks.refusing(path, 'cannot be written'):
-    if path.is_dir() or not path.parent.is_dir():
-      what = f'the folder {path.parent} does not exist'
-      what = f'{path} is a folder' if path.is_dir() else what
-      raise errors.InputError(f'cannot write {path}: {what}; choose another')
-    if path.exists() and not overwrite:
-      raise errors.InputError(
-        f'{path} exists; choose another name or pass --overwrite'
-      )
+    fault = None
+    if not path.parent.is_dir():
+      fault = f'the folder {path.parent} does not exist; make it'
+    elif path.is_dir():
+      fault = 'it is a folder; choose another name'
+    elif path.exists() and not overwrite:
+      fault = 'it exists; choose another name or pass --overwrite'
+    if fault:
+      raise errors.InputError(f'cannot write {path}: {fault}')
     part.touch()
   try:
     yield part
@@ -185,10 +178,9 @@ def _replacing(
 class StackWriter:
   """Writes a TIFF stack slice by slice, within a `with` block.
 
-  The slices go to a hidden file beside `path` that takes its name when the
-  block ends well, so that a crash leaves no half file under that name. ImageJ
-  reads float32, uint8 and uint16 up to 4 GiB natively; uint32, which ImageJ has
-  not, is plain TIFF, and above 4 GiB the file is BigTIFF.
+  They go to a hidden file that takes its name when the block ends well, so that
+  a crash leaves no half file. ImageJ's own format up to 4 GiB, except for
+  uint32, which ImageJ has not; BigTIFF above.
 
   Args:
     path: ends in .tif or .tiff.
@@ -223,10 +215,10 @@ class StackWriter:
 
   def __enter__(self) -> 'StackWriter':
     given = self._metadata
-    big = math.prod(self.shape) * self.dtype.itemsize > _CLASSIC_LIMIT
-    imagej = self.dtype.name in IMAGE_DTYPES and not big
     kept = {'axes': given.get('axes', 'ZYX')}
     kept |= {k: given[k] for k in ('unit', 'spacing') if k in given}
+    big = math.prod(self.shape) * self.dtype.itemsize > _CLASSIC_LIMIT
+    imagej = self.dtype.name in IMAGE_DTYPES and not big
     if 'unit' in kept:
       # ImageJ's own way to write the micro sign in ASCII.
       unit = str(kept['unit']).replace('\xb5', '\\u00B5')
@@ -267,10 +259,10 @@ class StackWriter:
     self._written += 1
 
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-    with contextlib.ExitStack() as undo:
-      undo.push(self._undo)
-      if kind is not None:
-        return
+    if kind is not None:
+      self._undo.__exit__(kind, error, trace)
+      return
+    with self._undo:
       if self._written != self.shape[0]:
         raise ValueError(
           f'{self.path} got {self._written} of its {self.shape[0]} slices'

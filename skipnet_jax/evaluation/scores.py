@@ -1,4 +1,4 @@
-"""V_rand, V_info and pixel scores of a membrane segmentation.
+"""V_rand and V_info of a membrane segmentation.
 
 The two scores of the ISBI 2012 challenge, as its own program computes them: the
 maximal foreground-restricted Rand and information theoretic scores after border
@@ -13,24 +13,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import thinning
+from skipnet_jax.evaluation import counting, pixels, thinning
 
 # The challenge adds up 0.1, so the last is 0.9999999999999999, which a
 # prediction of exactly 1 exceeds.
 THRESHOLDS = tuple(itertools.accumulate(10 * [0.1], initial=0.0))
 
-_COLUMNS = (
-  'v_rand',
-  'v_info',
-  'rand_merge',
-  'rand_split',
-  'info_merge',
-  'info_split',
-)
+# Where they are in counting.COLUMNS.
 _RAND, _INFO = 0, 1
 
 
@@ -63,7 +55,7 @@ def score_stack(
       precisions, split scores recalls, averaged over the slices that have them.
     `per_slice`: dicts of `slice`, the same six at the two best thresholds of
       the stack, and `v_rand_per_threshold`, `v_info_per_threshold`.
-    `pixel`: see `pixel_scores`.
+    `pixel`: see `pixels.pixel_scores`.
     `seconds`: what the scoring took.
 
   Raises:
@@ -71,14 +63,14 @@ def score_stack(
       no threshold or no worker.
   """
   started = time.perf_counter()
-  prediction, inside = _checked_stacks(prediction, inside)
+  prediction, inside = pixels.checked_stacks(prediction, inside)
   limits = _checked_thresholds(thresholds)
   workers = _checked_workers(workers)
 
   # A stack of few slices is cut by thresholds as well, to feed every thread.
   cuts = min(-(-workers // len(prediction)), len(limits))
   bounds = np.linspace(0, len(limits), cuts + 1).astype(int)
-  values = np.empty((len(prediction), len(limits), len(_COLUMNS)))
+  values = np.empty((len(prediction), len(limits), len(counting.COLUMNS)))
 
   def score_part(z: int, part: slice) -> None:
     values[z, part] = _score_slice(prediction[z], inside[z], limits[part])
@@ -95,7 +87,7 @@ def score_stack(
   means = _means_over_slices(values)
   at_rand, v_rand, threshold_v_rand = _maximum(means[:, _RAND], limits)
   at_info, v_info, threshold_v_info = _maximum(means[:, _INFO], limits)
-  is_rand = np.array(['rand' in name for name in _COLUMNS])
+  is_rand = np.array(['rand' in name for name in counting.COLUMNS])
   return {
     'v_rand': v_rand,
     'v_info': v_info,
@@ -114,7 +106,7 @@ def score_stack(
       }
       for z, rows in enumerate(values)
     ],
-    'pixel': _pixel_scores(prediction, inside),
+    'pixel': pixels.pixel_scores(prediction, inside),
     'seconds': time.perf_counter() - started,
   }
 
@@ -146,7 +138,8 @@ def score_labels(
     np.searchsorted(np.union1d(0, labels), labels).astype(np.int32)
     for labels in _checked_labels(segmentation, truth_labels)
   )
-  return _named(_count(segments.ravel(), *_grouped(regions.ravel())))
+  truth = counting.group_pixels(regions.ravel())
+  return _named(counting.score_columns(segments.ravel(), *truth))
 
 
 def split_merge_errors(
@@ -185,222 +178,31 @@ def split_merge_errors(
   return split, merge
 
 
-def pixel_scores(
-  prediction: np.ndarray, inside: np.ndarray
-) -> dict[str, float | None]:
-  """Scores a stack pixel by pixel; the positive class is the membrane.
-
-  Args:
-    prediction: [z, y, x] or [y, x] float or bool, the probability 0..1 of the
-      inside.
-    inside: bool of the same shape, True inside.
-
-  Returns:
-    At the threshold 0.5 (inside where prediction > 0.5) `accuracy` of both
-    classes and `dice` and `iou` of the membrane, and without a threshold
-    `average_precision` of the membrane: the sum of (R_n - R_n-1) P_n over all
-    distinct values, not interpolated. None where undefined.
-
-  Raises:
-    InputError: as `score_stack`.
-  """
-  return _pixel_scores(*_checked_stacks(prediction, inside))
-
-
-def looks_inverted(prediction: np.ndarray, inside: np.ndarray) -> str | None:
-  """Says in one sentence if a prediction would score far better inverted.
-
-  That is, if of all pairs of a pixel inside and one on the membrane at least 70
-  percent have the higher value on the membrane. Unlike a score at 0.5 this also
-  finds a prediction that never crosses 0.5. Large stacks are sampled.
-
-  Args:
-    prediction: [z, y, x] or [y, x] float or bool, 0..1.
-    inside: bool of the same shape, True inside.
-
-  Returns:
-    The warning, or None if there is nothing to warn of.
-
-  Raises:
-    InputError: as `score_stack`.
-  """
-  prediction, inside = _checked_stacks(prediction, inside)
-  step = prediction.size // 2**20 | 1  # Odd, so as to meet every column.
-  sample = prediction.ravel()[::step], inside.ravel()[::step]
-  _, ordered = _rank(_ranking_keys(*sample))
-  if not ordered <= 0.3:
-    return None
-  return (
-    f'the prediction looks inverted, as in {1 - ordered:.0%} of pixel pairs it '
-    'is higher on the membrane than inside, but 1 must be the inside: give '
-    '1 - prediction, or check which value of the labels is the membrane.'
-  )
-
-
 def _score_slice(
   prediction: np.ndarray, inside: np.ndarray, limits: np.ndarray
 ) -> np.ndarray:
   """The columns of one slice, [threshold, column] float64."""
   # In float32 the last threshold would round to 1, which nothing exceeds.
   prediction = prediction.astype(np.float64)
-  truth = _grouped(thinning.label_regions(inside).ravel())
-  rows = np.empty((len(limits), len(_COLUMNS)))
+  truth = counting.group_pixels(thinning.label_regions(inside).ravel())
+  rows = np.empty((len(limits), len(counting.COLUMNS)))
   previous = None
   for index, limit in enumerate(limits):
     proposal = prediction > limit
     if previous is not None and np.array_equal(proposal, previous):
       rows[index] = rows[index - 1]
     else:
-      rows[index] = _count(thinning.thin_borders(proposal).ravel(), *truth)
+      segments = thinning.thin_borders(proposal).ravel()
+      rows[index] = counting.score_columns(segments, *truth)
     previous = proposal
   return rows
-
-
-@numba.njit(nogil=True, cache=True)
-def _grouped(regions):
-  """The foreground's pixels in the order of their regions, each one's start."""
-  starts = np.zeros(regions.max() + 2, np.int64)
-  for region in regions:
-    starts[region + 1] += 1
-  starts[1] = 0
-  starts = np.cumsum(starts)[1:]
-  fill = starts.copy()
-  pixels = np.empty(starts[-1], np.int32)
-  for pixel, region in enumerate(regions):
-    if region:
-      pixels[fill[region - 1]] = pixel
-      fill[region - 1] += 1
-  return pixels, starts
-
-
-@numba.njit(nogil=True, cache=True)
-def _surprise(count, total):
-  return -count / total * np.log(count / total)
-
-
-@numba.njit(nogil=True, cache=True)
-def _count(segments, pixels, starts):
-  """The columns of one segmentation, NaN where undefined.
-
-  Squares are summed as integers, so V_rand is exact up to its last division.
-  Buffers are linear in the pixels, however many pairs of labels there are.
-  """
-  total = len(pixels)
-  if total == 0:
-    return 0.0, 0.0, np.nan, np.nan, np.nan, np.nan
-  sizes = np.zeros(segments.max() + 1, np.int64)
-  shared = np.zeros(len(sizes), np.int64)
-  met = np.empty(len(sizes), np.int32)
-  pair_squares = region_squares = segment_squares = 0
-  pair_entropy = region_entropy = segment_entropy = 0.0
-  for region in range(len(starts) - 1):
-    size = starts[region + 1] - starts[region]
-    region_squares += size * size
-    region_entropy += _surprise(size, total)
-    kinds = 0
-    for pixel in pixels[starts[region] : starts[region + 1]]:
-      segment = segments[pixel]
-      if shared[segment] == 0:
-        met[kinds] = segment
-        kinds += 1
-      shared[segment] += 1
-    for segment in met[:kinds]:
-      size = shared[segment]
-      shared[segment] = 0
-      sizes[segment] += size
-      if segment:
-        pair_squares += size * size
-        pair_entropy += _surprise(size, total)
-  for size in sizes[1:]:
-    if size:
-      segment_squares += size * size
-      segment_entropy += _surprise(size, total)
-  # Each pixel on a dam is a segment of its own.
-  pair_squares += sizes[0]
-  segment_squares += sizes[0]
-  pair_entropy += sizes[0] / total * np.log(total)
-  segment_entropy += sizes[0] / total * np.log(total)
-
-  # Rounding can leave less than no information.
-  information = max(segment_entropy + region_entropy - pair_entropy, 0.0)
-  v_info = info_merge = info_split = np.nan
-  if region_entropy > 0.0:
-    info_merge = information / region_entropy
-  if segment_entropy > 0.0:
-    info_split = information / segment_entropy
-  if region_entropy <= 0.0 or segment_entropy <= 0.0:
-    v_info = 0.0
-  elif information > 0.0:
-    v_info = 2.0 * information / (segment_entropy + region_entropy)
-  return (
-    pair_squares / (0.5 * segment_squares + 0.5 * region_squares),
-    v_info,
-    pair_squares / segment_squares,
-    pair_squares / region_squares,
-    info_merge,
-    info_split,
-  )
-
-
-def _ranking_keys(prediction: np.ndarray, inside: np.ndarray) -> np.ndarray:
-  """Integers in the order of the predictions, the lowest bit True inside."""
-  # The bits of floats from 0 up rise with them. The shift makes room for the
-  # class and drops the sign, so that -0 is 0.
-  keys = prediction.flatten().view(f'u{prediction.dtype.itemsize}')
-  keys <<= 1
-  keys |= inside.ravel()
-  keys.sort()
-  return keys
-
-
-@numba.njit(nogil=True, cache=True)
-def _rank(keys):
-  """The membrane's average precision; how many mixed pairs are in order."""
-  membrane = inside = pairs_twice = 0
-  weighted = 0.0
-  first = 0
-  while first < len(keys):
-    last = first
-    hits = 0
-    while last < len(keys) and keys[last] >> 1 == keys[first] >> 1:
-      if keys[last] & 1 == 0:
-        hits += 1
-      last += 1
-    misses = last - first - hits
-    # Of a pair with equal values, half is in order.
-    pairs_twice += misses * (2 * membrane + hits)
-    membrane += hits
-    inside += misses
-    weighted += hits * (membrane / last)
-    first = last
-  return (
-    weighted / membrane if membrane else np.nan,
-    0.5 * pairs_twice / membrane / inside if membrane and inside else np.nan,
-  )
-
-
-def _pixel_scores(
-  prediction: np.ndarray, inside: np.ndarray
-) -> dict[str, float | None]:
-  both = either = 0
-  for values, truth in zip(prediction, inside, strict=True):
-    proposal = values > 0.5
-    both += int(np.count_nonzero(~(proposal | truth)))
-    either += int(np.count_nonzero(~(proposal & truth)))
-  precision, _ = _rank(_ranking_keys(prediction, inside))
-  return {
-    'accuracy': 1.0 - (either - both) / inside.size,
-    'dice': 2 * both / (both + either) if either else None,
-    'iou': both / either if either else None,
-    'average_precision': _number(precision),
-  }
 
 
 def _means_over_slices(values: np.ndarray) -> np.ndarray:
   """Means [threshold, column] of [slice, threshold, column]."""
   means = values.mean(axis=0)
   # The two scores are undefined if any slice's is, their parts only if all are.
-  for column in range(_INFO + 1, len(_COLUMNS)):
+  for column in range(_INFO + 1, len(counting.COLUMNS)):
     defined = ~np.isnan(values[:, :, column])
     total = np.where(defined, values[:, :, column], 0.0).sum(axis=0)
     number = defined.sum(axis=0)
@@ -423,7 +225,7 @@ def _number(value: float) -> float | None:
 
 
 def _named(row: np.ndarray) -> dict[str, float | None]:
-  return dict(zip(_COLUMNS, map(_number, row), strict=True))
+  return dict(zip(counting.COLUMNS, map(_number, row), strict=True))
 
 
 def _largest_in_group(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -432,48 +234,6 @@ def _largest_in_group(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
   largest = np.zeros(len(group), bool)
   largest[order[np.unique(group[order], return_index=True)[1]]] = True
   return largest
-
-
-def _checked_stacks(
-  prediction: np.ndarray, inside: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Both as [z, y, x], the prediction as native float32 or float64."""
-  prediction, inside = np.asarray(prediction), np.asarray(inside)
-  if prediction.shape != inside.shape:
-    raise errors.InputError(
-      f'the prediction has shape {prediction.shape} and the labels have shape '
-      f'{inside.shape}, but they must be equal: crop or pad one of them.'
-    )
-  if prediction.ndim not in (2, 3) or prediction.size == 0:
-    raise errors.InputError(
-      f'the prediction has shape {prediction.shape}, but must be [z, y, x] or '
-      '[y, x] with at least one pixel: drop the channels, for one.'
-    )
-  if inside.dtype != np.bool_:
-    raise errors.InputError(
-      f'the labels have dtype {inside.dtype}, but must be bool with True '
-      'inside: compare them first, as in labels > 0.'
-    )
-  if prediction.dtype.kind not in 'bf':
-    raise errors.InputError(
-      f'the prediction has dtype {prediction.dtype}, but must be float in '
-      '0..1: divide 8-bit values by 255, or convert to float32.'
-    )
-  small = prediction.dtype.itemsize <= 4
-  prediction = prediction.astype(
-    np.float32 if small else np.float64, copy=False
-  )
-  low, high = prediction.min(), prediction.max()
-  # Written so that NaN, which min and max pass on, fails as well.
-  if not (low >= 0 and high <= 1):
-    raise errors.InputError(
-      f'the prediction has values from {low:g} to {high:g}, but must stay '
-      'in 0..1: divide 8-bit values by 255, apply a sigmoid to logits, or '
-      'replace what is not finite.'
-    )
-  if prediction.ndim == 2:
-    return prediction[np.newaxis], inside[np.newaxis]
-  return prediction, inside
 
 
 def _checked_labels(*labels: np.ndarray) -> list[np.ndarray]:

@@ -93,8 +93,8 @@ class Run:
       self.model, self.loss, l2=config.optim.l2, axis_name=parallel.axis_name
     )
     self.eval_call = calls.make_eval_call(eval_step, pipeline, parallel)
-    self.state = parallel.create(
-      state_lib.make_init(self.model, optimizer, config.seed)
+    self.state = parallel.replicate(
+      state_lib.create_state(self.model, optimizer, config.seed)
     )
     self.parameters = state_lib.parameter_count(
       parallel.unreplicate(self.state.params)

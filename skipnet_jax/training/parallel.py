@@ -55,7 +55,7 @@ class Parallel:
   def compile(self, call: Callable, *, donate: bool = False) -> Callable:
     """Compiles `call(state, *args)`.
 
-    Arguments come from `replicate`, `create` or `place_batch`; results are
+    Arguments come from `replicate` or `place_batch`; results are
     replicated. With `donate`, the first argument's buffers are reused.
     """
     donated = (0,) if donate else ()
@@ -67,20 +67,14 @@ class Parallel:
       call, donate_argnums=donated, out_shardings=self._sharding()
     )
 
-  def create(self, make: Callable[[], Tree]) -> Tree:
-    """Runs a pure function whose result every device shall hold."""
-    if self.mode == 'pmap':
-      return self.replicate(jax.jit(make)())
-    return jax.jit(make, out_shardings=self._sharding())()
-
   def replicate(self, tree: Tree) -> Tree:
     """Puts arrays, the same in every process, on every device."""
     if self.mode == 'pmap':
+      # One argument must be mapped.
       copy = jax.pmap(
-        lambda t: t, in_axes=None, axis_size=self.num_shards,
-        devices=self.devices,
+        lambda _, t: t, in_axes=(0, None), devices=self.devices
       )
-      return copy(tree)
+      return copy(np.arange(self.num_shards), tree)
     if jax.process_count() == 1:
       return jax.device_put(tree, self._sharding())
     return jax.tree.map(

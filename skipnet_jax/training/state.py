@@ -1,6 +1,5 @@
 """The state of training: arrays alone."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -31,10 +30,10 @@ class TrainState:
   key: jax.Array
 
 
-def make_init(
+def create_state(
   model: nn.Module, optimizer: optax.GradientTransformation, seed: int
-) -> Callable[[], TrainState]:
-  """A pure function that makes the state before the first step.
+) -> TrainState:
+  """The state before the first step: a pure function of its arguments.
 
   Args:
     model: its parameters must not depend on the image's size.
@@ -42,8 +41,7 @@ def make_init(
     seed: the run's one seed.
   """
 
-  def init() -> TrainState:
-    key = jax.random.key(seed)
+  def create(key: jax.Array) -> TrainState:
     image = jnp.zeros((1, 64, 64, 1), jnp.float32)
     variables = model.init(streams.key_at(key, 'init'), image, train=False)
     params = variables['params']
@@ -55,7 +53,11 @@ def make_init(
       key=key,
     )
 
-  return init
+  # It runs once: on a CPU, optimising hundreds of random draws would take as
+  # long as compiling a training step.
+  cpu = jax.default_backend() == 'cpu'
+  options = {'xla_backend_optimization_level': 0} if cpu else None
+  return jax.jit(create, compiler_options=options)(jax.random.key(seed))
 
 
 def parameter_count(params: Any) -> int:

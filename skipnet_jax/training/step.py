@@ -90,7 +90,7 @@ def make_train_step(
       'l2': optim.l2_penalty(state.params, l2),
       'grad_norm': grad_norm,
       'steps': jnp.ones(()),
-      'nonfinite': 1.0 - finite,
+      'nonfinite': (~finite).astype(jnp.float32),
       **pixels,
     }
     return TrainState(*new, key=state.key), metrics

@@ -52,7 +52,8 @@ def load_tfds(
     reason = ' '.join(str(error).split()).partition(' Available datasets')[0]
     raise errors.InputError(
       f'tfds:{name}, split {split}, cannot be read from '
-      f'{data_dir or "the default folder"} ({reason[:200]}); prepare it there with file_format="array_record"'
+      f'{data_dir or "the default folder"} ({reason[:200]}); prepare it there '
+      'with file_format="array_record"'
     ) from error
   features = builder.info.features
   keys = [key for key in _LABEL_KEYS if key in features]

@@ -1,0 +1,160 @@
+"""Pixel scores of a membrane segmentation, and whether it looks inverted.
+
+Throughout, 1 and True are the inside of cells, 0 and False the membrane.
+"""
+
+import numba
+import numpy as np
+
+from skipnet_jax import errors
+
+
+def pixel_scores(
+  prediction: np.ndarray, inside: np.ndarray
+) -> dict[str, float | None]:
+  """Scores a stack pixel by pixel; the positive class is the membrane.
+
+  Args:
+    prediction: [z, y, x] or [y, x] float or bool, the probability 0..1 of the
+      inside.
+    inside: bool of the same shape, True inside.
+
+  Returns:
+    At the threshold 0.5 (inside where prediction > 0.5) `accuracy` of both
+    classes and `dice` and `iou` of the membrane, and without a threshold
+    `average_precision` of the membrane: the sum of (R_n - R_n-1) P_n over all
+    distinct values, not interpolated. None where undefined.
+
+  Raises:
+    InputError: shapes differ, or a dtype or a value is not as above.
+  """
+  prediction, inside = checked_stacks(prediction, inside)
+  both = either = 0
+  for values, truth in zip(prediction, inside, strict=True):
+    proposal = values > 0.5
+    both += int(np.count_nonzero(~(proposal | truth)))
+    either += int(np.count_nonzero(~(proposal & truth)))
+  precision, _ = _rank(_ranking_keys(prediction, inside))
+  return {
+    'accuracy': 1.0 - (either - both) / inside.size,
+    'dice': 2 * both / (both + either) if either else None,
+    'iou': both / either if either else None,
+    'average_precision': None if np.isnan(precision) else float(precision),
+  }
+
+
+def looks_inverted(prediction: np.ndarray, inside: np.ndarray) -> str | None:
+  """Says in one sentence if a prediction would score far better inverted.
+
+  That is, if of all pairs of a pixel inside and one on the membrane at least 70
+  percent have the higher value on the membrane. Unlike a score at 0.5 this also
+  finds a prediction that never crosses 0.5. Large stacks are sampled.
+
+  Args:
+    prediction: [z, y, x] or [y, x] float or bool, 0..1.
+    inside: bool of the same shape, True inside.
+
+  Returns:
+    The warning, or None if there is nothing to warn of.
+
+  Raises:
+    InputError: shapes differ, or a dtype or a value is not as above.
+  """
+  prediction, inside = checked_stacks(prediction, inside)
+  step = prediction.size // 2**20 | 1  # Odd, so as to meet every column.
+  sample = prediction.ravel()[::step], inside.ravel()[::step]
+  _, ordered = _rank(_ranking_keys(*sample))
+  if not ordered <= 0.3:
+    return None
+  return (
+    f'the prediction looks inverted, as in {1 - ordered:.0%} of pixel pairs it '
+    'is higher on the membrane than inside, but 1 must be the inside: give '
+    '1 - prediction, or check which value of the labels is the membrane.'
+  )
+
+
+def checked_stacks(
+  prediction: np.ndarray, inside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Both as [z, y, x], the prediction as native float32 or float64.
+
+  Args:
+    prediction: [z, y, x] or [y, x] float or bool, 0..1.
+    inside: bool of the same shape, True inside.
+
+  Raises:
+    InputError: shapes differ, or a dtype or a value is not as above.
+  """
+  prediction, inside = np.asarray(prediction), np.asarray(inside)
+  if prediction.shape != inside.shape:
+    raise errors.InputError(
+      f'the prediction has shape {prediction.shape} and the labels have shape '
+      f'{inside.shape}, but they must be equal: crop or pad one of them.'
+    )
+  if prediction.ndim not in (2, 3) or prediction.size == 0:
+    raise errors.InputError(
+      f'the prediction has shape {prediction.shape}, but must be [z, y, x] or '
+      '[y, x] with at least one pixel: drop the channels, for one.'
+    )
+  if inside.dtype != np.bool_:
+    raise errors.InputError(
+      f'the labels have dtype {inside.dtype}, but must be bool with True '
+      'inside: compare them first, as in labels > 0.'
+    )
+  if prediction.dtype.kind not in 'bf':
+    raise errors.InputError(
+      f'the prediction has dtype {prediction.dtype}, but must be float in '
+      '0..1: divide 8-bit values by 255, or convert to float32.'
+    )
+  small = prediction.dtype.itemsize <= 4
+  prediction = prediction.astype(
+    np.float32 if small else np.float64, copy=False
+  )
+  low, high = prediction.min(), prediction.max()
+  # Written so that NaN, which min and max pass on, fails as well.
+  if not (low >= 0 and high <= 1):
+    raise errors.InputError(
+      f'the prediction has values from {low:g} to {high:g}, but must stay '
+      'in 0..1: divide 8-bit values by 255, apply a sigmoid to logits, or '
+      'replace what is not finite.'
+    )
+  if prediction.ndim == 2:
+    return prediction[np.newaxis], inside[np.newaxis]
+  return prediction, inside
+
+
+def _ranking_keys(prediction: np.ndarray, inside: np.ndarray) -> np.ndarray:
+  """Integers in the order of the predictions, the lowest bit True inside."""
+  # The bits of floats from 0 up rise with them. The shift makes room for the
+  # class and drops the sign, so that -0 is 0.
+  keys = prediction.flatten().view(f'u{prediction.dtype.itemsize}')
+  keys <<= 1
+  keys |= inside.ravel()
+  keys.sort()
+  return keys
+
+
+@numba.njit(nogil=True, cache=True)
+def _rank(keys):
+  """The membrane's average precision; how many mixed pairs are in order."""
+  membrane = inside = pairs_twice = 0
+  weighted = 0.0
+  first = 0
+  while first < len(keys):
+    last = first
+    hits = 0
+    while last < len(keys) and keys[last] >> 1 == keys[first] >> 1:
+      if keys[last] & 1 == 0:
+        hits += 1
+      last += 1
+    misses = last - first - hits
+    # Of a pair with equal values, half is in order.
+    pairs_twice += misses * (2 * membrane + hits)
+    membrane += hits
+    inside += misses
+    weighted += hits * (membrane / last)
+    first = last
+  return (
+    weighted / membrane if membrane else np.nan,
+    0.5 * pairs_twice / membrane / inside if membrane and inside else np.nan,
+  )

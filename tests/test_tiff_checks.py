@@ -1,0 +1,228 @@
+import os
+import pathlib
+import random
+import resource
+import struct
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tifffile
+
+from skipnet_jax import errors
+from skipnet_jax.data import volume
+
+
+def _pixels(dtype='uint8', shape=(5, 40, 48)) -> np.ndarray:
+  rng = np.random.default_rng(0)
+  if dtype == 'float32':
+    return rng.normal(size=shape).astype(dtype)
+  return rng.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+
+
+def _tiff(path, array, **options) -> pathlib.Path:
+  tifffile.imwrite(path, array, **{'photometric': 'minisblack'} | options)
+  return path
+
+
+def _refused(path, *words, **options) -> str:
+  with (
+    pytest.raises(errors.InputError) as caught,
+    volume.open_stack(path, **options) as stack,
+  ):
+    stack.read_all()
+  message = str(caught.value)
+  assert '\n' not in message
+  assert str(path) in message
+  for word in words:
+    assert word in message
+  return message
+
+
+@pytest.mark.parametrize(
+  ('array', 'options', 'words'),
+  [
+    (np.zeros((5, 8, 9, 3), 'u1'), {'photometric': 'rgb'}, ['(8, 9, 3)']),
+    (
+      np.zeros((3, 8, 9), 'u1'),
+      {'photometric': 'rgb', 'planarconfig': 'separate'},
+      ['(3, 8, 9)', 'grey'],
+    ),
+    (np.zeros((5, 8, 9), 'c8'), {}, ['complex64', 'float32']),
+    (np.zeros((5, 8, 9), bool), {}, ['bool', 'convert']),
+    (np.zeros((5, 8, 9), 'f2'), {}, ['float16', 'convert']),
+    (np.zeros((5, 8, 9), 'f8'), {}, ['float64', 'convert']),
+    (np.zeros((5, 8, 9), 'i4'), {}, ['int32', 'convert']),
+    (np.zeros((5, 8, 9), 'i1'), {}, ['int8', 'convert']),
+    (np.zeros((2, 5, 8, 9), 'u1'), {}, ["'axis 0': 2", "'axis 1': 5"]),
+    (
+      np.zeros((5, 2, 8, 9), 'u1'),
+      {'imagej': True, 'metadata': {'axes': 'ZCYX'}},
+      ["'C': 2", 'one channel'],
+    ),
+    (
+      np.zeros((5, 2, 8, 9), 'u1'),
+      {'imagej': True, 'metadata': {'axes': 'TZYX'}},
+      ["'T': 5", 'one time point'],
+    ),
+    (
+      np.zeros((2, 8, 9), 'u1'),
+      {'ome': True, 'metadata': {'axes': 'CYX'}},
+      ["'C': 2"],
+    ),
+    (np.zeros((5, 8, 9), 'u1'), {'photometric': 'miniswhite'}, ['MINISWHITE']),
+    (
+      np.zeros((8, 9), 'u1'),
+      {'photometric': 'palette', 'colormap': np.zeros((3, 256), 'u2')},
+      ['PALETTE', 'convert'],
+    ),
+    (np.zeros((5, 8, 9), 'u1'), {'compression': 'lzma'}, ['LZMA', 'ZIP']),
+  ],
+)
+def test_refused_kinds_of_pixels(tmp_path, array, options, words):
+  _refused(_tiff(tmp_path / 'a.tif', array, **options), *words)
+
+
+def test_label_images_may_ask_for_other_types(tmp_path):
+  array = _pixels('uint32')
+  path = _tiff(tmp_path / 'a.tif', array)
+  _refused(path, 'uint32')
+  with volume.open_stack(path, dtypes=('uint16', 'uint32')) as stack:
+    np.testing.assert_array_equal(stack.read_all(), array)
+
+
+def test_unequal_pages(tmp_path):
+  with tifffile.TiffWriter(tmp_path / 'a.tif') as writer:
+    writer.write(_pixels()[0])
+    writer.write(_pixels()[0, :20])
+  _refused(tmp_path / 'a.tif', 'page 2 is (20, 48)', '(40, 48)')
+
+
+def test_files_that_are_no_stack(tmp_path):
+  _refused(tmp_path / 'nosuch.tif', 'no stack', 'expected')
+  _refused(tmp_path / ('x' * 300))
+  for data, words in [
+    (b'', ['is empty']),
+    (b'\x89PNG\r\n\x1a\n', ['not a TIFF']),
+    (b'II*\0', ['cut short']),
+    (b'II*\0\0\0\0\0', ['zero pages']),
+    (b'II*\0\x08\0\0\0\0\0\x08\0\0\0', ['circle']),
+    (b'MM\0*\0\xff\0\0', ['cut short']),
+  ]:
+    (tmp_path / 'a.tif').write_bytes(data)
+    _refused(tmp_path / 'a.tif', *words)
+  fifo = tmp_path / 'fifo.tif'
+  os.mkfifo(fifo)
+  _refused(fifo, 'no stack')
+
+
+def _patched(path, code, value, bits='I') -> None:
+  """Sets a tag of the first page."""
+  with tifffile.TiffFile(path) as tiff:
+    at = tiff.pages[0].tags[code].valueoffset
+  data = bytearray(path.read_bytes())
+  struct.pack_into(f'<{bits}', data, at, value)
+  path.write_bytes(data)
+
+
+def test_declared_far_larger_than_stored(tmp_path):
+  path = tmp_path / 'a.tif'
+  for options in ({}, {'compression': 'zlib'}, {'tile': (16, 16)}):
+    _tiff(path, _pixels(shape=(1, 40, 48)), **options)
+    _patched(path, 257, 2**31 - 1)
+    assert len(_refused(path, str(2**31 - 1))) < 400
+  _tiff(path, _pixels(), imagej=True, metadata={'axes': 'ZYX'})
+  data = path.read_bytes()
+  path.write_bytes(data.replace(b'images=5\nslices=5', b'images=9\nslices=9'))
+  _refused(path, '9 slices', '5 pages')
+  # 100 MB out of a hundred stored bytes.
+  _tiff(path, np.zeros((1, 64, 64), 'u1'), compression='zlib')
+  for code in (256, 257):
+    _patched(path, code, 10_000)
+  _patched(path, 278, 10_000)
+  _refused(path, 'declares 100000000 bytes')
+
+
+def test_bomb_inside_a_small_slice_stays_small(tmp_path):
+  path = tmp_path / 'a.tif'
+  noise = _pixels(shape=(1, 600, 600))
+  for array, words in [
+    (np.zeros((1, 9000, 9000), 'u1'), 'decompresses to more than 67108864'),
+    (noise, 'stores'),
+  ]:
+    _tiff(path, array, compression='zlib', rowsperstrip=array.shape[1])
+    for code in (257, 278):
+      _patched(path, code, 40)
+    _refused(path, words)
+
+
+def test_truncated_files_are_refused_whole(tmp_path):
+  array = _pixels()
+  cut = tmp_path / 'cut.tif'
+  for name, options in [
+    ('plain', {}),
+    ('pages', {'metadata': None}),
+    ('imagej', {'imagej': True, 'metadata': {'axes': 'ZYX'}}),
+    ('zip', {'compression': 'zlib'}),
+    ('tile', {'tile': (16, 16)}),
+  ]:
+    data = _tiff(tmp_path / f'{name}.tif', array, **options).read_bytes()
+    for size in (4, 100, len(data) // 3, len(data) // 2, len(data) - 20):
+      cut.write_bytes(data[:size])
+      _refused(cut)
+
+
+def test_flipped_bytes_never_give_a_traceback(tmp_path):
+  chance = random.Random(0)
+  array = _pixels(shape=(3, 24, 24))
+  path = tmp_path / 'a.tif'
+  originals = [
+    _tiff(path, array, **options).read_bytes()
+    for options in (
+      {'imagej': True, 'metadata': {'axes': 'ZYX', 'spacing': 2.0}},
+      {'bigtiff': True},
+      {'compression': 'zlib', 'tile': (16, 16)},
+      {'ome': True, 'metadata': {'axes': 'ZYX'}},
+    )
+  ]
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  refused = 0
+  for _ in range(2000):
+    data = bytearray(chance.choice(originals))
+    for _ in range(chance.choice((1, 1, 3, 9))):
+      span = chance.choice((400, len(data)))
+      data[chance.randrange(span)] = chance.choice((0, 1, 127, 255))
+    path.write_bytes(data)
+    try:
+      with volume.open_stack(path) as stack:
+        assert all(page.shape == stack.shape[1:] for page in stack)
+    except errors.InputError:
+      refused += 1
+  assert 200 < refused < 2000
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  assert grown < 200 * 1024  # KiB
+
+
+def test_nothing_of_tifffile_reaches_the_terminal(tmp_path):
+  path = tmp_path / 'a.tif'
+  data = _tiff(path, _pixels(), metadata=None).read_bytes()
+  path.write_bytes(data[:-20] + b'\xff' * 20)
+  code = f"""
+    import logging
+    logging.basicConfig()
+    from skipnet_jax import errors
+    from skipnet_jax.data import volume
+    try:
+      volume.open_stack({str(path)!r})
+    except errors.InputError as error:
+      print('refused')
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code)],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert (done.stdout, done.stderr) == ('refused\n', '')

@@ -1,0 +1,359 @@
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from skipnet_jax import errors
+from skipnet_jax.data import volume
+
+
+def _pixels(dtype='uint8', shape=(5, 40, 48)) -> np.ndarray:
+  rng = np.random.default_rng(0)
+  if dtype == 'float32':
+    return rng.normal(size=shape).astype(dtype)
+  return rng.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+
+
+def _tiff(path, array, **options) -> pathlib.Path:
+  tifffile.imwrite(path, array, **{'photometric': 'minisblack'} | options)
+  return path
+
+
+def _pillow_tiff(path, array, compression) -> pathlib.Path:
+  first, *rest = (Image.fromarray(page) for page in array)
+  first.save(path, save_all=True, append_images=rest, compression=compression)
+  return path
+
+
+def _refused(path, *words, **options) -> str:
+  with (
+    pytest.raises(errors.InputError) as caught,
+    volume.open_stack(path, **options) as stack,
+  ):
+    stack.read_all()
+  message = str(caught.value)
+  assert '\n' not in message
+  assert str(path) in message
+  for word in words:
+    assert word in message
+  return message
+
+
+@pytest.mark.parametrize('dtype', volume.IMAGE_DTYPES)
+@pytest.mark.parametrize(
+  ('options', 'mapped'),
+  [
+    ({}, True),
+    ({'imagej': True, 'metadata': {'axes': 'ZYX'}}, True),
+    ({'bigtiff': True}, True),
+    ({'byteorder': '>'}, None),
+    ({'rowsperstrip': 7}, True),
+    ({'tile': (16, 16)}, False),
+    ({'compression': 'zlib'}, False),
+    ({'compression': 'zlib', 'tile': (16, 32), 'byteorder': '>'}, False),
+    ({'metadata': None}, True),
+    ({'ome': True, 'metadata': {'axes': 'ZYX'}}, True),
+  ],
+)
+def test_kinds_of_tiff_read_back_equal(tmp_path, dtype, options, mapped):
+  array = _pixels(dtype)
+  path = _tiff(tmp_path / 'a.tif', array, **options)
+  with volume.open_stack(path) as stack:
+    assert (stack.shape, stack.dtype) == (array.shape, array.dtype)
+    assert stack.dtype.isnative
+    np.testing.assert_array_equal(stack.read_all(), array)
+    np.testing.assert_array_equal(stack.read(3), array[3])
+    assert [page.sum() for page in stack] == [page.sum() for page in array]
+    view = stack.memmap()
+    wanted = dtype == 'uint8' if mapped is None else mapped
+    assert (view is not None) == wanted
+    if wanted:
+      np.testing.assert_array_equal(view, array)
+      assert not view.flags.writeable
+      assert view.filename == path
+    with pytest.raises(IndexError):
+      stack.read(5)
+
+
+def test_one_page_and_one_directory_for_many_slices(tmp_path):
+  array = _pixels('uint16')
+  with volume.open_stack(_tiff(tmp_path / 'one.tif', array[0])) as stack:
+    assert stack.shape == (1, 40, 48)
+    np.testing.assert_array_equal(stack.read_all(), array[:1])
+  for options in ({}, {'imagej': True, 'metadata': {'axes': 'ZYX'}}):
+    path = tmp_path / f'virtual{len(options)}.tif'
+    with tifffile.TiffWriter(path, imagej='imagej' in options) as writer:
+      kept = {k: v for k, v in options.items() if k != 'imagej'}
+      writer.write(array, truncate=True, photometric='minisblack', **kept)
+    assert path.stat().st_size < array.nbytes + 4096
+    with volume.open_stack(path) as stack:
+      np.testing.assert_array_equal(stack.read_all(), array)
+      np.testing.assert_array_equal(stack.memmap(), array)
+    cut = tmp_path / 'cut.tif'
+    cut.write_bytes(path.read_bytes()[:-1000])
+    _refused(cut, 'cut short' if options else '')
+
+
+def test_packbits_and_lzw_by_an_independent_writer(tmp_path):
+  array = _pixels() // 64 * 64
+  path = _pillow_tiff(tmp_path / 'p.tif', array, 'packbits')
+  with volume.open_stack(path) as stack:
+    np.testing.assert_array_equal(stack.read_all(), array)
+  path = _pillow_tiff(tmp_path / 'l.tif', array, 'tiff_lzw')
+  try:
+    import imagecodecs  # noqa: F401
+  except ImportError:
+    _refused(path, 'LZW', 'pip install imagecodecs')
+  else:
+    with volume.open_stack(path) as stack:
+      np.testing.assert_array_equal(stack.read_all(), array)
+  _refused(_pillow_tiff(tmp_path / 'j.tif', array, 'jpeg'), 'JPEG', 'save it')
+
+
+def test_folder_of_slices_in_natural_order(tmp_path):
+  for kind, dtype in (('png', 'uint8'), ('png', 'uint16'), ('tif', 'float32')):
+    array = _pixels(dtype, (12, 9, 11))
+    folder = tmp_path / f'{kind}-{dtype}'
+    folder.mkdir()
+    for z, page in enumerate(array):
+      Image.fromarray(page).save(folder / f'slice_{z}.{kind}')
+    (folder / 'notes.txt').write_text('not a slice')
+    (folder / '.hidden.png').write_text('not a slice')
+    with volume.open_stack(folder) as stack:
+      assert (stack.shape, stack.dtype) == (array.shape, array.dtype)
+      np.testing.assert_array_equal(stack.read_all(), array)
+      assert stack.memmap() is None
+
+
+def test_bad_folders(tmp_path):
+  _refused(tmp_path, 'no PNG or TIFF')
+  grey = Image.fromarray(_pixels()[0])
+  grey.save(tmp_path / 'a_1.png')
+  small = Image.fromarray(_pixels()[0, :8])
+  small.save(tmp_path / 'a_2.png')
+  _refused(tmp_path, 'a_2.png', '(8, 48)', '(40, 48)')
+  for mode in ('RGB', 'P', '1', 'LA'):
+    grey.convert(mode).save(tmp_path / 'a_2.png')
+    _refused(tmp_path, 'a_2.png', f'mode {mode}', 'convert')
+  good = (tmp_path / 'a_1.png').read_bytes()
+  for bad in (good[:200], b'', b'abc', good[:60] + b'\xff' * 40 + good[100:]):
+    (tmp_path / 'a_2.png').write_bytes(bad)
+    _refused(tmp_path, 'a_2.png')
+  (tmp_path / 'a_2.png').unlink()
+  _tiff(tmp_path / 'a_2.tif', _pixels())
+  _refused(tmp_path, 'both PNG and TIFF')
+  (tmp_path / 'a_1.png').unlink()
+  _refused(tmp_path, '5 pages')
+
+
+def test_memory_of_reading_does_not_grow_with_slices(tmp_path):
+  path = tmp_path / 'a.tif'
+  for options in ({}, {'compression': 'zlib'}):
+    peaks = []
+    for slices in (20, 200):
+      _tiff(path, np.full((slices, 256, 256), 7, 'u1'), **options)
+      tracemalloc.start()
+      with volume.open_stack(path) as stack:
+        assert sum(int(page[0, 0]) for page in stack) == 7 * slices
+      peaks.append(tracemalloc.get_traced_memory()[1])
+      tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2**16
+
+
+def test_nonfinite_pixels_are_named():
+  array = _pixels('float32')
+  volume.check_finite(array, 'a.tif')
+  volume.check_finite(_pixels(), 'a.tif')
+  for value in (np.nan, np.inf):
+    array[2, 3, 4] = value
+    with pytest.raises(errors.InputError, match=r'a\.tif has 1 .* slice 3 .*'):
+      volume.check_finite(array, 'a.tif')
+  with pytest.raises(errors.InputError, match='row 3, column 4'):
+    volume.check_finite(array[2], 'a.tif')
+
+
+def test_labels():
+  label = np.zeros((3, 8, 9), 'u1')
+  with pytest.raises(
+    errors.InputError, match=r'only one value \(0\) in the whole'
+  ):
+    volume.check_labels(label, label.shape, 'l.tif')
+  label[1, 2:5] = 255
+  inside = volume.check_labels(label, label.shape, 'l.tif')
+  assert inside.dtype == bool
+  np.testing.assert_array_equal(inside, label == 255)
+  for other in (
+    label == 255,
+    (label // 255).astype('f4') - 3,
+    label.astype('u2'),
+  ):
+    np.testing.assert_array_equal(
+      volume.check_labels(other, label.shape, 'l.tif'), inside
+    )
+  with pytest.raises(errors.InputError, match=r'\(3, 8, 9\).*\(3, 8, 8\)'):
+    volume.check_labels(label, (3, 8, 8), 'l.tif')
+  label[2, 0, 0] = 7
+  with pytest.raises(errors.InputError, match=r'3 values \(0, 7, 255\)'):
+    volume.check_labels(label, label.shape, 'l.tif')
+  label[2, 0] = range(9)
+  with pytest.raises(errors.InputError, match=r'\(0, 1, 2, 3, 4, \.\.\.\)'):
+    volume.check_labels(label, label.shape, 'l.tif')
+
+
+def _tags(path) -> dict:
+  with tifffile.TiffFile(path) as tiff:
+    return tiff.imagej_metadata or {}
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'uint8', 'uint16', 'uint32'])
+def test_written_stacks_open_elsewhere_with_their_metadata(tmp_path, dtype):
+  array = _pixels(dtype)
+  metadata = {
+    'axes': 'ZYX',
+    'resolution': (0.25, 0.5),
+    'resolutionunit': 3,
+    'unit': 'µm',
+    'spacing': 50.0,
+    'info': 'larva',
+  }
+  path = tmp_path / 'a.tif'
+  volume.write_stack(path, array, metadata)
+  assert os.listdir(tmp_path) == ['a.tif']
+  np.testing.assert_array_equal(tifffile.imread(path), array)
+  with Image.open(path) as image:
+    assert image.n_frames == 5
+    image.seek(4)
+    if dtype in ('uint8', 'float32'):
+      np.testing.assert_array_equal(np.array(image), array[4])
+  if dtype != 'uint32':
+    found = _tags(path)
+    assert found['images'] == found['slices'] == 5
+    assert (found['spacing'], found['unit']) == (50.0, '\\u00B5m')
+    assert found['Info'] == 'larva'
+  types = ('uint8', 'uint16', 'uint32', 'float32')
+  with volume.open_stack(path, dtypes=types) as stack:
+    assert stack.metadata == metadata | {'unit': '\\u00B5m'}
+    volume.write_stack(tmp_path / 'b.tiff', stack.read_all(), stack.metadata)
+  with volume.open_stack(tmp_path / 'b.tiff', dtypes=types) as again:
+    assert again.metadata == stack.metadata
+    np.testing.assert_array_equal(again.memmap(), array)
+
+
+@pytest.mark.parametrize('z', [1, 3, 4])
+def test_axes_are_kept_and_three_slices_are_no_colours(tmp_path, z):
+  array = _pixels(shape=(z, 8, 9))
+  volume.write_stack(tmp_path / 'a.tif', array, {'axes': 'TYX'})
+  assert _tags(tmp_path / 'a.tif').get('frames', 1) == z
+  with volume.open_stack(tmp_path / 'a.tif') as stack:
+    assert stack.metadata['axes'] == ('TYX' if z > 1 else 'ZYX')
+    np.testing.assert_array_equal(stack.read_all(), array)
+
+
+def test_large_stacks_become_bigtiff(tmp_path, monkeypatch):
+  monkeypatch.setattr(volume, '_CLASSIC_LIMIT', 1000)
+  array = _pixels('float32')
+  metadata = {'axes': 'ZYX', 'unit': 'nm', 'spacing': 50.0}
+  volume.write_stack(tmp_path / 'a.tif', array, metadata)
+  with tifffile.TiffFile(tmp_path / 'a.tif') as tiff:
+    assert tiff.is_bigtiff
+    np.testing.assert_array_equal(tiff.asarray(), array)
+  with volume.open_stack(tmp_path / 'a.tif') as stack:
+    assert metadata.items() <= stack.metadata.items()
+
+
+def _written(path, shape, pages) -> None:
+  with volume.StackWriter(path, shape, 'uint8', overwrite=True) as writer:
+    for page in pages:
+      writer.write(page)
+
+
+def test_writer_refuses_and_leaves_nothing_half(tmp_path):
+  array = _pixels()
+  path = tmp_path / 'a.tif'
+  path.write_text('mine')
+  with pytest.raises(errors.InputError, match=r'exists.*--overwrite'):
+    volume.write_stack(path, array)
+  for name, words in [
+    ('a.png', 'must end in .tif or .tiff'),
+    ('no/such/a.tif', 'no/such does not exist'),
+    ('a.tif/b.tif', 'does not exist'),
+    (f'{"x" * 300}.tif', 'cannot be written'),
+  ]:
+    with pytest.raises(errors.InputError, match=words):
+      volume.write_stack(tmp_path / name, array)
+  (tmp_path / 'd.tif').mkdir()
+  with pytest.raises(errors.InputError, match='is a folder'):
+    volume.write_stack(tmp_path / 'd.tif', array, overwrite=True)
+  for given, kind, words in [
+    (array[:1], ValueError, 'got 1 of its 5 slices'),
+    (array[:, :3], ValueError, 'takes slices'),
+    ([*array, array[0]], ValueError, 'already has'),
+    (map(array.__getitem__, (0, 99)), IndexError, 'out of bounds'),
+  ]:
+    with pytest.raises(kind, match=words):
+      _written(path, array.shape, given)
+  with pytest.raises(ValueError, match='int64'):
+    volume.StackWriter(path, array.shape, 'i8')
+  assert path.read_text() == 'mine'
+  assert sorted(os.listdir(tmp_path)) == ['a.tif', 'd.tif']
+  volume.write_stack(path, array, overwrite=True)
+  np.testing.assert_array_equal(tifffile.imread(path), array)
+
+
+def test_full_disk_is_one_sentence(tmp_path):
+  code = """
+    import resource, signal, sys
+    import numpy as np
+    from skipnet_jax import errors
+    from skipnet_jax.data import volume
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+    try:
+      volume.write_stack(sys.argv[1], np.zeros((9, 64, 64), 'u1'))
+    except errors.InputError as error:
+      print(error)
+  """
+  run = [sys.executable, '-c', textwrap.dedent(code), str(tmp_path / 'a.tif')]
+  done = subprocess.run(run, capture_output=True, text=True, check=True)
+  assert 'cannot be written: File too large' in done.stdout
+  assert done.stderr == ''
+  assert os.listdir(tmp_path) == []
+
+
+def test_png(tmp_path):
+  for shape in ((8, 9), (8, 9, 3)):
+    array = _pixels(shape=shape)
+    for _ in range(2):
+      volume.write_png(tmp_path / 'a.png', array)
+    with Image.open(tmp_path / 'a.png') as image:
+      np.testing.assert_array_equal(np.array(image), array)
+  assert os.listdir(tmp_path) == ['a.png']
+  with pytest.raises(ValueError, match='uint8'):
+    volume.write_png(tmp_path / 'a.png', array.astype('f4'))
+  with pytest.raises(errors.InputError, match=r'\.png'):
+    volume.write_png(tmp_path / 'a.jpg', array)
+
+
+@pytest.mark.real_data
+def test_the_real_stacks_are_mapped(tmp_path):
+  folder = os.environ.get('SKIPNET_DATA_DIR')
+  if not folder:
+    pytest.skip('SKIPNET_DATA_DIR is not set')
+  (path,) = pathlib.Path(folder).glob('**/train-labels.tif')
+  with volume.open_stack(path) as stack:
+    inside = volume.check_labels(stack.memmap(), (30, 512, 512), str(path))
+  np.testing.assert_array_equal(inside, tifffile.imread(path) == 255)
+  buffer = io.BytesIO()
+  tifffile.imwrite(buffer, inside.astype('u1'), compression='zlib')
+  (tmp_path / 'zip.tif').write_bytes(buffer.getvalue())
+  with volume.open_stack(tmp_path / 'zip.tif') as stack:
+    assert stack.memmap() is None
+    np.testing.assert_array_equal(stack.read_all(), inside)
