@@ -33,11 +33,25 @@ def refuse(message: str) -> NoReturn:
   sys.exit(2)
 
 
+def _use_large_pages() -> None:
+  """Starts this command over with large memory pages, on Linux with glibc.
+
+  XLA's CPU backend asks for gigabytes at every step and gives them back; with
+  pages of 2 MB a step takes about a third less. glibc reads the setting at the
+  start of a process only. One that the user made is left alone.
+  """
+  if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ:
+    return
+  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, calls `main`, and turns bad input into exit code 2.
 
   Any other exception keeps its traceback and exits with code 1.
   """
+  _use_large_pages()
   # XLA's start-up notes are not for the reader of a training log.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
 

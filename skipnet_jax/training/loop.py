@@ -145,7 +145,7 @@ class Run:
       f'devices: {len(p.devices)} x {p.devices[0].device_kind}, mode {p.mode}'
       + (f', {jax.process_count()} processes' if p.mode == 'sharded' else ''),
       f'step:    batch {pipe.batch_size}, {c.train.loss}, {c.optim.name}, '
-      f'about {flops / 1e9:,.0f} GFLOPs; {pipe.steps_per_epoch} steps an '
+      f'about {flops / 1e9:,.3g} GFLOPs; {pipe.steps_per_epoch} steps an '
       f'epoch, {c.train.epochs} epochs',
       f'workdir: {self.path} (config {config_lib.hash_of(c)})',
       f'To beat: validation BCE {self.constant_bce:.4f} of a constant '
@@ -171,9 +171,9 @@ class Run:
       return
     call_epoch = self._make_epoch()
     while epoch < epochs:
-      begin = time.perf_counter()
+      begin, self.compile_seconds = time.perf_counter(), 0.0
       sums = call_epoch()
-      seconds = time.perf_counter() - begin
+      seconds = time.perf_counter() - begin - self.compile_seconds
       epoch += 1
       record = self._record(epoch, sums, seconds)
       best = record['valid_loss'] < self.meta['best_loss']
@@ -226,6 +226,18 @@ class Run:
         f'data.device_share={self.config.data.device_share} of the device.'
       )
 
+    compiled: list[Any] = []
+
+    def run(argument: Any) -> Any:
+      if not compiled:
+        begin = time.perf_counter()
+        compiled.append(call.lower(self.state, argument).compile())
+        self.compile_seconds = time.perf_counter() - begin
+        self.log.say(
+          f'Compiled the training step in {self.compile_seconds:.1f} s.'
+        )
+      return compiled[0](self.state, argument)
+
     def train_epoch() -> dict[str, float]:
       total: dict[str, float] = {}
       pending: list[Any] = []
@@ -251,7 +263,7 @@ class Run:
       try:
         for _ in range(per_epoch // steps):
           argument = data if on_device else next(source)
-          self.state, metrics = call(self.state, argument)
+          self.state, metrics = run(argument)
           # One call stays under way while the one before is read.
           pending.append(parallel.unreplicate(metrics))
           if len(pending) > 1:
