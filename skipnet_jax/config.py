@@ -7,6 +7,8 @@ what differs, and picks one of its presets. Every field is documented here.
 import difflib
 import hashlib
 import json
+import pathlib
+import runpy
 from typing import Any
 
 import ml_collections
@@ -100,6 +102,15 @@ def get_default() -> ConfigDict:
   g.sample_every = 10  # Epochs between sample pictures; 0: at the end only.
   g.samples = 2  # Validation slices in them.
   return c
+
+
+def load_experiment(path: pathlib.Path, preset: str) -> ConfigDict:
+  """The config of an experiment file, which is Python and is executed.
+
+  It lets an experiment change another one, one level deep:
+  `load_experiment(pathlib.Path(__file__).with_name('long_short.py'), preset)`.
+  """
+  return runpy.run_path(str(path))['get_config'](preset)
 
 
 def pick_preset(config: ConfigDict, preset: str, presets: dict) -> ConfigDict:

@@ -1,0 +1,22 @@
+"""Long skips only: row 3 of Table 3 (Drozdzal et al. 2016).
+
+Claim:   without short skips the centre of the network is starved of updates;
+         the paper's best validation loss is .188.
+Command: python -m skipnet_jax.train --config=experiments/long_only.py \
+           --workdir=runs/long_only
+Presets: those of long_short.py, and as long.
+Expect:  LONG_ONLY_FIGURES
+"""
+
+import pathlib
+
+from skipnet_jax import config as config_lib
+
+BASE = pathlib.Path(__file__).with_name('long_short.py')
+
+
+def get_config(preset='paper'):
+  config = config_lib.load_experiment(BASE, preset)
+  config.experiment = 'long_only'
+  config.model.short_skips = False
+  return config

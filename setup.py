@@ -1,0 +1,44 @@
+"""Packaging of skipnet_jax."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r"__version__ = '(.+)'", (ROOT / 'skipnet_jax/__init__.py').read_text()
+)[1]
+REQUIREMENTS = [
+  line
+  for line in (ROOT / 'requirements.txt').read_text().splitlines()
+  if line and not line.startswith('#')
+]
+
+setuptools.setup(
+  name='skipnet_jax',
+  version=VERSION,
+  description=(
+    'Very deep residual FCNs with long and short skips for biomedical '
+    'segmentation, in JAX and Flax, for TPU and GPU benchmarking'
+  ),
+  long_description=(ROOT / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['skipnet_jax', 'skipnet_jax.*']),
+  python_requires='>=3.11',
+  install_requires=REQUIREMENTS,
+  extras_require={
+    'cuda12': ['jax[cuda12]'],
+    'cuda13': ['jax[cuda13]'],
+    'tpu': ['jax[tpu]'],
+    'test': ['hypothesis>=6.100', 'pytest>=8.3', 'ruff>=0.9'],
+    'peer': ['torch>=2.6'],
+  },
+  classifiers=[
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Image Recognition',
+  ],
+)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs the package with what the tests need, and runs them:
+# bash tools/test.sh [pytest arguments]
+source "$(dirname "$0")/venv.sh" '[test]'
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest "$@"
