@@ -39,7 +39,7 @@ def make_train_call(
     state, metrics = lax.scan(
       lambda s, _: one(s, data), state, length=steps
     )
-    return state, jax.tree.map(jnp.sum, metrics)
+    return state, jax.tree.map(lambda m: jnp.sum(m, axis=0), metrics)
 
   return parallel.compile(one if steps == 1 else many, donate=True)
 

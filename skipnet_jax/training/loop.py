@@ -29,6 +29,7 @@ from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
+from skipnet_jax.training import telemetry
 from skipnet_jax.training import workdir as workdir_lib
 
 Config = ml_collections.ConfigDict
@@ -85,9 +86,11 @@ class Run:
     )
     optimizer = optim.make_optimizer(config.optim, self.schedule)
     self.loss = losses.LOSSES[config.train.loss]
+    self.table = layers_lib.layer_table(self.model, (1, *pipeline.window, 1))
+    self.kernels = [row.name for row in self.table if row.flops]
     self.train_step = step_lib.make_train_step(
       self.model, optimizer, self.loss, l2=config.optim.l2,
-      axis_name=parallel.axis_name,
+      record=self.kernels, axis_name=parallel.axis_name,
     )
     eval_step = step_lib.make_eval_step(
       self.model, self.loss, l2=config.optim.l2, axis_name=parallel.axis_name
@@ -115,6 +118,9 @@ class Run:
     if self.main_process:
       workdir_lib.describe(self.path, config, dataset)
       logging.keep_records(self.path / 'metrics.jsonl', self.meta['epoch'])
+      self.flow_file = telemetry.FlowFile(
+        self.path / 'gradient_flow.npz', self.kernels, self.meta['epoch']
+      )
     self.log = logging.RunLog(
       self.path,
       total_steps=config.train.epochs * pipeline.steps_per_epoch,
@@ -130,14 +136,13 @@ class Run:
   def banner(self) -> str:
     """What a person wants to know before the first step."""
     c, p, pipe = self.config, self.parallel, self.pipeline
-    table = layers_lib.layer_table(self.model, (1, *pipe.window, 1))
     # A backward pass does twice the work of a forward pass.
-    flops = 3 * pipe.batch_size * sum(row.flops for row in table)
+    flops = 3 * pipe.batch_size * sum(row.flops for row in self.table)
     inside = float(np.mean([self.data.label[i].mean() for i in pipe.valid]))
     self.constant_bce = _entropy(inside)
-    convs = sum(row.flops > 0 for row in table)
     lines = [
-      f'{c.experiment or c.model.name}: {c.model.name}, {convs} convolutions, '
+      f'{c.experiment or c.model.name}: {c.model.name}, '
+      f'{len(self.kernels)} convolutions, '
       f'{self.parameters:,} parameters, {c.model.dtype}',
       f'data:    {self.data.name}, {len(pipe.train)} slices to train, '
       f'{len(pipe.valid)} to validate, examples '
@@ -170,7 +175,14 @@ class Run:
     if epoch >= epochs:
       return
     call_epoch = self._make_epoch()
+    copy_kernels = self.parallel.compile(
+      lambda params: telemetry.kernels(self.kernels, params)
+    )
+    net_change = self.parallel.compile(
+      lambda before, params: telemetry.net_change(self.kernels, before, params)
+    )
     while epoch < epochs:
+      before = copy_kernels(self.state.params)
       begin, self.compile_seconds = time.perf_counter(), 0.0
       sums = call_epoch()
       seconds = time.perf_counter() - begin - self.compile_seconds
@@ -185,6 +197,10 @@ class Run:
           'best_epoch': epoch,
           'best_record': record,
         }
+      change = net_change(before, self.state.params)
+      if self.main_process:
+        change = parallel_lib.to_host(self.parallel.unreplicate(change))
+        self.flow_file.append(change, sums['flow'] / sums['steps'])
       self.log.write(record)
       self.log.say(
         f'epoch {epoch:4d}  loss {record["train_loss"]:.4f}  '
@@ -238,21 +254,19 @@ class Run:
         )
       return compiled[0](self.state, argument)
 
-    def train_epoch() -> dict[str, float]:
-      total: dict[str, float] = {}
+    def train_epoch() -> dict[str, Any]:
+      total: dict[str, Any] = {}
       pending: list[Any] = []
       feed = None
       begin, done = time.perf_counter(), 0
 
       def settle() -> None:
         nonlocal done
-        metrics = {
-          k: float(v) for k, v in parallel_lib.to_host(pending.pop(0)).items()
-        }
+        metrics = parallel_lib.to_host(pending.pop(0))
         if metrics['nonfinite']:
           self._diagnose()
         for name, value in metrics.items():
-          total[name] = total.get(name, 0.0) + value
+          total[name] = total.get(name, 0.0) + value.astype(np.float64)
         done += steps
         rate = done * pipe.batch_size / (time.perf_counter() - begin)
         self.log.advance(steps, metrics['loss'] / metrics['steps'], rate)
@@ -314,7 +328,9 @@ class Run:
     step = epoch * self.pipeline.steps_per_epoch
     updates = step // self.config.optim.accumulate
     record = {'epoch': epoch, 'step': step}
-    record |= {f'train_{k}': v for k, v in step_lib.divide(sums).items()}
+    record |= {
+      f'train_{k}': float(v) for k, v in step_lib.divide(sums).items()
+    }
     record |= {f'valid_{k}': v for k, v in self._evaluate().items()}
     record |= {
       'learning_rate': float(self.schedule(updates)),

@@ -4,7 +4,7 @@
 writes them divides. The three ways to run a step are in `parallel`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from skipnet_jax import streams
 from skipnet_jax.training import losses
 from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import telemetry
 
 TrainState = state_lib.TrainState
 Batch = losses.Batch
@@ -29,6 +30,7 @@ def make_train_step(
   loss: losses.Loss,
   *,
   l2: float = 0.0,
+  record: Sequence[str] = (),
   axis_name: str | None = None,
 ) -> Step:
   """Makes the training step.
@@ -41,13 +43,15 @@ def make_train_step(
     optimizer: applies L2 itself, see `optim.make_optimizer`.
     loss: see `losses.Loss`.
     l2: coefficient by which the L2 term is reported.
+    record: layers whose kernels' changes are recorded.
     axis_name: mapped axis of a pmapped call: sums and gradients go over all of
       its devices.
 
   Returns:
     `(state, batch) -> (state, metrics)`. Metrics, float32 scalars to be summed:
     loss (without L2), l2, grad_norm, steps (divide these three by it); bce,
-    correct, pixels; nonfinite (1 for a step that was refused).
+    correct, pixels; nonfinite (1 for a step that was refused). With `record`
+    also flow `[4, layers]`, see `telemetry.step_flow`.
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -93,6 +97,10 @@ def make_train_step(
       'nonfinite': (~finite).astype(jnp.float32),
       **pixels,
     }
+    if record:
+      metrics['flow'] = telemetry.step_flow(
+        record, state.params, grads, updates
+      )
     return TrainState(*new, key=state.key), metrics
 
   return step

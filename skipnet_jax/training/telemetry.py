@@ -1,0 +1,124 @@
+"""What each convolution's kernel did, recorded while training.
+
+Accumulated on the device inside the compiled step and read once an epoch
+(Drozdzal et al. 2016, section 3.4 and Figure 4).
+"""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = Any
+
+# Per step, averaged over the epoch's steps; see `step_flow`.
+STEP_QUANTITIES = ('step_update', 'grad_l2', 'grad_mean_abs', 'update_ratio')
+
+
+def _kernel(params: Params, name: str) -> jax.Array:
+  for part in name.split('/'):
+    params = params[part]
+  return params['kernel']
+
+
+def step_flow(
+  names: Sequence[str], params: Params, grads: Params, updates: Params
+) -> jax.Array:
+  """What one step did to each kernel.
+
+  Args:
+    names: layers, such as 'up_1/block_3/conv_2'.
+    params: before the step.
+    grads: of the loss without L2.
+    updates: what is added to the parameters.
+
+  Returns:
+    `[4, layers]` float32, in the order of `STEP_QUANTITIES`: mean |update|, L2
+    norm of the gradient, mean |gradient|, and the L2 norm of the update over
+    that of the kernel.
+  """
+
+  def norm(x):
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+  columns = []
+  for name in names:
+    w, g, u = (_kernel(tree, name) for tree in (params, grads, updates))
+    columns.append(
+      jnp.stack([
+        jnp.mean(jnp.abs(u)), norm(g), jnp.mean(jnp.abs(g)), norm(u) / norm(w),
+      ])
+    )
+  return jnp.stack(columns, axis=1)
+
+
+def kernels(names: Sequence[str], params: Params) -> list[jax.Array]:
+  """Copies of the named layers' kernels, in order."""
+  return [jnp.copy(_kernel(params, name)) for name in names]
+
+
+def net_change(
+  names: Sequence[str], before: list[jax.Array], params: Params
+) -> jax.Array:
+  """Mean |W now - W before| of each kernel, `[layers]` float32.
+
+  Over an epoch it is the quantity of the paper's Figure 4: a net change, not a
+  gradient and not a sum of steps.
+  """
+  return jnp.stack([
+    jnp.mean(jnp.abs(_kernel(params, name) - old))
+    for name, old in zip(names, before, strict=True)
+  ])
+
+
+class FlowFile:
+  """`gradient_flow.npz` of a run.
+
+  It holds `layers` `[l]` str in forward order and, `[epochs, l]` float32,
+  `net_change` and the quantities of `STEP_QUANTITIES`; NaN for an epoch whose
+  record was lost.
+
+  Args:
+    path: the file.
+    names: layers in forward order.
+    epochs: epochs done; later records are dropped.
+  """
+
+  def __init__(self, path: pathlib.Path, names: Sequence[str], epochs: int):
+    self._path = path
+    self._names = list(names)
+    self._table = {
+      q: np.full((epochs, len(names)), np.nan, np.float32)
+      for q in ('net_change', *STEP_QUANTITIES)
+    }
+    if not epochs:
+      return
+    try:
+      with np.load(path, allow_pickle=False) as old:
+        if list(old['layers']) == self._names:
+          for q, rows in self._table.items():
+            kept = old[q][:epochs]
+            rows[: len(kept)] = kept
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+      # Lost or damaged: those epochs stay NaN, which the report shows as gaps.
+      pass
+
+  def append(self, change: np.ndarray, flow: np.ndarray) -> None:
+    """Adds an epoch and replaces the file.
+
+    Args:
+      change: from `net_change`.
+      flow: from `step_flow`, averaged over the epoch's steps.
+    """
+    for q, row in zip(self._table, (change, *flow), strict=True):
+      self._table[q] = np.vstack([self._table[q], row]).astype(np.float32)
+    replacement = self._path.with_suffix('.tmp')
+    with replacement.open('wb') as file:
+      np.savez_compressed(
+        file, layers=np.asarray(self._names), **self._table
+      )
+    replacement.replace(self._path)
