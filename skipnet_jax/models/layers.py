@@ -112,9 +112,15 @@ def batch_norm(
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-  """2x2 max pooling with stride 2: `[b, y, x, c]` to `[b, y/2, x/2, c]`."""
+  """2x2 max pooling with stride 2: `[b, y, x, c]` to `[b, y/2, x/2, c]`.
+
+  By pairs: the gradient of a maximum over an axis asks which element equals the
+  result, and loses it where XLA computes the element anew with other rounding.
+  """
   b, h, w, c = x.shape
-  return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+  x = x.reshape(b, h // 2, 2, w, c)
+  x = jnp.maximum(x[:, :, 0], x[:, :, 1]).reshape(b, h // 2, w // 2, 2, c)
+  return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
 def repeat(x: jax.Array) -> jax.Array:

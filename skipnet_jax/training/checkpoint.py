@@ -16,6 +16,9 @@ TrainState = state_lib.TrainState
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
   tree = {f: getattr(state, f) for f in state.__dataclass_fields__}
+  if isinstance(state.key, jax.ShapeDtypeStruct):
+    data = jax.eval_shape(jax.random.key_data, state.key)
+    return tree | {'key': data.update(sharding=state.key.sharding)}
   return tree | {'key': jax.random.key_data(state.key)}
 
 

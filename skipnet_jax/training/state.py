@@ -1,5 +1,6 @@
 """The state of training: arrays alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -30,17 +31,9 @@ class TrainState:
   key: jax.Array
 
 
-def create_state(
-  model: nn.Module, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-  """The state before the first step: a pure function of its arguments.
-
-  Args:
-    model: its parameters must not depend on the image's size.
-    optimizer: from `optim.make_optimizer`.
-    seed: the run's one seed.
-  """
-
+def _creator(
+  model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
   def create(key: jax.Array) -> TrainState:
     image = jnp.zeros((1, 64, 64, 1), jnp.float32)
     variables = model.init(streams.key_at(key, 'init'), image, train=False)
@@ -53,11 +46,36 @@ def create_state(
       key=key,
     )
 
+  return create
+
+
+def create_state(
+  model: nn.Module, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """The state before the first step: a pure function of its arguments.
+
+  Args:
+    model: its parameters must not depend on the image's size.
+    optimizer: from `optim.make_optimizer`.
+    seed: the run's one seed.
+  """
   # It runs once: on a CPU, optimising hundreds of random draws would take as
   # long as compiling a training step.
   cpu = jax.default_backend() == 'cpu'
   options = {'xla_backend_optimization_level': 0} if cpu else None
-  return jax.jit(create, compiler_options=options)(jax.random.key(seed))
+  create = jax.jit(_creator(model, optimizer), compiler_options=options)
+  return create(jax.random.key(seed))
+
+
+def abstract_state(
+  model: nn.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """Shapes and dtypes of `create_state` on one device; computes nothing."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(_creator(model, optimizer), jax.random.key(0)),
+  )
 
 
 def parameter_count(params: Any) -> int:

@@ -38,6 +38,15 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(_read(pathlib.Path(workdir))['config'])
 
 
+def read_dataset(workdir: str | os.PathLike) -> dict[str, str]:
+  """Name and fingerprint of the data set of a run.
+
+  Raises:
+    InputError: the folder is no run's.
+  """
+  return _read(pathlib.Path(workdir))['dataset']
+
+
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / 'config.json'
   try:
