@@ -4,6 +4,8 @@ All are pre-activation: BatchNorm, ReLU, convolution. A 1x1 convolution commutes
 with repetition and with decimation, so both are computed on the small side.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,13 @@ class ShortSkip(nn.Module):
   Attributes:
     resample: 'none', 'down' (decimation) or 'up' (repetition).
     dtype: compute dtype.
+    skip_kind: what `analysis.gradient_flow` tells the two kinds apart by; the
+      second argument of the call is what skips.
   """
 
   resample: str
   dtype: layers.Dtype
+  skip_kind: ClassVar[str] = 'short'
 
   @nn.compact
   def __call__(self, residual: jax.Array, x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """FC-ResNet with long and short skips (Drozdzal et al. 2016, Table 1)."""
 
 import difflib
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -36,11 +37,13 @@ class LongSkip(nn.Module):
       width; 'both' projects each side that is wider to `features`.
     features: inner width of the stage, used by 'both'.
     dtype: compute dtype.
+    skip_kind: as in `blocks.ShortSkip`.
   """
 
   projection: str
   features: int
   dtype: layers.Dtype
+  skip_kind: ClassVar[str] = 'long'
 
   @nn.compact
   def __call__(self, decoder: jax.Array, encoder: jax.Array) -> jax.Array:

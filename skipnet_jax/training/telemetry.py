@@ -19,7 +19,8 @@ Params = Any
 STEP_QUANTITIES = ('step_update', 'grad_l2', 'grad_mean_abs', 'update_ratio')
 
 
-def _kernel(params: Params, name: str) -> jax.Array:
+def kernel(params: Params, name: str) -> jax.Array:
+  """The kernel of the layer called `name`."""
   for part in name.split('/'):
     params = params[part]
   return params['kernel']
@@ -47,7 +48,7 @@ def step_flow(
 
   columns = []
   for name in names:
-    w, g, u = (_kernel(tree, name) for tree in (params, grads, updates))
+    w, g, u = (kernel(tree, name) for tree in (params, grads, updates))
     columns.append(
       jnp.stack([
         jnp.mean(jnp.abs(u)), norm(g), jnp.mean(jnp.abs(g)), norm(u) / norm(w),
@@ -58,7 +59,7 @@ def step_flow(
 
 def kernels(names: Sequence[str], params: Params) -> list[jax.Array]:
   """Copies of the named layers' kernels, in order."""
-  return [jnp.copy(_kernel(params, name)) for name in names]
+  return [jnp.copy(kernel(params, name)) for name in names]
 
 
 def net_change(
@@ -70,7 +71,7 @@ def net_change(
   gradient and not a sum of steps.
   """
   return jnp.stack([
-    jnp.mean(jnp.abs(_kernel(params, name) - old))
+    jnp.mean(jnp.abs(kernel(params, name) - old))
     for name, old in zip(names, before, strict=True)
   ])
 
