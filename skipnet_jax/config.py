@@ -173,17 +173,21 @@ def validate(config: ConfigDict) -> None:
   ):
     value = config[section][field]
     _require(
-      value in choices, f'{section}.{field}', value,
+      value in choices,
+      f'{section}.{field}',
+      value,
       f'one of {", ".join(choices)}',
     )
   sources = ('auto', 'isbi2012', 'synthetic', 'stack')
   _require(
-    d.source in sources or d.source.startswith('tfds:'), 'data.source',
-    d.source, f'one of {", ".join(sources)} or tfds:<name>',
+    d.source in sources or d.source.startswith('tfds:'),
+    'data.source',
+    d.source,
+    f'one of {", ".join(sources)} or tfds:<name>',
   )
   if d.source == 'stack':
-    _require(bool(d.image), 'data.image', d.image, 'the image stack\'s path')
-    _require(bool(d.label), 'data.label', d.label, 'the label stack\'s path')
+    _require(bool(d.image), 'data.image', d.image, "the image stack's path")
+    _require(bool(d.label), 'data.label', d.label, "the label stack's path")
   for name, value, low in (
     ('seed', config.seed, 0),
     ('data.slices', d.slices, 2),
@@ -217,21 +221,29 @@ def validate(config: ConfigDict) -> None:
   ):
     _require(0 <= value < 1, name, value, 'at least 0 and below 1')
   _require(
-    0 < d.device_share <= 1, 'data.device_share', d.device_share,
+    0 < d.device_share <= 1,
+    'data.device_share',
+    d.device_share,
     'above 0 and at most 1',
   )
   _require(
-    p.process_id in range(p.num_processes), 'parallel.process_id',
-    p.process_id, f'0 to {p.num_processes - 1} (parallel.num_processes - 1)',
+    p.process_id in range(p.num_processes),
+    'parallel.process_id',
+    p.process_id,
+    f'0 to {p.num_processes - 1} (parallel.num_processes - 1)',
   )
   several = p.num_processes > 1 or bool(p.coordinator)
   _require(
-    not several or p.mode == 'sharded', 'parallel.mode', p.mode,
+    not several or p.mode == 'sharded',
+    'parallel.mode',
+    p.mode,
     'sharded where there are several processes',
   )
   if p.num_processes > 1:
     _require(
-      bool(p.coordinator), 'parallel.coordinator', p.coordinator,
+      bool(p.coordinator),
+      'parallel.coordinator',
+      p.coordinator,
       'host:port of process 0, the same in every process',
     )
 

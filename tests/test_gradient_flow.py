@@ -32,7 +32,9 @@ def make_batch(size=32, dtype=jnp.float32):
 def make_net(**fields):
   model = fc_resnet.FCResNet(
     **dict(
-      base_width=2, blocks='simple', repetitions=(1, 1, 1, 2, 1, 1, 1),
+      base_width=2,
+      blocks='simple',
+      repetitions=(1, 1, 1, 2, 1, 1, 1),
       dropout=0.0,
     )
     | fields
@@ -65,7 +67,9 @@ def test_layers_come_in_call_order():
     jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False
   )
   grads = gradient_flow.layer_gradients(
-    model, variables, {'image': jnp.ones((1, 8, 8, 1))},
+    model,
+    variables,
+    {'image': jnp.ones((1, 8, 8, 1))},
     lambda outputs, _: jnp.sum(outputs['logits']),
   )
   assert list(grads) == ['c', 'b', 'a']
@@ -79,7 +83,9 @@ def test_squares_over_layers_make_the_gradient_norm(net):
 
   def objective(params):
     outputs, _ = model.apply(
-      variables | {'params': params}, batch['image'], train=True,
+      variables | {'params': params},
+      batch['image'],
+      train=True,
       mutable=['batch_stats'],
     )
     return bce(outputs, batch)
@@ -157,7 +163,7 @@ def test_a_network_without_a_skip_has_no_gradient_through_it(fields, absent):
 
 
 class LinearChain(nn.Module):
-  """x -> x + w x for each of `depth` blocks: routes are known in closed form."""
+  """x -> x + w x, `depth` times: its routes have a closed form."""
 
   depth: int
 
@@ -180,11 +186,11 @@ class LinearChain(nn.Module):
 def test_linear_chain_in_closed_form():
   weights = [0.5, -0.25, 2.0, 0.1]
   params = {
-    f'dense_{i}': {'kernel': jnp.full((1, 1), w)}
-    for i, w in enumerate(weights)
+    f'dense_{i}': {'kernel': jnp.full((1, 1), w)} for i, w in enumerate(weights)
   }
   parts = gradient_flow.split_by_skip(
-    LinearChain(len(weights)), {'params': params},
+    LinearChain(len(weights)),
+    {'params': params},
     {'image': jnp.full((1, 1), 3.0)},
     lambda outputs, _: jnp.sum(outputs['logits']),
   )
@@ -212,6 +218,8 @@ def test_a_model_without_convolutions_is_refused():
   image = jnp.zeros((1, 8, 8, 1))
   with pytest.raises(errors.InputError, match='no layer with a kernel'):
     gradient_flow.layer_gradients(
-      model, model.init(jax.random.key(0), image, train=False),
-      {'image': image}, lambda outputs, _: jnp.sum(outputs),
+      model,
+      model.init(jax.random.key(0), image, train=False),
+      {'image': image},
+      lambda outputs, _: jnp.sum(outputs),
     )

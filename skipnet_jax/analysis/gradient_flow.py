@@ -77,8 +77,11 @@ def _make_gradients(
     def objective(params):
       with nn.intercept_methods(intercept):
         outputs = model.apply(
-          variables | {'params': params}, batch['image'], train=train,
-          rngs=rngs, mutable=['batch_stats'] if train else False,
+          variables | {'params': params},
+          batch['image'],
+          train=train,
+          rngs=rngs,
+          mutable=['batch_stats'] if train else False,
         )
       return loss(outputs[0] if train else outputs, batch)
 

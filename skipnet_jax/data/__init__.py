@@ -1,0 +1,1 @@
+"""Stacks, splits, augmentation and batches; nothing of models or training."""

@@ -35,9 +35,7 @@ class Settings:
     return bool(self.flip or self.rotation or self.shear or self.warp)
 
 
-def coordinates(
-  key: Array, size: tuple[int, int], settings: Settings
-) -> Array:
+def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
   """Where each pixel of the result is sampled, `[2, y, x]` float32, in pixels.
 
   Args:
@@ -49,8 +47,9 @@ def coordinates(
   shape = jnp.asarray(size, jnp.float32)[:, None, None]
   centre = (shape - 1) / 2
   grid = jnp.stack(
-    jnp.meshgrid(*(jnp.arange(s, dtype=jnp.float32) for s in size),
-                 indexing='ij')
+    jnp.meshgrid(
+      *(jnp.arange(s, dtype=jnp.float32) for s in size), indexing='ij'
+    )
   )
   limit = jnp.deg2rad(jnp.float32(settings.rotation))
   angle = jax.random.uniform(k_angle, (), minval=-limit, maxval=limit)
@@ -67,8 +66,10 @@ def coordinates(
     [matrix[i, 0] * offset[0] + matrix[i, 1] * offset[1] for i in (0, 1)]
   )
   coarse = settings.warp * jax.random.normal(k_warp, (2, 3, 3))
-  moved = moved + centre + jax.image.resize(
-    coarse, (2, *size), 'cubic', precision='highest'
+  moved = (
+    moved
+    + centre
+    + jax.image.resize(coarse, (2, *size), 'cubic', precision='highest')
   )
   flip = jax.random.bernoulli(k_flip, 0.5 if settings.flip else 0.0, (2, 1, 1))
   return jnp.where(flip, shape - 1 - moved, moved)

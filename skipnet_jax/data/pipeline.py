@@ -69,7 +69,9 @@ class Pipeline:
       streams.key_at(key, 'augment', step), jnp.arange(self.batch_size)
     )
     keys = jax.vmap(jax.random.split)(keys)
-    room = jnp.asarray(self.size, jnp.int32) - jnp.asarray(self.window, jnp.int32)
+    room = jnp.asarray(self.size, jnp.int32) - jnp.asarray(
+      self.window, jnp.int32
+    )
     offset = jax.vmap(lambda k: jax.random.randint(k, (2,), 0, room + 1))(
       keys[:, 0]
     )
@@ -101,7 +103,7 @@ class Pipeline:
   def train_batch(self, raw: Arrays, keys: Array) -> Arrays:
     """Normalises and augments: a `Batch` with a mask of ones."""
     image, label = jax.vmap(
-      lambda k, i, l: augment.transform(k, i, l, self.settings)
+      lambda *example: augment.transform(*example, self.settings)
     )(keys, _normalise(raw), raw['label'].astype(jnp.float32))
     return {
       'image': image[..., None],
@@ -233,10 +235,12 @@ def read_host(arrays: Arrays, plan: Arrays, window: tuple[int, int]) -> Arrays:
   index = np.asarray(plan['index'])
   raw = {'mean': arrays['mean'][index], 'std': arrays['std'][index]}
   for name in ('image', 'label'):
-    raw[name] = np.stack([
-      arrays[name][i, y : y + window[0], x : x + window[1]]
-      for i, (y, x) in zip(index, np.asarray(plan['offset']), strict=True)
-    ])
+    raw[name] = np.stack(
+      [
+        arrays[name][i, y : y + window[0], x : x + window[1]]
+        for i, (y, x) in zip(index, np.asarray(plan['offset']), strict=True)
+      ]
+    )
   return raw
 
 
@@ -249,9 +253,7 @@ class HostFeed:
     ahead: how many steps are read in advance.
   """
 
-  def __init__(
-    self, read: Callable[[int], Any], first: int, ahead: int = 2
-  ):
+  def __init__(self, read: Callable[[int], Any], first: int, ahead: int = 2):
     self._queue: queue.Queue = queue.Queue(ahead)
     self._stop = threading.Event()
     self._thread = threading.Thread(

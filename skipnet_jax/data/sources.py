@@ -56,8 +56,13 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
   data = config.data
   name, image, label, warning = _read(data)
   if data.size:
-    image, label = _centre_crop(image, data.size), _centre_crop(label, data.size)
-    name += f', centre {data.size}x{data.size}' if 'synthetic' not in name else ''
+    image, label = (
+      _centre_crop(image, data.size),
+      _centre_crop(label, data.size),
+    )
+    name += (
+      f', centre {data.size}x{data.size}' if 'synthetic' not in name else ''
+    )
   train, valid = split(data.train, data.valid, len(image), config.seed)
   return DataSet(name, image, label, train, valid, warning)
 

@@ -296,11 +296,14 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
     Image.fromarray(np.ascontiguousarray(array)).save(part, format='PNG')
 
 
-def check_finite(array: np.ndarray, name: str) -> None:
-  """Refuses NaN and infinite pixels in `[z, y, x]` or `[y, x]`; any dtype."""
+def check_finite(array: np.ndarray, name: str, first: int = 0) -> None:
+  """Refuses NaN and infinite pixels in `[z, y, x]` or `[y, x]`; any dtype.
+
+  `first` is the place of `array` in the stack that `name` names.
+  """
   if not np.issubdtype(array.dtype, np.floating):
     return
-  for z, page in enumerate(array if array.ndim == 3 else array[None]):
+  for z, page in enumerate(array if array.ndim == 3 else array[None], first):
     bad = ~np.isfinite(page)
     if bad.any():
       y, x = np.argwhere(bad)[0]

@@ -1,0 +1,1 @@
+"""The challenge's scores, and predictions of stacks of any size."""

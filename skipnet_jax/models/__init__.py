@@ -58,7 +58,9 @@ def build_model(
     InputError: unknown name or field, or a value the network refuses.
   """
   # JSON has lists where a module, to be hashable, has tuples.
-  fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+  fields = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
+  }
   model = _lookup(fields.pop('name', ''))
   known = _fields(model)
   for field in fields:

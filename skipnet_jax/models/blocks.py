@@ -79,9 +79,9 @@ class Block(nn.Module):
 
   def _act(self, x: jax.Array, index: int, train: bool) -> jax.Array:
     if self.batch_norm:
-      x = layers.batch_norm(
-        f'norm_{index}', train, self.dtype, self.axis_name
-      )(x)
+      x = layers.batch_norm(f'norm_{index}', train, self.dtype, self.axis_name)(
+        x
+      )
     return nn.relu(x)
 
   def _conv(self, x, index: int, features: int, size: int, strides: int = 1):

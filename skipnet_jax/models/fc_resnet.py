@@ -93,9 +93,7 @@ class Stage(nn.Module):
         resample = 'down'
       elif self.up and i == repetitions:
         resample = 'up'
-      block = make(
-        self.features, resample, **self.block, name=f'block_{i}'
-      )
+      block = make(self.features, resample, **self.block, name=f'block_{i}')
       x = block(x, train, drop)
     return x
 
@@ -202,8 +200,11 @@ class FCResNet(nn.Module):
     )
     base = self.base_width
     settings = dict(
-      zip(MAIN_STAGES, zip(self.kinds(), self.repetitions, strict=True),
-          strict=True)
+      zip(
+        MAIN_STAGES,
+        zip(self.kinds(), self.repetitions, strict=True),
+        strict=True,
+      )
     )
 
     def stage(name, x, down=False, up=False):
@@ -217,7 +218,9 @@ class FCResNet(nn.Module):
       if not self.long_skips:
         return x
       return LongSkip(
-        self.long_skip_projection, base * 2**power, dtype,
+        self.long_skip_projection,
+        base * 2**power,
+        dtype,
         name=f'long_skip_{name}',
       )(x, encoder)
 

@@ -44,7 +44,9 @@ class Conv(nn.Module):
     ).astype(self.dtype)
     x = x.astype(self.dtype)
     if k == 1:
-      x = lax.dot_general(x[:, ::s, ::s], kernel[0, 0], (((3,), (0,)), ((), ())))
+      x = lax.dot_general(
+        x[:, ::s, ::s], kernel[0, 0], (((3,), (0,)), ((), ()))
+      )
     else:
       x = lax.conv_general_dilated(
         x, kernel, (s, s), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')

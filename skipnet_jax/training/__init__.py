@@ -1,0 +1,1 @@
+"""The training step, the ways to run it, and the loop around it."""

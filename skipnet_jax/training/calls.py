@@ -36,9 +36,7 @@ def make_train_call(
     return step(state, batch)
 
   def many(state, data):
-    state, metrics = lax.scan(
-      lambda s, _: one(s, data), state, length=steps
-    )
+    state, metrics = lax.scan(lambda s, _: one(s, data), state, length=steps)
     return state, jax.tree.map(lambda m: jnp.sum(m, axis=0), metrics)
 
   return parallel.compile(one if steps == 1 else many, donate=True)

@@ -60,20 +60,14 @@ class Parallel:
     """
     donated = (0,) if donate else ()
     if self.mode == 'pmap':
-      return jax.pmap(
-        call, AXIS, devices=self.devices, donate_argnums=donated
-      )
-    return jax.jit(
-      call, donate_argnums=donated, out_shardings=self._sharding()
-    )
+      return jax.pmap(call, AXIS, devices=self.devices, donate_argnums=donated)
+    return jax.jit(call, donate_argnums=donated, out_shardings=self._sharding())
 
   def replicate(self, tree: Tree) -> Tree:
     """Puts arrays, the same in every process, on every device."""
     if self.mode == 'pmap':
       # One argument must be mapped.
-      copy = jax.pmap(
-        lambda _, t: t, in_axes=(0, None), devices=self.devices
-      )
+      copy = jax.pmap(lambda _, t: t, in_axes=(0, None), devices=self.devices)
       return copy(np.arange(self.num_shards), tree)
     if jax.process_count() == 1:
       return jax.device_put(tree, self._sharding())
@@ -183,6 +177,4 @@ def make_parallel(config: ml_collections.ConfigDict) -> Parallel:
 
 def to_host(tree: Tree) -> Tree:
   """Replicated arrays as numpy, from a shard that this process holds."""
-  return jax.tree.map(
-    lambda x: np.asarray(x.addressable_data(0)), tree
-  )
+  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)

@@ -154,13 +154,9 @@ def divide(sums: dict[str, float]) -> dict[str, float]:
   }
 
 
-def divide_eval(
-  sums: dict[str, float], loss: losses.Loss
-) -> dict[str, float]:
+def divide_eval(sums: dict[str, float], loss: losses.Loss) -> dict[str, float]:
   """Metrics of an evaluation from its sums."""
-  parts = {
-    k.removeprefix('loss/'): v for k, v in sums.items() if '/' in k
-  }
+  parts = {k.removeprefix('loss/'): v for k, v in sums.items() if '/' in k}
   value = float(loss.value(parts))
   return {
     'loss': value,

@@ -50,9 +50,14 @@ def step_flow(
   for name in names:
     w, g, u = (kernel(tree, name) for tree in (params, grads, updates))
     columns.append(
-      jnp.stack([
-        jnp.mean(jnp.abs(u)), norm(g), jnp.mean(jnp.abs(g)), norm(u) / norm(w),
-      ])
+      jnp.stack(
+        [
+          jnp.mean(jnp.abs(u)),
+          norm(g),
+          jnp.mean(jnp.abs(g)),
+          norm(u) / norm(w),
+        ]
+      )
     )
   return jnp.stack(columns, axis=1)
 
@@ -70,10 +75,12 @@ def net_change(
   Over an epoch it is the quantity of the paper's Figure 4: a net change, not a
   gradient and not a sum of steps.
   """
-  return jnp.stack([
-    jnp.mean(jnp.abs(kernel(params, name) - old))
-    for name, old in zip(names, before, strict=True)
-  ])
+  return jnp.stack(
+    [
+      jnp.mean(jnp.abs(kernel(params, name) - old))
+      for name, old in zip(names, before, strict=True)
+    ]
+  )
 
 
 class FlowFile:
@@ -119,7 +126,5 @@ class FlowFile:
       self._table[q] = np.vstack([self._table[q], row]).astype(np.float32)
     replacement = self._path.with_suffix('.tmp')
     with replacement.open('wb') as file:
-      np.savez_compressed(
-        file, layers=np.asarray(self._names), **self._table
-      )
+      np.savez_compressed(file, layers=np.asarray(self._names), **self._table)
     replacement.replace(self._path)

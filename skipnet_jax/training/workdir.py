@@ -18,7 +18,13 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 
 _PACKAGES = (
-  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'skipnet_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+  'skipnet_jax',
 )
 
 
@@ -158,7 +164,10 @@ def _git_state() -> str:
   try:
     return subprocess.run(
       ['git', '-C', str(root), 'describe', '--always', '--dirty'],
-      capture_output=True, text=True, check=True, timeout=10,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
     ).stdout.strip()
   except (OSError, subprocess.SubprocessError):
     return 'unknown'

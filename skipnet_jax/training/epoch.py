@@ -1,0 +1,155 @@
+"""One epoch: the compiled call, fed from the device or from the host."""
+
+from collections.abc import Callable
+import itertools
+import os
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.training import calls
+from skipnet_jax.training import logging
+from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import step as step_lib
+
+TrainState = state_lib.TrainState
+
+
+class Epoch:
+  """Trains an epoch whenever called; compiled at the first step.
+
+  Args:
+    config: a whole config.
+    step: from `step.make_train_step`.
+    pipeline: makes the batches.
+    parallel: where to run.
+    arrays: the data set on the host, from `pipeline.host_arrays`.
+    log: told of progress.
+    refused: called with the state when a step was not finite; it raises.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    step: step_lib.Step,
+    pipeline: pipeline_lib.Pipeline,
+    parallel: parallel_lib.Parallel,
+    arrays: pipeline_lib.Arrays,
+    log: logging.RunLog,
+    refused: Callable[[TrainState], None],
+  ):
+    self._seed, self._log, self._refused = config.seed, log, refused
+    self._pipeline, self._parallel = pipeline, parallel
+    self._arrays = arrays
+    self._compiled: Any = None
+    device, per_epoch = parallel.devices[0], pipeline.steps_per_epoch
+    self._on_device = _fits(arrays, device, config.data.device_share)
+    if self._on_device:
+      # On a CPU, XLA runs convolutions inside a scan many times slower.
+      wanted = config.train.steps_per_call or (
+        1 if device.platform == 'cpu' else per_epoch
+      )
+      # Calls of one length, so that only one is compiled.
+      self.steps = max(
+        k for k in range(1, min(wanted, per_epoch) + 1) if per_epoch % k == 0
+      )
+      self._call = calls.make_train_call(step, pipeline, parallel, self.steps)
+      self._data = parallel.replicate(arrays)
+    else:
+      self.steps = 1
+      self._call = calls.make_host_train_call(step, pipeline, parallel)
+      log.say(
+        'The data set stays on the host, memory-mapped: it exceeds '
+        f'data.device_share={config.data.device_share} of the device.'
+      )
+
+  def __call__(
+    self, state: TrainState
+  ) -> tuple[TrainState, dict[str, Any], float]:
+    """Trains an epoch.
+
+    Args:
+      state: as replicated; its buffers are reused.
+
+    Returns:
+      The new state, the sums of the steps' metrics as numpy float64, and the
+      seconds it took without compiling.
+    """
+    feed = self._feed(state)
+    arguments = iter(feed) if feed else itertools.repeat(self._data)
+    try:
+      argument = next(arguments)
+      if self._compiled is None:
+        self._compile(state, argument)
+      sums = _Sums(self._log, self.steps, self._pipeline.batch_size)
+      pending = None
+      for i in range(self._pipeline.steps_per_epoch // self.steps):
+        argument = argument if i == 0 else next(arguments)
+        state, metrics = self._compiled(state, argument)
+        # One call stays under way while the one before is read.
+        if pending is not None and not sums.add(pending):
+          break
+        pending = self._parallel.unreplicate(metrics)
+      if not sums.add(pending):
+        self._refused(state)
+    finally:
+      if feed:
+        feed.close()
+    return state, sums.total, time.perf_counter() - sums.begin
+
+  def _compile(self, state: TrainState, argument: Any) -> None:
+    begin = time.perf_counter()
+    self._compiled = self._call.lower(state, argument).compile()
+    self._log.say(
+      f'Compiled the training step in {time.perf_counter() - begin:.1f} s.'
+    )
+
+  def _feed(self, state: TrainState) -> pipeline_lib.HostFeed | None:
+    if self._on_device:
+      return None
+    step = self._parallel.unreplicate(state.step)
+    return pipeline_lib.HostFeed(self._read, int(parallel_lib.to_host(step)))
+
+  def _read(self, step: int) -> Any:
+    plan = jax.jit(self._pipeline.plan)(jax.random.key(self._seed), step)
+    raw = pipeline_lib.read_host(self._arrays, plan, self._pipeline.window)
+    keys = np.asarray(jax.random.key_data(plan['key']))
+    return self._parallel.place_batch((raw, keys))
+
+
+class _Sums:
+  """Adds up the metrics of calls and moves the progress bar."""
+
+  def __init__(self, log: logging.RunLog, steps: int, batch_size: int):
+    self.total: dict[str, Any] = {}
+    self.begin = time.perf_counter()
+    self._log, self._steps, self._batch_size = log, steps, batch_size
+    self._calls = 0
+
+  def add(self, metrics: Any) -> bool:
+    """Waits for the metrics of a call; False if a step was refused in it."""
+    metrics = parallel_lib.to_host(metrics)
+    for name, value in metrics.items():
+      self.total[name] = self.total.get(name, 0.0) + value.astype(np.float64)
+    self._calls += 1
+    images = self._calls * self._steps * self._batch_size
+    self._log.advance(
+      self._steps,
+      float(metrics['loss'] / metrics['steps']),
+      images / (time.perf_counter() - self.begin),
+    )
+    return not self.total['nonfinite']
+
+
+def _fits(arrays: pipeline_lib.Arrays, device: Any, share: float) -> bool:
+  """Whether the data set takes at most `share` of the device's memory."""
+  stats = device.memory_stats() if device.platform != 'cpu' else None
+  limit = (stats or {}).get('bytes_limit') or (
+    os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  )
+  return sum(a.nbytes for a in arrays.values()) <= share * limit

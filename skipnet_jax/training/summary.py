@@ -1,0 +1,66 @@
+"""What a run shows at its end and on the way: pictures and a summary."""
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from skipnet_jax.data import sources
+from skipnet_jax.data import volume
+from skipnet_jax.evaluation import inference
+from skipnet_jax.training import logging
+
+
+def constant_bce(data: sources.DataSet) -> float:
+  """BCE, in nats, of predicting the validation slices' own share everywhere."""
+  p = float(np.mean([data.label[z].mean() for z in data.valid]))
+  return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def side_by_side(
+  image: np.ndarray, label: np.ndarray, prediction: np.ndarray
+) -> np.ndarray:
+  """Image, label and prediction, each `[y, x]`, as one `[y, 3x+8]` uint8."""
+  low, high = np.percentile(image, (0.5, 99.5))
+  grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+  gap = np.full((image.shape[0], 4), 1.0)
+  row = np.hstack([grey, gap, label.astype(float), gap, prediction])
+  return np.round(255 * row).astype(np.uint8)
+
+
+def write_samples(
+  folder: pathlib.Path,
+  name: str,
+  predictor: inference.Predictor,
+  data: sources.DataSet,
+  count: int,
+  step: int,
+  log: logging.RunLog,
+) -> None:
+  """Writes `side_by_side` of the first `count` validation slices as PNG."""
+  folder.mkdir(exist_ok=True)
+  tiling = predictor.tiling(data.image.shape[1:], say=log.say)
+  for z in data.valid[:count]:
+    mean, _ = predictor(data.image[z], tiling)
+    picture = side_by_side(data.image[z], data.label[z], mean)
+    volume.write_png(folder / f'{name}_slice_{z:03d}.png', picture)
+    log.picture(f'slice_{z:03d}', picture, step)
+
+
+def format_summary(summary: dict[str, Any], path: pathlib.Path) -> str:
+  """The summary as the lines that end a run."""
+  lines = [
+    '',
+    f'{summary["experiment"]} on {summary["dataset"]}: '
+    f'{summary["epochs"]} epochs, best after {summary["best_epoch"]}',
+    f'validation loss {summary["best_val_loss"]:.4f} (with L2 '
+    f'{summary["best_val_loss_with_l2"]:.4f}), BCE '
+    f'{summary["best_val_bce"]:.4f}, constant prediction '
+    f'{summary["constant_val_bce"]:.4f}',
+    f'V_rand {summary["v_rand"]:.4f}  V_info {summary["v_info"]:.4f}',
+    f'results: {path}/summary.json, metrics.jsonl, samples/',
+  ]
+  if 'warning' in summary:
+    lines.append(summary['warning'])
+  return '\n'.join(lines)
