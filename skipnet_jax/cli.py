@@ -46,10 +46,17 @@ def _use_large_pages() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run(main: Callable[[], None]) -> None:
+def run(
+  main: Callable[[], None],
+  interrupted: str = 'the same command goes on from the last checkpoint.',
+) -> None:
   """Parses the flags, calls `main`, and turns bad input into exit code 2.
 
   Any other exception keeps its traceback and exits with code 1.
+
+  Args:
+    main: the command.
+    interrupted: what a person who pressed Ctrl-C should know.
   """
   _use_large_pages()
   # XLA's start-up notes are not for the reader of a training log.
@@ -66,7 +73,7 @@ def run(main: Callable[[], None]) -> None:
       print(f'error: {e}', file=sys.stderr)
       sys.exit(1)
     except KeyboardInterrupt:
-      print('\nInterrupted; the same command goes on from the last checkpoint.')
+      print(f'\nInterrupted; {interrupted}')
       sys.exit(130)
 
   logging.set_verbosity(logging.WARNING)

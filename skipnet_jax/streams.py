@@ -17,6 +17,4 @@ def key_at(key: jax.Array, name: str, step: jax.Array | int = 0) -> jax.Array:
     name: one of init, order, augment, dropout.
     step: global step, or the epoch for `order`.
   """
-  return jax.random.fold_in(
-    jax.random.fold_in(key, _STREAMS.index(name)), step
-  )
+  return jax.random.fold_in(jax.random.fold_in(key, _STREAMS.index(name)), step)

@@ -10,11 +10,12 @@ import runpy
 import sys
 import tempfile
 
-# Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
-# tests compile dozens of networks and run each for a few steps only.
+# Devices to divide a batch among. The others spare compilation, which is where
+# the tests' time goes: dozens of networks, each run for a few steps only.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 '
-  '--xla_backend_optimization_level=0'
+  '--xla_backend_optimization_level=0 '
+  '--xla_cpu_use_fusion_emitters=false'
 )
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -22,6 +23,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
 _CACHE = tempfile.TemporaryDirectory(prefix='skipnet_jax_test_')
 os.environ['SKIPNET_CACHE_DIR'] = _CACHE.name
+# A network compiled once need not be compiled again by a run started over.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE.name}/compiled'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402

@@ -1,12 +1,13 @@
 """Prediction of slices of any size: tiles, orientations, dropout samples."""
 
-from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from skipnet_jax import errors
@@ -15,9 +16,15 @@ from skipnet_jax.training import losses
 
 Variables = dict[str, Any]
 
-# Largest slice side, in pixels, that is predicted without tiles by default.
+# Longest side of a slice, in pixels, that is predicted whole by default.
 WHOLE = 1536
 _DEFAULT_TILE = 1024
+# How far a receptive field is measured; beyond, it counts as the whole slice.
+_FAR = 4096
+
+
+def _ceil(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,52 +32,84 @@ class Tiling:
   """How a slice is cut, and how the pieces are weighted together.
 
   Attributes:
-    tile: sides y and x of a tile, in pixels.
-    overlap: pixels that neighbouring tiles share.
+    tile: sides y and x of a tile, in pixels, multiples of `multiple`.
+    overlap: pixels that neighbouring tiles share, at least.
     margin: pixels at an inner border of a tile that carry no weight, since
-      their receptive field is cut there.
+      their receptive field is cut there; less than half the overlap.
+    multiple: the network's downsampling. Tiles start at its multiples, for
+      pooling and decimation to meet the same pixels as in a whole slice.
   """
 
   tile: tuple[int, int]
-  overlap: int
-  margin: int
+  overlap: int = 0
+  margin: int = 0
+  multiple: int = 32
 
-  def starts(self, size: Sequence[int]) -> Iterator[tuple[int, int]]:
+  def padded(self, size: Sequence[int]) -> tuple[int, int]:
+    """Sides that a slice of sides `size` is padded to."""
+    y, x = (
+      max(tile, _ceil(side, self.multiple))
+      for side, tile in zip(size, self.tile, strict=True)
+    )
+    return y, x
+
+  def starts(self, size: Sequence[int]) -> list[tuple[int, int]]:
     """Corners of the tiles that cover a slice of sides `size`."""
-    axes = []
-    for side, tile in zip(size, self.tile, strict=True):
-      step = max(1, tile - self.overlap)
-      axes.append([*range(0, max(0, side - tile), step), max(0, side - tile)])
-    return ((y, x) for y in axes[0] for x in axes[1])
+    axes, m = [], self.multiple
+    for side, tile in zip(self.padded(size), self.tile, strict=True):
+      # A side without a neighbour may be shorter than the overlap.
+      step = max(m, (tile - self.overlap) // m * m)
+      axes.append([*range(0, side - tile, step), side - tile])
+    return list(itertools.product(*axes))
 
   def weight(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Weight of a tile's pixels, `[y, x]` float32: a ramp at inner borders."""
+    """Weight of a tile's pixels, `[y, x]` float32: ramps at inner borders."""
+    ramp = max(1, self.overlap - 2 * self.margin)
     axes = []
-    for first, side, tile in zip(start, size, self.tile, strict=True):
-      ramp = max(1, self.overlap - 2 * self.margin)
-      place = np.arange(tile) + 0.5 - self.margin
-      # 1e-6: an image with one tile has weight everywhere.
-      low = np.clip(place / ramp, 1e-6, 1.0)
+    for first, side, tile in zip(
+      start, self.padded(size), self.tile, strict=True
+    ):
+      rising = np.clip((np.arange(tile) + 0.5 - self.margin) / ramp, 0, 1)
       axis = np.ones(tile)
       if first > 0:
-        axis = np.minimum(axis, low)
+        axis = axis * rising
       if first + tile < side:
-        axis = np.minimum(axis, low[::-1])
+        axis = axis * rising[::-1]
       axes.append(axis)
     return np.outer(*axes).astype(np.float32)
+
+
+# One cache for all predictors: a network is compiled once for each shape.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predict(
+  model: nn.Module,
+  sample: bool,
+  variables: Variables,
+  image: jax.Array,
+  key: jax.Array,
+) -> jax.Array:
+  outputs = model.apply(
+    variables,
+    image[None, ..., None],
+    train=False,
+    sample=sample,
+    rngs={'dropout': key},
+  )
+  return losses.prediction(outputs)[0, ..., 0]
 
 
 class Predictor:
   """Averages a model's predictions over all that was asked for.
 
-  One compiled function serves every tile, orientation, sample and checkpoint.
+  One compiled function serves every tile, orientation, sample and checkpoint;
+  with orientations of tiles that are not square, a second one.
 
   Args:
-    model: maps `(image [b, y, x, 1], train)` to outputs.
+    model: maps `(image [b, y, x, 1], train, sample)` to outputs.
     variables: params and batch_stats of one or several checkpoints, whose
       predictions are averaged.
     tta: whether the eight flips and rotations are averaged.
-    mc_samples: dropout samples averaged; 0: no dropout (PAPERS: 30).
+    mc_samples: dropout samples averaged; 0: no dropout (the paper: 30).
     seed: of the dropout samples.
     multiple: what both sides of a tile must be multiples of.
   """
@@ -85,44 +124,42 @@ class Predictor:
     seed: int = 0,
     multiple: int = 32,
   ):
-    self._variables = list(variables)
-    self._tta = tta
-    self._samples = mc_samples
-    self._key = jax.random.key(seed)
-    self._multiple = multiple
     self._model = model
+    self._variables = [jax.device_put(v) for v in variables]
+    self._turns = 8 if tta else 1
+    self._samples = mc_samples
+    self._keys = jax.random.split(jax.random.key(seed), max(1, mc_samples))
+    self._multiple = multiple
 
-    def predict(variables, image, key):
-      outputs = model.apply(
-        variables, image, train=False, sample=mc_samples > 0,
-        rngs={'dropout': key},
-      )
-      return losses.prediction(outputs)[0, ..., 0]
+  @property
+  def count(self) -> int:
+    """Predictions averaged for each tile."""
+    return len(self._variables) * len(self._keys) * self._turns
 
-    self._predict = jax.jit(predict)
-
-  def receptive_field(self) -> int:
+  def receptive_field(self) -> int | None:
     """How far, in pixels, a pixel of the image reaches in the prediction.
 
-    Measured, so that any model serves: a block of NaN in a strip of noise
-    makes NaN of every pixel that it reaches.
+    Measured, so that any model serves: NaN in a block of a strip makes NaN of
+    every pixel that it reaches. None if that is the whole strip, as with
+    pooling over the whole slice.
     """
     block = self._multiple
-    length = 8 * block
-    variables = jax.tree.map(np.asarray, self._variables[0])
-    apply = jax.jit(
-      lambda v, x: self._model.apply(v, x, train=False)
+    # Nothing here is a number that counts: the quickest compilation serves.
+    cpu = jax.default_backend() == 'cpu'
+    options = {'xla_backend_optimization_level': 0} if cpu else None
+    predict = jax.jit(
+      lambda v, x: losses.prediction(self._model.apply(v, x, train=False)),
+      compiler_options=options,
     )
-    while True:
+    for length in (_FAR // 2, 2 * _FAR + block):
       strip = np.ones((1, block, length, 1), np.float32)
       first = length // 2 // block * block
       strip[:, :, first : first + block] = np.nan
-      reached = np.isnan(losses.prediction(apply(variables, strip)))
-      columns = np.flatnonzero(reached.any((0, 1, 3)))
+      reached = np.isnan(predict(self._variables[0], strip)).any((0, 1, 3))
+      columns = np.flatnonzero(reached)
       if columns[0] > 0 and columns[-1] < length - 1:
-        reach = max(first - columns[0], columns[-1] - (first + block - 1))
-        return int(reach)
-      length *= 2
+        return int(max(first - columns[0], columns[-1] - first - block + 1))
+    return None
 
   def tiling(
     self,
@@ -140,7 +177,8 @@ class Predictor:
       say: told where the overlap is smaller than the receptive field needs.
 
     Raises:
-      InputError: a tile or an overlap that does not fit.
+      InputError: a tile or an overlap that does not fit; before anything is
+        compiled.
     """
     m = self._multiple
     if tile % m or tile < 0:
@@ -148,41 +186,51 @@ class Predictor:
         f'--tile is {tile}; it must be a multiple of {m}: '
         f'{max(m, round(tile / m) * m)} is the nearest.'
       )
-    if not tile and max(size) <= WHOLE:
-      sides = tuple(-(-s // m) * m for s in size)
-      if self._tta:
-        # A rotated tile must have the compiled function's shape.
-        sides = (max(sides),) * 2
-      return Tiling(sides, 0, 0)
-    tile = tile or _DEFAULT_TILE
-    if all(s <= tile for s in size):
-      return Tiling((tile, tile), 0, 0)
-    if overlap is not None and not 0 <= overlap < tile:
+    side = tile or (_DEFAULT_TILE if max(size) > WHOLE else _ceil(max(size), m))
+    if overlap is not None and not 0 <= overlap <= side - m:
       raise errors.InputError(
-        f'--overlap is {overlap}; it must be at least 0 and below the tile, '
-        f'{tile}.'
+        f'--overlap is {overlap}; it must be from 0 to {side - m}, the tile '
+        f'of {side} less {m}.'
       )
+    sides = (min(side, _ceil(size[0], m)), min(side, _ceil(size[1], m)))
+    if max(size) <= side:
+      return Tiling(sides, multiple=m)
     reach = self.receptive_field()
-    # Beyond the margins on both sides a ramp blends the tiles smoothly.
+    if reach is None:
+      overlap = min(side // 2, side - m) if overlap is None else overlap
+      say(
+        f'The receptive field is the whole slice: tiles of {side} pixels give '
+        'another prediction than whole slices do. Whole ones from '
+        f'--tile={_ceil(max(size), m)}.'
+      )
+      return Tiling(sides, overlap, overlap * 3 // 8, m)
+    # Between margins of `reach` on both sides, a ramp blends smoothly.
     exact = 2 * reach + m
     if overlap is None:
-      overlap = min(exact, tile // 2)
+      overlap = min(exact, side // 2, side - m)
+    margin = reach
     if overlap < exact:
+      margin = min(reach, overlap * 3 // 8)
       say(
-        f'Tiles of {tile} pixels overlap by {overlap}, while the receptive '
+        f'Tiles of {side} pixels overlap by {overlap}, while the receptive '
         f'field reaches {reach} pixels: predictions near tile borders differ '
-        f'from those of whole slices. Exact from --overlap={exact}.'
+        'somewhat from those of whole slices. Equal from '
+        f'--tile={max(side, _ceil(exact + m, m))} --overlap={exact}.'
       )
-    return Tiling((tile, tile), overlap, min(reach, overlap * 3 // 8))
+    return Tiling(sides, overlap, margin, m)
 
   def __call__(
-    self, image: np.ndarray, tiling: Tiling
+    self,
+    image: np.ndarray,
+    tiling: Tiling,
+    advance: Callable[[], object] = lambda: None,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Predicts one slice.
 
     Args:
       image: `[y, x]` uint8, uint16 or float32, as stored.
       tiling: from `tiling`.
+      advance: called after each of `count` predictions of each tile.
 
     Returns:
       Mean and standard deviation over everything averaged, of the probability
@@ -192,48 +240,50 @@ class Predictor:
       InputError: NaN or infinite pixels.
     """
     stats = pipeline.statistics(image[None])
-    image = (image.astype(np.float32) - stats['mean']) / stats['std']
     size = image.shape
-    pad = [(0, max(0, t - s)) for s, t in zip(size, tiling.tile, strict=True)]
-    image = np.pad(image, pad, 'symmetric')
-    total = np.zeros((3, *image.shape), np.float32)
-    for y, x in tiling.starts(image.shape):
-      where = (
-        slice(y, y + tiling.tile[0]), slice(x, x + tiling.tile[1])
-      )
-      mean, std = self._average(image[where])
-      weight = tiling.weight((y, x), image.shape)
-      total[0][where] += weight * mean
-      total[1][where] += weight * std
-      total[2][where] += weight
-    crop = (slice(0, size[0]), slice(0, size[1]))
-    return (total[0] / total[2])[crop], (total[1] / total[2])[crop]
+    sides = tiling.padded(size)
+    image = (image.astype(np.float32) - stats['mean']) / stats['std']
+    image = np.pad(
+      image, [(0, a - b) for a, b in zip(sides, size, strict=True)], 'symmetric'
+    )
+    mean, std, weights = np.zeros((3, *sides), np.float32)
+    for y, x in tiling.starts(size):
+      where = slice(y, y + tiling.tile[0]), slice(x, x + tiling.tile[1])
+      weight = tiling.weight((y, x), size)
+      tile_mean, tile_std = self._average(image[where], advance)
+      mean[where] += weight * tile_mean
+      std[where] += weight * tile_std
+      weights[where] += weight
+    crop = slice(size[0]), slice(size[1])
+    # Rounding could leave the range by the last bit.
+    mean = np.clip(mean[crop] / weights[crop], 0, 1)
+    return mean, std[crop] / weights[crop]
 
-  def count(self) -> int:
-    """Predictions averaged for each tile."""
-    return len(self._variables) * max(1, self._samples) * (8 if self._tta else 1)
-
-  def _average(self, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def _average(
+    self, tile: np.ndarray, advance: Callable[[], object]
+  ) -> tuple[np.ndarray, np.ndarray]:
     # Welford's running mean and squared deviation: no list of predictions.
-    mean, squared, n = 0.0, 0.0, 0
-    for variables in self._variables:
-      for sample in range(max(1, self._samples)):
-        key = jax.random.fold_in(self._key, sample)
-        for turn in range(8 if self._tta else 1):
-          turned = np.rot90(tile, turn % 4)
-          turned = turned[:, ::-1] if turn >= 4 else turned
-          value = np.asarray(
-            self._predict(variables, turned[None, ..., None].copy(), key)
-          )
-          value = value[:, ::-1] if turn >= 4 else value
-          value = np.rot90(value, -(turn % 4))
-          n += 1
-          delta = value - mean
-          mean = mean + delta / n
-          squared = squared + delta * (value - mean)
-    return mean, np.sqrt(squared / n)
+    mean, squared = np.zeros((2, *tile.shape), np.float32)
+    for number, value in enumerate(self._predictions(tile), start=1):
+      delta = value - mean
+      mean += delta / np.float32(number)
+      squared += delta * (value - mean)
+      advance()
+    return mean, np.sqrt(squared / np.float32(self.count))
+
+  def _predictions(self, tile: np.ndarray) -> Iterator[np.ndarray]:
+    turned = [_turn(tile, turn) for turn in range(self._turns)]
+    for variables, key in itertools.product(self._variables, self._keys):
+      for turn, image in enumerate(turned):
+        value = _predict(self._model, self._samples > 0, variables, image, key)
+        yield _turn_back(np.asarray(value), turn)
 
 
-def variables_of(params: Any, batch_stats: Any) -> Variables:
-  """What `Predictor` takes, of one checkpoint."""
-  return {'params': params, 'batch_stats': batch_stats}
+def _turn(image: np.ndarray, turn: int) -> np.ndarray:
+  """One of the eight orientations of `[y, x]`."""
+  image = np.rot90(image, turn % 4)
+  return np.ascontiguousarray(image[:, ::-1] if turn >= 4 else image)
+
+
+def _turn_back(image: np.ndarray, turn: int) -> np.ndarray:
+  return np.rot90(image[:, ::-1] if turn >= 4 else image, -(turn % 4))

@@ -1,0 +1,91 @@
+"""Scores: `python -m skipnet_jax.evaluate --workdir=RUN`, or any two TIFFs."""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from skipnet_jax import cli, errors
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run to score.')
+_SPLIT = flags.DEFINE_string(
+  'split', 'valid', 'With --workdir: valid or train slices.'
+)
+_TTA = flags.DEFINE_bool(
+  'tta', False, 'With --workdir: average the 8 flips and rotations.'
+)
+_SAMPLES = flags.DEFINE_integer(
+  'mc_samples', 0, 'With --workdir: average so many dropout samples.'
+)
+_PREDICTION = flags.DEFINE_string(
+  'prediction', None, 'TIFF of probabilities, 1 inside a cell, to score.'
+)
+_LABELS = flags.DEFINE_string('labels', None, 'TIFF of their labels.')
+_KIND = flags.DEFINE_string(
+  'labels_kind', 'binary', 'binary, or instances: a number for each cell.'
+)
+_IMAGE = flags.DEFINE_string(
+  'image', None, 'With --prediction: the stack itself, for --panels.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'JSON file of the scores, their curves beside it as PNG; with --workdir by '
+  'default its scores.json.',
+)
+_PANELS = flags.DEFINE_string('panels', None, 'Folder of a picture per slice.')
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
+
+
+def main() -> None:
+  """Scores a run or two files."""
+  _check_flags()
+  # Only now: --help need not wait for JAX.
+  from skipnet_jax.evaluation import judge, report
+  from skipnet_jax.training import workdir
+
+  if _WORKDIR.value:
+    workdir.read_config(_WORKDIR.value)
+  name = 'scores.json' if _SPLIT.value == 'valid' else 'scores_train.json'
+  output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, name)
+  panels = pathlib.Path(_PANELS.value) if _PANELS.value else None
+  files = report.Report(pathlib.Path(output), panels)
+  files.check(_OVERWRITE.value)
+  if _WORKDIR.value:
+    verdict = judge.judge_run(
+      _WORKDIR.value,
+      _SPLIT.value,
+      tta=_TTA.value,
+      mc_samples=_SAMPLES.value,
+      say=print,
+    )
+  else:
+    verdict = judge.judge_files(
+      _PREDICTION.value, _LABELS.value, _KIND.value, _IMAGE.value
+    )
+  print(verdict.title)
+  print(report.format_table(verdict.results))
+  for line in files.write(verdict):
+    print(line)
+  if verdict.warning:
+    print(f'warning: {verdict.warning}', file=sys.stderr)
+
+
+def _check_flags() -> None:
+  if bool(_WORKDIR.value) == bool(_PREDICTION.value):
+    cli.refuse('Give either --workdir, or --prediction and --labels.')
+  if not _WORKDIR.value:
+    for flag in (_LABELS, _OUTPUT):
+      if not flag.value:
+        cli.refuse(f'No --{flag.name} given: {flag.help}')
+  foreign = (
+    (_LABELS, _KIND, _IMAGE) if _WORKDIR.value else (_SPLIT, _TTA, _SAMPLES)
+  )
+  for flag in foreign:
+    if flag.present:
+      other = 'prediction' if _WORKDIR.value else 'workdir'
+      raise errors.InputError(f'--{flag.name} goes with --{other}.')
+
+
+if __name__ == '__main__':
+  cli.run(main, 'nothing was written.')

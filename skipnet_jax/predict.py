@@ -1,0 +1,103 @@
+"""Predicts: `python -m skipnet_jax.predict --workdir=RUN --input=stack.tif`."""
+
+import time
+
+from absl import flags
+
+from skipnet_jax import cli, errors
+
+_WORKDIR = flags.DEFINE_list(
+  'workdir', None, 'Folder of a run; several, parted by commas, are averaged.'
+)
+_INPUT = flags.DEFINE_string(
+  'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'TIFF of probabilities: 1 inside a cell, 0 on membranes.'
+)
+_STD = flags.DEFINE_string(
+  'std_output', None, 'TIFF of their standard deviations over the average.'
+)
+_SEGMENTATION = flags.DEFINE_string(
+  'segmentation', None, 'TIFF of labels: thinned regions of each slice.'
+)
+_THRESHOLD = flags.DEFINE_float(
+  'threshold',
+  None,
+  'Inside is above it, for --segmentation; by default the one with the best '
+  "V_rand in the run's scores.json, else 0.5.",
+)
+_TTA = flags.DEFINE_bool('tta', False, 'Average the 8 flips and rotations.')
+_SAMPLES = flags.DEFINE_integer(
+  'mc_samples', 0, 'Average so many dropout samples; 0: no dropout.'
+)
+_TILE = flags.DEFINE_integer(
+  'tile', 0, 'Side of the tiles, a multiple of 32; 0: whole slices up to 1536.'
+)
+_OVERLAP = flags.DEFINE_integer(
+  'overlap', None, 'Pixels that tiles share; by default what the network sees.'
+)
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
+
+
+def main() -> None:
+  """Predicts a stack."""
+  for flag in (_WORKDIR, _INPUT, _OUTPUT):
+    if not flag.value:
+      cli.refuse(f'No --{flag.name} given: {flag.help}')
+  # Only now: --help need not wait for JAX.
+  from skipnet_jax.data import volume
+  from skipnet_jax.evaluation import runs, stacks
+
+  with volume.open_stack(_INPUT.value) as source:
+    trained = [runs.open_run(path) for path in _WORKDIR.value]
+    predictor = runs.make_predictor(
+      trained, tta=_TTA.value, mc_samples=_SAMPLES.value
+    )
+    if _STD.value and predictor.count == 1:
+      raise errors.InputError(
+        '--std_output needs several predictions to compare: add --mc_samples, '
+        '--tta or another run to --workdir.'
+      )
+    threshold, origin = _THRESHOLD.value, '--threshold'
+    if threshold is None:
+      threshold, origin = runs.best_threshold(
+        trained, plain=predictor.count == 1
+      )
+    begin = time.perf_counter()
+    stacks.predict_stack(
+      predictor,
+      source,
+      _OUTPUT.value,
+      std_output=_STD.value,
+      segmentation=_SEGMENTATION.value,
+      threshold=threshold,
+      tile=_TILE.value,
+      overlap=_OVERLAP.value,
+      overwrite=_OVERWRITE.value,
+      say=print,
+    )
+    seconds = time.perf_counter() - begin
+    shape = ' x '.join(map(str, source.shape))
+  print(f'{_OUTPUT.value}: {shape} float32, 1 inside a cell, 0 on membranes')
+  if _STD.value:
+    print(f'{_STD.value}: standard deviations over {predictor.count}')
+  if _SEGMENTATION.value:
+    print(
+      f'{_SEGMENTATION.value}: uint32 labels of each slice, 0 on borders, at '
+      f'threshold {threshold:.3g} ({origin})'
+    )
+  for run in trained:
+    print(
+      f'by {run.path}, trained on {run.dataset["name"]}, best after epoch '
+      f'{run.best_epoch}'
+    )
+  print(
+    f'{predictor.count} prediction(s) averaged for each slice, {seconds:.1f} s'
+  )
+  for warning in filter(None, (run.warning for run in trained)):
+    print(warning)
+
+
+if __name__ == '__main__':
+  cli.run(main, 'nothing was written.')
