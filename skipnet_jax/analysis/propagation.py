@@ -1,0 +1,124 @@
+"""Signal propagation at initialisation: forward, backward, by depth.
+
+For each layer in call order, over several seeds: size of the activations, of
+the loss's gradient at them, and of the change that a random change of the image
+makes there. Their ratios from layer to layer are the gains.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skipnet_jax.analysis import gradient_flow
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Propagation:
+  """Signal sizes of a network at initialisation, `[seeds, layers]` float64.
+
+  Attributes:
+    layers: names in call order.
+    mean_square: of the outputs of each layer.
+    variance: of the outputs of each layer.
+    gradient: mean square of dL/d(output), by vjp.
+    tangent: mean square of the change of the output per unit mean square of a
+      random change of the image, by jvp.
+  """
+
+  layers: tuple[str, ...]
+  mean_square: np.ndarray
+  variance: np.ndarray
+  gradient: np.ndarray
+  tangent: np.ndarray
+
+  def forward_gain(self) -> np.ndarray:
+    """Ratio of successive layers' tangents, `[seeds, layers - 1]`, by jvp."""
+    return self.tangent[:, 1:] / self.tangent[:, :-1]
+
+  def backward_gain(self) -> np.ndarray:
+    """Ratio of a layer's gradient to the next one's, by vjp."""
+    return self.gradient[:, :-1] / self.gradient[:, 1:]
+
+
+def propagate(
+  model: nn.Module,
+  batch: gradient_flow.Batch,
+  loss: gradient_flow.LossFunction,
+  seeds: Sequence[int],
+  *,
+  train: bool = True,
+) -> Propagation:
+  """Measures a network at its initialisation.
+
+  Args:
+    model: any Linen model called as `model(image, train)`, each of whose layers
+      is called once; give it no dropout.
+    batch: image `[b, y, x, c]`, and what the loss needs.
+    loss: of (outputs, batch), a scalar.
+    seeds: one initialisation each.
+    train: batch statistics if True.
+
+  Raises:
+    InputError: a model without convolutions.
+  """
+  names = gradient_flow.conv_names(model, batch['image'].shape)
+  wanted = set(names)
+
+  def forward(variables, image, added):
+    """Loss and outputs of the layers, to which `added` is added."""
+    outputs: dict[str, Array] = {}
+
+    def intercept(next_fun, args, kwargs, context):
+      result = next_fun(*args, **kwargs)
+      name = '/'.join(context.module.path)
+      if context.method_name == '__call__' and name in wanted:
+        if added is not None:
+          result = result + added[name]
+        outputs[name] = result
+      return result
+
+    with nn.intercept_methods(intercept):
+      result = model.apply(
+        variables,
+        image,
+        train=train,
+        mutable=['batch_stats'] if train else False,
+      )
+    value = loss(result[0] if train else result, batch)
+    return value, outputs
+
+  @jax.jit
+  def measure(variables, image, direction):
+    (_, outputs), (_, tangents) = jax.jvp(
+      lambda x: forward(variables, x, None), (image,), (direction,)
+    )
+    zeros = jax.tree.map(jnp.zeros_like, outputs)
+    gradients = jax.grad(lambda a: forward(variables, image, a)[0])(zeros)
+
+    def row(f, tree):
+      return jnp.stack([f(tree[name]) for name in names])
+
+    def mean_square(x):
+      return jnp.mean(jnp.square(x))
+
+    return (
+      row(mean_square, outputs),
+      row(jnp.var, outputs),
+      row(mean_square, gradients),
+      row(mean_square, tangents) / mean_square(direction),
+    )
+
+  init = jax.jit(lambda key: model.init(key, batch['image'], train=False))
+  rows = []
+  for seed in seeds:
+    key_init, key_direction = jax.random.split(jax.random.key(seed))
+    direction = jax.random.normal(key_direction, batch['image'].shape)
+    rows.append(measure(init(key_init), batch['image'], direction))
+  table = np.asarray(rows, np.float64)
+  return Propagation(tuple(names), *(table[:, i] for i in range(4)))
