@@ -5,17 +5,18 @@ synthetic stacks, and no start over for large memory pages.
 """
 
 import dataclasses
+import importlib.util
 import os
+import pathlib
 import runpy
 import sys
 import tempfile
 
-# Devices to divide a batch among. The others spare compilation, which is where
-# the tests' time goes: dozens of networks, each run for a few steps only.
+# Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
+# tests compile dozens of networks and run each for a few steps only.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 '
-  '--xla_backend_optimization_level=0 '
-  '--xla_cpu_use_fusion_emitters=false'
+  '--xla_backend_optimization_level=0'
 )
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -31,15 +32,25 @@ from absl import flags  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_collection_modifyitems(items):
-  marked = [item for item in items if item.get_closest_marker('gpu')]
-  if marked and all(d.platform == 'cpu' for d in jax.devices()):
-    for item in marked:
-      item.add_marker(pytest.mark.skip(reason='needs a GPU'))
+  absent = {
+    'gpu': all(device.platform == 'cpu' for device in jax.devices())
+    and 'needs a GPU',
+    'real_data': 'SKIPNET_DATA_DIR' not in os.environ
+    and 'needs the ISBI 2012 stacks: set SKIPNET_DATA_DIR',
+    'golden': 'SKIPNET_GOLDEN_DIR' not in os.environ
+    and "needs the challenge's answers: set SKIPNET_GOLDEN_DIR",
+  }
+  for item in items:
+    for marker, reason in absent.items():
+      if reason and item.get_closest_marker(marker):
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @dataclasses.dataclass
@@ -63,7 +74,8 @@ def command(capsys, monkeypatch):
       if home.startswith('skipnet_jax') or name.split('.')[0] == 'config':
         known.__delattr__(name)
     known.unparse_flags()
-    monkeypatch.setattr(sys, 'argv', [main, *arguments])
+    # absl names the module that defines a flag after the first argument.
+    monkeypatch.setattr(sys, 'argv', [f'skipnet_jax.{main}', *arguments])
     monkeypatch.setattr(sys, 'orig_argv', [sys.executable, '-m', main])
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
@@ -72,3 +84,35 @@ def command(capsys, monkeypatch):
     return Outcome(left.value.code or 0, captured.out, captured.err)
 
   return call
+
+
+def experiment(name: str):
+  """The module of an experiment file."""
+  path = ROOT / 'experiments' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope='session')
+def smoke():
+  """Makes the config of a run of seconds, with changes by dotted name."""
+
+  def make(changes=None):
+    config = experiment('long_short').get_config('smoke')
+    quiet = {'log.progress': False, 'log.tensorboard': False}
+    config.update_from_flattened_dict(quiet | dict(changes or {}))
+    return config
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def finished(smoke, tmp_path_factory):
+  """A run left alone: (its folder, its config, its summary)."""
+  from skipnet_jax.training import loop
+
+  config = smoke({'train.epochs': 6, 'log.tensorboard': True})
+  folder = tmp_path_factory.mktemp('finished') / 'run'
+  return folder, config, loop.train_and_evaluate(config, folder)

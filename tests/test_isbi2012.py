@@ -321,8 +321,6 @@ def test_tool_says_what_to_do(tmp_path):
 
 @pytest.mark.real_data
 def test_the_real_stacks():
-  if not os.environ.get('SKIPNET_DATA_DIR'):
-    pytest.skip('SKIPNET_DATA_DIR is not set')
   folder = isbi2012.find(None)
   image, label = isbi2012.load(folder)
   assert image.shape == label.shape == isbi2012.SHAPE

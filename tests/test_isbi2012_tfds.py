@@ -10,7 +10,8 @@ import pytest
 import tifffile
 
 from skipnet_jax import errors
-from skipnet_jax.data import isbi2012, isbi2012_tfds
+from skipnet_jax.data import isbi2012
+from skipnet_jax.data import isbi2012_tfds
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
@@ -207,8 +208,6 @@ def test_without_tfds_the_remedy_is_named():
 
 @pytest.mark.real_data
 def test_the_real_stacks(tmp_path):
-  if not os.environ.get('SKIPNET_DATA_DIR'):
-    pytest.skip('SKIPNET_DATA_DIR is not set')
   image, label = isbi2012_tfds.load_tfds('isbi2012_em', tmp_path)
   folder = isbi2012.find()
   np.testing.assert_array_equal(

@@ -77,11 +77,9 @@ def test_a_network_without_short_skips_is_refused():
 def test_the_forward_pass_is_unchanged():
   x = jnp.arange(4.0)
   assert (paths._multiply_gradient(x, jnp.array([0.0, 1.0])) == x).all()
-  g = jax.vmap(
-    jax.grad(
-      lambda x, seed: seed * paths._multiply_gradient(x, jnp.array([0.6, 0.8]))
-    ),
-    in_axes=(None, 0),
-    axis_name='parts',
-  )(2.0, jnp.array([1.0, 0.0]))
+  z = jnp.array([0.6, 0.8])
+  grad = jax.grad(lambda x, seed: seed * paths._multiply_gradient(x, z))
+  g = jax.vmap(grad, in_axes=(None, 0), axis_name='parts')(
+    2.0, jnp.array([1.0, 0.0])
+  )
   np.testing.assert_allclose(g, [0.6, 0.8])

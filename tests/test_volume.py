@@ -7,9 +7,9 @@ import textwrap
 import tracemalloc
 
 import numpy as np
+from PIL import Image
 import pytest
 import tifffile
-from PIL import Image
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
@@ -344,9 +344,7 @@ def test_png(tmp_path):
 
 @pytest.mark.real_data
 def test_the_real_stacks_are_mapped(tmp_path):
-  folder = os.environ.get('SKIPNET_DATA_DIR')
-  if not folder:
-    pytest.skip('SKIPNET_DATA_DIR is not set')
+  folder = os.environ['SKIPNET_DATA_DIR']
   (path,) = pathlib.Path(folder).glob('**/train-labels.tif')
   with volume.open_stack(path) as stack:
     inside = volume.check_labels(stack.memmap(), (30, 512, 512), str(path))

@@ -1,0 +1,151 @@
+"""Augmentation against scipy, and labels that move with images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from skipnet_jax.data import augment
+
+STILL = augment.Settings(flip=False, rotation=0.0, shear=0.0, warp=0.0)
+SIZE = (48, 64)
+
+
+def field(seed=0, size=SIZE):
+  noise = np.random.default_rng(seed).normal(size=size)
+  return scipy.ndimage.gaussian_filter(noise, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_interpolation_is_that_of_scipy(seed):
+  settings = augment.Settings()
+  image, key = field(seed), jax.random.key(seed)
+  label = (image > 0).astype(np.float32)
+  where = np.asarray(augment.coordinates(key, SIZE, settings), np.float64)
+  found = augment.transform(
+    key, jnp.asarray(image), jnp.asarray(label), settings
+  )
+  np.testing.assert_allclose(
+    found[0],
+    scipy.ndimage.map_coordinates(image, where, order=1, mode='reflect'),
+    atol=2e-5,
+  )
+  nearest = scipy.ndimage.map_coordinates(label, where, order=0, mode='reflect')
+  # A coordinate half way between two pixels may round either way.
+  assert (np.asarray(found[1]) == nearest).mean() > 0.999
+  assert set(np.unique(found[1])) <= {0.0, 1.0}
+
+
+def test_labels_move_with_images():
+  # Where the moved image is clearly above or below zero, the moved label says
+  # the same.
+  for seed in range(5):
+    image = field(seed)
+    label = (image > 0).astype(np.float32)
+    moved, where = augment.transform(
+      jax.random.key(seed),
+      jnp.asarray(image),
+      jnp.asarray(label),
+      augment.Settings(),
+    )
+    clear = np.abs(moved) > 0.05
+    assert clear.mean() > 0.3
+    agree = (np.asarray(moved) > 0) == (np.asarray(where) > 0.5)
+    assert agree[clear].mean() > 0.99
+
+
+def test_nothing_moves_at_strength_zero():
+  image = jnp.asarray(field())
+  found, _ = augment.transform(jax.random.key(0), image, image, STILL)
+  np.testing.assert_array_equal(found, image)
+  where = augment.coordinates(jax.random.key(0), SIZE, STILL)
+  np.testing.assert_array_equal(where, np.indices(SIZE))
+
+
+def test_flips_are_exact_and_equally_likely():
+  settings = augment.Settings(flip=True, rotation=0.0, shear=0.0, warp=0.0)
+  image = field()
+  flips = {
+    (fy, fx): image[:: -1 if fy else 1, :: -1 if fx else 1]
+    for fy in (0, 1)
+    for fx in (0, 1)
+  }
+  counts = dict.fromkeys(flips, 0)
+  call = jax.jit(
+    lambda k: augment.transform(
+      k, jnp.asarray(image), jnp.asarray(image), settings
+    )
+  )
+  for seed in range(200):
+    moved, label = call(jax.random.key(seed))
+    np.testing.assert_array_equal(moved, label)
+    hit = [k for k, v in flips.items() if np.array_equal(moved, v)]
+    assert len(hit) == 1
+    counts[hit[0]] += 1
+  # 50 each expected; five standard deviations are 31.
+  assert all(abs(n - 50) < 31 for n in counts.values())
+
+
+def linear_part(key, settings):
+  """Fits the coordinate map by a matrix around the centre."""
+  where = np.asarray(augment.coordinates(key, (65, 65), settings), np.float64)
+  grid = np.indices((65, 65)).reshape(2, -1) - 32.0
+  moved = where.reshape(2, -1) - 32.0
+  return moved @ np.linalg.pinv(grid)
+
+
+def test_rotation_turns_about_the_centre_within_its_limit():
+  settings = augment.Settings(flip=False, rotation=25.0, shear=0.0, warp=0.0)
+  angles = []
+  for seed in range(60):
+    matrix = linear_part(jax.random.key(seed), settings)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(2), atol=1e-4)
+    angles.append(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])))
+  assert max(angles) <= 25.01
+  assert min(angles) >= -25.01
+  assert max(angles) > 15
+  assert min(angles) < -15
+
+
+def test_shear_slants_rows_within_its_limit():
+  settings = augment.Settings(flip=False, rotation=0.0, shear=0.41, warp=0.0)
+  slants = []
+  for seed in range(60):
+    matrix = linear_part(jax.random.key(seed), settings)
+    slant = np.arcsin(-matrix[0, 1])
+    np.testing.assert_allclose(
+      matrix, [[1, -np.sin(slant)], [0, np.cos(slant)]], atol=1e-4
+    )
+    slants.append(slant)
+  assert np.abs(slants).max() <= 0.4101
+  assert max(slants) > 0.25
+  assert min(slants) < -0.25
+
+
+def test_warp_has_the_stated_displacement_and_is_smooth():
+  settings = augment.Settings(flip=False, rotation=0.0, shear=0.0, warp=10.0)
+  size = (96, 96)
+  shifts = np.stack(
+    [
+      np.asarray(augment.coordinates(jax.random.key(s), size, settings))
+      - np.indices(size)
+      for s in range(150)
+    ]
+  )
+  # At the grid's centre the cubic spline gives the drawn displacement itself.
+  centre = shifts[:, :, 47:49, 47:49].mean((2, 3))
+  assert centre.std() == pytest.approx(10, rel=0.15)
+  assert abs(centre.mean()) < 2
+  assert np.abs(np.diff(shifts, axis=2)).max() < 3
+
+
+def test_one_key_gives_one_transform():
+  image = jnp.asarray(field())
+  settings = augment.Settings()
+  a, b, c = (
+    augment.transform(jax.random.key(s), image, image, settings)[0]
+    for s in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(a, b)
+  assert np.abs(np.asarray(a) - np.asarray(c)).max() > 0.1

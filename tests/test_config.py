@@ -1,0 +1,163 @@
+"""Configs: checks, identity, presets."""
+
+import pathlib
+
+import pytest
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax import models
+
+
+def make():
+  config = config_lib.get_default()
+  config.model = models.model_config('fc_resnet')
+  return config
+
+
+def test_the_defaults_are_valid_and_the_papers():
+  config = make()
+  config_lib.validate(config)
+  optim = config.optim
+  assert (
+    optim.name,
+    optim.learning_rate,
+    optim.decay,
+    optim.eps,
+    optim.l2,
+  ) == (
+    'rmsprop',
+    1e-3,
+    0.9,
+    1e-8,
+    1e-4,
+  )
+  augment = config.data.augment
+  assert (augment.rotation, augment.shear, augment.warp) == (25, 0.41, 10)
+  assert (config.train.epochs, config.train.batch_size) == (500, 5)
+  assert config.model.dropout == 0.1
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'words'),
+  [
+    ('optim.name', 'rmsprob', 'one of rmsprop, sgd, adam, adamw'),
+    ('optim.schedule', 'linear', 'one of constant'),
+    ('optim.learning_rate', 0.0, 'above 0'),
+    ('optim.ema', 1.0, 'below 1'),
+    ('optim.accumulate', 0, 'at least 1'),
+    ('train.loss', 'mse', 'one of bce, dice'),
+    ('train.batch_size', 0, 'at least 1'),
+    ('train.epochs', -3, 'at least 1'),
+    ('parallel.mode', 'pjit', 'one of jit, pmap, sharded'),
+    ('parallel.num_processes', 2, 'sharded where there are several'),
+    ('parallel.process_id', 1, '0 to 0'),
+    ('data.source', 'isbi', 'one of auto'),
+    ('data.source', 'stack', 'data.image is'),
+    ('data.augment.warp', -1.0, 'at least 0'),
+    ('data.device_share', 0.0, 'above 0'),
+    ('seed', -1, 'at least 0'),
+  ],
+)
+def test_bad_values_are_refused_by_name(field, value, words):
+  config = make()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(errors.InputError, match=words) as error:
+    config_lib.validate(config)
+  assert str(error.value).startswith(field.split('.')[0])
+
+
+def test_several_processes_need_an_address():
+  config = make()
+  config.parallel.update(mode='sharded', num_processes=2)
+  with pytest.raises(errors.InputError, match='host:port'):
+    config_lib.validate(config)
+  config.parallel.coordinator = '127.0.0.1:1234'
+  config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+  ('name', 'words'),
+  [('optim.learning_rat', 'learning_rate'), ('train.epoch', 'epochs')],
+)
+def test_unknown_fields_are_refused_with_the_nearest(name, words):
+  config = make()
+  section, field = name.split('.')
+  with config[section].unlocked():
+    config[section][field] = 1
+  with pytest.raises(errors.InputError, match=f"{name}.*{words}'"):
+    config_lib.validate(config)
+
+
+def test_unknown_sections_are_refused():
+  config = make()
+  with config.unlocked():
+    config.optm = 1
+  with pytest.raises(errors.InputError, match=r"optm.*'optim'"):
+    config_lib.validate(config)
+
+
+def test_identity_leaves_out_what_a_run_may_continue_with():
+  a, b = make(), make()
+  b.parallel.mode = 'pmap'
+  b.train.epochs = 900
+  b.log.progress = False
+  b.data.dir = '/elsewhere'
+  assert config_lib.hash_of(a) == config_lib.hash_of(b)
+  b.optim.learning_rate = 0.5
+  b.model.base_width = 16
+  assert config_lib.hash_of(a) != config_lib.hash_of(b)
+  changed = config_lib.differences(
+    config_lib.identity(a), config_lib.identity(b)
+  )
+  assert changed == [
+    'model.base_width (32, now 16)',
+    'optim.learning_rate (0.001, now 0.5)',
+  ]
+
+
+def test_the_number_of_epochs_matters_to_a_cosine():
+  a, b = make(), make()
+  a.optim.schedule = b.optim.schedule = 'cosine'
+  b.train.epochs = 900
+  assert config_lib.hash_of(a) != config_lib.hash_of(b)
+
+
+def test_presets_are_applied_and_unknown_ones_named():
+  config = make()
+  presets = {'paper': {}, 'quick': {'train.epochs': 3}}
+  config_lib.pick_preset(config, 'quick', presets)
+  assert config.train.epochs == 3
+  with pytest.raises(
+    errors.InputError, match=r"'quik' is unknown.*paper, quick"
+  ):
+    config_lib.pick_preset(config, 'quik', presets)
+
+
+def test_an_experiment_can_build_on_another(tmp_path):
+  base = tmp_path / 'base.py'
+  base.write_text('def get_config(preset):\n  return {"preset": preset}\n')
+  assert config_lib.load_experiment(pathlib.Path(base), 'x') == {'preset': 'x'}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    ({'name': 'unet'}, "Unknown model 'unet'"),
+    ({'blocks': 'bottlenek'}, "did you mean 'bottleneck'"),
+    ({'blocks': 'simple,basic'}, 'names 2 kinds'),
+    ({'repetitions': (1, 2)}, 'give 7 numbers'),
+    ({'repetitions': (1, 1, 1, 0, 1, 1, 1)}, 'at least 1'),
+    ({'long_skip_projection': 'encoder'}, 'one of decoder, both'),
+    ({'base_width': 0}, 'at least 1'),
+    ({'dtype': 'float16'}, 'float32 or bfloat16'),
+    ({'dropout': 1.0}, 'below 1'),
+    ({'short_skip': False}, "did you mean 'short_skips'"),
+  ],
+)
+def test_models_that_cannot_be_built_are_refused(fields, words):
+  config = models.model_config('fc_resnet')
+  with config.unlocked():
+    config.update(fields)
+  with pytest.raises(errors.InputError, match=words):
+    models.build_model(config)

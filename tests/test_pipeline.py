@@ -1,0 +1,221 @@
+"""Batches are pure functions of (seed, step); evaluation misses no pixel."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.data import sources
+
+KEY = jax.random.key(3)
+
+
+def make_data(shape=(10, 48, 40), dtype=np.uint8):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 255, shape).astype(dtype)
+  label = rng.random(shape) < 0.8
+  count = shape[0]
+  return sources.DataSet(
+    'test', image, label, tuple(range(count - 2)), (count - 2, count - 1)
+  )
+
+
+def make(data, batch_size=4, crop=0, shards=1, **augment):
+  config = config_lib.get_default()
+  config.train.batch_size = batch_size
+  config.data.crop = crop
+  config.data.augment.update(augment)
+  return pipeline_lib.make_pipeline(config, data, shards)
+
+
+def still(data, **fields):
+  return make(data, flip=False, rotation=0.0, shear=0.0, warp=0.0, **fields)
+
+
+def test_an_epoch_sees_each_training_slice_once():
+  pipe = make(make_data())
+  assert pipe.steps_per_epoch == 2
+  plan = jax.jit(pipe.plan)
+  epochs = [
+    [int(i) for s in (2 * e, 2 * e + 1) for i in plan(KEY, s)['index']]
+    for e in range(4)
+  ]
+  assert all(sorted(epoch) == list(pipe.train) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_plan_is_a_pure_function_of_key_and_step():
+  pipe = make(make_data(), crop=16)
+  plan = jax.jit(pipe.plan)
+
+  def values(key, step):
+    found = plan(key, step)
+    return [
+      np.asarray(found['index']),
+      np.asarray(found['offset']),
+      np.asarray(jax.random.key_data(found['key'])),
+    ]
+
+  for a, b in zip(values(KEY, 5), values(KEY, 5), strict=True):
+    np.testing.assert_array_equal(a, b)
+  for other in (values(KEY, 4), values(jax.random.key(4), 5)):
+    assert not np.array_equal(values(KEY, 5)[2], other[2])
+    assert not np.array_equal(values(KEY, 5)[1], other[1])
+
+
+def test_crops_lie_inside_and_reach_both_ends():
+  pipe = make(make_data(), crop=32)
+  plan = jax.jit(pipe.plan)
+  offsets = np.concatenate([plan(KEY, s)['offset'] for s in range(60)])
+  assert offsets.min(0).tolist() == [0, 0]
+  assert offsets.max(0).tolist() == [48 - 32, 40 - 32]
+
+
+@pytest.mark.parametrize('crop', [0, 16])
+def test_a_batch_is_the_normalised_window(crop):
+  data = make_data()
+  pipe = still(data, crop=crop)
+  arrays = pipeline_lib.host_arrays(data)
+  plan = pipe.plan(KEY, 1)
+  batch = pipe.train_batch(
+    pipe.read(arrays_on_device(arrays), plan), plan['key']
+  )
+  y, x = pipe.window
+  for i, (top, left), image, label in zip(
+    plan['index'], plan['offset'], batch['image'], batch['label'], strict=True
+  ):
+    page = data.image[i].astype(np.float64)
+    expected = ((page - page.mean()) / page.std())[
+      top : top + y, left : left + x
+    ]
+    np.testing.assert_allclose(image[..., 0], expected, atol=1e-5)
+    np.testing.assert_array_equal(
+      label[..., 0], data.label[i][top : top + y, left : left + x]
+    )
+  assert batch['mask'].shape == batch['image'].shape
+  assert float(batch['mask'].min()) == 1
+
+
+def arrays_on_device(arrays):
+  return jax.tree.map(jnp.asarray, arrays)
+
+
+def test_the_host_reads_what_the_device_reads():
+  data = make_data()
+  pipe = make(data, crop=16)
+  arrays = pipeline_lib.host_arrays(data)
+  plan = pipe.plan(KEY, 3)
+  device = pipe.read(arrays_on_device(arrays), plan)
+  host = pipeline_lib.read_host(arrays, plan, pipe.window)
+  assert device.keys() == host.keys()
+  for name in host:
+    np.testing.assert_array_equal(host[name], device[name])
+    assert host[name].dtype == device[name].dtype
+
+
+def test_integer_and_float_stacks_give_the_same_input():
+  data = make_data()
+  versions = [
+    data,
+    dataclasses.replace(data, image=data.image.astype(np.uint16) * 257),
+    dataclasses.replace(data, image=data.image.astype(np.float32) / 255),
+  ]
+  batches = []
+  for version in versions:
+    pipe = make(version)
+    arrays = arrays_on_device(pipeline_lib.host_arrays(version))
+    assert arrays['image'].dtype == version.image.dtype
+    plan = pipe.plan(KEY, 0)
+    batches.append(pipe.train_batch(pipe.read(arrays, plan), plan['key']))
+  for other in batches[1:]:
+    np.testing.assert_allclose(other['image'], batches[0]['image'], atol=2e-4)
+    np.testing.assert_array_equal(other['label'], batches[0]['label'])
+
+
+@pytest.mark.parametrize(
+  ('shape', 'crop'),
+  [((6, 48, 40), 0), ((6, 48, 40), 32), ((6, 33, 50), 16), ((6, 32, 32), 32)],
+)
+@pytest.mark.parametrize('batch_size', [1, 3])
+def test_evaluation_counts_every_pixel_once(shape, crop, batch_size):
+  data = make_data(shape)
+  pipe = still(data, crop=crop, batch_size=4)
+  arrays = pipeline_lib.host_arrays(data)
+  counted = np.zeros(shape, int)
+  total = 0.0
+  for plan in pipe.eval_plans(batch_size):
+    assert plan['index'].shape == (batch_size,)
+    raw = pipeline_lib.read_host(arrays, plan, pipe.window)
+    batch = pipe.eval_batch(raw, jnp.asarray(plan['seen']))
+    mask = np.asarray(batch['mask'])[..., 0].astype(int)
+    total += float((batch['label'] * batch['mask']).sum())
+    for i, (y, x), m in zip(plan['index'], plan['offset'], mask, strict=True):
+      counted[i, y : y + pipe.window[0], x : x + pipe.window[1]] += m
+  expected = np.zeros(shape, int)
+  expected[list(data.valid)] = 1
+  np.testing.assert_array_equal(counted, expected)
+  assert total == data.label[list(data.valid)].sum()
+
+
+def test_feed_runs_ahead_in_order_and_stops():
+  seen = []
+  feed = pipeline_lib.HostFeed(lambda step: seen.append(step) or step, 7)
+  source = iter(feed)
+  assert [next(source) for _ in range(5)] == [7, 8, 9, 10, 11]
+  feed.close()
+  count = len(seen)
+  assert seen == list(range(7, 7 + count))
+  assert count <= 5 + 4
+
+
+def test_feed_raises_the_readers_error():
+  def read(step):
+    if step == 2:
+      raise OSError('the disk went away')
+    return step
+
+  feed = pipeline_lib.HostFeed(read, 1)
+  source = iter(feed)
+  assert next(source) == 1
+  with pytest.raises(OSError, match='the disk went away'):
+    next(source)
+  feed.close()
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'shards', 'words'),
+  [
+    (3, 1, 'give one of 1, 2, 4, 8'),
+    (2, 4, 'give one of 4, 8'),
+    (16, 1, 'give one of 1, 2, 4, 8'),
+    (8, 3, 'no batch size does both'),
+  ],
+)
+def test_a_batch_size_that_does_not_divide_is_refused(
+  batch_size, shards, words
+):
+  with pytest.raises(errors.InputError, match=words) as error:
+    make(make_data(), batch_size=batch_size, shards=shards)
+  assert f'train.batch_size is {batch_size}' in str(error.value)
+
+
+def test_a_crop_larger_than_the_slices_is_refused():
+  with pytest.raises(errors.InputError, match=r'data.crop is 64.*48x40'):
+    make(make_data(), crop=64)
+
+
+def test_pixels_that_are_not_finite_are_refused():
+  image = np.ones((3, 4, 4), np.float32)
+  image[1, 2, 3] = np.nan
+  with pytest.raises(errors.InputError, match='Slice 1'):
+    pipeline_lib.statistics(image)
+
+
+def test_an_empty_slice_becomes_zeros():
+  stats = pipeline_lib.statistics(np.full((1, 4, 4), 9, np.uint8))
+  assert (stats['mean'][0], stats['std'][0]) == (9, 1)

@@ -1,0 +1,135 @@
+"""Data sets by name, and their splits."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax.data import isbi2012
+from skipnet_jax.data import sources
+
+
+def config_of(**fields):
+  config = config_lib.get_default()
+  config.data.update(fields)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('train', 'valid', 'expected'),
+  [
+    ('rest', '25-29', (tuple(range(25)), (25, 26, 27, 28, 29))),
+    ('0-2,5', '3, 4', ((0, 1, 2, 5), (3, 4))),
+    ('rest', 'fold:0/6', (tuple(range(5, 30)), (0, 1, 2, 3, 4))),
+    ('rest', 'fold:5/6', (tuple(range(25)), (25, 26, 27, 28, 29))),
+    ('1,1,2', '0,0', ((1, 2), (0,))),
+  ],
+)
+def test_splits(train, valid, expected):
+  assert sources.split(train, valid, 30, 0) == expected
+
+
+def test_folds_partition_the_stack():
+  held = [sources.split('rest', f'fold:{k}/4', 30, 0)[1] for k in range(4)]
+  assert sorted(sum(held, ())) == list(range(30))
+
+
+def test_a_random_split_is_of_the_seed():
+  first, again, other = (
+    sources.split('rest', 'random:5', 30, seed) for seed in (1, 1, 2)
+  )
+  assert first == again
+  assert first[1] != other[1]
+  assert len(first[1]) == 5
+  assert sorted(first[0] + first[1]) == list(range(30))
+
+
+@pytest.mark.parametrize(
+  ('train', 'valid', 'words'),
+  [
+    ('rest', '', 'data.valid selects no slice'),
+    ('', '1', 'data.train selects no slice'),
+    ('rest', '0-29', 'data.train selects no slice'),
+    ('0-5', '5-6', r'Slices \[5\] are in data.train and in data.valid'),
+    ('rest', '28-30', 'has 30 slices, 0 to 29'),
+    ('rest', '7-3', 'has 30 slices'),
+    ('rest', 'last', "data.valid has 'last'"),
+    ('some', '1', "data.train has 'some'"),
+    ('rest', 'random:30', 'leave some for training'),
+    ('rest', 'fold:6/6', 'K below N'),
+    ('rest', 'fold:0/1', 'N from 2 to 30'),
+  ],
+)
+def test_bad_splits_are_refused(train, valid, words):
+  with pytest.raises(errors.InputError, match=words):
+    sources.split(train, valid, 30, 0)
+
+
+def test_synthetic_is_named_and_warned_of():
+  data = sources.load(
+    config_of(source='synthetic', slices=4, size=64, valid='3')
+  )
+  assert data.image.shape == data.label.shape == (4, 64, 64)
+  assert data.name == 'synthetic 4x64x64'
+  assert data.warning.startswith('SYNTHETIC DATA')
+  assert data.label.dtype == bool
+
+
+def write_stack(folder, image, label):
+  tifffile.imwrite(folder / 'image.tif', image, photometric='minisblack')
+  tifffile.imwrite(folder / 'label.tif', label, photometric='minisblack')
+  return {
+    'source': 'stack',
+    'image': str(folder / 'image.tif'),
+    'label': str(folder / 'label.tif'),
+  }
+
+
+def test_a_stack_of_ones_own(tmp_path):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 2**16, (4, 40, 60)).astype(np.uint16)
+  label = (rng.random(image.shape) < 0.5).astype(np.uint8) * 7
+  fields = write_stack(tmp_path, image, label)
+  data = sources.load(config_of(**fields, valid='0'))
+  np.testing.assert_array_equal(data.image, image)
+  np.testing.assert_array_equal(data.label, label == 7)
+  assert isinstance(data.image, np.memmap)
+  assert not data.warning
+  cropped = sources.load(config_of(**fields, valid='0', size=32))
+  np.testing.assert_array_equal(cropped.image, image[:, 4:36, 14:46])
+  assert 'centre 32x32' in cropped.name
+  assert cropped.fingerprint() != data.fingerprint()
+
+
+def test_a_centre_crop_larger_than_the_slices_is_refused(tmp_path):
+  stack = np.zeros((2, 40, 60), np.uint8)
+  label = stack.copy()
+  label[0] = 255
+  fields = write_stack(tmp_path, stack, label)
+  with pytest.raises(errors.InputError, match=r'data.size is 64.*40x60'):
+    sources.load(config_of(**fields, valid='0', size=64))
+
+
+def test_auto_falls_back_with_the_reason(monkeypatch):
+  monkeypatch.setattr(isbi2012, 'find', lambda _: None)
+
+  def refuse(*_, **__):
+    raise isbi2012.DownloadError('no network here')
+
+  monkeypatch.setattr(isbi2012, 'download', refuse)
+  fields = {'slices': 4, 'size': 64, 'valid': '0'}
+  data = sources.load(config_of(source='auto', **fields))
+  assert data.name.startswith('synthetic')
+  assert 'no network here' in data.warning
+  with pytest.raises(errors.InputError, match='no network here'):
+    sources.load(config_of(source='isbi2012', **fields))
+
+
+@pytest.mark.real_data
+def test_the_challenge_is_found():
+  data = sources.load(config_of(source='auto'))
+  assert data.name == 'isbi2012'
+  assert data.image.shape == (30, 512, 512)
+  assert data.label.mean() == pytest.approx(0.78, abs=0.01)
+  assert not data.warning
