@@ -1,0 +1,96 @@
+"""What is recorded of each kernel while training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipnet_jax.training import telemetry
+
+NAMES = ('b/conv', 'a')
+PARAMS = {
+  'a': {'kernel': jnp.array([[1.0, -2.0]]), 'bias': jnp.array([9.0])},
+  'b': {'conv': {'kernel': jnp.array([[3.0], [4.0]])}},
+}
+
+
+def scaled(factor):
+  return jax.tree.map(lambda x: factor * x, PARAMS)
+
+
+def test_quantities_by_hand():
+  flow = telemetry.step_flow(NAMES, PARAMS, scaled(2.0), scaled(-0.1))
+  assert flow.shape == (len(telemetry.STEP_QUANTITIES), 2)
+  expected = {
+    'step_update': [0.35, 0.15],
+    'grad_l2': [10.0, 2 * 5**0.5],
+    'grad_mean_abs': [7.0, 3.0],
+    'update_ratio': [0.1, 0.1],
+  }
+  for name, row in zip(telemetry.STEP_QUANTITIES, flow, strict=True):
+    np.testing.assert_allclose(row, expected[name], rtol=1e-6)
+
+
+def test_net_change_is_not_the_sum_of_steps():
+  before = telemetry.kernels(NAMES, PARAMS)
+  there_and_back = scaled(1.0)
+  np.testing.assert_array_equal(
+    telemetry.net_change(NAMES, before, there_and_back), [0, 0]
+  )
+  np.testing.assert_allclose(
+    telemetry.net_change(NAMES, before, scaled(1.5)), [1.75, 0.75]
+  )
+
+
+def test_copies_outlive_donated_parameters():
+  params = scaled(1.0)
+  before = telemetry.kernels(NAMES, params)
+  jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), donate_argnums=0)(params)
+  np.testing.assert_array_equal(before[1], [[1.0, -2.0]])
+
+
+def fill(path, epochs, start=0):
+  file = telemetry.FlowFile(path, NAMES, start)
+  for epoch in range(start, epochs):
+    file.append(
+      np.full(2, epoch, np.float32), np.full((4, 2), 10 + epoch, np.float32)
+    )
+
+
+def read(path):
+  with np.load(path, allow_pickle=False) as file:
+    return {name: file[name] for name in file}
+
+
+def test_the_file_grows_by_epoch_in_forward_order(tmp_path):
+  path = tmp_path / 'gradient_flow.npz'
+  fill(path, 3)
+  found = read(path)
+  assert list(found['layers']) == list(NAMES)
+  assert set(found) == {'layers', 'net_change', *telemetry.STEP_QUANTITIES}
+  np.testing.assert_array_equal(found['net_change'][:, 0], [0, 1, 2])
+  np.testing.assert_array_equal(found['grad_l2'][:, 1], [10, 11, 12])
+  assert found['net_change'].dtype == np.float32
+
+
+def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path):
+  path = tmp_path / 'gradient_flow.npz'
+  fill(path, 5)
+  fill(path, 4, start=2)
+  np.testing.assert_array_equal(read(path)['net_change'][:, 0], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize('damage', ['cut', 'gone', 'noise'])
+def test_lost_records_are_gaps(tmp_path, damage):
+  path = tmp_path / 'gradient_flow.npz'
+  fill(path, 3)
+  if damage == 'cut':
+    path.write_bytes(path.read_bytes()[:100])
+  elif damage == 'noise':
+    path.write_bytes(b'no archive at all')
+  else:
+    path.unlink()
+  fill(path, 4, start=3)
+  found = read(path)['net_change'][:, 0]
+  assert np.isnan(found[:3]).all()
+  assert found[3] == 3
