@@ -106,7 +106,8 @@ class FlowFile:
     if not epochs:
       return
     try:
-      with np.load(path, allow_pickle=False) as old:
+      # Opened here: of a damaged file, numpy would leave its own open.
+      with path.open('rb') as f, np.load(f, allow_pickle=False) as old:
         if list(old['layers']) == self._names:
           for q, rows in self._table.items():
             kept = old[q][:epochs]
