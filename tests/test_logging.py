@@ -1,0 +1,82 @@
+"""Records of a run, and their end where a crash cut them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from skipnet_jax.training import logging
+
+
+def open_log(folder, **fields):
+  return logging.RunLog(
+    folder,
+    **dict(
+      total_steps=4, first_step=0, tensorboard=False, progress=True, active=True
+    )
+    | fields,
+  )
+
+
+def record(epoch):
+  return {'epoch': epoch, 'step': 2 * epoch, 'train_loss': 0.5 / epoch}
+
+
+def test_records_are_lines_that_are_read_back(tmp_path):
+  log = open_log(tmp_path)
+  for epoch in (1, 2):
+    log.write(record(epoch))
+  log.close()
+  found = logging.read_records(tmp_path / 'metrics.jsonl')
+  assert found == [record(1), record(2)]
+
+
+def test_what_is_not_finite_is_no_json(tmp_path):
+  log = open_log(tmp_path)
+  with pytest.raises(ValueError, match='JSON'):
+    log.write({'epoch': 1, 'step': 1, 'train_loss': float('nan')})
+  log.close()
+
+
+def test_only_the_first_process_writes(tmp_path, capsys):
+  log = open_log(tmp_path, active=False, tensorboard=True)
+  log.say('nothing')
+  log.write(record(1))
+  log.picture('a', np.zeros((4, 4), np.uint8), 1)
+  log.advance(1, 0.5, 3.0)
+  log.close()
+  assert not list(tmp_path.iterdir())
+  assert capsys.readouterr() == ('', '')
+
+
+def test_lines_are_said_on_standard_output(tmp_path, capsys):
+  log = open_log(tmp_path)
+  log.say('epoch 1')
+  log.close()
+  assert capsys.readouterr().out == 'epoch 1\n'
+
+
+def test_tensorboard_gets_numbers_and_pictures(tmp_path):
+  log = open_log(tmp_path, tensorboard=True)
+  log.write(record(1))
+  log.picture('slice', np.zeros((8, 8, 3), np.uint8), 2)
+  log.close()
+  (events,) = (tmp_path / 'tensorboard').iterdir()
+  content = events.read_bytes()
+  assert b'train_loss' in content
+  assert b'slice' in content
+
+
+@pytest.mark.parametrize('tail', ['', '{"epoch": 4, "st', '\n\n', '\x00\x00'])
+def test_resuming_keeps_each_record_once(tmp_path, tail):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [json.dumps(record(e)) + '\n' for e in (1, 2, 3)]
+  path.write_text(''.join(lines) + tail)
+  logging.keep_records(path, 2)
+  assert path.read_text() == ''.join(lines[:2])
+  assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_there_may_be_nothing_to_keep(tmp_path):
+  logging.keep_records(tmp_path / 'metrics.jsonl', 2)
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,88 @@
+"""Whose a workdir is."""
+
+import json
+
+import pytest
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax.training import workdir
+
+DATASET = {'name': 'isbi2012', 'fingerprint': 'abc'}
+
+
+def make():
+  config = config_lib.get_default()
+  config.model = models.model_config('fc_resnet')
+  return config
+
+
+def test_a_new_folder_is_made_and_described(tmp_path):
+  path = workdir.check(tmp_path / 'a' / 'b', make(), DATASET)
+  assert not list(path.iterdir())
+  workdir.describe(path, make(), DATASET)
+  content = json.loads((path / 'config.json').read_text())
+  assert content['hash'] == config_lib.hash_of(make())
+  assert content['dataset'] == DATASET
+  environment = json.loads((path / 'environment.json').read_text())
+  assert environment['packages']['jax']
+  assert environment['devices']
+  read = workdir.read_config(path)
+  assert config_lib.to_flat(read) == config_lib.to_flat(make())
+  # JSON has no tuples; the network is the same all the same.
+  assert models.build_model(read.model) == models.build_model(make().model)
+
+
+def test_the_same_config_may_come_again(tmp_path):
+  workdir.describe(workdir.check(tmp_path, make(), DATASET), make(), DATASET)
+  longer = make()
+  longer.train.epochs += 1
+  workdir.check(tmp_path, longer, DATASET)
+
+
+def test_another_config_is_refused_by_its_fields(tmp_path):
+  workdir.describe(tmp_path, make(), DATASET)
+  other = make()
+  other.optim.learning_rate = 0.5
+  other.model.base_width = 8
+  with pytest.raises(errors.InputError) as error:
+    workdir.check(tmp_path, other, DATASET)
+  message = str(error.value)
+  assert 'model.base_width (32, now 8)' in message
+  assert 'optim.learning_rate (0.001, now 0.5)' in message
+  assert 'train.epochs' not in message
+
+
+def test_other_data_are_refused_by_name(tmp_path):
+  workdir.describe(tmp_path, make(), DATASET)
+  other = {'name': 'synthetic 30x512x512', 'fingerprint': 'def'}
+  with pytest.raises(errors.InputError, match=r"'isbi2012'.*'synthetic"):
+    workdir.check(tmp_path, make(), other)
+
+
+@pytest.mark.parametrize('content', ['', '{"config": '])
+def test_an_unreadable_config_is_refused(tmp_path, content):
+  (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(errors.InputError, match=r'config\.json is missing or'):
+    workdir.check(tmp_path, make(), DATASET)
+
+
+def test_somebody_elses_checkpoints_are_left_alone(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(errors.InputError, match=r'no config\.json'):
+    workdir.check(tmp_path, make(), DATASET)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('not a folder')
+  with pytest.raises(errors.InputError, match='cannot be written'):
+    workdir.check(tmp_path / 'file' / 'run', make(), DATASET)
+
+
+def test_json_is_replaced_whole(tmp_path):
+  path = tmp_path / 'a.json'
+  workdir.write_json(path, {'a': 1})
+  with pytest.raises(ValueError, match='JSON'):
+    workdir.write_json(path, {'a': float('inf')})
+  assert json.loads(path.read_text()) == {'a': 1}
