@@ -1,0 +1,207 @@
+"""The training step: its gradient, its sums, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from skipnet_jax.models import fc_resnet
+from skipnet_jax.training import losses
+from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import step as step_lib
+
+
+def make_model(**fields):
+  return fc_resnet.FCResNet(
+    **dict(
+      base_width=2,
+      blocks='simple',
+      repetitions=(1, 1, 1, 2, 1, 1, 1),
+      dropout=0.0,
+    )
+    | fields
+  )
+
+
+def make_batch(size=32, count=2):
+  y, x = np.indices((size, size))
+  label = ((y // 8 + x // 8) % 2).astype(np.float32)
+  label = np.stack([label, label.T] * (count // 2))[..., None]
+  noise = np.random.default_rng(0).normal(size=label.shape)
+  return {
+    'image': jnp.asarray(2 * label - 1 + 0.3 * noise, jnp.float32),
+    'label': jnp.asarray(label),
+    'mask': jnp.ones(label.shape, jnp.float32),
+  }
+
+
+def test_a_step_overfits_one_batch():
+  model, optimizer = make_model(base_width=4), optax.rmsprop(3e-3, 0.9, 1e-8)
+  step = jax.jit(
+    step_lib.make_train_step(model, optimizer, losses.LOSSES['bce'])
+  )
+  state = state_lib.create_state(model, optimizer, 0)
+  batch, curve = make_batch(), []
+  for _ in range(150):
+    state, metrics = step(state, batch)
+    curve.append(float(metrics['loss']))
+  assert curve[0] > 0.5
+  assert min(curve[-10:]) < 0.2
+  assert int(state.step) == 150
+
+
+def test_the_step_takes_the_gradient_of_finite_differences():
+  model = make_model()
+  # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    optimizer = optax.sgd(1.0)
+    state = state_lib.create_state(model, optimizer, 0)
+    state = state.replace(
+      params=jax.tree.map(lambda x: x.astype(jnp.float64), state.params),
+      batch_stats=jax.tree.map(
+        lambda x: x.astype(jnp.float64), state.batch_stats
+      ),
+    )
+    # The module computes in the dtype it is told.
+    model = model.clone(dtype='float64')
+    batch = jax.tree.map(lambda x: x.astype(jnp.float64), make_batch())
+    loss = losses.LOSSES['bce']
+    step = jax.jit(step_lib.make_train_step(model, optimizer, loss))
+    new, _ = step(state, batch)
+
+    @jax.jit
+    def value(params):
+      outputs, _ = model.apply(
+        {'params': params, 'batch_stats': state.batch_stats},
+        batch['image'],
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return loss.value(loss.sums(outputs, batch))
+
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    compared = 0
+    for path, leaf in leaves[:: max(1, len(leaves) // 12)]:
+      after = dict(jax.tree_util.tree_leaves_with_path(new.params))[path]
+      change = np.asarray(leaf - after)
+      # The largest entry: there is something to compare.
+      index = np.unravel_index(np.abs(change).argmax(), change.shape)
+
+      def at(delta, path=path, index=index):
+        params = jax.tree_util.tree_map_with_path(
+          lambda p, x: x.at[index].add(delta) if p == path else x, state.params
+        )
+        return float(value(params))
+
+      analytic = float(change[index])
+      numeric = (at(1e-4) - at(-1e-4)) / 2e-4
+      # The logits are float32: 1e-8 of noise in a loss of one.
+      assert analytic == pytest.approx(numeric, rel=0.02, abs=2e-4)
+      compared += abs(numeric) > 0.01
+    assert compared >= 3
+
+
+def test_metrics_are_sums_with_counts():
+  model, optimizer = make_model(), optax.sgd(0.1)
+  loss = losses.LOSSES['dice']
+  step = jax.jit(
+    step_lib.make_train_step(model, optimizer, loss, l2=0.5, record=('down_1',))
+  )
+  state = state_lib.create_state(model, optimizer, 0)
+  batch = make_batch()
+  batch['mask'] = batch['mask'].at[0].set(0.0)
+  _, metrics = step(state, batch)
+  outputs, _ = model.apply(
+    {'params': state.params, 'batch_stats': state.batch_stats},
+    batch['image'],
+    train=True,
+    mutable=['batch_stats'],
+  )
+  expected = loss.value(loss.sums(outputs, batch))
+  assert float(metrics['loss']) == pytest.approx(float(expected), rel=1e-5)
+  assert float(metrics['pixels']) == 32 * 32
+  assert float(metrics['steps']) == 1
+  kernels = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    if path[-1].key == 'kernel'
+  ]
+  squares = sum(float(jnp.sum(k**2)) for k in kernels)
+  assert float(metrics['l2']) == pytest.approx(0.5 * squares, rel=1e-5)
+  assert metrics['flow'].shape == (4, 1)
+  divided = step_lib.divide({k: np.asarray(v) for k, v in metrics.items()})
+  assert divided['loss_with_l2'] == pytest.approx(
+    float(metrics['loss'] + metrics['l2']), rel=1e-6
+  )
+  assert divided['accuracy'] <= 1
+
+
+@pytest.mark.parametrize('broken', ['image', 'params'])
+def test_a_step_that_is_not_finite_changes_nothing(broken):
+  model, optimizer = make_model(), optax.rmsprop(1e-3)
+  step = jax.jit(
+    step_lib.make_train_step(model, optimizer, losses.LOSSES['bce'])
+  )
+  state = state_lib.create_state(model, optimizer, 0)
+  batch = make_batch()
+  if broken == 'image':
+    batch['image'] = batch['image'].at[0, 3, 4, 0].set(jnp.nan)
+  else:
+    state.params['down_1']['kernel'] = jnp.full_like(
+      state.params['down_1']['kernel'], jnp.inf
+    )
+  new, metrics = step(state, batch)
+  assert float(metrics['nonfinite']) == 1
+  assert int(new.step) == 0
+  for a, b in zip(
+    jax.tree.leaves((new.params, new.batch_stats, new.opt_state)),
+    jax.tree.leaves((state.params, state.batch_stats, state.opt_state)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_evaluation_uses_running_statistics_and_adds_up():
+  model, optimizer = make_model(dropout=0.5), optax.sgd(0.1)
+  loss = losses.LOSSES['bce']
+  step = jax.jit(step_lib.make_eval_step(model, loss, l2=0.1))
+  state = state_lib.create_state(model, optimizer, 0)
+  batch = make_batch(count=4)
+  whole = step(state, batch)
+  parts = [
+    step(state, jax.tree.map(lambda x, i=i: x[i : i + 2], batch))
+    for i in (0, 2)
+  ]
+  for name in whole:
+    if name in ('l2', 'batches'):
+      continue
+    assert float(whole[name]) == pytest.approx(
+      float(parts[0][name] + parts[1][name]), rel=1e-5
+    )
+  added = {k: float(parts[0][k] + parts[1][k]) for k in whole}
+  found = step_lib.divide_eval(added, loss)
+  assert found['loss'] == pytest.approx(found['bce'], rel=1e-6)
+  assert found['loss_with_l2'] == pytest.approx(
+    found['loss'] + float(whole['l2']), rel=1e-5
+  )
+
+
+def test_bfloat16_trains_with_float32_parameters():
+  model, optimizer = (
+    make_model(dtype='bfloat16', base_width=4),
+    optax.adam(1e-2),
+  )
+  batch, curve = make_batch(), []
+  # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
+  with jax.numpy_dtype_promotion('standard'):
+    step = jax.jit(
+      step_lib.make_train_step(model, optimizer, losses.LOSSES['bce'])
+    )
+    state = state_lib.create_state(model, optimizer, 0)
+    for _ in range(40):
+      state, metrics = step(state, batch)
+      curve.append(float(metrics['loss']))
+  assert curve[-1] < 0.6 * curve[0]
+  for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+    assert leaf.dtype == jnp.float32
