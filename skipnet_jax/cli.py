@@ -80,6 +80,13 @@ def run(
   app.run(call, flags_parser=_parse)
 
 
+def require(*wanted: flags.FlagHolder) -> None:
+  """Refuses missing flags, and says what they are."""
+  for flag in wanted:
+    if not flag.value:
+      refuse(f'No --{flag.name} given: {flags.FLAGS[flag.name].help}')
+
+
 def require_config(value) -> None:
   """Refuses a missing --config, or a file that could not be read."""
   if value is None:

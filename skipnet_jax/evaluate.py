@@ -5,7 +5,8 @@ import sys
 
 from absl import flags
 
-from skipnet_jax import cli, errors
+from skipnet_jax import cli
+from skipnet_jax import errors
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run to score.')
 _SPLIT = flags.DEFINE_string(
@@ -41,7 +42,8 @@ def main() -> None:
   """Scores a run or two files."""
   _check_flags()
   # Only now: --help need not wait for JAX.
-  from skipnet_jax.evaluation import judge, report
+  from skipnet_jax.evaluation import judge
+  from skipnet_jax.evaluation import report
   from skipnet_jax.training import workdir
 
   if _WORKDIR.value:
@@ -75,9 +77,7 @@ def _check_flags() -> None:
   if bool(_WORKDIR.value) == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
   if not _WORKDIR.value:
-    for flag in (_LABELS, _OUTPUT):
-      if not flag.value:
-        cli.refuse(f'No --{flag.name} given: {flag.help}')
+    cli.require(_LABELS, _OUTPUT)
   foreign = (
     (_LABELS, _KIND, _IMAGE) if _WORKDIR.value else (_SPLIT, _TTA, _SAMPLES)
   )

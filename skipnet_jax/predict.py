@@ -4,7 +4,8 @@ import time
 
 from absl import flags
 
-from skipnet_jax import cli, errors
+from skipnet_jax import cli
+from skipnet_jax import errors
 
 _WORKDIR = flags.DEFINE_list(
   'workdir', None, 'Folder of a run; several, parted by commas, are averaged.'
@@ -42,12 +43,11 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 
 def main() -> None:
   """Predicts a stack."""
-  for flag in (_WORKDIR, _INPUT, _OUTPUT):
-    if not flag.value:
-      cli.refuse(f'No --{flag.name} given: {flag.help}')
+  cli.require(_WORKDIR, _INPUT, _OUTPUT)
   # Only now: --help need not wait for JAX.
   from skipnet_jax.data import volume
-  from skipnet_jax.evaluation import runs, stacks
+  from skipnet_jax.evaluation import runs
+  from skipnet_jax.evaluation import stacks
 
   with volume.open_stack(_INPUT.value) as source:
     trained = [runs.open_run(path) for path in _WORKDIR.value]

@@ -15,8 +15,7 @@ import tempfile
 # Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
 # tests compile dozens of networks and run each for a few steps only.
 os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 '
-  '--xla_backend_optimization_level=0'
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 )
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -33,6 +32,12 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Added to the smoke preset: quick to compile, and quiet.
+SHORT = {
+  'model.blocks': 'simple',
+  'log.progress': False,
+  'log.tensorboard': False,
+}
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -101,8 +106,7 @@ def smoke():
 
   def make(changes=None):
     config = experiment('long_short').get_config('smoke')
-    quiet = {'log.progress': False, 'log.tensorboard': False}
-    config.update_from_flattened_dict(quiet | dict(changes or {}))
+    config.update_from_flattened_dict(SHORT | dict(changes or {}))
     return config
 
   return make

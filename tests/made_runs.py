@@ -6,8 +6,10 @@ import numpy as np
 from skipnet_jax import config as config_lib
 from skipnet_jax import models
 from skipnet_jax.data import sources
-from skipnet_jax.training import checkpoint, optim, workdir
+from skipnet_jax.training import checkpoint
+from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import workdir
 
 
 def small_config(**changes):

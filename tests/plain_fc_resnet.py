@@ -46,8 +46,12 @@ class PlainFCResNet(nn.Module):
 
     def conv(name, x, features, size, stride=1):
       return nn.Conv(
-        features, (size, size), (stride, stride), padding='SAME',
-        kernel_init=nn.initializers.he_normal(), name=name,
+        features,
+        (size, size),
+        (stride, stride),
+        padding='SAME',
+        kernel_init=nn.initializers.he_normal(),
+        name=name,
       )(x)
 
     def bn_relu(name, x):
@@ -170,8 +174,11 @@ def _race(side: int, rounds: int) -> None:
 
       def objective(params):
         outputs, updated = model.apply(
-          {'params': params, 'batch_stats': stats}, image, True,
-          mutable=['batch_stats'], rngs={'dropout': key},
+          {'params': params, 'batch_stats': stats},
+          image,
+          True,
+          mutable=['batch_stats'],
+          rngs={'dropout': key},
         )
         losses = optax.sigmoid_binary_cross_entropy(logits_of(outputs), label)
         return losses.mean(), updated['batch_stats']
@@ -181,9 +188,7 @@ def _race(side: int, rounds: int) -> None:
       return optax.apply_updates(params, updates), stats, opt_state
 
     params = variables['params']
-    states[name] = (
-      params, variables['batch_stats'], optimizer.init(params)
-    )
+    states[name] = (params, variables['batch_stats'], optimizer.init(params))
     steps[name] = jax.jit(step, donate_argnums=0)
 
   seconds = {name: [] for name in steps}

@@ -51,6 +51,13 @@ def pooled(**fields):
   return model, variables
 
 
+@pytest.fixture(scope='module')
+def made():
+  """FC-ResNet and its variables."""
+  model, state = made_runs.small_state(made_runs.small_config())
+  return model, {'params': state.params, 'batch_stats': state.batch_stats}
+
+
 def noise(*shape, seed=0):
   return np.random.default_rng(seed).integers(0, 255, shape).astype(np.uint8)
 
@@ -95,11 +102,8 @@ def test_weights_change_smoothly_from_tile_to_tile():
 
 
 @pytest.mark.parametrize('size', [(384, 576), (400, 500)])
-def test_tiled_and_whole_predictions_agree(size):
-  model, state = made_runs.small_state(made_runs.small_config())
-  predictor = inference.Predictor(
-    model, [{'params': state.params, 'batch_stats': state.batch_stats}]
-  )
+def test_tiled_and_whole_predictions_agree(made, size):
+  predictor = inference.Predictor(made[0], [made[1]])
   image, said = noise(*size), []
   whole, std = predictor(image, predictor.tiling(size))
   tiling = predictor.tiling(size, 384, 288, said.append)
@@ -113,18 +117,18 @@ def test_tiled_and_whole_predictions_agree(size):
   assert not said
 
 
-def test_whole_slices_match_the_network_itself():
-  model, state = made_runs.small_state(made_runs.small_config())
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+def test_whole_slices_match_the_network_itself(made):
+  model, variables = made
   predictor = inference.Predictor(model, [variables])
   image = noise(64, 96).astype(np.uint16) * 200
   mean, _ = predictor(image, predictor.tiling((64, 96)))
   normal = (image - image.mean()) / image.std()
-  outputs = model.apply(
-    variables, normal[None, ..., None].astype(np.float32), train=False
+  normal = normal[None, ..., None].astype(np.float32)
+  outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(
+    variables, normal
   )
   expected = jax.nn.sigmoid(outputs['logits'])[0, ..., 0]
-  np.testing.assert_allclose(mean, expected, atol=1e-5)
+  np.testing.assert_allclose(mean, expected, atol=1e-4)
 
 
 def test_receptive_field_is_measured():
@@ -151,7 +155,7 @@ def test_says_where_tiles_overlap_too_little():
   tiling = predictor.tiling((64, 64), 32, 3, say=said.append)
   assert tiling.overlap == 3
   assert 'reaches 5 pixels' in said[0]
-  assert '--overlap=14' in said[0]
+  assert '--tile=32 --overlap=14' in said[0]
   tiled, _ = predictor(noise(64, 64), tiling)
   assert 1e-4 < np.abs(tiled - whole).max() < 0.5
 
@@ -250,7 +254,7 @@ def test_an_identity_comes_back_in_place():
   expected = jax.nn.sigmoid((image - image.mean()) / image.std())
   for tiling in (Tiling((64, 96)), Tiling((64, 32), 0, 0)):
     mean, std = predictor(image, tiling)
-    np.testing.assert_allclose(mean, expected, atol=1e-5)
+    np.testing.assert_allclose(mean, expected, atol=1e-4)
     assert std.max() < 1e-5
 
 

@@ -5,7 +5,8 @@ import pytest
 import scipy.ndimage
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import pixels, scores
+from skipnet_jax.evaluation import pixels
+from skipnet_jax.evaluation import scores
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import scipy.ndimage
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import scores, thinning
+from skipnet_jax.evaluation import scores
+from skipnet_jax.evaluation import thinning
 
 COMMITTED = pathlib.Path(__file__).parent / 'golden'
 FULL = os.environ.get('SKIPNET_GOLDEN_DIR')

@@ -7,6 +7,7 @@ segmentation software; cite Cardona et al. 2010 (PLoS Biology 8(10): e1000502)
 and Arganda-Carreras et al. 2015 (Frontiers in Neuroanatomy 9:142).
 """
 
+from collections.abc import Iterator, Mapping
 import contextlib
 import hashlib
 import os
@@ -14,11 +15,10 @@ import pathlib
 import shutil
 import tempfile
 import threading
+from typing import Any, BinaryIO
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
 
 import numpy as np
 import tqdm

@@ -1,11 +1,11 @@
 """The interface of an open stack, and its form for a folder of slices."""
 
+from collections.abc import Callable, Iterator, Sequence
 import os
 import pathlib
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+import warnings
 
 import numpy as np
 from PIL import Image

@@ -7,7 +7,9 @@ change that moves a bit asks for a higher `synthetic.VERSION`.
 import dataclasses
 
 import numpy as np
-from scipy import ndimage, sparse, special
+from scipy import ndimage
+from scipy import sparse
+from scipy import special
 
 # Pixels further than this from every disc belong to the glia between them.
 _REACH = 12.0

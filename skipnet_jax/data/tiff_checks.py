@@ -6,15 +6,15 @@ limits: uncompressed slices lie inside the file; a compressed slice larger than
 most twice what it should, or 64 MiB. Every breach is an `InputError`.
 """
 
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import math
 import pathlib
 import re
 import struct
-import zlib
-from collections.abc import Iterator, Sequence
 from typing import Any
+import zlib
 
 from skipnet_jax import errors
 

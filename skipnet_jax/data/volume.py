@@ -5,21 +5,22 @@ declares is checked when it is opened (`tiff_checks`), before any pixel is
 allocated.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import logging
 import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tifffile
 from PIL import Image
+import tifffile
 
 from skipnet_jax import errors
-from skipnet_jax.data import stack_folder, tiff_checks
+from skipnet_jax.data import stack_folder
+from skipnet_jax.data import tiff_checks
 
 IMAGE_DTYPES = ('uint8', 'uint16', 'float32')
 _WRITE_DTYPES = (*IMAGE_DTYPES, 'uint32')

@@ -1,9 +1,9 @@
 """Prediction of slices of any size: tiles, orientations, dropout samples."""
 
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -211,11 +211,14 @@ class Predictor:
     margin = reach
     if overlap < exact:
       margin = min(reach, overlap * 3 // 8)
+      whole, enough = _ceil(max(size), m), max(side, _ceil(exact + m, m))
+      remedy = f'--tile={whole}'
+      if enough < whole:
+        remedy = f'--tile={enough} --overlap={exact}'
       say(
         f'Tiles of {side} pixels overlap by {overlap}, while the receptive '
-        f'field reaches {reach} pixels: predictions near tile borders differ '
-        'somewhat from those of whole slices. Equal from '
-        f'--tile={max(side, _ceil(exact + m, m))} --overlap={exact}.'
+        f'field reaches {reach} pixels: predictions near tile borders may '
+        f'differ from those of whole slices. Equal from {remedy}.'
       )
     return Tiling(sides, overlap, margin, m)
 

@@ -1,20 +1,23 @@
 """What is to be scored, from a run or from two files, and its scores."""
 
+from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import pixels, runs, scores, stacks
+from skipnet_jax.evaluation import pixels
+from skipnet_jax.evaluation import runs
+from skipnet_jax.evaluation import scores
+from skipnet_jax.evaluation import stacks
 
 LABELS_KINDS = ('binary', 'instances')
 _PREDICTION_DTYPES = (*volume.IMAGE_DTYPES, 'float64')
-_LABEL_DTYPES = ('uint8', 'uint16', 'uint32', 'int16', 'int32', 'bool')
+_LABEL_DTYPES = ('uint8', 'uint16', 'uint32', 'int16', 'int32')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from skipnet_jax.evaluation import scores, thinning
+from skipnet_jax.evaluation import scores
+from skipnet_jax.evaluation import thinning
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
-BLUE, ORANGE, VERMILION, PURPLE = '#0072B2', '#E69F00', '#D55E00', '#CC79A7'
-SPLIT, MERGE, BOTH = ORANGE, BLUE, PURPLE
+BLUE, ORANGE, VERMILION, YELLOW = '#0072B2', '#E69F00', '#D55E00', '#F0E442'
+SPLIT, MERGE, BOTH = VERMILION, BLUE, YELLOW
 _BORDER = 0.15  # Grey of the segmentation's borders.
 
 

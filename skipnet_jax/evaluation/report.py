@@ -7,7 +7,8 @@ from typing import Any
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import judge, panels
+from skipnet_jax.evaluation import judge
+from skipnet_jax.evaluation import panels
 from skipnet_jax.training import workdir
 
 _COLUMNS = (

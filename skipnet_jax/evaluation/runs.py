@@ -1,10 +1,10 @@
 """A finished run as a predictor, and its scores on its own data."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +12,15 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax import config as config_lib
-from skipnet_jax import errors, models
+from skipnet_jax import errors
+from skipnet_jax import models
 from skipnet_jax.data import sources
-from skipnet_jax.evaluation import inference, scores
-from skipnet_jax.training import checkpoint, optim, workdir
+from skipnet_jax.evaluation import inference
+from skipnet_jax.evaluation import scores
+from skipnet_jax.training import checkpoint
+from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import workdir
 
 SPLITS = ('valid', 'train')
 
@@ -98,7 +102,10 @@ def make_predictor(
   first = runs[0]
   for other in runs[1:]:
     changed = config_lib.differences(
-      *(config_lib.to_flat(run.config.model) for run in (first, other))
+      *(
+        {f'model.{name}': value for name, value in run.config.model.items()}
+        for run in (first, other)
+      )
     )
     if changed:
       raise errors.InputError(

@@ -6,17 +6,19 @@ thinning, Arganda-Carreras et al. 2015. Throughout, 1 and True are the inside
 of cells, 0 and False the membrane.
 """
 
+from collections.abc import Sequence
 import concurrent.futures
 import itertools
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import counting, pixels, thinning
+from skipnet_jax.evaluation import counting
+from skipnet_jax.evaluation import pixels
+from skipnet_jax.evaluation import thinning
 
 # The challenge adds up 0.1, so the last is 0.9999999999999999, which a
 # prediction of exactly 1 exceeds.

@@ -1,17 +1,19 @@
 """Whole stacks from file to file, predicted slice by slice."""
 
+from collections.abc import Callable
 import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable
 
 import numpy as np
 import tqdm
 
 from skipnet_jax import errors
-from skipnet_jax.data import stack_folder, volume
-from skipnet_jax.evaluation import inference, thinning
+from skipnet_jax.data import stack_folder
+from skipnet_jax.data import volume
+from skipnet_jax.evaluation import inference
+from skipnet_jax.evaluation import thinning
 
 
 def progress(total: int, unit: str) -> tqdm.tqdm:

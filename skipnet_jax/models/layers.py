@@ -116,8 +116,8 @@ def batch_norm(
 def max_pool(x: jax.Array) -> jax.Array:
   """2x2 max pooling with stride 2: `[b, y, x, c]` to `[b, y/2, x/2, c]`.
 
-  By pairs: the gradient of a maximum over an axis asks which element equals the
-  result, and loses it where XLA computes the element anew with other rounding.
+  By pairs: half the time of a maximum over two axes, and a gradient that does
+  not rest on finding the elements that equal the result.
   """
   b, h, w, c = x.shape
   x = x.reshape(b, h // 2, 2, w, c)

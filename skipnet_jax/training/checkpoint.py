@@ -26,6 +26,30 @@ def _from_tree(tree: dict[str, Any]) -> TrainState:
   return TrainState(**tree | {'key': jax.random.wrap_key_data(tree['key'])})
 
 
+def _check_shapes(folder: Any, abstract: dict[str, Any]) -> None:
+  """Raises ValueError where a checkpoint holds another network.
+
+  Orbax would find out as well, in a thread that prints a traceback.
+  """
+
+  def shapes(tree):
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  saved = ocp.StandardCheckpointHandler().metadata(folder)
+  saved = getattr(saved, 'tree', saved)
+  for part in ('params', 'batch_stats'):
+    there, needed = shapes(saved.get(part)), shapes(abstract[part])
+    for name in sorted(there.keys() | needed.keys()):
+      if there.get(name) != needed.get(name):
+        raise ValueError(
+          f'{part}.{name} is {there.get(name, "not there")}, and '
+          f'{needed.get(name, "none")} is needed'
+        )
+
+
 class Checkpoints:
   """The folder `checkpoints/` of a run: `latest/` and `best/` by step.
 
@@ -41,7 +65,14 @@ class Checkpoints:
       return ocp.CheckpointManager(
         root / name,
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep, create=create, cleanup_tmp_directories=create
+          max_to_keep=keep,
+          create=create,
+          cleanup_tmp_directories=create,
+          # Several processes wait for each other by name, in the background
+          # too: under one name the two managers would mistake each other.
+          multiprocessing_options=ocp.options.MultiprocessingOptions(
+            barrier_sync_key_prefix=name
+          ),
         ),
         item_names=('state', 'meta'),
       )
@@ -155,6 +186,7 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       _to_tree(like),
     )
+    _check_shapes(manager.directory / str(step) / 'state', abstract)
     restored = manager.restore(
       step,
       args=ocp.args.Composite(

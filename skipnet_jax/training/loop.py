@@ -77,6 +77,8 @@ class Run:
     self.constant_bce = summary_lib.constant_bce(self.data)
     self.main_process = jax.process_index() == 0
     self.path = workdir_lib.check(workdir, config, dataset)
+    # Or a slower process would find a folder that the first began to fill.
+    parallel_lib.wait_for_processes()
 
     self.schedule = optim.make_schedule(
       config.optim, pipeline.steps_per_epoch, config.train.epochs

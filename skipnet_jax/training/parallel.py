@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import ml_collections
@@ -71,12 +72,16 @@ class Parallel:
       return copy(np.arange(self.num_shards), tree)
     if jax.process_count() == 1:
       return jax.device_put(tree, self._sharding())
-    return jax.tree.map(
-      lambda x: jax.make_array_from_callback(
-        np.shape(x), self._sharding(), lambda index: np.asarray(x)[index]
-      ),
-      tree,
-    )
+
+    def place(x):
+      if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+      host = np.asarray(x)
+      return jax.make_array_from_callback(
+        host.shape, self._sharding(), lambda index: host[index]
+      )
+
+    return jax.tree.map(place, tree)
 
   def unreplicate(self, tree: Tree) -> Tree:
     """One copy of what every device holds: for checkpoints and the host."""
@@ -146,6 +151,12 @@ def start_processes(config: ml_collections.ConfigDict) -> None:
       f'60 s ({str(e).splitlines()[0]}): start process 0 there and every other '
       'process with the same address.'
     ) from e
+
+
+def wait_for_processes() -> None:
+  """Waits until every process has come this far."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('skipnet_jax')
 
 
 def make_parallel(config: ml_collections.ConfigDict) -> Parallel:

@@ -10,9 +10,9 @@ slices and an empty label would pass for one:
 `unlabelled` has the split test with image and slice.
 """
 
+from collections.abc import Iterator, Mapping
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np

@@ -1,0 +1,288 @@
+"""`python -m skipnet_jax.predict`: files in, files out, and what it refuses."""
+
+import json
+import pathlib
+import shutil
+
+import made_runs
+import numpy as np
+from PIL import Image
+import pytest
+import tifffile
+
+from skipnet_jax.data import volume
+from skipnet_jax.evaluation import inference
+from skipnet_jax.evaluation import runs
+from skipnet_jax.evaluation import thinning
+from skipnet_jax.training import checkpoint
+
+
+@pytest.fixture(scope='module')
+def state():
+  return made_runs.small_state(made_runs.small_config())[1]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, state):
+  return made_runs.make_run(tmp_path_factory.mktemp('predict') / 'run', state)
+
+
+def stack(path, *shape, **metadata):
+  pixels = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+  volume.write_stack(path, pixels, metadata)
+  return pixels
+
+
+def predict(command, run, source, *arguments):
+  """Predicts `source` to out.tif beside it."""
+  output = source.parent / 'out.tif'
+  done = command(
+    'predict',
+    f'--workdir={run}',
+    f'--input={source}',
+    f'--output={output}',
+    *arguments,
+  )
+  return done, output
+
+
+def refused(done, output, *words):
+  assert done.code == 2, done.err
+  assert done.err.startswith('error: ')
+  assert done.err.count('\n') == 1
+  for word in words:
+    assert word in done.err
+  assert not [p.name for p in output.parent.iterdir() if '.part' in p.name]
+  return done
+
+
+def test_writes_what_the_network_says(command, run, tmp_path):
+  source = tmp_path / 'in.tif'
+  pixels = stack(
+    source,
+    3,
+    50,
+    71,
+    resolution=(250, 250),
+    resolutionunit=3,
+    unit='micron',
+    spacing=0.05,
+    info='made by hand',
+  )
+  labels = tmp_path / 'labels.tif'
+  done, output = predict(command, run, source, f'--segmentation={labels}')
+  assert done.code == 0, done.err
+
+  found = runs.open_run(run)
+  predictor = runs.make_predictor([found])
+  tiling = predictor.tiling((50, 71))
+  expected = np.stack([predictor(page, tiling)[0] for page in pixels])
+  with volume.open_stack(output) as written:
+    assert written.dtype == np.float32
+    assert np.array_equal(written.read_all(), expected)
+    assert written.metadata['axes'] == 'ZYX'
+    assert written.metadata['resolution'] == pytest.approx((250, 250))
+    assert written.metadata['unit'] == 'micron'
+    assert written.metadata['spacing'] == pytest.approx(0.05)
+    assert written.metadata['info'] == 'made by hand'
+  with tifffile.TiffFile(output) as file:
+    assert file.is_imagej
+    assert file.imagej_metadata['slices'] == 3
+  segments = tifffile.imread(labels)
+  assert segments.dtype == np.uint32
+  for page, labelled in zip(expected, segments, strict=True):
+    assert np.array_equal(labelled, thinning.thin_borders(page > 0.5))
+
+  lines = done.out.splitlines()
+  assert lines[0].startswith(f'{output}: 3 x 50 x 71 float32, 1 inside')
+  assert 'threshold 0.5 (the default, as there is no' in done.out
+  assert f'by {run}, trained on synthetic 6x64x64, best after epoch 1' in lines
+  assert lines[-1].startswith('SYNTHETIC DATA: ')
+  assert done.err == ''
+
+
+@pytest.mark.parametrize('shape', [(1, 33, 20), (1, 31, 1), (2, 100, 37)])
+def test_any_size_in_tiles(command, run, tmp_path, shape):
+  source, std = tmp_path / 'in.tif', tmp_path / 'std.tif'
+  stack(source, *shape)
+  done, output = predict(
+    command,
+    run,
+    source,
+    '--tile=64',
+    '--tta',
+    '--mc_samples=2',
+    f'--std_output={std}',
+  )
+  assert done.code == 0, done.err
+  for path in (output, std):
+    pixels = tifffile.imread(path).reshape(shape)
+    assert pixels.dtype == np.float32
+    assert 0 < pixels.max() <= 1
+  assert ('Tiles of 64 pixels overlap' in done.out) == (max(shape) > 64)
+  assert '16 prediction(s) averaged' in done.out
+
+
+def test_a_folder_of_png_is_a_stack(command, run, tmp_path):
+  folder = tmp_path / 'slices'
+  folder.mkdir()
+  for z in (9, 10):
+    Image.fromarray(np.full((40, 32), z, np.uint8)).save(folder / f's{z}.png')
+  done, output = predict(command, run, folder)
+  assert done.code == 0, done.err
+  assert tifffile.imread(output).shape == (2, 40, 32)
+
+
+def test_several_runs_are_averaged(command, run, tmp_path):
+  other = made_runs.make_run(tmp_path / 'other', seed=1)
+  source, std = tmp_path / 'in.tif', tmp_path / 'std.tif'
+  stack(source, 1, 32, 64)
+  pages = []
+  for chosen in (run, other, f'{run},{other}'):
+    done, output = predict(command, chosen, source, '--overwrite')
+    assert done.code == 0, done.err
+    pages.append(tifffile.imread(output))
+  first, second, both = pages
+  assert np.abs(first - second).max() > 0.1
+  np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
+  assert done.out.count(', trained on synthetic') == 2
+  done, output = predict(
+    command, f'{run},{other}', source, '--overwrite', f'--std_output={std}'
+  )
+  np.testing.assert_allclose(
+    tifffile.imread(std), np.abs(first - second) / 2, atol=1e-5
+  )
+
+
+def test_threshold_of_the_scores(command, run, tmp_path):
+  copy = shutil.copytree(run, tmp_path / 'run')
+  scores = {'threshold_v_rand': 0.3, 'plain': {'threshold_v_rand': 0.7}}
+  (copy / 'scores.json').write_text(json.dumps(scores))
+  source, labels = tmp_path / 'in.tif', tmp_path / 'l.tif'
+  stack(source, 1, 32, 32)
+  for arguments, threshold in (
+    ([], 0.7),
+    (['--tta'], 0.3),
+    (['--threshold=0.9999999999999999'], 1),
+  ):
+    done, output = predict(
+      command,
+      copy,
+      source,
+      '--overwrite',
+      f'--segmentation={labels}',
+      *arguments,
+    )
+    assert f'at threshold {threshold:g} (' in done.out
+    # The last threshold of the scores is below 1, in float64.
+    inside = tifffile.imread(output).astype(float) > min(threshold, 1 - 1e-16)
+    assert np.array_equal(
+      tifffile.imread(labels)[0], thinning.thin_borders(inside)
+    )
+  (copy / 'scores.json').write_text('{}')
+  done, output = predict(command, copy, source, '--overwrite')
+  refused(done, output, 'threshold_v_rand', '--threshold')
+
+
+def test_refuses_before_it_compiles(command, run, tmp_path, monkeypatch):
+  def never(*_):
+    raise AssertionError('compiled')
+
+  monkeypatch.setattr(inference, '_predict', never)
+  monkeypatch.setattr(inference.Predictor, 'receptive_field', never)
+  source, output = tmp_path / 'in.tif', tmp_path / 'out.tif'
+  stack(source, 2, 64, 96)
+  output.write_bytes(b'mine')
+  refused(*predict(command, run, source), 'out.tif', '--overwrite')
+  refused(
+    *predict(command, run, source, f'--segmentation={output}', '--overwrite'),
+    'named twice',
+  )
+  again = f'--output={source}'
+  refused(*predict(command, run, source, again, '--overwrite'), 'named twice')
+  assert output.read_bytes() == b'mine'
+  output.unlink()
+
+  def refuses(*arguments, words, source=source, run=run):
+    refused(*predict(command, run, source, *arguments), *words)
+    assert not output.exists()
+
+  refuses('--tile=100', words=['--tile is 100', '96'])
+  refuses('--tile=64', '--overlap=60', words=['--overlap is 60', '0 to 32'])
+  refuses('--tile=64', '--overlap=-4', words=['--overlap is -4'])
+  refuses('--mc_samples=-1', words=['--mc_samples is -1'])
+  refuses('--threshold=1.5', words=['--threshold is 1.5', '0..1'])
+  refuses('--std_output=s.tif', words=['--std_output', '--tta'])
+  refuses(f'--output={tmp_path}/no/out.tif', words=['no/out.tif', 'folder'])
+  refuses(f'--output={tmp_path}/out.png', words=['out.png', '.tif'])
+  refuses('--mc_samples=x', words=['mc_samples'])
+  refuses(words=['nothing.tif'], source=tmp_path / 'nothing.tif')
+  refuses(words=['nowhere', '--workdir'], run=tmp_path / 'nowhere')
+  refuses('out.tif', words=['Unknown argument'])
+
+  rgb = tmp_path / 'rgb.tif'
+  tifffile.imwrite(rgb, np.zeros((2, 8, 9, 3), np.uint8), photometric='rgb')
+  refuses(words=['rgb.tif', '(y, x)'], source=rgb)
+  short = tmp_path / 'short.tif'
+  short.write_bytes(source.read_bytes()[:-200])
+  refuses(words=['short.tif', 'cut short'], source=short)
+  holes = np.zeros((3, 8, 8), np.float32)
+  holes[2, 1, 4] = np.nan
+  volume.write_stack(tmp_path / 'nan.tif', holes)
+  refuses(words=['nan.tif', 'slice 3', 'column 4'], source=tmp_path / 'nan.tif')
+
+
+@pytest.mark.parametrize('flag', ['workdir', 'input', 'output'])
+def test_refuses_a_missing_flag(command, flag):
+  given = {'workdir': 'w', 'input': 'i.tif', 'output': 'o.tif'}
+  del given[flag]
+  done = command('predict', *(f'--{k}={v}' for k, v in given.items()))
+  assert done.code == 2
+  assert done.err.startswith(f'error: No --{flag} given: ')
+
+
+def test_refuses_runs_that_do_not_fit(command, run, state, tmp_path):
+  source = tmp_path / 'in.tif'
+  stack(source, 1, 32, 32)
+
+  def copy(name, **changes):
+    to = pathlib.Path(shutil.copytree(run, tmp_path / name))
+    content = json.loads((to / 'config.json').read_text())
+    content['config']['model'] |= changes
+    (to / 'config.json').write_text(json.dumps(content))
+    return to
+
+  wider = copy('wider', base_width=8)
+  refused(
+    *predict(command, wider, source),
+    'wider',
+    'config.json',
+    'is (32,), and (64,) is needed',
+  )
+  deeper = copy('deeper', repetitions=[1, 1, 1, 3, 1, 1, 1])
+  refused(
+    *predict(command, deeper, source),
+    'deeper',
+    'params.across.block_3',
+    'not there',
+  )
+  refused(
+    *predict(command, f'{run},{copy("dry", dropout=0.0)}', source),
+    'model.dropout (0.3, now 0.0)',
+  )
+  refused(
+    *predict(command, tmp_path / 'dry', source, '--mc_samples=3'),
+    '--mc_samples is 3',
+    'model.dropout 0',
+  )
+  for parts in ('checkpoints/best', 'checkpoints'):
+    shutil.rmtree(tmp_path / 'dry' / parts)
+    done, output = predict(command, tmp_path / 'dry', source)
+    refused(done, output, 'dry', 'no best checkpoint')
+    assert not (tmp_path / 'dry' / parts).exists()
+  torn = copy('torn')
+  checkpoint.Checkpoints(torn).close()
+  for path in torn.glob('checkpoints/best/4/state/**/*'):
+    if path.is_file() and path.stat().st_size > 1000:
+      path.write_bytes(path.read_bytes()[:100])
+  refused(*predict(command, torn, source), 'torn', 'damaged')

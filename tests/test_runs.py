@@ -1,0 +1,44 @@
+"""A run's best checkpoint, restored where it was not made."""
+
+import jax
+import made_runs
+import numpy as np
+import pytest
+
+from skipnet_jax.evaluation import runs
+from skipnet_jax.training import parallel
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'sharded'])
+def test_checkpoints_of_several_devices_restore_on_one(tmp_path, mode):
+  config = made_runs.small_config(**{'parallel.mode': mode})
+  _, state = made_runs.small_state(config)
+  several = parallel.make_parallel(config.parallel)
+  assert several.num_shards == 8
+  state = several.unreplicate(several.replicate(state))
+  path = made_runs.make_run(tmp_path / 'run', state, **{'parallel.mode': mode})
+  restored = runs.open_run(path).variables
+  assert jax.tree.structure(restored['params']) == jax.tree.structure(
+    state.params
+  )
+  for new, old in zip(
+    jax.tree.leaves(restored),
+    jax.tree.leaves({'b': state.batch_stats, 'p': state.params}),
+    strict=True,
+  ):
+    assert new.devices() == {jax.devices()[0]}
+    assert np.array_equal(new, old)
+
+
+def test_averaged_parameters_are_used(tmp_path):
+  config = made_runs.small_config(**{'optim.ema': 0.9})
+  _, state = made_runs.small_state(config)
+  averaged = jax.tree.map(lambda x: x + 1, state.params)
+  *first, last = state.opt_state
+  state = state.replace(opt_state=(*first, last._replace(ema_params=averaged)))
+  path = made_runs.make_run(tmp_path / 'run', state, **{'optim.ema': 0.9})
+  found = runs.open_run(path).variables['params']
+  for new, old in zip(
+    jax.tree.leaves(found), jax.tree.leaves(averaged), strict=True
+  ):
+    assert np.array_equal(new, old)

@@ -1,0 +1,62 @@
+"""Streaming of a stack: what is in memory, and when files appear."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import tifffile
+
+from skipnet_jax.data import volume
+from skipnet_jax.evaluation import inference
+from skipnet_jax.evaluation import stacks
+
+
+def test_memory_does_not_grow_with_the_slices(tmp_path):
+  class Grey:
+    count = 1
+
+    def tiling(self, size, *_):
+      return inference.Tiling(size)
+
+    def __call__(self, page, tiling, advance):
+      advance()
+      return page.astype(np.float32) / 255, np.zeros(page.shape, np.float32)
+
+  peaks = []
+  for slices in (5, 50):
+    source = tmp_path / f'{slices}.tif'
+    with volume.StackWriter(source, (slices, 512, 512), 'uint8') as writer:
+      for z in range(slices):
+        writer.write(np.full((512, 512), z, np.uint8))
+    tracemalloc.start()
+    with volume.open_stack(source) as reader:
+      stacks.predict_stack(
+        Grey(),
+        reader,
+        tmp_path / f'p{slices}.tif',
+        std_output=tmp_path / f's{slices}.tif',
+        segmentation=tmp_path / f'l{slices}.tif',
+      )
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  assert tifffile.imread(tmp_path / 'p50.tif')[49, 5, 5] == np.float32(49 / 255)
+  assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_files_appear_only_when_all_is_done(tmp_path):
+  class Broken:
+    count = 1
+
+    def tiling(self, size, *_):
+      return inference.Tiling(size)
+
+    def __call__(self, *_):
+      raise KeyboardInterrupt
+
+  volume.write_stack(tmp_path / 'in.tif', np.zeros((2, 32, 32), np.uint8))
+  with (
+    volume.open_stack(tmp_path / 'in.tif') as reader,
+    pytest.raises(KeyboardInterrupt),
+  ):
+    stacks.predict_stack(Broken(), reader, tmp_path / 'out.tif')
+  assert [p.name for p in tmp_path.iterdir()] == ['in.tif']
