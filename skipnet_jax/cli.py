@@ -1,6 +1,8 @@
 """What the mains share: reading flags, and one clear sentence for bad input."""
 
 from collections.abc import Callable
+import errno
+import logging as python_logging
 import os
 import sys
 from typing import NoReturn
@@ -10,6 +12,9 @@ from absl import flags
 from absl import logging
 
 from skipnet_jax import errors
+
+# A disk, a quota or a limit on file sizes is exhausted.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -21,10 +26,17 @@ def _parse(argv: list[str]) -> list[str]:
     if 'InputError: ' in message:
       message = message.rsplit('InputError: ', 1)[1]
     refuse(message)
+  except OSError as e:
+    refuse(_unreadable(e))
   except (AttributeError, KeyError) as e:
     # An unknown config field; ml_collections names the nearest.
     message = str(e).replace('\\n', ' ').replace('\\', '').strip('\'" ')
     refuse(f'Unknown config field: {message}')
+
+
+def _fail(message: str) -> NoReturn:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(1)
 
 
 def refuse(message: str) -> NoReturn:
@@ -70,13 +82,22 @@ def run(
     except errors.InputError as e:
       refuse(str(e))
     except errors.RunError as e:
-      print(f'error: {e}', file=sys.stderr)
-      sys.exit(1)
+      _fail(str(e))
+    except OSError as e:
+      if e.errno not in _FULL:
+        raise
+      name = e.filename or 'A file'
+      _fail(
+        f'{name} could not be written ({e.strerror}): make space and give '
+        'the same command again.'
+      )
     except KeyboardInterrupt:
       print(f'\nInterrupted; {interrupted}')
       sys.exit(130)
 
-  logging.set_verbosity(logging.WARNING)
+  # What orbax and its event loop log of a failed write, the RunError says.
+  logging.set_verbosity(logging.FATAL)
+  python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
   app.run(call, flags_parser=_parse)
 
 
@@ -96,7 +117,13 @@ def require_config(value) -> None:
   try:
     value.keys()
   except (AttributeError, OSError) as e:
-    lines = str(e).strip().splitlines()
-    raise errors.InputError(
-      f'The experiment file could not be read: {lines[0] if lines else e}'
-    ) from e
+    raise errors.InputError(_unreadable(e)) from e
+
+
+def _unreadable(e: Exception) -> str:
+  # ml_collections lists what it tried; the reason comes last.
+  reason = str(e).strip().splitlines()[-1].strip()
+  return (
+    f'The experiment file could not be read ({reason}): give one that is '
+    'there, such as experiments/long_short.py.'
+  )

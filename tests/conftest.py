@@ -11,6 +11,7 @@ import pathlib
 import runpy
 import sys
 import tempfile
+import warnings
 
 # Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
 # tests compile dozens of networks and run each for a few steps only.
@@ -83,7 +84,9 @@ def command(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [f'skipnet_jax.{main}', *arguments])
     monkeypatch.setattr(sys, 'orig_argv', [sys.executable, '-m', main])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+      # How ml_collections reads an experiment file.
+      warnings.filterwarnings('ignore', r'the load_module\(\)')
       runpy.run_module(f'skipnet_jax.{main}', run_name='__main__')
     captured = capsys.readouterr()
     return Outcome(left.value.code or 0, captured.out, captured.err)

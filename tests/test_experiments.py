@@ -1,14 +1,14 @@
 """Every experiment and preset builds the network that it states."""
 
+import conftest
 import jax
 import jax.numpy as jnp
 import pytest
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import models
-from tests import test_architecture
 
-FOLDER = test_architecture.ROOT / 'experiments'
+FOLDER = conftest.ROOT / 'experiments'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
 # PAPERS: the counts of the full network.
 PARAMETERS = {

@@ -1,53 +1,19 @@
 """Gradients by layer and by kind of skip, against finite differences."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from skipnet_jax import errors
 from skipnet_jax.analysis import gradient_flow
-from skipnet_jax.models import fc_resnet
-from skipnet_jax.training import losses
-
-
-def bce(outputs, batch):
-  loss = losses.LOSSES['bce']
-  return loss.value(loss.sums(outputs, batch))
-
-
-def make_batch(size=32, dtype=jnp.float32):
-  key_x, key_y = jax.random.split(jax.random.key(1))
-  shape = (2, size, size, 1)
-  return {
-    'image': jax.random.normal(key_x, shape, dtype),
-    'label': jax.random.bernoulli(key_y, 0.8, shape).astype(dtype),
-    'mask': jnp.ones(shape, dtype),
-  }
-
-
-def make_net(**fields):
-  model = fc_resnet.FCResNet(
-    **dict(
-      base_width=2,
-      blocks='simple',
-      repetitions=(1, 1, 1, 2, 1, 1, 1),
-      dropout=0.0,
-    )
-    | fields
-  )
-  variables = model.init(
-    jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False
-  )
-  return model, variables
 
 
 @pytest.fixture(scope='module')
 def net():
-  return make_net()
+  return small_networks.make_net()
 
 
 class Chain(nn.Module):
@@ -78,8 +44,10 @@ def test_layers_come_in_call_order():
 
 def test_squares_over_layers_make_the_gradient_norm(net):
   model, variables = net
-  batch = make_batch()
-  grads = gradient_flow.layer_gradients(model, variables, batch, bce)
+  batch = small_networks.make_batch()
+  grads = gradient_flow.layer_gradients(
+    model, variables, batch, small_networks.bce
+  )
 
   def objective(params):
     outputs, _ = model.apply(
@@ -88,7 +56,7 @@ def test_squares_over_layers_make_the_gradient_norm(net):
       train=True,
       mutable=['batch_stats'],
     )
-    return bce(outputs, batch)
+    return small_networks.bce(outputs, batch)
 
   whole = jax.grad(objective)(variables['params'])
   expected = sum(
@@ -110,7 +78,7 @@ def test_against_finite_differences_in_float64():
         jax.random.key(0), jnp.zeros((1, 6, 6, 1), jnp.float32), train=False
       ),
     )
-    batch = {'image': make_batch(6, jnp.float64)['image']}
+    batch = {'image': small_networks.make_batch(6, jnp.float64)['image']}
 
     def loss(outputs, _):
       return jnp.mean(jnp.tanh(outputs['logits']) ** 2)
@@ -133,9 +101,13 @@ def test_against_finite_differences_in_float64():
 
 def test_routes_add_up_to_the_gradient(net):
   model, variables = net
-  batch = make_batch()
-  whole = gradient_flow.layer_gradients(model, variables, batch, bce)
-  parts = gradient_flow.split_by_skip(model, variables, batch, bce)
+  batch = small_networks.make_batch()
+  whole = gradient_flow.layer_gradients(
+    model, variables, batch, small_networks.bce
+  )
+  parts = gradient_flow.split_by_skip(
+    model, variables, batch, small_networks.bce
+  )
   assert tuple(parts) == gradient_flow.ROUTES
   for name, g in whole.items():
     total = sum(np.asarray(parts[route][name]) for route in parts)
@@ -155,32 +127,13 @@ def test_routes_add_up_to_the_gradient(net):
   ],
 )
 def test_a_network_without_a_skip_has_no_gradient_through_it(fields, absent):
-  model, variables = make_net(**fields)
-  parts = gradient_flow.split_by_skip(model, variables, make_batch(), bce)
+  model, variables = small_networks.make_net(**fields)
+  parts = gradient_flow.split_by_skip(
+    model, variables, small_networks.make_batch(), small_networks.bce
+  )
   for route in absent:
     assert all(not np.any(g) for g in parts[route].values())
   assert np.any(parts['neither']['down_1'])
-
-
-class LinearChain(nn.Module):
-  """x -> x + w x, `depth` times: its routes have a closed form."""
-
-  depth: int
-
-  class Skip(nn.Module):
-    skip_kind: ClassVar[str] = 'short'
-
-    @nn.compact
-    def __call__(self, path, skipped):
-      return path + skipped
-
-  @nn.compact
-  def __call__(self, x, train):
-    del train
-    for i in range(self.depth):
-      y = nn.Dense(1, use_bias=False, name=f'dense_{i}')(x)
-      x = self.Skip(name=f'skip_{i}')(y, x)
-    return {'logits': x}
 
 
 def test_linear_chain_in_closed_form():
@@ -189,7 +142,7 @@ def test_linear_chain_in_closed_form():
     f'dense_{i}': {'kernel': jnp.full((1, 1), w)} for i, w in enumerate(weights)
   }
   parts = gradient_flow.split_by_skip(
-    LinearChain(len(weights)),
+    small_networks.LinearChain(len(weights)),
     {'params': params},
     {'image': jnp.full((1, 1), 3.0)},
     lambda outputs, _: jnp.sum(outputs['logits']),

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from skipnet_jax import errors
 from skipnet_jax.analysis import paths
-from tests import test_gradient_flow as flow
 
 
 def chain_lengths(weights):
@@ -15,7 +15,7 @@ def chain_lengths(weights):
     f'dense_{i}': {'kernel': jnp.full((1, 1), w)} for i, w in enumerate(weights)
   }
   return paths.path_lengths(
-    flow.LinearChain(len(weights)),
+    small_networks.LinearChain(len(weights)),
     {'params': params},
     {'image': jnp.full((1, 1), 3.0)},
     lambda outputs, _: jnp.sum(outputs['logits']),
@@ -48,11 +48,11 @@ def test_any_weights_give_the_product_polynomial():
 
 
 def test_shares_of_a_network_add_up_and_long_skips_shorten_paths():
-  batch = flow.make_batch()
+  batch = small_networks.make_batch()
   lengths = {}
   for long_skips in (True, False):
-    model, variables = flow.make_net(long_skips=long_skips)
-    found = paths.path_lengths(model, variables, batch, flow.bce)
+    model, variables = small_networks.make_net(long_skips=long_skips)
+    found = paths.path_lengths(model, variables, batch, small_networks.bce)
     np.testing.assert_allclose(found.shares.sum(1), 1, atol=1e-4)
     assert found.shares.shape == (len(found.layers), 8 + 2 + 1)
     lengths[long_skips] = found
@@ -69,9 +69,11 @@ def test_shares_of_a_network_add_up_and_long_skips_shorten_paths():
 
 
 def test_a_network_without_short_skips_is_refused():
-  model, variables = flow.make_net(short_skips=False)
+  model, variables = small_networks.make_net(short_skips=False)
   with pytest.raises(errors.InputError, match='no short skips'):
-    paths.path_lengths(model, variables, flow.make_batch(), flow.bce)
+    paths.path_lengths(
+      model, variables, small_networks.make_batch(), small_networks.bce
+    )
 
 
 def test_the_forward_pass_is_unchanged():

@@ -95,10 +95,34 @@ def test_writes_what_the_network_says(command, run, tmp_path):
 
   lines = done.out.splitlines()
   assert lines[0].startswith(f'{output}: 3 x 50 x 71 float32, 1 inside')
-  assert 'threshold 0.5 (the default, as there is no' in done.out
+  assert f'threshold 0.5 (the default, as {run} has no scores)' in done.out
   assert f'by {run}, trained on synthetic 6x64x64, best after epoch 1' in lines
   assert lines[-1].startswith('SYNTHETIC DATA: ')
   assert done.err == ''
+
+
+@pytest.mark.parametrize(
+  ('files', 'options', 'expected'),
+  [
+    ({'summary.json': 0.7}, (), 0.7),
+    ({'summary.json': 0.7, 'scores.json': 0.3}, (), 0.3),
+    ({'summary.json': 0.7}, ('--threshold=0.6',), 0.6),
+  ],
+)
+def test_the_threshold_is_that_of_the_runs_scores(
+  command, run, tmp_path, files, options, expected
+):
+  trained = tmp_path / 'run'
+  shutil.copytree(run, trained)
+  for name, threshold in files.items():
+    (trained / name).write_text(json.dumps({'threshold_v_rand': threshold}))
+  source, labels = tmp_path / 'in.tif', tmp_path / 'labels.tif'
+  stack(source, 1, 32, 32)
+  done, _ = predict(
+    command, trained, source, f'--segmentation={labels}', *options
+  )
+  assert done.code == 0, done.err
+  assert f'at threshold {expected} (' in done.out
 
 
 @pytest.mark.parametrize('shape', [(1, 33, 20), (1, 31, 1), (2, 100, 37)])

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from skipnet_jax.analysis import propagation
-from tests import test_gradient_flow as flow
 
 
 class Scales(nn.Module):
@@ -96,9 +96,11 @@ def test_he_initialisation_keeps_the_signal_and_shortcuts_double_it(
 
 
 def test_seeds_differ_and_repeat():
-  model, _ = flow.make_net()
+  model, _ = small_networks.make_net()
   run = [
-    propagation.propagate(model, flow.make_batch(), flow.bce, seeds)
+    propagation.propagate(
+      model, small_networks.make_batch(), small_networks.bce, seeds
+    )
     for seeds in ((0, 1), (1,))
   ]
   assert not np.array_equal(run[0].gradient[0], run[0].gradient[1])

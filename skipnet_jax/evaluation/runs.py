@@ -168,28 +168,29 @@ def score_slices(
 def best_threshold(
   runs: Sequence[TrainedRun], plain: bool
 ) -> tuple[float, str]:
-  """The threshold with the best V_rand that a run's scores.json names.
+  """The threshold with the best V_rand that a run's own scores name.
 
   Args:
     runs: of the prediction.
     plain: whether nothing is averaged, which has scores of its own.
 
   Returns:
-    It, or 0.5 where there is none or several runs are averaged, and what it
-    comes from.
+    That of scores.json, else of summary.json; 0.5 where there is none or
+    several runs are averaged; and what it comes from.
   """
   if len(runs) > 1:
     return 0.5, 'the default for several runs'
-  path = runs[0].path / 'scores.json'
-  try:
-    content = json.loads(path.read_text())
-    if plain:
-      content = content.get('plain', content)
-    return float(content['threshold_v_rand']), str(path)
-  except FileNotFoundError:
-    return 0.5, f'the default, as there is no {path}'
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise errors.InputError(
-      f'{path} has no readable threshold_v_rand ({type(e).__name__}): make it '
-      'anew with evaluate, or give --threshold.'
-    ) from e
+  for path in (runs[0].path / 'scores.json', runs[0].path / 'summary.json'):
+    if not path.exists():
+      continue
+    try:
+      content = json.loads(path.read_text())
+      if plain:
+        content = content.get('plain', content)
+      return float(content['threshold_v_rand']), str(path)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+      raise errors.InputError(
+        f'{path} has no readable threshold_v_rand ({type(e).__name__}): make '
+        'it anew with evaluate, or give --threshold.'
+      ) from e
+  return 0.5, f'the default, as {runs[0].path} has no scores'

@@ -328,6 +328,7 @@ class Run:
     summary |= {
       'v_rand': scores['v_rand'],
       'v_info': scores['v_info'],
+      'threshold_v_rand': scores['threshold_v_rand'],
       'seconds': round(self.meta['seconds'], 3),
       'images_per_second': float(np.median(rates)),
     }
