@@ -5,7 +5,9 @@ Claim:   without short skips the centre of the network is starved of updates;
 Command: python -m skipnet_jax.train --config=experiments/long_only.py \
            --workdir=runs/long_only
 Presets: those of long_short.py, and as long.
-Expect:  LONG_ONLY_FIGURES
+Expect:  quick on the synthetic stack, seed 0 on a CPU, jax 0.10.2,
+         2026-11-20: best validation BCE .1974 (.5405 for a constant
+         prediction); long_short has .1687.
 """
 
 import pathlib

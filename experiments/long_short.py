@@ -7,7 +7,10 @@ Command: python -m skipnet_jax.train --config=experiments/long_short.py \
 Presets: paper (default; 500 epochs, for an accelerator: two CPU cores need
          half a minute an epoch); quick (a smaller network of the same shape,
          centre crops: under 3 minutes on two CPU cores); smoke (seconds).
-Expect:  QUICK_FIGURES
+Expect:  seed 0 on a CPU, jax 0.10.2, 2026-11-20. paper, the first 30 of its
+         epochs on isbi2012: best validation BCE .2540 (.4990 for a constant
+         prediction), V_rand .889, V_info .947. quick: .2567 (.5529) on
+         isbi2012, .1687 (.5405) on the synthetic stack.
 """
 
 from skipnet_jax import config as config_lib

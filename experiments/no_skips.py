@@ -4,7 +4,10 @@ Claim:   at 140 convolutions without any skip nothing is learned.
 Command: python -m skipnet_jax.train --config=experiments/no_skips.py \
            --workdir=runs/no_skips
 Presets: those of long_short.py, and as long.
-Expect:  NO_SKIPS_FIGURES
+Expect:  quick on the synthetic stack, seed 0 on a CPU, jax 0.10.2,
+         2026-11-20: best validation BCE .4644 (.5405 for a constant
+         prediction); long_short has .1687. At quick's 41 convolutions it still
+         learns a little.
 """
 
 import pathlib

@@ -5,7 +5,9 @@ Claim:   without long skips the network trains, and ends above both kinds;
 Command: python -m skipnet_jax.train --config=experiments/short_only.py \
            --workdir=runs/short_only
 Presets: those of long_short.py, and as long.
-Expect:  SHORT_ONLY_FIGURES
+Expect:  quick on the synthetic stack, seed 0 on a CPU, jax 0.10.2,
+         2026-11-20: best validation BCE .3075 (.5405 for a constant
+         prediction); long_short has .1687.
 """
 
 import pathlib
