@@ -84,10 +84,11 @@ def command(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [f'skipnet_jax.{main}', *arguments])
     monkeypatch.setattr(sys, 'orig_argv', [sys.executable, '-m', main])
     capsys.readouterr()
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+    with warnings.catch_warnings():
       # How ml_collections reads an experiment file.
       warnings.filterwarnings('ignore', r'the load_module\(\)')
-      runpy.run_module(f'skipnet_jax.{main}', run_name='__main__')
+      with pytest.raises(SystemExit) as left:
+        runpy.run_module(f'skipnet_jax.{main}', run_name='__main__')
     captured = capsys.readouterr()
     return Outcome(left.value.code or 0, captured.out, captured.err)
 

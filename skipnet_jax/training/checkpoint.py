@@ -1,7 +1,9 @@
 """Checkpoints by orbax: the latest ones to go on from, the best to use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -91,18 +93,33 @@ class Checkpoints:
       state: one copy, see `Parallel.unreplicate`.
       meta: JSON values kept beside it.
       best: whether it is also the best so far.
+
+    Raises:
+      RunError: this one, or the one before, could not be written.
     """
     step = int(meta['step'])
     tree = _to_tree(state)
+    self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
     for manager in (self._best, self._latest) if best else (self._latest,):
       # A run cut off between the two writes makes the same best once more.
-      if step in manager.all_steps():
-        manager.delete(step)
-      manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
-        ),
+      with self._writing():
+        if step in manager.all_steps():
+          manager.delete(step)
+        manager.save(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
+          ),
+        )
+
+  def _check_space(self, needed: int) -> None:
+    # Orbax would find out in threads that print tracebacks.
+    free = shutil.disk_usage(self._root).free
+    if free < 2 * needed:
+      raise errors.RunError(
+        f'A checkpoint of {needed / 1e6:,.1f} MB needs twice as much space in '
+        f'{self._root}, and {free / 1e6:,.1f} MB are left: make space and give '
+        'the same command again; it goes on from the checkpoint before.'
       )
 
   def wait(self) -> None:
@@ -112,14 +129,20 @@ class Checkpoints:
       RunError: it could not be written, for lack of space, say.
     """
     for manager in (self._best, self._latest):
-      try:
+      with self._writing():
         manager.wait_until_finished()
-      except (OSError, ValueError, RuntimeError) as e:
-        raise errors.RunError(
-          f'A checkpoint could not be written to {self._root} '
-          f'({str(e).splitlines()[0]}): make space and give the same command '
-          'again; it goes on from the checkpoint before.'
-        ) from e
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Makes a RunError of what a full disk or its like raises."""
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as e:
+      raise errors.RunError(
+        f'A checkpoint could not be written to {self._root} '
+        f'({str(e).splitlines()[0][:200]}): make space and give the same '
+        'command again; it goes on from the checkpoint before.'
+      ) from e
 
   def steps(self) -> list[int]:
     """Steps of the latest checkpoints, the newest first."""

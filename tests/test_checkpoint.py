@@ -1,0 +1,153 @@
+"""Checkpoints: bit-exact, the newest that can be read, the best."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.training import checkpoint
+from skipnet_jax.training import state as state_lib
+
+OPTIMIZER = optax.rmsprop(1e-3, momentum=0.9)
+
+
+def make(step, width=3):
+  """A state whose every number tells the step."""
+  rng = np.random.default_rng(step)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  params = {'conv': {'kernel': array(3, 3, 1, width), 'bias': array(width)}}
+  opt_state = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype),
+    OPTIMIZER.init(params),
+  )
+  return state_lib.TrainState(
+    step=jnp.asarray(step, jnp.int32),
+    params=params,
+    batch_stats={'norm': {'mean': array(width)}},
+    opt_state=opt_state,
+    key=jax.random.key(step + 7),
+  )
+
+
+def save(folder, steps, best=()):
+  writer = checkpoint.Checkpoints(folder)
+  for step in steps:
+    writer.save(make(step), {'step': step, 'epoch': step}, best=step in best)
+  writer.close()
+
+
+def read(folder, method, *arguments, like=None):
+  reader = checkpoint.Checkpoints(folder, create=False)
+  try:
+    return getattr(reader, method)(like or make(0), *arguments)
+  finally:
+    reader.close()
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  a, b = (s.replace(key=jax.random.key_data(s.key)) for s in (a, b))
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(x, y)
+
+
+def damage(folder):
+  for path in folder.rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+  save(tmp_path, [5])
+  warnings = []
+  state, meta = read(tmp_path, 'restore_latest', warnings.append)
+  assert_same(state, make(5))
+  assert meta == {'step': 5, 'epoch': 5}
+  assert not warnings
+  # The key goes on drawing as it did.
+  assert float(jax.random.uniform(state.key)) == float(
+    jax.random.uniform(make(5).key)
+  )
+
+
+def test_two_latest_and_one_best_are_kept(tmp_path):
+  save(tmp_path, [2, 4, 6, 8], best=[2, 6])
+  kept = {
+    kind: sorted(
+      int(p.name) for p in (tmp_path / 'checkpoints' / kind).iterdir()
+    )
+    for kind in ('latest', 'best')
+  }
+  assert kept == {'latest': [6, 8], 'best': [6]}
+  assert_same(read(tmp_path, 'restore_best')[0], make(6))
+  assert_same(read(tmp_path, 'restore_latest', print)[0], make(8))
+
+
+def test_the_same_step_may_come_again(tmp_path):
+  save(tmp_path, [2], best=[2])
+  writer = checkpoint.Checkpoints(tmp_path)
+  again = make(2).replace(params=make(3).params)
+  writer.save(again, {'step': 2, 'epoch': 9}, best=True)
+  writer.close()
+  for state, meta in (
+    read(tmp_path, 'restore_best'),
+    read(tmp_path, 'restore_latest', print),
+  ):
+    assert_same(state, again)
+    assert meta['epoch'] == 9
+
+
+def test_a_damaged_checkpoint_is_told_and_passed_over(tmp_path):
+  save(tmp_path, [2, 4])
+  damage(tmp_path / 'checkpoints' / 'latest' / '4' / 'state')
+  warnings = []
+  state, meta = read(tmp_path, 'restore_latest', warnings.append)
+  assert_same(state, make(2))
+  assert meta['epoch'] == 2
+  (warning,) = warnings
+  assert warning.startswith('The checkpoint of step 4 is damaged')
+
+
+def test_nothing_readable_is_no_new_beginning(tmp_path):
+  save(tmp_path, [2, 4])
+  damage(tmp_path / 'checkpoints' / 'latest')
+  with pytest.raises(errors.RunError, match=r'No checkpoint in .* can be read'):
+    read(tmp_path, 'restore_latest', print)
+
+
+def test_a_cut_off_write_is_no_checkpoint(tmp_path):
+  save(tmp_path, [2])
+  unfinished = tmp_path / 'checkpoints' / 'latest' / '4.orbax-checkpoint-tmp'
+  unfinished.mkdir()
+  (unfinished / 'state').write_text('half')
+  state, _ = read(tmp_path, 'restore_latest', print)
+  assert_same(state, make(2))
+
+
+def test_a_new_run_has_none(tmp_path):
+  writer = checkpoint.Checkpoints(tmp_path)
+  assert writer.restore_latest(make(0), print) is None
+  with pytest.raises(errors.InputError, match='no best checkpoint: train'):
+    writer.restore_best(make(0))
+  writer.close()
+
+
+def test_another_network_is_named(tmp_path):
+  save(tmp_path, [2], best=[2])
+  with pytest.raises(errors.InputError, match='does not fit the model') as e:
+    read(tmp_path, 'restore_best', like=make(0, width=4))
+  assert 'params.conv.bias is (3,), and (4,) is needed' in str(e.value)
+
+
+def test_a_reader_makes_no_folders(tmp_path):
+  reader = checkpoint.Checkpoints(tmp_path / 'run', create=False)
+  with pytest.raises(errors.InputError, match='no best checkpoint'):
+    reader.restore_best(make(0))
+  reader.close()
+  assert not (tmp_path / 'run').exists()

@@ -1,0 +1,106 @@
+"""What the commands print and how they end."""
+
+import errno
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+import pytest
+
+from skipnet_jax.training import loop
+
+CONFIG = f'--config={ROOT}/experiments'
+
+
+@pytest.mark.parametrize(
+  ('name', 'parameters'),
+  [
+    ('long_short', '11,451,745'),
+    ('short_only', '11,567,393'),
+    ('long_only', '10,757,601'),
+    ('no_skips', '10,180,097'),
+  ],
+)
+def test_describe_prints_the_layers_and_trains_nothing(
+  command, name, parameters
+):
+  outcome = command('train', f'{CONFIG}/{name}.py', '--describe')
+  assert outcome.code == 0
+  lines = outcome.out.splitlines()
+  assert f'{parameters} parameters' in lines[-1]
+  (row,) = [line for line in lines if line.startswith('up_1/block_3/conv_2 ')]
+  # 3x3, 128 to 128 channels with a bias, at 32x32.
+  assert row.split()[1:4] == ['BottleneckBlock', '32x32x128', '147,584']
+  assert row.split()[4] == f'{2 * 9 * 128 * 128 * 32 * 32 / 1e6:.1f}'
+
+
+def test_fields_are_set_by_name(command):
+  outcome = command(
+    'train',
+    f'{CONFIG}/long_short.py:smoke',
+    '--describe',
+    '--config.model.repetitions=(1, 1, 1, 3, 1, 1, 1)',
+    '--config.model.long_skips=False',
+  )
+  assert outcome.code == 0
+  assert 'across/block_3/conv_1 ' in outcome.out
+  assert 'long_skip' not in outcome.out
+
+
+def test_the_command_starts_over_with_large_pages():
+  environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
+  code = (
+    'import os, sys; from skipnet_jax import cli\n'
+    'cli.run(lambda: print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:]))'
+  )
+  ended = subprocess.run(
+    [sys.executable, '-c', code, '--v=1'],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert ended.returncode == 0, ended.stderr
+  want = 'glibc.malloc.hugetlb=1' if sys.platform == 'linux' else 'None'
+  assert ended.stdout == f"{want} ['--v=1']\n"
+
+
+@pytest.fixture
+def train(command, monkeypatch, tmp_path):
+  """Runs train where the training raises an error."""
+
+  def call(error):
+    def broken(*_):
+      raise error
+
+    monkeypatch.setattr(loop, 'train_and_evaluate', broken)
+    return command(
+      'train', f'{CONFIG}/long_short.py:smoke', f'--workdir={tmp_path}'
+    )
+
+  return call
+
+
+def test_an_interrupted_run_says_how_it_goes_on(train):
+  outcome = train(KeyboardInterrupt())
+  assert outcome.code == 130
+  assert 'goes on from the last checkpoint' in outcome.out
+
+
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_in_a_sentence(train, code):
+  outcome = train(OSError(code, os.strerror(code), 'runs/metrics.jsonl'))
+  assert outcome.code == 1
+  assert outcome.err.startswith(
+    'error: runs/metrics.jsonl could not be written'
+  )
+  assert 'make space' in outcome.err
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(train):
+  with pytest.raises(PermissionError):
+    train(PermissionError(errno.EACCES, 'no', 'file'))
+  with pytest.raises(ZeroDivisionError):
+    train(ZeroDivisionError())
