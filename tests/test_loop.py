@@ -147,8 +147,16 @@ def test_crops_dice_averages_and_accumulation_go_together(smoke, tmp_path):
   assert {'epoch_0001_slice_008.png', 'epoch_0002_slice_009.png'} <= names
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(smoke, tmp_path):
-  config = smoke({'optim.name': 'sgd', 'optim.learning_rate': 1e25})
+@pytest.mark.parametrize('share', [0.25, 1e-9])
+def test_a_loss_that_is_not_finite_ends_the_run(smoke, tmp_path, share):
+  # From the device and, beyond a share of its memory, from the host.
+  config = smoke(
+    {
+      'optim.name': 'sgd',
+      'optim.learning_rate': 1e25,
+      'data.device_share': share,
+    }
+  )
   with pytest.raises(errors.RunError) as error:
     loop.train_and_evaluate(config, tmp_path)
   sentence = str(error.value)

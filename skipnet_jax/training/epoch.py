@@ -87,15 +87,20 @@ class Epoch:
       if self._compiled is None:
         self._compile(state, argument)
       sums = _Sums(self._log, self.steps, self._pipeline.batch_size)
-      pending = None
+      pending = []
       for i in range(self._pipeline.steps_per_epoch // self.steps):
         argument = argument if i == 0 else next(arguments)
         state, metrics = self._compiled(state, argument)
-        # One call stays under way while the one before is read.
-        if pending is not None and not sums.add(pending):
-          break
-        pending = self._parallel.unreplicate(metrics)
-      if not sums.add(pending):
+        pending.append(self._parallel.unreplicate(metrics))
+        # One call stays under way while the one before is read. Not from the
+        # host: after a refused step, its next batch would be the wrong one.
+        if len(pending) > self._on_device:
+          sums.add(pending.pop(0))
+        if not sums.finite:
+          self._refused(state)
+      for metrics in pending:
+        sums.add(metrics)
+      if not sums.finite:
         self._refused(state)
     finally:
       if feed:
@@ -131,8 +136,13 @@ class _Sums:
     self._log, self._steps, self._batch_size = log, steps, batch_size
     self._calls = 0
 
-  def add(self, metrics: Any) -> bool:
-    """Waits for the metrics of a call; False if a step was refused in it."""
+  @property
+  def finite(self) -> bool:
+    """Whether no step was refused so far."""
+    return not self.total.get('nonfinite')
+
+  def add(self, metrics: Any) -> None:
+    """Waits for the metrics of a call and adds them."""
     metrics = parallel_lib.to_host(metrics)
     for name, value in metrics.items():
       self.total[name] = self.total.get(name, 0.0) + value.astype(np.float64)
@@ -143,7 +153,6 @@ class _Sums:
       float(metrics['loss'] / metrics['steps']),
       images / (time.perf_counter() - self.begin),
     )
-    return not self.total['nonfinite']
 
 
 def _fits(arrays: pipeline_lib.Arrays, device: Any, share: float) -> bool:
