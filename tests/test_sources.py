@@ -121,7 +121,8 @@ def test_auto_falls_back_with_the_reason(monkeypatch):
   fields = {'slices': 4, 'size': 64, 'valid': '0'}
   data = sources.load(config_of(source='auto', **fields))
   assert data.name.startswith('synthetic')
-  assert 'no network here' in data.warning
+  assert data.remedy == 'no network here'
+  assert data.warning.startswith('SYNTHETIC DATA: the ISBI')
   with pytest.raises(errors.InputError, match='no network here'):
     sources.load(config_of(source='isbi2012', **fields))
 

@@ -25,6 +25,7 @@ class DataSet:
     train: slices for training.
     valid: slices for validation.
     warning: a sentence that every artefact repeats; '' for real data.
+    remedy: why the real data were not found, and what to do.
   """
 
   name: str
@@ -33,6 +34,7 @@ class DataSet:
   train: tuple[int, ...]
   valid: tuple[int, ...]
   warning: str = ''
+  remedy: str = ''
 
   def fingerprint(self) -> str:
     """Twelve hex digits of name, shape, dtype and the first slice's pixels."""
@@ -54,7 +56,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
       centre crop larger than the slices.
   """
   data = config.data
-  name, image, label, warning = _read(data)
+  name, image, label, warning, remedy = _read(data)
   if data.size:
     image, label = (
       _centre_crop(image, data.size),
@@ -64,7 +66,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
       f', centre {data.size}x{data.size}' if 'synthetic' not in name else ''
     )
   train, valid = split(data.train, data.valid, len(image), config.seed)
-  return DataSet(name, image, label, train, valid, warning)
+  return DataSet(name, image, label, train, valid, warning, remedy)
 
 
 def _read(data: ml_collections.ConfigDict):
@@ -76,7 +78,7 @@ def _read(data: ml_collections.ConfigDict):
     with volume.open_stack(data.label) as reader:
       label = reader.read_all()
     label = volume.check_labels(label, image.shape, data.label)
-    return f'stack {data.image}', image, label, ''
+    return f'stack {data.image}', image, label, '', ''
   if source.startswith('tfds:'):
     # The one room that needs tensorflow_datasets, which takes long to import.
     from skipnet_jax.data import isbi2012_tfds
@@ -84,7 +86,13 @@ def _read(data: ml_collections.ConfigDict):
     image, label = isbi2012_tfds.load_tfds(
       source.removeprefix('tfds:'), data.dir or None
     )
-    return source, image, volume.check_labels(label, image.shape, source), ''
+    return (
+      source,
+      image,
+      volume.check_labels(label, image.shape, source),
+      '',
+      '',
+    )
   if source in ('auto', 'isbi2012'):
     folder = isbi2012.find(data.dir or None)
     problem = ''
@@ -98,18 +106,18 @@ def _read(data: ml_collections.ConfigDict):
     if folder is not None:
       image, label = isbi2012.load(folder, 'train')
       label = volume.check_labels(label, image.shape, 'train-labels.tif')
-      return 'isbi2012', image, label, ''
+      return 'isbi2012', image, label, '', ''
     warning = (
       'SYNTHETIC DATA: the ISBI 2012 stacks were not found, so a procedural '
-      'stack stands in and no score here says anything about the challenge. '
-      + problem
-    ).strip()
+      'stack stands in and no score here says anything about the challenge.'
+    )
   else:
+    problem = ''
     warning = 'SYNTHETIC DATA: no score here says anything about real tissue.'
   size = data.size or 512
   image, label = synthetic.load(slices=data.slices, size=size)
   name = f'synthetic {data.slices}x{size}x{size}'
-  return name, image, label > 0, warning
+  return name, image, label > 0, warning, problem
 
 
 def _centre_crop(stack: np.ndarray, size: int) -> np.ndarray:

@@ -153,7 +153,8 @@ class Run:
       f'To beat: validation BCE {self.constant_bce:.4f} of predicting '
       "the validation slices' share of membrane everywhere",
     ]
-    return '\n'.join([*lines, *filter(None, [self.data.warning])])
+    more = filter(None, [self.data.warning, self.data.remedy])
+    return '\n'.join([*lines, *more])
 
   def finish(self) -> dict[str, Any]:
     """Trains what is left, then writes the summary."""
