@@ -1,5 +1,6 @@
 """The interface of an open stack, and its form for a folder of slices."""
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 import os
 import pathlib
@@ -18,7 +19,7 @@ _PNG_DTYPES = {'L': 'uint8', 'I;16': 'uint16', 'I;16B': 'uint16', 'I': 'uint16'}
 _KINDS = {'.png': 'PNG', '.tif': 'TIFF', '.tiff': 'TIFF'}
 
 
-class StackReader:
+class StackReader(abc.ABC):
   """An open stack that decodes one slice at a time, in one thread at a time.
 
   Attributes:
@@ -42,8 +43,9 @@ class StackReader:
       raise IndexError(f'slice {z} of {len(self)}')
     return self._read(z)
 
+  @abc.abstractmethod
   def _read(self, z: int) -> np.ndarray:
-    raise NotImplementedError
+    """Decodes slice z, which exists."""
 
   def read_all(self) -> np.ndarray:
     """The whole stack as `[z, y, x]`."""
