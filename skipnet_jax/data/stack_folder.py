@@ -61,7 +61,7 @@ class StackReader(abc.ABC):
     """Read-only `[z, y, x]` over the file, or None where it needs decoding."""
     return None
 
-  def close(self) -> None:
+  def close(self) -> None:  # noqa: B027  A folder has nothing to close.
     """Closes the file."""
 
   def __len__(self) -> int:
