@@ -4,9 +4,9 @@ Claim:   with both kinds of skip the 140-convolution FC-ResNet trains best;
          the paper's best validation loss is .162 (it may include the L2 term).
 Command: python -m skipnet_jax.train --config=experiments/long_short.py \
            --workdir=runs/long_short
-Presets: paper (default; 500 epochs, for an accelerator: two CPU cores need
-         half a minute an epoch); quick (a smaller network of the same shape,
-         centre crops: under 3 minutes on two CPU cores); smoke (seconds).
+Presets: paper (default; 500 epochs, for an accelerator: on two shared CPU cores
+         an epoch took 70 s); quick (a smaller network of the same shape, centre
+         crops: under 3 minutes on two CPU cores); smoke (seconds).
 Expect:  seed 0 on a CPU, jax 0.10.2, 2026-11-20. paper, the first 30 of its
          epochs on isbi2012: best validation BCE .2540 (.4990 for a constant
          prediction), V_rand .889, V_info .947. quick: .2567 (.5529) on

@@ -63,6 +63,26 @@ def conv_names(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
   return names
 
 
+def loss_at(
+  model: nn.Module,
+  variables: Variables,
+  batch: Batch,
+  loss: LossFunction,
+  *,
+  train: bool,
+  rngs: dict[str, Array] | None = None,
+) -> Array:
+  """The loss of a model, a scalar; arguments as in `layer_gradients`."""
+  outputs = model.apply(
+    variables,
+    batch['image'],
+    train=train,
+    rngs=rngs,
+    mutable=['batch_stats'] if train else False,
+  )
+  return loss(outputs[0] if train else outputs, batch)
+
+
 def _make_gradients(
   model: nn.Module, names: list[str], loss: LossFunction, train: bool
 ):
@@ -76,14 +96,14 @@ def _make_gradients(
 
     def objective(params):
       with nn.intercept_methods(intercept):
-        outputs = model.apply(
+        return loss_at(
+          model,
           variables | {'params': params},
-          batch['image'],
+          batch,
+          loss,
           train=train,
           rngs=rngs,
-          mutable=['batch_stats'] if train else False,
         )
-      return loss(outputs[0] if train else outputs, batch)
 
     grads = jax.grad(objective)(variables['params'])
     return {name: telemetry.kernel(grads, name) for name in names}

@@ -113,15 +113,16 @@ def path_lengths(
 
     def objective(params):
       with nn.intercept_methods(intercept):
-        outputs = model.apply(
+        value = gradient_flow.loss_at(
+          model,
           variables | {'params': params},
-          batch['image'],
+          batch,
+          loss,
           train=train,
           rngs=rngs,
-          mutable=['batch_stats'] if train else False,
         )
       # The seed is 1 in the real part, 0 in the imaginary one.
-      return seed * loss(outputs[0] if train else outputs, batch)
+      return seed * value
 
     grads = jax.grad(objective)(variables['params'])
     return [telemetry.kernel(grads, name) for name in names]

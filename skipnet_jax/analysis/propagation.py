@@ -84,13 +84,9 @@ def propagate(
       return result
 
     with nn.intercept_methods(intercept):
-      result = model.apply(
-        variables,
-        image,
-        train=train,
-        mutable=['batch_stats'] if train else False,
+      value = gradient_flow.loss_at(
+        model, variables, batch | {'image': image}, loss, train=train
       )
-    value = loss(result[0] if train else result, batch)
     return value, outputs
 
   @jax.jit

@@ -214,7 +214,8 @@ class Run:
           self.parallel.unreplicate(self.state), dict(self.meta), best=best
         )
       if sample_every and epoch % sample_every == 0:
-        self._samples(self._predictor(self.state), f'epoch_{epoch:04d}')
+        state = self.parallel.unreplicate(self.state)
+        self._samples(self._predictor(state), f'epoch_{epoch:04d}')
     self.checkpoints.wait()
 
   def _evaluate(self) -> dict[str, float]:
@@ -278,7 +279,6 @@ class Run:
     )
 
   def _predictor(self, state: state_lib.TrainState) -> inference.Predictor:
-    state = self.parallel.unreplicate(state)
     params = optim.eval_params(state.params, state.opt_state)
     variables = {'params': params, 'batch_stats': state.batch_stats}
     return inference.Predictor(
@@ -301,8 +301,6 @@ class Run:
     """Scores the best checkpoint on the validation slices."""
     like = self.parallel.unreplicate(self.state)
     state, meta = self.checkpoints.restore_best(like)
-    if self.parallel.axis_name:
-      state = self.parallel.replicate(state)
     record = meta['best_record']
     summary: dict[str, Any] = {
       'experiment': self.config.experiment or self.config.model.name,
