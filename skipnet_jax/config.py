@@ -4,6 +4,7 @@ An experiment file has `get_config(preset)`, which calls `get_default`, sets
 what differs, and picks one of its presets. Every field is documented here.
 """
 
+from collections.abc import Sequence
 import difflib
 import hashlib
 import json
@@ -151,6 +152,11 @@ def validate(config: ConfigDict) -> None:
     InputError: naming the field, its value and what it may be.
   """
   known = get_default()
+  if 'variants' in config:
+    raise errors.InputError(
+      f'This experiment compares {len(config.variants)} networks: give it to '
+      'python -m skipnet_jax.gradflow.'
+    )
   for section in config:
     if section not in known:
       raise errors.InputError(
@@ -248,6 +254,35 @@ def validate(config: ConfigDict) -> None:
     )
 
 
+def variants(config: ConfigDict) -> dict[str, ConfigDict]:
+  """The whole configs that an experiment compares, by name.
+
+  An experiment names what its runs differ in as `config.variants`: name to
+  sections, fields and values. One without is its own only variant.
+
+  Raises:
+    InputError: a variant sets an unknown field, or cannot be used.
+  """
+  if 'variants' not in config:
+    validate(config)
+    return {config.experiment or config.model.name: config}
+  found = {}
+  for name, changes in config.variants.items():
+    whole = config.copy_and_resolve_references()
+    with whole.unlocked():
+      del whole.variants
+    # Locked: a field that no default has is a mistake.
+    whole.lock()
+    whole.experiment = name
+    try:
+      whole.update(changes)
+    except (KeyError, TypeError) as e:
+      raise errors.InputError(f'The variant {name!r}: {e.args[0]}') from e
+    validate(whole)
+    found[name] = whole
+  return found
+
+
 def to_flat(config: ConfigDict) -> dict[str, Any]:
   """Dotted field names to plain values; tuples become lists, as in JSON."""
   flat = {}
@@ -291,3 +326,13 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     for name in sorted(a.keys() | b.keys())
     if a.get(name) != b.get(name)
   ]
+
+
+def varied(configs: Sequence[ConfigDict]) -> dict[str, list[Any]]:
+  """Fields that are not equal in all configs, to the value in each."""
+  flat = [to_flat(config) for config in configs]
+  names = sorted({name for one in flat for name in one} - {'experiment'})
+  values = {name: [one.get(name) for one in flat] for name in names}
+  return {
+    name: row for name, row in values.items() if any(v != row[0] for v in row)
+  }

@@ -1,14 +1,18 @@
 """Folders of runs that were never trained, for tests of what reads them."""
 
+import json
+
 import jax
 import numpy as np
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import models
+from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import sources
 from skipnet_jax.training import checkpoint
 from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import telemetry
 from skipnet_jax.training import workdir
 
 
@@ -43,6 +47,26 @@ def small_state(config):
 
   stats = jax.tree_util.tree_map_with_path(shift, state.batch_stats)
   return model, state.replace(batch_stats=stats)
+
+
+def add_records(path, epochs=4):
+  """Writes metrics.jsonl and gradient_flow.npz of a run; returns its layers."""
+  config = workdir.read_config(path)
+  model = models.build_model(config.model)
+  names = gradient_flow.conv_names(model, (1, 64, 64, 1))
+  rng = np.random.default_rng(len(names))
+  file = telemetry.FlowFile(path / 'gradient_flow.npz', names, 0)
+  lines = []
+  for epoch in range(1, epochs + 1):
+    flow = rng.uniform(1e-4, 1e-2, (5, len(names))).astype(np.float32)
+    file.append(flow[0], flow[1:])
+    record = {'epoch': epoch, 'step': 4 * epoch}
+    for part in ('train', 'valid'):
+      record |= {f'{part}_loss': 1 / epoch, f'{part}_loss_with_l2': 2 / epoch}
+      record |= {f'{part}_bce': 1 / epoch, f'{part}_accuracy': epoch / 10}
+    lines.append(json.dumps(record) + '\n')
+  (path / 'metrics.jsonl').write_text(''.join(lines))
+  return names
 
 
 def make_run(path, state=None, **changes):

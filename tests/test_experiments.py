@@ -18,6 +18,12 @@ PARAMETERS = {
   'no_skips': 10_180_097,
 }
 PRESETS = ('paper', 'quick', 'smoke')
+# Those that compare several networks.
+STUDIES = {
+  'gradient_flow': ('small', 'paper', 'table_3', 'smoke'),
+  'depth_sweep': ('small', 'paper', 'smoke'),
+}
+SINGLE = sorted(PARAMETERS)
 
 
 def load(name, preset):
@@ -34,7 +40,11 @@ def count(config):
   return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
-@pytest.mark.parametrize('name', NAMES)
+def test_every_experiment_is_tested():
+  assert sorted([*SINGLE, *STUDIES]) == NAMES
+
+
+@pytest.mark.parametrize('name', SINGLE)
 def test_the_paper_preset_has_the_papers_parameters(name):
   config = load(name, 'paper')
   config_lib.validate(config)
@@ -43,13 +53,53 @@ def test_the_paper_preset_has_the_papers_parameters(name):
 
 
 @pytest.mark.parametrize('preset', PRESETS[1:])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SINGLE)
 def test_the_smaller_presets_keep_the_switches(name, preset):
   config, paper = load(name, preset), load(name, 'paper')
   config_lib.validate(config)
   for switch in ('short_skips', 'long_skips', 'batch_norm', 'blocks'):
     assert config.model[switch] == paper.model[switch]
   assert count(config) < PARAMETERS[name] / 30
+
+
+@pytest.mark.parametrize(
+  ('name', 'preset'), [(n, p) for n, ps in STUDIES.items() for p in ps]
+)
+def test_a_study_builds_each_of_its_networks(name, preset):
+  config = load(name, preset)
+  if 'depths' in config:
+    del config.depths
+  variants = config_lib.variants(config)
+  assert len(variants) >= 3
+  counts = {variant: count(config) for variant, config in variants.items()}
+  if preset == 'table_3':
+    assert counts == {
+      'long_short': PARAMETERS['long_short'],
+      'short': PARAMETERS['short_only'],
+      'long': PARAMETERS['long_only'],
+    }
+
+
+@pytest.mark.parametrize('preset', STUDIES['gradient_flow'][:2])
+def test_figure_4_has_the_papers_settings(preset):
+  variants = config_lib.variants(load('gradient_flow', preset))
+  found = [
+    (
+      c.model.blocks,
+      set(c.model.repetitions),
+      c.model.long_skips,
+      c.model.short_skips,
+      c.model.batch_norm,
+      c.optim.learning_rate,
+    )
+    for c in variants.values()
+  ]
+  assert found == [
+    ('simple', {9}, True, True, True, 1e-3),
+    ('simple', {9}, True, False, True, 1e-3),
+    ('simple', {3}, True, False, True, 1e-3),
+    ('simple', {7}, True, False, False, 1e-4),
+  ]
 
 
 @pytest.mark.parametrize('name', NAMES)

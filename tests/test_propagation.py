@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small_networks
 
+from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import propagation
 
 
@@ -97,14 +98,24 @@ def test_he_initialisation_keeps_the_signal_and_shortcuts_double_it(
 
 def test_seeds_differ_and_repeat():
   model, _ = small_networks.make_net()
+  batch = small_networks.make_batch()
+  at_hand = gradient_flow.conv_names(model, batch['image'].shape)
   run = [
-    propagation.propagate(
-      model, small_networks.make_batch(), small_networks.bce, seeds
-    )
-    for seeds in ((0, 1), (1,))
+    propagation.propagate(model, batch, small_networks.bce, seeds, layers=names)
+    for names, seeds in ((None, (0, 1)), (at_hand, (1,)))
   ]
   assert not np.array_equal(run[0].gradient[0], run[0].gradient[1])
   np.testing.assert_array_equal(run[0].gradient[1], run[1].gradient[0])
   assert run[0].layers[0] == 'down_1'
   assert np.isfinite(run[0].tangent).all()
   assert (run[0].gradient > 0).all()
+
+
+def test_lazy_initialisation_is_that_of_a_compiled_init():
+  model, _ = small_networks.make_net()
+  image = small_networks.make_batch()['image']
+  key = jax.random.key(5)
+  shape = jax.ShapeDtypeStruct(image.shape, image.dtype)
+  lazy = model.lazy_init(key, shape, train=False)
+  compiled = jax.jit(lambda k: model.init(k, image, train=False))(key)
+  jax.tree.map(np.testing.assert_array_equal, lazy, compiled)

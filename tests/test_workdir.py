@@ -86,3 +86,18 @@ def test_json_is_replaced_whole(tmp_path):
   with pytest.raises(ValueError, match='JSON'):
     workdir.write_json(path, {'a': float('inf')})
   assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_a_run_from_before_a_field_of_the_network_goes_on(tmp_path):
+  workdir.describe(tmp_path, make(), DATASET)
+  path = tmp_path / 'config.json'
+  content = json.loads(path.read_text())
+  del content['config']['model']['scan']
+  path.write_text(json.dumps(content))
+  workdir.check(tmp_path, make(), DATASET)
+  read = workdir.read_config(tmp_path)
+  assert models.build_model(read.model) == models.build_model(make().model)
+  other = make()
+  other.model.scan = True
+  with pytest.raises(errors.InputError, match=r'model.scan \(False, now True'):
+    workdir.check(tmp_path, other, DATASET)

@@ -1,8 +1,9 @@
-"""The gradient of each layer at a point, and which skips it came through.
+"""The gradient of each layer at a point.
 
 Works for any Linen model called as `model(image, train)`; layers are ordered by
-the call order of a traced forward pass, not by name. What a whole training run
-records is in `training.telemetry`.
+the call order of a traced forward pass, not by name. Which skips a gradient
+came through is in `routes`, what a whole training run records in
+`training.telemetry`.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from skipnet_jax import errors
 from skipnet_jax.analysis import layers
@@ -20,28 +20,6 @@ Array = jax.Array
 Batch = dict[str, Array]
 Variables = dict[str, Any]
 LossFunction = Callable[[Any, Batch], Array]
-
-# How a gradient may have come: through no skip at all, through long skips but
-# no short ones, through short ones but no long ones, through both kinds.
-ROUTES = ('neither', 'long', 'short', 'both')
-
-
-@jax.custom_vjp
-def scale_gradient(x: Array, scale: Array) -> Array:
-  """Returns x; its gradient is multiplied by `scale`, a scalar."""
-  del scale
-  return x
-
-
-def _scale_forward(x, scale):
-  return x, scale
-
-
-def _scale_backward(scale, g):
-  return g * scale.astype(g.dtype), jnp.zeros_like(scale)
-
-
-scale_gradient.defvjp(_scale_forward, _scale_backward)
 
 
 def conv_names(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
@@ -83,34 +61,6 @@ def loss_at(
   return loss(outputs[0] if train else outputs, batch)
 
 
-def _make_gradients(
-  model: nn.Module, names: list[str], loss: LossFunction, train: bool
-):
-  def gradients(variables, batch, rngs, scales):
-    def intercept(next_fun, args, kwargs, context):
-      kind = getattr(context.module, 'skip_kind', None)
-      if kind in scales and context.method_name == '__call__':
-        path, skipped = args
-        args = (path, scale_gradient(skipped, scales[kind]))
-      return next_fun(*args, **kwargs)
-
-    def objective(params):
-      with nn.intercept_methods(intercept):
-        return loss_at(
-          model,
-          variables | {'params': params},
-          batch,
-          loss,
-          train=train,
-          rngs=rngs,
-        )
-
-    grads = jax.grad(objective)(variables['params'])
-    return {name: telemetry.kernel(grads, name) for name in names}
-
-  return jax.jit(gradients)
-
-
 def layer_gradients(
   model: nn.Module,
   variables: Variables,
@@ -137,53 +87,15 @@ def layer_gradients(
     InputError: a model without convolutions.
   """
   names = conv_names(model, batch['image'].shape)
-  gradients = _make_gradients(model, names, loss, train)
-  found = gradients(variables, batch, rngs or {}, {})
-  return {name: found[name] for name in names}
 
+  @jax.jit
+  def gradients(variables, batch, rngs):
+    def objective(params):
+      at = variables | {'params': params}
+      return loss_at(model, at, batch, loss, train=train, rngs=rngs)
 
-def split_by_skip(
-  model: nn.Module,
-  variables: Variables,
-  batch: Batch,
-  loss: LossFunction,
-  *,
-  train: bool = True,
-  rngs: dict[str, Array] | None = None,
-) -> dict[str, dict[str, Array]]:
-  """Splits each kernel's gradient by the kinds of skip it came through.
+    grads = jax.grad(objective)(variables['params'])
+    return [telemetry.kernel(grads, name) for name in names]
 
-  The forward pass is unchanged; the gradient is stopped on the skipped side of
-  one kind's sums, or of both. With g(L, S) the gradient when long (short) skips
-  pass it (1) or stop it (0): neither = g(0, 0), long = g(1, 0) - g(0, 0), short
-  = g(0, 1) - g(0, 0), both = g(1, 1) - g(0, 1) - (g(1, 0) - g(0, 0)). The four
-  add up to the whole gradient g(1, 1).
-
-  Args:
-    model: its sums are modules with a `skip_kind`, see `blocks.ShortSkip`; the
-      other arguments are as in `layer_gradients`.
-    variables: see there.
-    batch: see there.
-    loss: see there.
-    train: see there.
-    rngs: see there.
-
-  Returns:
-    For each of `ROUTES`, layer name to the part of its kernel's gradient.
-  """
-  names = conv_names(model, batch['image'].shape)
-  gradients = _make_gradients(model, names, loss, train)
-
-  def g(long: float, short: float) -> dict[str, Array]:
-    # Scales are arguments: all four share one compilation.
-    scales = {'long': jnp.float32(long), 'short': jnp.float32(short)}
-    return gradients(variables, batch, rngs or {}, scales)
-
-  none, long, short, whole = g(0, 0), g(1, 0), g(0, 1), g(1, 1)
-  return {
-    'neither': {n: none[n] for n in names},
-    'long': {n: long[n] - none[n] for n in names},
-    'short': {n: short[n] - none[n] for n in names},
-    # In this order: exactly zero where there is only one kind.
-    'both': {n: (whole[n] - short[n]) - (long[n] - none[n]) for n in names},
-  }
+  found = gradients(variables, batch, rngs or {})
+  return dict(zip(names, found, strict=True))

@@ -53,6 +53,7 @@ def propagate(
   seeds: Sequence[int],
   *,
   train: bool = True,
+  layers: Sequence[str] | None = None,
 ) -> Propagation:
   """Measures a network at its initialisation.
 
@@ -63,12 +64,13 @@ def propagate(
     loss: of (outputs, batch), a scalar.
     seeds: one initialisation each.
     train: batch statistics if True.
+    layers: names from `gradient_flow.conv_names`, if at hand: saves a trace.
 
   Raises:
     InputError: a model without convolutions.
   """
-  names = gradient_flow.conv_names(model, batch['image'].shape)
-  wanted = set(names)
+  image = batch['image']
+  names = tuple(layers or gradient_flow.conv_names(model, image.shape))
 
   def forward(variables, image, added):
     """Loss and outputs of the layers, to which `added` is added."""
@@ -77,7 +79,7 @@ def propagate(
     def intercept(next_fun, args, kwargs, context):
       result = next_fun(*args, **kwargs)
       name = '/'.join(context.module.path)
-      if context.method_name == '__call__' and name in wanted:
+      if context.method_name == '__call__' and name in names:
         if added is not None:
           result = result + added[name]
         outputs[name] = result
@@ -91,11 +93,15 @@ def propagate(
 
   @jax.jit
   def measure(variables, image, direction):
-    (_, outputs), (_, tangents) = jax.jvp(
-      lambda x: forward(variables, x, None), (image,), (direction,)
+    _, shapes = jax.eval_shape(forward, variables, image, None)
+    zeros = {n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}
+    # One forward pass serves both directions.
+    (value, outputs), push = jax.linearize(
+      lambda x, added: forward(variables, x, added), image, zeros
     )
-    zeros = jax.tree.map(jnp.zeros_like, outputs)
-    gradients = jax.grad(lambda a: forward(variables, image, a)[0])(zeros)
+    _, tangents = push(direction, zeros)
+    pull = jax.linear_transpose(push, image, zeros)
+    _, gradients = pull((jnp.ones_like(value), zeros))
 
     def row(f, tree):
       return jnp.stack([f(tree[name]) for name in names])
@@ -110,11 +116,12 @@ def propagate(
       row(mean_square, tangents) / mean_square(direction),
     )
 
-  init = jax.jit(lambda key: model.init(key, batch['image'], train=False))
+  shape = jax.ShapeDtypeStruct(image.shape, image.dtype)
   rows = []
   for seed in seeds:
     key_init, key_direction = jax.random.split(jax.random.key(seed))
-    direction = jax.random.normal(key_direction, batch['image'].shape)
-    rows.append(measure(init(key_init), batch['image'], direction))
+    variables = model.lazy_init(key_init, shape, train=False)
+    direction = jax.random.normal(key_direction, image.shape)
+    rows.append(measure(variables, image, direction))
   table = np.asarray(rows, np.float64)
-  return Propagation(tuple(names), *(table[:, i] for i in range(4)))
+  return Propagation(names, *(table[:, i] for i in range(4)))

@@ -4,29 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from skipnet_jax import plots
 from skipnet_jax.evaluation import scores
 from skipnet_jax.evaluation import thinning
 
-# Okabe and Ito's colours, told apart with every kind of colour vision.
-BLUE, ORANGE, VERMILION, YELLOW = '#0072B2', '#E69F00', '#D55E00', '#F0E442'
-SPLIT, MERGE, BOTH = VERMILION, BLUE, YELLOW
+SPLIT, MERGE, BOTH = plots.VERMILION, plots.BLUE, plots.YELLOW
 _BORDER = 0.15  # Grey of the segmentation's borders.
-
-
-def _figure(*size: float, dpi: float) -> Any:
-  # Matplotlib takes long to import, and training needs none of it here. The
-  # canvas is named, so no display is looked for.
-  from matplotlib import figure
-  from matplotlib.backends import backend_agg
-
-  made = figure.Figure(size, dpi=dpi, layout='constrained')
-  backend_agg.FigureCanvasAgg(made)
-  return made
-
-
-def _picture(figure: Any) -> np.ndarray:
-  figure.canvas.draw()
-  return np.array(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def score_curves(
@@ -43,14 +26,14 @@ def score_curves(
   Returns:
     `[y, x, 3]` uint8.
   """
-  figure = _figure(7, 4.5, dpi=150)
+  figure = plots.make_figure(7, 4.5, dpi=150)
   axes = figure.subplots()
   for index, (name, result) in enumerate(results.items()):
     rows = result['per_threshold']
     limits = [row['threshold'] for row in rows]
     for key, label, colour in (
-      ('v_rand', 'V_rand', BLUE),
-      ('v_info', 'V_info', ORANGE),
+      ('v_rand', 'V_rand', plots.BLUE),
+      ('v_info', 'V_info', plots.ORANGE),
     ):
       values = [np.nan if row[key] is None else row[key] for row in rows]
       best, at = result[key], result[f'threshold_{key}']
@@ -74,8 +57,8 @@ def score_curves(
   axes.grid(alpha=0.3)
   axes.legend()
   if warning:
-    figure.supxlabel(warning, color=VERMILION, fontsize=8, wrap=True)
-  return _picture(figure)
+    figure.supxlabel(warning, color=plots.VERMILION, fontsize=8, wrap=True)
+  return plots.to_array(figure)
 
 
 def error_map(
@@ -146,7 +129,7 @@ def slice_panel(
   rows = len(shown) // columns
   ratio = np.clip(height / width, 0.2, 5)
   side = 4.0 / max(ratio, 1)
-  figure = _figure(
+  figure = plots.make_figure(
     columns * side + 0.2,
     rows * (side * ratio + 0.35) + 1.1,
     # Layout takes some of the room: 1.15 leaves no pixel out.
@@ -172,7 +155,7 @@ def slice_panel(
     fontsize=9,
     frameon=False,
   )
-  return _picture(figure)
+  return plots.to_array(figure)
 
 
 def stretch(image: np.ndarray) -> np.ndarray:

@@ -81,3 +81,11 @@ def build_model(
   module = model(**fields, axis_name=axis_name)
   module.check()
   return module
+
+
+def unrolled(model: nn.Module) -> nn.Module:
+  """The module without scans: the layers have the names that reports show.
+
+  Its variables are those of `fc_resnet.unroll`.
+  """
+  return model.clone(scan=False) if getattr(model, 'scan', False) else model

@@ -22,7 +22,7 @@ class ShortSkip(nn.Module):
   Attributes:
     resample: 'none', 'down' (decimation) or 'up' (repetition).
     dtype: compute dtype.
-    skip_kind: what `analysis.gradient_flow` tells the two kinds apart by; the
+    skip_kind: what `analysis.routes` tells the two kinds apart by; the
       second argument of the call is what skips.
   """
 

@@ -1,7 +1,7 @@
 """FC-ResNet with long and short skips (Drozdzal et al. 2016, Table 1)."""
 
 import difflib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,31 @@ MAIN_STAGES = {
 # Five halvings: down_2 to down_5 and the first block of `across`.
 SIZE_MULTIPLE = 32
 PROJECTIONS = ('decoder', 'both')
+
+
+def unroll(variables: dict[str, Any]) -> dict[str, Any]:
+  """The variables of a scanned network as those of the unrolled one.
+
+  Args:
+    variables: collections of an `FCResNet`; without scanned stages they are
+      returned as they are.
+  """
+
+  def stage(tree):
+    stacked = tree.get('blocks')
+    if stacked is None:
+      return tree
+    rest = {name: leaf for name, leaf in tree.items() if name != 'blocks'}
+    length = jax.tree.leaves(stacked)[0].shape[0]
+    return rest | {
+      f'block_{i + 2}': jax.tree.map(lambda x: x[i], stacked)
+      for i in range(length)
+    }
+
+  return {
+    collection: {name: stage(tree) for name, tree in stages.items()}
+    for collection, stages in variables.items()
+  }
 
 
 class LongSkip(nn.Module):
@@ -65,12 +90,16 @@ class LongSkip(nn.Module):
 class Stage(nn.Module):
   """Repetitions of one block; the first downsamples or the last upsamples.
 
+  Scanned, block_2 to the last but one are `blocks`, whose variables have a
+  leading axis over them: see `unroll`.
+
   Attributes:
     kind: a name of `blocks.BLOCKS`.
     features: output channels of every repetition.
     repetitions: how many blocks.
     down: whether the first block halves the resolution.
     up: whether the last block doubles it.
+    scan: whether the blocks between the first and the last are one scan.
     block: settings handed to every block.
   """
 
@@ -79,6 +108,7 @@ class Stage(nn.Module):
   repetitions: int
   down: bool
   up: bool
+  scan: bool
   block: dict
 
   @nn.compact
@@ -87,14 +117,31 @@ class Stage(nn.Module):
     make, _ = blocks.BLOCKS[self.kind]
     # A single block cannot do both: the halving is then a block before it.
     repetitions = max(self.repetitions, self.down + self.up)
-    for i in range(1, repetitions + 1):
+
+    def block(i, name=''):
       resample = 'none'
       if self.down and i == 1:
         resample = 'down'
       elif self.up and i == repetitions:
         resample = 'up'
-      block = make(self.features, resample, **self.block, name=f'block_{i}')
-      x = block(x, train, drop)
+      name = name or f'block_{i}'
+      return make(self.features, resample, **self.block, name=name)
+
+    def body(module, x, _):
+      return module(x, train, drop), None
+
+    order = range(1, repetitions + 1)
+    x = block(1)(x, train, drop)
+    if self.scan and repetitions > 3:
+      x, _ = nn.scan(
+        body,
+        variable_axes={'params': 0, 'batch_stats': 0},
+        split_rngs={'params': True, 'dropout': True},
+        length=repetitions - 2,
+      )(block(2, 'blocks'), x, None)
+      order = order[-2:]
+    for i in order[1:]:
+      x = block(i)(x, train, drop)
     return x
 
 
@@ -112,6 +159,8 @@ class FCResNet(nn.Module):
       `across` has at least two, the one that halves and the one that doubles.
     long_skip_projection: 'decoder' or 'both', see `LongSkip`.
     dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    scan: compile the equal repetitions of a stage once, as a scan over their
+      stacked parameters, see `Stage`: for hundreds of layers.
     axis_name: mapped axis of a pmapped call, or None.
   """
 
@@ -124,6 +173,7 @@ class FCResNet(nn.Module):
   repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
   long_skip_projection: str = 'decoder'
   dtype: str = 'float32'
+  scan: bool = False
   axis_name: str | None = None
 
   def check(self) -> None:
@@ -210,9 +260,10 @@ class FCResNet(nn.Module):
     def stage(name, x, down=False, up=False):
       kind, repetitions = settings.get(name, ('simple', 1))
       width = base * 2 ** MAIN_STAGES.get(name, 0) * blocks.BLOCKS[kind][1]
-      return Stage(kind, width, repetitions, down, up, common, name=name)(
-        x, train, train or sample
+      make = Stage(
+        kind, width, repetitions, down, up, self.scan, common, name=name
       )
+      return make(x, train, train or sample)
 
     def join(name, x, encoder, power=0):
       if not self.long_skips:

@@ -17,6 +17,7 @@ from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.evaluation import inference
 from skipnet_jax.evaluation import runs
+from skipnet_jax.models import fc_resnet
 from skipnet_jax.training import calls
 from skipnet_jax.training import checkpoint
 from skipnet_jax.training import epoch as epoch_lib
@@ -85,7 +86,9 @@ class Run:
     )
     optimizer = optim.make_optimizer(config.optim, self.schedule)
     self.loss = losses.LOSSES[config.train.loss]
-    self.table = layers_lib.layer_table(self.model, (1, *pipeline.window, 1))
+    self.table = layers_lib.layer_table(
+      models.unrolled(self.model), (1, *pipeline.window, 1)
+    )
     self.kernels = [row.name for row in self.table if row.flops]
     self.train_step = step_lib.make_train_step(
       self.model,
@@ -263,8 +266,8 @@ class Run:
     plan = self.pipeline.plan(key, step)
     raw = pipeline_lib.read_host(self.arrays, plan, self.pipeline.window)
     layer = layers_lib.first_nonfinite(
-      models.build_model(self.config.model),
-      tree,
+      models.unrolled(models.build_model(self.config.model)),
+      fc_resnet.unroll(tree),
       self.pipeline.train_batch(raw, plan['key'])['image'],
       {'dropout': streams.key_at(key, 'dropout', step)},
     )
@@ -348,5 +351,5 @@ def describe(config: Config) -> str:
   side = config.data.crop or config.data.size or 512
   model = models.build_model(config.model)
   model.check_size((side, side))
-  table = layers_lib.layer_table(model, (1, side, side, 1))
+  table = layers_lib.layer_table(models.unrolled(model), (1, side, side, 1))
   return layers_lib.format_table(table)

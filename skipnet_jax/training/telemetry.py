@@ -17,13 +17,32 @@ Params = Any
 
 # Per step, averaged over the epoch's steps; see `step_flow`.
 STEP_QUANTITIES = ('step_update', 'grad_l2', 'grad_mean_abs', 'update_ratio')
+# What an epoch's record holds.
+QUANTITIES = ('net_change', *STEP_QUANTITIES)
+
+
+def _place(params: Params, name: str) -> tuple[tuple[str, ...], int | None]:
+  """Where a layer lies: its path, and which of a scanned stage's blocks."""
+  path, index = name.split('/'), None
+  for i, part in enumerate(path):
+    if part not in params and part.startswith('block_') and 'blocks' in params:
+      # Of `models.fc_resnet.Stage`: block_1 lies before the stacked ones.
+      path[i], index = 'blocks', int(part.removeprefix('block_')) - 2
+    params = params[path[i]]
+  return tuple(path), index
+
+
+def _kernel_at(params: Params, path: tuple[str, ...]) -> jax.Array:
+  for part in path:
+    params = params[part]
+  return params['kernel']
 
 
 def kernel(params: Params, name: str) -> jax.Array:
-  """The kernel of the layer called `name`."""
-  for part in name.split('/'):
-    params = params[part]
-  return params['kernel']
+  """The kernel of the layer called `name`, as in the unrolled network."""
+  path, index = _place(params, name)
+  found = _kernel_at(params, path)
+  return found if index is None else found[index]
 
 
 def step_flow(
@@ -43,23 +62,33 @@ def step_flow(
     that of the kernel.
   """
 
-  def norm(x):
-    return jnp.sqrt(jnp.sum(jnp.square(x)))
+  def measure(path, stacked):
+    w, g, u = (_kernel_at(tree, path) for tree in (params, grads, updates))
+    axes = tuple(range(stacked, w.ndim))
 
-  columns = []
-  for name in names:
-    w, g, u = (kernel(tree, name) for tree in (params, grads, updates))
-    columns.append(
-      jnp.stack(
-        [
-          jnp.mean(jnp.abs(u)),
-          norm(g),
-          jnp.mean(jnp.abs(g)),
-          norm(u) / norm(w),
-        ]
-      )
+    def norm(x):
+      return jnp.sqrt(jnp.sum(jnp.square(x), axes))
+
+    quantities = jnp.stack(
+      [
+        jnp.mean(jnp.abs(u), axes),
+        norm(g),
+        jnp.mean(jnp.abs(g), axes),
+        norm(u) / norm(w),
+      ]
     )
-  return jnp.stack(columns, axis=1)
+    return quantities.reshape(len(STEP_QUANTITIES), -1)
+
+  # A scan's kernels are measured together: as many operations as it compiles.
+  places = [_place(params, name) for name in names]
+  first, columns, count = {}, [], 0
+  for path, index in places:
+    if path not in first:
+      columns.append(measure(path, index is not None))
+      first[path] = count
+      count += columns[-1].shape[1]
+  order = [first[path] + (index or 0) for path, index in places]
+  return jnp.concatenate(columns, axis=1)[:, np.asarray(order)]
 
 
 def kernels(names: Sequence[str], params: Params) -> list[jax.Array]:
@@ -83,6 +112,21 @@ def net_change(
   )
 
 
+def read_flow(
+  path: pathlib.Path,
+) -> tuple[list[str], dict[str, np.ndarray]]:
+  """Layers and quantities of a `gradient_flow.npz`, see `FlowFile`.
+
+  Raises:
+    OSError, ValueError, KeyError, BadZipFile: a missing or damaged file.
+  """
+  # Opened here: of a damaged file, numpy would leave its own open.
+  with path.open('rb') as f, np.load(f, allow_pickle=False) as file:
+    return [str(name) for name in file['layers']], {
+      q: file[q] for q in QUANTITIES
+    }
+
+
 class FlowFile:
   """`gradient_flow.npz` of a run.
 
@@ -100,21 +144,19 @@ class FlowFile:
     self._path = path
     self._names = list(names)
     self._table = {
-      q: np.full((epochs, len(names)), np.nan, np.float32)
-      for q in ('net_change', *STEP_QUANTITIES)
+      q: np.full((epochs, len(names)), np.nan, np.float32) for q in QUANTITIES
     }
     if not epochs:
       return
     try:
-      # Opened here: of a damaged file, numpy would leave its own open.
-      with path.open('rb') as f, np.load(f, allow_pickle=False) as old:
-        if list(old['layers']) == self._names:
-          for q, rows in self._table.items():
-            kept = old[q][:epochs]
-            rows[: len(kept)] = kept
+      layers, old = read_flow(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
       # Lost or damaged: those epochs stay NaN, which the report shows as gaps.
-      pass
+      return
+    if layers == self._names:
+      for q, rows in self._table.items():
+        kept = old[q][:epochs]
+        rows[: len(kept)] = kept
 
   def append(self, change: np.ndarray, flow: np.ndarray) -> None:
     """Adds an epoch and replaces the file.

@@ -16,6 +16,7 @@ import ml_collections
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax import models
 
 _PACKAGES = (
   'jax',
@@ -101,7 +102,10 @@ def check(
       )
     return path
   old = _read(path)
-  then = config_lib.identity(ml_collections.ConfigDict(old['config']))
+  then = ml_collections.ConfigDict(old['config'])
+  # A run made before the network had a field was made with its default.
+  then.model = models.model_config(**then.model)
+  then = config_lib.identity(then)
   changed = config_lib.differences(then, config_lib.identity(config))
   if changed:
     raise errors.InputError(

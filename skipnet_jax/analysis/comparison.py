@@ -1,0 +1,237 @@
+"""What a gradient-flow report says of runs, and of networks never trained."""
+
+from collections.abc import Callable, Sequence
+import json
+import math
+from typing import Any
+
+import ml_collections
+
+from skipnet_jax import config as config_lib
+from skipnet_jax.analysis import gradient_flow
+from skipnet_jax.analysis import measure
+from skipnet_jax.analysis import point_figures
+from skipnet_jax.analysis import recorded
+from skipnet_jax.analysis import recorded_figures
+from skipnet_jax.analysis import report
+from skipnet_jax.analysis import shown as shown_lib
+from skipnet_jax.data import sources
+from skipnet_jax.training import state as state_lib
+
+Config = ml_collections.ConfigDict
+Say = Callable[[str], None]
+# Of a run: the data set that it was trained on, and its best parameters.
+Trained = Callable[
+  [recorded.RecordedRun], tuple[sources.DataSet, gradient_flow.Variables]
+]
+
+_L2 = ('', '_with_l2')
+_SCORES = (
+  'run',
+  'convolutions',
+  'parameters',
+  'best epoch',
+  'train loss',
+  'with L2',
+  'validation loss',
+  'with L2',
+  'constant BCE',
+  'V_rand',
+  'V_info',
+  'centre / ends',
+)
+_GRADIENTS = (
+  'network',
+  'convolutions',
+  'parameters',
+  'gradient',
+  'least',
+  'where',
+  'most',
+  'where',
+)
+INITIAL, TRAINED = 'at initialisation', 'best epoch'
+
+
+def of_runs(
+  title: str,
+  runs: Sequence[recorded.RecordedRun],
+  trained: Trained,
+  say: Say = lambda _: None,
+) -> report.Page:
+  """Compares recorded runs; measures them at their first and best parameters.
+
+  Args:
+    title: of the page.
+    runs: from `recorded.open_runs`.
+    trained: opens a run's data and checkpoint.
+    say: told of progress.
+
+  Raises:
+    InputError: a run whose data or checkpoint are not there.
+  """
+  opened = {run.name: trained(run) for run in runs}
+  dataset = ' and '.join(dict.fromkeys(d.name for d, _ in opened.values()))
+  points: point_figures.Points = {}
+  signals = {}
+  for run in runs:
+    say(f'Measuring {run.name}: gradient by route, propagation')
+    data, best = opened[run.name]
+    batch = measure.centre_batch(run.config, data)
+    first = measure.initial_variables(run.config)
+    moments = {INITIAL: first, TRAINED: best}
+    points[run.name] = measure.at_points(run.config, moments, batch)
+    signals[run.name] = measure.at_init(run.config, batch, run.layers)
+  figures = [
+    recorded_figures.heat_map(runs, dataset, 'net_change'),
+    recorded_figures.profiles(runs, dataset),
+    recorded_figures.heat_map(runs, dataset, 'grad_l2'),
+    recorded_figures.curves(runs, dataset),
+    *_point_figures(points, signals, dataset),
+  ]
+  epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
+  return report.Page(
+    title=title,
+    subtitle=f'{len(runs)} runs of {epochs} epochs on {dataset}.',
+    figures=figures,
+    tables=[_differences({r.name: r.config for r in runs}), _scores(runs)],
+    warnings=_warnings(data for data, _ in opened.values()),
+    details=_details({r.name: r.config for r in runs})
+    | {
+      f'{run.name}: environment': json.dumps(run.environment, indent=2)
+      for run in runs
+    },
+  )
+
+
+def at_init(
+  title: str,
+  configs: dict[str, Config],
+  data: sources.DataSet,
+  say: Say = lambda _: None,
+) -> report.Page:
+  """Compares networks as they are before training.
+
+  Args:
+    title: of the page.
+    configs: whole configs by name.
+    data: one slice of it is looked at.
+    say: told of progress.
+
+  Raises:
+    InputError: a model without convolutions, a window it cannot take.
+  """
+  points: point_figures.Points = {}
+  signals = {}
+  rows = []
+  for name, config in configs.items():
+    say(f'Measuring {name}: gradient by route, propagation')
+    batch = measure.centre_batch(config, data)
+    variables = measure.initial_variables(config)
+    points[name] = measure.at_points(config, {INITIAL: variables}, batch)
+    point = points[name][INITIAL]
+    signals[name] = measure.at_init(config, batch, point.layers)
+    least, most = point.grad_l2.argmin(), point.grad_l2.argmax()
+    rows.append(
+      (
+        name,
+        len(point.layers),
+        state_lib.parameter_count(variables['params']),
+        math.sqrt((point.grad_l2**2).sum()),
+        float(point.grad_l2[least]),
+        point.layers[least],
+        float(point.grad_l2[most]),
+        point.layers[most],
+      )
+    )
+  table = report.Table(
+    'Gradient at initialisation',
+    'L2 norm of the gradient of the loss: of all kernels together, and of the '
+    'kernels that get the least and the most of it.',
+    _GRADIENTS,
+    rows,
+  )
+  return report.Page(
+    title=title,
+    subtitle=(
+      f'{len(configs)} network{"s" * (len(configs) > 1)} before any training, '
+      f'on one slice of {data.name}.'
+    ),
+    figures=_point_figures(points, signals, data.name),
+    tables=[*([_differences(configs)] if len(configs) > 1 else []), table],
+    warnings=_warnings([data]),
+    details=_details(configs),
+  )
+
+
+def _point_figures(points, signals, dataset: str) -> list[shown_lib.Shown]:
+  lengths = point_figures.path_lengths(points, dataset)
+  return [
+    point_figures.gradient_norms(points, dataset),
+    point_figures.split(points, dataset),
+    *([lengths] if lengths else []),
+    point_figures.propagate(signals, dataset),
+  ]
+
+
+def _warnings(data) -> list[str]:
+  return list(dict.fromkeys(one.warning for one in data if one.warning))
+
+
+def _details(configs: dict[str, Config]) -> dict[str, str]:
+  return {
+    f'{name}: config {config_lib.hash_of(config)}': json.dumps(
+      config_lib.to_flat(config), indent=2
+    )
+    for name, config in configs.items()
+  }
+
+
+def _differences(configs: dict[str, Config]) -> report.Table:
+  varied = config_lib.varied(list(configs.values()))
+
+  def cell(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+  return report.Table(
+    'What was compared',
+    'Every config field in which they differ.'
+    if varied
+    else 'No field differs.',
+    ('', *varied),
+    [
+      (name, *(cell(values[i]) for values in varied.values()))
+      for i, name in enumerate(configs)
+    ],
+  )
+
+
+def _scores(runs: Sequence[recorded.RecordedRun]) -> report.Table:
+  rows = []
+  for run in runs:
+    summary = run.summary
+    best = run.records[int(run.curve('valid_loss').argmin())]
+    rows.append(
+      (
+        run.name,
+        len(run.layers),
+        summary.get('parameters'),
+        best['epoch'],
+        *(best[f'{p}_loss{l2}'] for p in ('train', 'valid') for l2 in _L2),
+        summary.get('constant_val_bce'),
+        summary.get('v_rand'),
+        summary.get('v_info'),
+        recorded_figures.evenness(run),
+      )
+    )
+  return report.Table(
+    'Losses and scores',
+    'Losses at the epoch of the best validation loss, without and with the L2 '
+    "term; the BCE of predicting the validation slices' share of membrane "
+    'everywhere; V_rand and V_info of that checkpoint (best of the '
+    "challenge's thresholds); centre / ends: net change in the last half of "
+    'epochs, geometric mean over the middle third of the convolutions over '
+    'that of the outer thirds (1: even updates).',
+    _SCORES,
+    rows,
+  )

@@ -1,0 +1,393 @@
+"""Where each variant stops being trainable: a sweep over depth, and its cost.
+
+Each network is built, compiled and trained for a fixed number of steps. What
+dies on the way is a result like any other. A folder holds `depth.csv`
+(`COLUMNS`), `depth_layers.csv` (`LAYER_COLUMNS`) and the config they belong to.
+"""
+
+from collections.abc import Callable, Sequence
+import csv
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax import plots
+from skipnet_jax.analysis import gradient_flow
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.data import sources
+from skipnet_jax.training import calls
+from skipnet_jax.training import losses
+from skipnet_jax.training import optim
+from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import step as step_lib
+from skipnet_jax.training import telemetry
+from skipnet_jax.training import workdir as workdir_lib
+
+Config = ml_collections.ConfigDict
+Row = dict[str, Any]
+
+# One row for each variant and depth.
+COLUMNS: dict[str, type] = {
+  'variant': str,
+  'repetitions': int,  # Blocks in each of the seven main stages.
+  'convolutions': int,  # Of the main path: no projections of skips.
+  'parameters': int,
+  'scan': int,  # 1 where equal blocks were compiled once.
+  'steps': int,  # Asked for.
+  'finite_steps': int,  # Before the loss or its gradient was not finite.
+  'loss_first': float,  # Training loss, mean over the first tenth of the steps.
+  'loss_last': float,  # The same over the last tenth; nan if not finite.
+  'constant_loss': float,  # BCE of predicting the training slices' own share.
+  'trace_seconds': float,  # Tracing and lowering the training step.
+  'compile_seconds': float,  # XLA's part.
+  'compile_cpu_seconds': float,  # The same, processor time of this process.
+  'step_seconds': float,  # Median without the first; nan for a single step.
+  'dataset': str,
+}
+# One row for each of their kernels, projections included, in call order.
+LAYER_COLUMNS: dict[str, type] = {
+  'variant': str,
+  'repetitions': int,
+  'convolutions': int,
+  'index': int,
+  'layer': str,
+  'grad_l2_first': float,  # L2 norm of the gradient at initialisation.
+  'grad_l2_last': float,  # At the last step that was finite; else nan.
+}
+FILES = {'depth.csv': COLUMNS, 'depth_layers.csv': LAYER_COLUMNS}
+
+
+def on_main_path(layer: str) -> bool:
+  """Whether a layer is no projection of a short or long skip."""
+  return not any(
+    part.startswith(('short_skip', 'long_skip')) for part in layer.split('/')
+  )
+
+
+def _cells(config: Config) -> dict[tuple[str, int], Config]:
+  """The whole config of each (variant, repetitions), shallow ones first."""
+  base = config.copy_and_resolve_references()
+  depths = base.depths
+  del base.depths
+  if depths.steps < 1 or not depths.repetitions or min(depths.repetitions) < 1:
+    raise errors.InputError(
+      f'depths.steps is {depths.steps} and depths.repetitions '
+      f'{tuple(depths.repetitions)}; give whole numbers of at least 1.'
+    )
+  if base.parallel.mode != 'jit':
+    raise errors.InputError(
+      f'parallel.mode is {base.parallel.mode!r}; the sweep over depth runs on '
+      'one device: give jit.'
+    )
+  cells = {}
+  for repetitions in depths.repetitions:
+    for variant, whole in config_lib.variants(base).items():
+      if whole.data != base.data or whole.seed != base.seed:
+        raise errors.InputError(
+          f'The variant {variant!r} changes data or seed: the sweep over depth '
+          'compares networks on one data set, change them for all.'
+        )
+      whole = whole.copy_and_resolve_references()
+      whole.model.repetitions = (repetitions,) * len(whole.model.repetitions)
+      models.build_model(whole.model)
+      cells[variant, repetitions] = whole
+  return cells
+
+
+def sweep(
+  config: Config, folder: str | os.PathLike, say: Callable[[str], None]
+) -> list[Row]:
+  """Trains every variant at every depth; goes on where it was cut off.
+
+  Args:
+    config: an experiment with `variants` and `depths`: `repetitions` and
+      `steps`.
+    folder: where the two CSV files go; finished rows in it are not repeated.
+    say: told of progress.
+
+  Returns:
+    Rows of depth.csv; those of depth_layers.csv come from `read`.
+
+  Raises:
+    InputError: a config or data set that cannot be used, or a folder of
+      another; before anything is compiled.
+  """
+  cells = _cells(config)
+  data = sources.load(next(iter(cells.values())))
+  for whole in cells.values():
+    pipeline = pipeline_lib.make_pipeline(whole, data, 1)
+    models.build_model(whole.model).check_size(pipeline.window)
+  dataset = {'name': data.name, 'fingerprint': data.fingerprint()}
+  path = workdir_lib.check(folder, config, dataset)
+  rows, layers = read(path)
+  workdir_lib.describe(path, config, dataset)
+  done = {(row['variant'], row['repetitions']) for row in rows}
+  for (variant, repetitions), whole in cells.items():
+    if (variant, repetitions) in done:
+      continue
+    place = {'variant': variant, 'repetitions': repetitions}
+    row, norms = _train(whole, data, config.depths.steps)
+    rows.append(place | row)
+    layers += [place | norm for norm in norms]
+    # In this order: a row without its layers is never seen.
+    _write(path / 'depth_layers.csv', LAYER_COLUMNS, layers)
+    _write(path / 'depth.csv', COLUMNS, rows)
+    say(
+      f'{variant:12}  {row["convolutions"]:5d} convolutions  loss '
+      f'{row["loss_first"]:.4f} to {row["loss_last"]:.4f}  compiled in '
+      f'{row["compile_seconds"]:.1f} s, a step {row["step_seconds"]:.3f} s'
+      + ('' if row['finite_steps'] == row['steps'] else '  NOT FINITE')
+    )
+  return rows
+
+
+def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
+  """Rows of depth.csv and of depth_layers.csv, as far as they are finished.
+
+  Raises:
+    InputError: a file that is not the sweep's.
+  """
+  tables = []
+  for name, columns in FILES.items():
+    path = pathlib.Path(folder) / name
+    try:
+      with path.open(newline='') as file:
+        tables.append(
+          [
+            {key: columns[key](value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+          ]
+        )
+    except FileNotFoundError:
+      tables.append([])
+    except (KeyError, TypeError, ValueError) as e:
+      raise errors.InputError(
+        f'{path} cannot be read as the sweep over depth wrote it ({e}): choose '
+        'another folder, or remove the file.'
+      ) from e
+  rows, layers = tables
+  done = {(row['variant'], row['repetitions']) for row in rows}
+  return rows, [r for r in layers if (r['variant'], r['repetitions']) in done]
+
+
+def _write(path: pathlib.Path, columns: Sequence[str], rows: list[Row]) -> None:
+  replacement = path.with_suffix('.tmp')
+  with replacement.open('w', newline='') as file:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+  replacement.replace(path)
+
+
+def _train(
+  config: Config, data: sources.DataSet, steps: int
+) -> tuple[Row, list[Row]]:
+  """One variant at one depth: what it adds to either file."""
+  parallel = parallel_lib.make_parallel(config.parallel)
+  pipeline = pipeline_lib.make_pipeline(config, data, 1)
+  model = models.build_model(config.model)
+  names = gradient_flow.conv_names(
+    models.unrolled(model), (1, *pipeline.window, 1)
+  )
+  optimizer = optim.make_optimizer(
+    config.optim,
+    optim.make_schedule(
+      config.optim, pipeline.steps_per_epoch, config.train.epochs
+    ),
+  )
+  step = step_lib.make_train_step(
+    model,
+    optimizer,
+    losses.LOSSES[config.train.loss],
+    l2=config.optim.l2,
+    record=names,
+  )
+  call = calls.make_train_call(step, pipeline, parallel, 1)
+  state = parallel.replicate(
+    state_lib.create_state(model, optimizer, config.seed)
+  )
+  arrays = parallel.replicate(pipeline_lib.host_arrays(data))
+  parameters = state_lib.parameter_count(state.params)
+  clock = [time.perf_counter()]
+  lowered = call.lower(state, arrays)
+  clock.append(time.perf_counter())
+  cpu = time.process_time()
+  compiled = lowered.compile()
+  cpu = time.process_time() - cpu
+  clock.append(time.perf_counter())
+
+  values, norms, finite = [], [], True
+  while finite and len(values) < steps:
+    state, metrics = compiled(state, arrays)
+    metrics = jax.device_get(metrics)
+    clock.append(time.perf_counter())
+    # A step that is not finite changes nothing: the next would be the same.
+    finite = not metrics['nonfinite']
+    if finite or not norms:
+      norms.append(_norms(metrics))
+    if finite:
+      values.append(float(metrics['loss']))
+  seconds = np.diff(clock)
+  few = max(1, steps // 10)
+  row = {
+    'convolutions': sum(map(on_main_path, names)),
+    'parameters': parameters,
+    'scan': int(config.model.get('scan', False)),
+    'steps': steps,
+    'finite_steps': len(values),
+    'loss_first': float(np.mean(values[:few])) if values else math.nan,
+    'loss_last': float(np.mean(values[-few:])) if finite else math.nan,
+    'constant_loss': _constant_loss(data),
+    'trace_seconds': float(seconds[0]),
+    'compile_seconds': float(seconds[1]),
+    'compile_cpu_seconds': cpu,
+    'step_seconds': float(np.median(seconds[3:]))
+    if len(seconds) > 3
+    else math.nan,
+    'dataset': data.name,
+  }
+  last = norms[-1] if values else np.full(len(names), math.nan)
+  return row, [
+    {
+      'convolutions': row['convolutions'],
+      'index': i,
+      'layer': name,
+      'grad_l2_first': float(norms[0][i]),
+      'grad_l2_last': float(last[i]),
+    }
+    for i, name in enumerate(names)
+  ]
+
+
+def _norms(metrics: dict[str, np.ndarray]) -> np.ndarray:
+  return metrics['flow'][telemetry.STEP_QUANTITIES.index('grad_l2')]
+
+
+def _constant_loss(data: sources.DataSet) -> float:
+  p = float(np.mean([data.label[z].mean() for z in data.train]))
+  return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def starved(layers: Sequence[Row]) -> float:
+  """The smallest gradient norm at initialisation over the median one.
+
+  Args:
+    layers: rows of one network; projections are left out.
+  """
+  norms = [r['grad_l2_first'] for r in layers if on_main_path(r['layer'])]
+  return float(np.min(norms) / np.median(norms))
+
+
+def centre(layers: Sequence[Row]) -> float:
+  """Median gradient norm of `across` at initialisation over the classifier's.
+
+  Args:
+    layers: rows of one network; projections are left out.
+  """
+  norms = {
+    r['layer']: r['grad_l2_first'] for r in layers if on_main_path(r['layer'])
+  }
+  inside = [norm for name, norm in norms.items() if name.startswith('across/')]
+  return float(np.median(inside) / norms['classifier'])
+
+
+def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
+  """Loss, gradient at initialisation and compile time against depth.
+
+  Args:
+    rows: of depth.csv.
+    layers: of depth_layers.csv.
+
+  Returns:
+    A matplotlib Figure; a cross at an edge is a value that is not finite, or
+    zero on a logarithmic scale.
+  """
+  drawn = plots.make_figure(10, 8)
+  axes = drawn.subplots(2, 2).ravel()
+  variants = list(dict.fromkeys(row['variant'] for row in rows))
+  few = max(1, rows[0]['steps'] // 10)
+  depths = sorted({row['convolutions'] for row in rows})
+  # The depth of the paper's network, as near as there is one.
+  reference = min(depths, key=lambda depth: abs(depth - 140))
+  titles = (
+    (f'Training loss, last {few} of {rows[0]["steps"]} steps', 'BCE (nats)'),
+    ('Gradient of the centre at initialisation', "norm over the classifier's"),
+    ('Most starved layer at initialisation', 'smallest norm over the median'),
+    ('Compiling the training step', f'time over that at {reference}'),
+  )
+  for ax, (title, label) in zip(axes, titles, strict=True):
+    ax.set_title(title)
+    ax.set_ylabel(label)
+    ax.set_xlabel('convolutions on the main path')
+    ax.set_xscale('log')
+    ax.set_xticks(depths, depths)
+    ax.set_xticks([], minor=True)
+    ax.grid(alpha=0.3)
+  for i, variant in enumerate(variants):
+    own = sorted(
+      (row for row in rows if row['variant'] == variant),
+      key=lambda row: row['convolutions'],
+    )
+    x = [row['convolutions'] for row in own]
+    groups = [
+      [
+        r
+        for r in layers
+        if (r['variant'], r['repetitions']) == (variant, row['repetitions'])
+      ]
+      for row in own
+    ]
+    compiled = {r['convolutions']: r['compile_cpu_seconds'] for r in own}
+    for ax, y in zip(
+      axes,
+      (
+        [row['loss_last'] for row in own],
+        [centre(group) for group in groups],
+        [starved(group) for group in groups],
+        [
+          seconds / compiled.get(reference, math.nan)
+          for seconds in compiled.values()
+        ],
+      ),
+      strict=True,
+    ):
+      _line(ax, x, y, plots.CYCLE[i], 'osD^'[i % 4], variant)
+  axes[0].axhline(
+    rows[0]['constant_loss'], color='0.3', ls='--', label='constant prediction'
+  )
+  for ax in axes[1:3]:
+    ax.set_yscale('log')
+  axes[3].set_ylim(bottom=0)
+  drawn.legend(
+    *axes[0].get_legend_handles_labels(),
+    loc='outside lower center',
+    ncols=len(variants) + 1,
+  )
+  drawn.suptitle(f'Depth and skips: {rows[0]["dataset"]}')
+  return drawn
+
+
+def _line(ax, x, y, colour, marker, label):
+  x, y = np.asarray(x), np.asarray(y)
+  good = np.isfinite(y) & (y > 0)
+  ax.plot(
+    x[good], y[good], color=colour, marker=marker, ms=5, lw=1.8, label=label
+  )
+  ax.plot(
+    x[~good],
+    np.full(np.sum(~good), 0.03),
+    'x',
+    color=colour,
+    ms=9,
+    transform=ax.get_xaxis_transform(),
+  )

@@ -1,0 +1,102 @@
+"""Shows how skips carry the gradient: trains, or compares what was trained.
+
+`python -m skipnet_jax.gradflow --config=experiments/gradient_flow.py
+--workdir=W`, or `--runs=A,B --output=D`, or `--config=... --at-init
+--output=D`.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from skipnet_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'With --config: folder of a run for each variant, and of the report.',
+)
+_RUNS = flags.DEFINE_list(
+  'runs', None, 'Folders of finished runs to compare, separated by commas.'
+)
+_AT_INIT = flags.DEFINE_bool(
+  'at_init', False, 'With --config: look at the networks before training.'
+)
+flags.DEFINE_alias('at-init', 'at_init')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder of the report; with --workdir WORKDIR/report.'
+)
+_ALLOW = flags.DEFINE_bool(
+  'allow_differences',
+  False,
+  'With --runs: compare runs that differ in more than their networks.',
+)
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a report.')
+
+
+def main() -> None:
+  """Checks the flags, then trains and compares."""
+  _check_flags()
+  # Only now: --help need not wait for JAX.
+  from skipnet_jax import config as config_lib
+  from skipnet_jax.analysis import comparison
+  from skipnet_jax.analysis import recorded
+  from skipnet_jax.analysis import report
+  from skipnet_jax.data import sources
+  from skipnet_jax.evaluation import runs as runs_lib
+  from skipnet_jax.training import study
+
+  def trained(run: recorded.RecordedRun):
+    opened = runs_lib.open_run(run.path)
+    return runs_lib.load_data(opened), opened.variables
+
+  if _RUNS.value is not None:
+    runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
+    folder = report.check(_OUTPUT.value, overwrite=_OVERWRITE.value)
+    page = comparison.of_runs('Gradient flow', runs, trained, print)
+  else:
+    cli.require_config(_CONFIG.value)
+    variants = config_lib.variants(_CONFIG.value)
+    title = f'Gradient flow: {_CONFIG.value.experiment}'
+    if _AT_INIT.value:
+      folder = report.check(_OUTPUT.value, overwrite=_OVERWRITE.value)
+      data = sources.load(next(iter(variants.values())))
+      page = comparison.at_init(title, variants, data, print)
+    else:
+      workdir = pathlib.Path(_WORKDIR.value)
+      folders = study.train(variants, workdir, print)
+      folder = report.check(
+        _OUTPUT.value or workdir / 'report', overwrite=not _OUTPUT.value
+      )
+      runs = recorded.open_runs(folders, allow_differences=True)
+      page = comparison.of_runs(title, runs, trained, print)
+  path = report.write(folder, page)
+  print(report.format_tables(page))
+  print(f'report: {path}, each figure beside it as PNG and CSV')
+
+
+def _check_flags() -> None:
+  if _RUNS.value is not None and _CONFIG.value is not None:
+    cli.refuse('Give either --runs or --config.')
+  if _RUNS.value is None and _CONFIG.value is None:
+    cli.refuse(
+      'Give --config and --workdir to train and compare, --config and '
+      '--at-init, or --runs.'
+    )
+  training = _RUNS.value is None and not _AT_INIT.value
+  cli.require(_WORKDIR if training else _OUTPUT)
+  for flag, mode, fits in (
+    (_WORKDIR, '--config', training),
+    (_AT_INIT, '--config', _RUNS.value is None),
+    (_ALLOW, '--runs', _RUNS.value is not None),
+  ):
+    if flag.present and not fits:
+      cli.refuse(f'--{flag.name} goes with {mode}.')
+
+
+if __name__ == '__main__':
+  cli.run(main, 'the same command goes on from what was finished.')

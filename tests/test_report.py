@@ -1,0 +1,221 @@
+"""The gradient-flow page: what it holds, and how a browser shows it."""
+
+import csv
+import html.parser
+import json
+import shutil
+import subprocess
+
+import made_runs
+import numpy as np
+from PIL import Image
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.analysis import comparison
+from skipnet_jax.analysis import recorded
+from skipnet_jax.analysis import recorded_figures
+from skipnet_jax.analysis import report
+from skipnet_jax.analysis import routes
+from skipnet_jax.evaluation import runs as runs_lib
+
+FIGURES = {
+  *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
+  *('gradient_norms', 'split', 'path_lengths', 'propagation'),
+}
+BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
+
+
+def trained(run):
+  opened = runs_lib.open_run(run.path)
+  return runs_lib.load_data(opened), opened.variables
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """Two runs, their page, and the folder of the report."""
+  folder = tmp_path_factory.mktemp('report')
+  paths = folder / 'both', folder / 'long'
+  for path, short in zip(paths, (True, False), strict=True):
+    made_runs.make_run(path, **{'model.short_skips': short})
+    made_runs.add_records(path)
+  runs = recorded.open_runs(paths)
+  page = comparison.of_runs('Skips <compared>', runs, trained)
+  out = report.check(folder / 'out', overwrite=False)
+  report.write(out, page)
+  return runs, page, out
+
+
+def read(folder, name):
+  with (folder / f'{name}.csv').open() as file:
+    return list(csv.DictReader(file))
+
+
+class Outline(html.parser.HTMLParser):
+  """Counts what matters of a page."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.images, self.links, self.text, self.open = [], [], [], []
+    self.feed(text)
+    self.close()
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    if tag == 'img':
+      self.images.append(attrs)
+    self.links += [attrs[k] for k in ('src', 'href') if k in attrs]
+    if tag not in ('img', 'meta', 'link', 'br'):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(made):
+  runs, page, out = made
+  outline = Outline((out / report.PAGE).read_text())
+  text = ' '.join(outline.text)
+  assert outline.open == []
+  assert len(outline.images) == len(page.figures) == len(FIGURES)
+  for image in outline.images:
+    assert image['src'].startswith('data:image/png;base64,')
+    assert len(image['alt']) > 50
+  for link in outline.links:
+    assert link.startswith(('data:', '#')) or (out / link).exists(), link
+  assert 'Skips <compared>' in text
+  assert 'SYNTHETIC DATA' in text
+  for run in runs:
+    assert run.name in text
+    assert run.dataset['name'] in text
+  # What differs, and what made it.
+  for words in ('model.short_skips', 'jax', 'python', 'git'):
+    assert words in text
+  assert '"optim.learning_rate": 0.001' in text
+
+
+def test_each_figure_is_a_picture_and_a_table(made):
+  _, page, out = made
+  assert {shown.name for shown in page.figures} == FIGURES
+  for name in FIGURES:
+    picture = np.asarray(Image.open(out / f'{name}.png').convert('L'))
+    assert picture.shape[1] == 1500
+    assert picture.std() > 10
+    assert read(out, name)
+  assert not list(out.glob('*.tmp'))
+
+
+def test_the_tables_hold_what_was_recorded(made):
+  runs, _, out = made
+  for run in runs:
+    rows = [r for r in read(out, 'heat_map_net_change') if r['run'] == run.name]
+    table = np.array([float(r['net_change']) for r in rows])
+    np.testing.assert_allclose(
+      table.reshape(run.epochs, -1), run.flow['net_change'], rtol=1e-5
+    )
+    assert [r['layer'] for r in rows[: len(run.layers)]] == list(run.layers)
+    curves = [r for r in read(out, 'curves') if r['run'] == run.name]
+    losses = [float(r['valid_loss']) for r in curves]
+    np.testing.assert_allclose(losses, run.curve('valid_loss'), rtol=1e-5)
+
+
+def test_the_shares_add_up_in_the_tables(made):
+  _, _, out = made
+  for row in read(out, 'split'):
+    total = sum(float(row[route]) for route in routes.ROUTES)
+    assert total == pytest.approx(1, abs=1e-3)
+  lengths = {}
+  for row in read(out, 'path_lengths'):
+    key = row['run'], row['at'], row['layer']
+    lengths[key] = lengths.get(key, 0.0) + float(row['share'])
+  assert {key[0] for key in lengths} == {'both'}
+  np.testing.assert_allclose(list(lengths.values()), 1, atol=1e-3)
+
+
+def test_evenness_by_hand(made):
+  (run, _), _, _ = made
+  count = len(run.layers)
+  table = np.full((4, count), 2.0, np.float32)
+  third = count // 3
+  table[:, third:-third] = 0.5
+  table[:2] = 99
+  flow = run.flow | {'net_change': table}
+  even = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
+  assert recorded_figures.evenness(even) == pytest.approx(0.25)
+
+
+def test_lost_epochs_are_gaps_not_zeros(made):
+  (run, other), _, _ = made
+  table = run.flow['net_change'].copy()
+  table[1:3] = np.nan
+  flow = run.flow | {'net_change': table}
+  gaps = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
+  early, late = recorded_figures.early_and_late(gaps)
+  np.testing.assert_allclose(early, table[0])
+  np.testing.assert_allclose(late, table[3])
+  shown = recorded_figures.heat_map([gaps, other], 'made', 'net_change')
+  image = shown.figure.axes[0].images[0].get_array()
+  assert np.ma.getmaskarray(image)[:, 1:3].all()
+  assert not np.ma.getmaskarray(image)[:, [0, 3]].any()
+
+
+def test_a_report_that_is_there_is_kept(made, tmp_path):
+  _, _, out = made
+  with pytest.raises(errors.InputError, match='--overwrite'):
+    report.check(out, overwrite=False)
+  assert report.check(out, overwrite=True) == out
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.InputError, match='cannot be made'):
+    report.check(tmp_path / 'file/out', overwrite=False)
+
+
+# Run in the page: whether its figures are there and nothing sticks out.
+PROBE = """<script>
+window.addEventListener('load', () => {
+  const page = document.documentElement;
+  document.title = JSON.stringify({
+    images: [...document.images].map(i => [i.complete, i.naturalWidth,
+                                           i.clientWidth]),
+    width: page.scrollWidth, window: window.innerWidth,
+    requests: performance.getEntriesByType('resource').map(e => e.name)
+      .filter(name => !name.startsWith('data:')),
+  });
+});
+</script></body>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason='needs chromium')
+@pytest.mark.parametrize('width', [1280, 800])
+def test_a_browser_shows_it(made, tmp_path, width):
+  _, page, out = made
+  text = (out / report.PAGE).read_text()
+  assert '</body>' in text
+  file = tmp_path / 'probed.html'
+  file.write_text(text.replace('</body>', PROBE))
+  done = subprocess.run(
+    [
+      BROWSER,
+      *('--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars'),
+      *('--enable-logging=stderr', '--virtual-time-budget=10000'),
+      *(f'--window-size={width},1000', f'--user-data-dir={tmp_path}/profile'),
+      *('--dump-dom', file.as_uri()),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  assert 'CONSOLE' not in done.stderr, done.stderr
+  title = done.stdout.split('<title>')[1].split('</title>')[0]
+  found = json.loads(title)
+  assert len(found['images']) == len(page.figures)
+  for complete, natural, shown in found['images']:
+    assert complete
+    assert natural == 1500
+    assert 0 < shown <= width
+  assert found['window'] == width
+  assert found['width'] <= width
+  assert found['requests'] == []

@@ -1,0 +1,57 @@
+"""Several runs, one after the other."""
+
+import ml_collections
+import pytest
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax.training import loop
+from skipnet_jax.training import study
+
+
+@pytest.fixture
+def variants(smoke):
+  config = smoke({'train.epochs': 1})
+  config.variants = ml_collections.ConfigDict(
+    {'with': {}, 'without': {'model': {'short_skips': False}}}
+  )
+  return config_lib.variants(config)
+
+
+def test_finished_runs_are_passed_over(variants, tmp_path, monkeypatch):
+  trained = []
+  real = loop.train_and_evaluate
+
+  def train(config, path):
+    trained.append(path.name)
+    return real(config, path)
+
+  monkeypatch.setattr(loop, 'train_and_evaluate', train)
+  folders = study.train(variants, tmp_path)
+  assert folders == [tmp_path / 'with', tmp_path / 'without']
+  assert trained == ['with', 'without']
+  # One is cut off: it alone is trained again.
+  (tmp_path / 'without/summary.json').unlink()
+  study.train(variants, tmp_path)
+  assert trained == ['with', 'without', 'without']
+  # More epochs are asked for: both go on.
+  for config in variants.values():
+    config.train.epochs = 2
+  study.train(variants, tmp_path)
+  assert trained[3:] == ['with', 'without']
+
+
+def test_a_run_of_another_config_is_refused_before_any_training(
+  variants, tmp_path, monkeypatch
+):
+  loop.train_and_evaluate(variants['without'], tmp_path / 'without')
+  monkeypatch.setattr(loop, 'train_and_evaluate', None)
+  variants['without'].optim.learning_rate = 0.5
+  with pytest.raises(errors.InputError, match='learning_rate'):
+    study.train(variants, tmp_path)
+
+
+def test_one_network_is_no_comparison(smoke, tmp_path):
+  with pytest.raises(errors.InputError, match='1 network'):
+    study.train(config_lib.variants(smoke()), tmp_path)
+  assert not list(tmp_path.iterdir())

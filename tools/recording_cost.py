@@ -1,0 +1,95 @@
+"""What recording the gradient flow adds to a training step, measured in pairs.
+
+python tools/recording_cost.py --config=experiments/long_short.py --rounds=20
+
+Two compiled steps, with and without the record, take turns on one batch on the
+device; the copies of the kernels and their net change, once an epoch, are
+counted with an epoch's share.
+"""
+
+import statistics
+import time
+
+from absl import app
+from absl import flags
+import jax
+from ml_collections.config_flags import config_flags
+import numpy as np
+
+from skipnet_jax import models
+from skipnet_jax.analysis import gradient_flow
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.data import sources
+from skipnet_jax.training import losses
+from skipnet_jax.training import optim
+from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import step as step_lib
+from skipnet_jax.training import telemetry
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment file.')
+_ROUNDS = flags.DEFINE_integer('rounds', 20, 'Pairs of steps.')
+
+
+def main(argv: list[str]) -> None:
+  """Prints the ratio of the pairs."""
+  del argv
+  config = _CONFIG.value
+  data = sources.load(config)
+  pipeline = pipeline_lib.make_pipeline(config, data, 1)
+  arrays = pipeline_lib.host_arrays(data)
+  key = jax.random.key(config.seed)
+  plan = jax.jit(pipeline.plan)(key, 0)
+  raw = pipeline_lib.read_host(arrays, plan, pipeline.window)
+  batch = jax.jit(pipeline.train_batch)(raw, plan['key'])
+
+  model = models.build_model(config.model)
+  schedule = optim.make_schedule(config.optim, 1, 1)
+  optimizer = optim.make_optimizer(config.optim, schedule)
+  shape = (1, *pipeline.window, 1)
+  names = gradient_flow.conv_names(models.unrolled(model), shape)
+  contestants = {}
+  for name, record in (('plain', ()), ('recorded', names)):
+    step = step_lib.make_train_step(
+      model,
+      optimizer,
+      losses.LOSSES[config.train.loss],
+      l2=config.optim.l2,
+      record=record,
+    )
+    state = state_lib.create_state(model, optimizer, config.seed)
+    contestants[name] = [jax.jit(step, donate_argnums=0), state, []]
+  copy = jax.jit(lambda params: telemetry.kernels(names, params))
+  change = jax.jit(lambda old, params: telemetry.net_change(names, old, params))
+
+  def timed(call, *arguments):
+    begin = time.perf_counter()
+    result = jax.block_until_ready(call(*arguments))
+    return result, time.perf_counter() - begin
+
+  once = []
+  for turn in range(_ROUNDS.value + 1):
+    order = list(contestants.values())
+    for contestant in order if turn % 2 else order[::-1]:
+      step, state, seconds = contestant
+      (contestant[1], _), took = timed(step, state, batch)
+      seconds.append(took)
+    params = contestants['recorded'][1].params
+    old, first = timed(copy, params)
+    once.append(first + timed(change, old, params)[1])
+  # The first round compiled.
+  plain, recorded = (np.array(c[2][1:]) for c in contestants.values())
+  share = statistics.median(once[1:]) / pipeline.steps_per_epoch
+  ratios = (recorded + share) / plain
+  print(
+    f'{data.name}, batch {pipeline.batch_size}, {len(names)} convolutions, '
+    f'{jax.devices()[0].device_kind}, jax {jax.__version__}\n'
+    f'plain {np.median(plain):.4f} s, recorded {np.median(recorded):.4f} s, '
+    f'and {share:.5f} s a step for the net change\n'
+    f'recorded / plain, {len(ratios)} pairs: median {np.median(ratios):.4f}, '
+    f'quartiles {np.percentile(ratios, 25):.4f} to '
+    f'{np.percentile(ratios, 75):.4f}'
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)
