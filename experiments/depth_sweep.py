@@ -4,9 +4,9 @@ Claim:   short skips keep very deep networks trainable; long skips alone do not
          (section 3.4, Drozdzal et al. 2016, at depths beyond the paper's 140).
 Command: python -m skipnet_jax.gradflow --config=experiments/depth_sweep.py \
            --workdir=runs/depth_sweep
-Presets: small (base width 8, 128x128 centre crops, batch 1: half an hour on
-         two CPU cores); paper (width 32, 256x256, batch 5, 500 steps: a GPU);
-         smoke (seconds).
+Presets: small (base width 8, 64x64 centre crops, batch 1, 300 steps: half an
+         hour on two CPU cores); paper (width 32, 256x256, batch 5, 500 steps: a
+         GPU); smoke (3 steps at two depths).
 Expect:  see experiments/results/README.md.
 """
 
@@ -22,10 +22,10 @@ VARIANTS = {
   'no_skips': {'model': {'short_skips': False, 'long_skips': False}},
 }
 # 7 r + 5 convolutions on the main path.
-DEPTHS = {'repetitions': (2, 5, 11, 19, 39, 79, 142), 'steps': 50}
+DEPTHS = {'repetitions': (2, 5, 11, 19, 39, 79, 142), 'steps': 300}
 # Equal blocks compiled once: the time does not grow with depth.
 SIMPLE = {'model.blocks': 'simple', 'model.scan': True}
-SMALL = {'model.base_width': 8, 'data.size': 128, 'train.batch_size': 1}
+SMALL = {'model.base_width': 8, 'data.size': 64, 'train.batch_size': 1}
 SMOKE = {'model.base_width': 4, 'data.source': 'synthetic', 'data.size': 64}
 SMOKE |= {'data.slices': 6, 'data.valid': '4-5', 'train.batch_size': 4}
 PRESETS = {

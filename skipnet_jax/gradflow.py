@@ -44,6 +44,7 @@ def main() -> None:
   # Only now: --help need not wait for JAX.
   from skipnet_jax import config as config_lib
   from skipnet_jax.analysis import comparison
+  from skipnet_jax.analysis import depth
   from skipnet_jax.analysis import recorded
   from skipnet_jax.analysis import report
   from skipnet_jax.data import sources
@@ -59,19 +60,25 @@ def main() -> None:
     folder = report.check(_OUTPUT.value, overwrite=_OVERWRITE.value)
     page = comparison.of_runs('Gradient flow', runs, trained, print)
   else:
-    cli.require_config(_CONFIG.value)
-    variants = config_lib.variants(_CONFIG.value)
-    title = f'Gradient flow: {_CONFIG.value.experiment}'
-    if _AT_INIT.value:
-      folder = report.check(_OUTPUT.value, overwrite=_OVERWRITE.value)
+    config = _CONFIG.value
+    cli.require_config(config)
+    title = f'Gradient flow: {config.experiment}'
+    output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, 'report')
+    # The report in a workdir is made anew with what was trained since.
+    overwrite = _OVERWRITE.value or not _OUTPUT.value
+    if 'depths' in config and not _AT_INIT.value:
+      folder = report.check(output, overwrite=overwrite)
+      depth.sweep(config, _WORKDIR.value, print)
+      page = comparison.of_depths(title, config, *depth.read(_WORKDIR.value))
+    elif _AT_INIT.value:
+      variants = config_lib.variants(config)
+      folder = report.check(output, overwrite=overwrite)
       data = sources.load(next(iter(variants.values())))
       page = comparison.at_init(title, variants, data, print)
     else:
-      workdir = pathlib.Path(_WORKDIR.value)
-      folders = study.train(variants, workdir, print)
-      folder = report.check(
-        _OUTPUT.value or workdir / 'report', overwrite=not _OUTPUT.value
-      )
+      variants = config_lib.variants(config)
+      folders = study.train(variants, pathlib.Path(_WORKDIR.value), print)
+      folder = report.check(output, overwrite=overwrite)
       runs = recorded.open_runs(folders, allow_differences=True)
       page = comparison.of_runs(title, runs, trained, print)
   path = report.write(folder, page)

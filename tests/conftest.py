@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import runpy
+import shutil
 import sys
 import tempfile
 import warnings
@@ -33,6 +34,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
+BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 # Added to the smoke preset: quick to compile, and quiet.
 SHORT = {
   'model.blocks': 'simple',
@@ -52,6 +54,7 @@ def pytest_collection_modifyitems(items):
     and 'needs the ISBI 2012 stacks: set SKIPNET_DATA_DIR',
     'golden': 'SKIPNET_GOLDEN_DIR' not in os.environ
     and "needs the challenge's answers: set SKIPNET_GOLDEN_DIR",
+    'browser': not BROWSER and 'needs chromium, such as that of Debian',
   }
   for item in items:
     for marker, reason in absent.items():

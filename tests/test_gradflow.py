@@ -53,7 +53,7 @@ def test_one_command_trains_compares_and_goes_on(
   assert done.code == 0, done
   assert 'Training both (1 of 2' in done.out
   assert 'Training long (2 of 2' in done.out
-  for words in ('centre / ends', 'model.short_skips', 'optim.l2', 'V_rand'):
+  for words in ('least net change', 'model.short_skips', 'optim.l2', 'V_rand'):
     assert words in done.out
   page = workdir / 'report/report.html'
   assert f'report: {page}' in done.out

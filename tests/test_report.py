@@ -3,9 +3,9 @@
 import csv
 import html.parser
 import json
-import shutil
 import subprocess
 
+import conftest
 import made_runs
 import numpy as np
 from PIL import Image
@@ -23,7 +23,6 @@ FIGURES = {
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
   *('gradient_norms', 'split', 'path_lengths', 'propagation'),
 }
-BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 
 
 def trained(run):
@@ -135,16 +134,18 @@ def test_the_shares_add_up_in_the_tables(made):
   np.testing.assert_allclose(list(lengths.values()), 1, atol=1e-3)
 
 
-def test_evenness_by_hand(made):
+def test_the_least_served_stage_by_hand(made):
   (run, _), _, _ = made
-  count = len(run.layers)
-  table = np.full((4, count), 2.0, np.float32)
-  third = count // 3
-  table[:, third:-third] = 0.5
-  table[:2] = 99
+  across = [layer.startswith('across/') for layer in run.layers]
+  table = np.full((4, len(across)), 2.0, np.float32)
+  table[:, across] = 0.5
+  # The first half of the epochs does not count.
+  table[:2, 0] = 1e-9
   flow = run.flow | {'net_change': table}
-  even = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
-  assert recorded_figures.evenness(even) == pytest.approx(0.25)
+  starved = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
+  stage, ratio = recorded_figures.least_served(starved, 'net_change')
+  assert stage == 'across'
+  assert ratio == pytest.approx(0.25 / 0.25 ** np.mean(across))
 
 
 def test_lost_epochs_are_gaps_not_zeros(made):
@@ -187,7 +188,7 @@ window.addEventListener('load', () => {
 </script></body>"""
 
 
-@pytest.mark.skipif(not BROWSER, reason='needs chromium')
+@pytest.mark.browser
 @pytest.mark.parametrize('width', [1280, 800])
 def test_a_browser_shows_it(made, tmp_path, width):
   _, page, out = made
@@ -197,7 +198,7 @@ def test_a_browser_shows_it(made, tmp_path, width):
   file.write_text(text.replace('</body>', PROBE))
   done = subprocess.run(
     [
-      BROWSER,
+      conftest.BROWSER,
       *('--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars'),
       *('--enable-logging=stderr', '--virtual-time-budget=10000'),
       *(f'--window-size={width},1000', f'--user-data-dir={tmp_path}/profile'),

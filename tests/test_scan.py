@@ -237,5 +237,9 @@ def test_a_scanned_run_names_the_layer_that_broke(scanned_run, tmp_path):
   params = run.state.params
   layer = params['across']['blocks']['conv_1']
   layer['kernel'] = layer['kernel'].at[1].set(jnp.nan)
-  with pytest.raises(errors.RunError, match='across/block_3/conv_1'):
-    run._refuse(run.state)
+  try:
+    with pytest.raises(errors.RunError, match='across/block_3/conv_1'):
+      run._refuse(run.state)
+  finally:
+    run.log.close()
+    run.checkpoints.close()

@@ -44,7 +44,7 @@ COLUMNS: dict[str, type] = {
   'parameters': int,
   'scan': int,  # 1 where equal blocks were compiled once.
   'steps': int,  # Asked for.
-  'finite_steps': int,  # Before the loss or its gradient was not finite.
+  'finite_steps': int,  # Before the loss or the gradient's norm overflowed.
   'loss_first': float,  # Training loss, mean over the first tenth of the steps.
   'loss_last': float,  # The same over the last tenth; nan if not finite.
   'constant_loss': float,  # BCE of predicting the training slices' own share.
@@ -78,7 +78,8 @@ def _cells(config: Config) -> dict[tuple[str, int], Config]:
   """The whole config of each (variant, repetitions), shallow ones first."""
   base = config.copy_and_resolve_references()
   depths = base.depths
-  del base.depths
+  with base.unlocked():
+    del base.depths
   if depths.steps < 1 or not depths.repetitions or min(depths.repetitions) < 1:
     raise errors.InputError(
       f'depths.steps is {depths.steps} and depths.repetitions '
@@ -92,7 +93,8 @@ def _cells(config: Config) -> dict[tuple[str, int], Config]:
   cells = {}
   for repetitions in depths.repetitions:
     for variant, whole in config_lib.variants(base).items():
-      if whole.data != base.data or whole.seed != base.seed:
+      changed = config_lib.varied([base, whole])
+      if any(name.split('.')[0] in ('data', 'seed') for name in changed):
         raise errors.InputError(
           f'The variant {variant!r} changes data or seed: the sweep over depth '
           'compares networks on one data set, change them for all.'
@@ -217,7 +219,6 @@ def _train(
     state_lib.create_state(model, optimizer, config.seed)
   )
   arrays = parallel.replicate(pipeline_lib.host_arrays(data))
-  parameters = state_lib.parameter_count(state.params)
   clock = [time.perf_counter()]
   lowered = call.lower(state, arrays)
   clock.append(time.perf_counter())
@@ -226,6 +227,7 @@ def _train(
   cpu = time.process_time() - cpu
   clock.append(time.perf_counter())
 
+  quantity = telemetry.STEP_QUANTITIES.index('grad_l2')
   values, norms, finite = [], [], True
   while finite and len(values) < steps:
     state, metrics = compiled(state, arrays)
@@ -234,26 +236,24 @@ def _train(
     # A step that is not finite changes nothing: the next would be the same.
     finite = not metrics['nonfinite']
     if finite or not norms:
-      norms.append(_norms(metrics))
+      norms.append(metrics['flow'][quantity])
     if finite:
       values.append(float(metrics['loss']))
-  seconds = np.diff(clock)
+  trace, compilation, *seconds = np.diff(clock)
   few = max(1, steps // 10)
   row = {
     'convolutions': sum(map(on_main_path, names)),
-    'parameters': parameters,
+    'parameters': state_lib.parameter_count(state.params),
     'scan': int(config.model.get('scan', False)),
     'steps': steps,
     'finite_steps': len(values),
     'loss_first': float(np.mean(values[:few])) if values else math.nan,
     'loss_last': float(np.mean(values[-few:])) if finite else math.nan,
     'constant_loss': _constant_loss(data),
-    'trace_seconds': float(seconds[0]),
-    'compile_seconds': float(seconds[1]),
+    'trace_seconds': float(trace),
+    'compile_seconds': float(compilation),
     'compile_cpu_seconds': cpu,
-    'step_seconds': float(np.median(seconds[3:]))
-    if len(seconds) > 3
-    else math.nan,
+    'step_seconds': float(np.median(seconds[1:] or math.nan)),
     'dataset': data.name,
   }
   last = norms[-1] if values else np.full(len(names), math.nan)
@@ -269,10 +269,6 @@ def _train(
   ]
 
 
-def _norms(metrics: dict[str, np.ndarray]) -> np.ndarray:
-  return metrics['flow'][telemetry.STEP_QUANTITIES.index('grad_l2')]
-
-
 def _constant_loss(data: sources.DataSet) -> float:
   p = float(np.mean([data.label[z].mean() for z in data.train]))
   return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
@@ -285,7 +281,7 @@ def starved(layers: Sequence[Row]) -> float:
     layers: rows of one network; projections are left out.
   """
   norms = [r['grad_l2_first'] for r in layers if on_main_path(r['layer'])]
-  return float(np.min(norms) / np.median(norms))
+  return _ratio(np.min(norms), np.median(norms))
 
 
 def centre(layers: Sequence[Row]) -> float:
@@ -298,7 +294,13 @@ def centre(layers: Sequence[Row]) -> float:
     r['layer']: r['grad_l2_first'] for r in layers if on_main_path(r['layer'])
   }
   inside = [norm for name, norm in norms.items() if name.startswith('across/')]
-  return float(np.median(inside) / norms['classifier'])
+  return _ratio(np.median(inside), norms['classifier'])
+
+
+def _ratio(a: float, b: float) -> float:
+  """Of norms that may be zero or infinite."""
+  with np.errstate(divide='ignore', invalid='ignore'):
+    return float(np.float64(a) / b)
 
 
 def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
@@ -309,8 +311,8 @@ def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
     layers: of depth_layers.csv.
 
   Returns:
-    A matplotlib Figure; a cross at an edge is a value that is not finite, or
-    zero on a logarithmic scale.
+    A matplotlib Figure; a cross at the upper edge is a value that is not
+    finite, or zero.
   """
   drawn = plots.make_figure(10, 8)
   axes = drawn.subplots(2, 2).ravel()
@@ -361,31 +363,35 @@ def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
       ),
       strict=True,
     ):
-      _line(ax, x, y, plots.CYCLE[i], 'osD^'[i % 4], variant)
+      _line(ax, x, y, i, variant)
   axes[0].axhline(
     rows[0]['constant_loss'], color='0.3', ls='--', label='constant prediction'
   )
+  axes[0].plot([], [], 'x', color='0.3', ms=9, label='not finite')
   for ax in axes[1:3]:
     ax.set_yscale('log')
+  for ax in axes:
+    # Room for the crosses.
+    ax.margins(y=0.2)
   axes[3].set_ylim(bottom=0)
   drawn.legend(
     *axes[0].get_legend_handles_labels(),
     loc='outside lower center',
-    ncols=len(variants) + 1,
+    ncols=len(variants) + 2,
   )
   drawn.suptitle(f'Depth and skips: {rows[0]["dataset"]}')
   return drawn
 
 
-def _line(ax, x, y, colour, marker, label):
-  x, y = np.asarray(x), np.asarray(y)
+def _line(ax: Any, x: Sequence[int], y: Sequence[float], i: int, label: str):
+  x, y, colour = np.asarray(x), np.asarray(y), plots.CYCLE[i]
   good = np.isfinite(y) & (y > 0)
-  ax.plot(
-    x[good], y[good], color=colour, marker=marker, ms=5, lw=1.8, label=label
-  )
+  ax.plot(x[good], y[good], 'osD^'[i % 4] + '-', color=colour, label=label)
+  # Of each variant at a height of its own, or one would hide the other.
+  heights = np.full(np.sum(~good), 0.97 - 0.04 * i)
   ax.plot(
     x[~good],
-    np.full(np.sum(~good), 0.03),
+    heights,
     'x',
     color=colour,
     ms=9,

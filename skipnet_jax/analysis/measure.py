@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax import models
+from skipnet_jax import streams
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import propagation
 from skipnet_jax.analysis import routes as routes_lib
@@ -16,8 +17,6 @@ from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.training import losses
-from skipnet_jax.training import optim
-from skipnet_jax.training import state as state_lib
 
 # Side of the centre window that is looked at, in pixels, at most.
 WINDOW = 256
@@ -85,20 +84,27 @@ def _objective(config: ml_collections.ConfigDict):
 def initial_variables(
   config: ml_collections.ConfigDict,
 ) -> gradient_flow.Variables:
-  """Those with which a run of this config begins."""
-  schedule = optim.make_schedule(config.optim, 1, config.train.epochs)
-  state = state_lib.create_state(
-    models.build_model(config.model),
-    optim.make_optimizer(config.optim, schedule),
-    config.seed,
-  )
-  return {'params': state.params, 'batch_stats': state.batch_stats}
+  """Those with which a run of this config begins, up to rounding."""
+  key = streams.key_at(jax.random.key(config.seed), 'init')
+  image = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32)
+  # Not jitted: `propagate` draws by the same small compiled functions.
+  return models.build_model(config.model).lazy_init(key, image, train=False)
+
+
+def convolutions(config: ml_collections.ConfigDict) -> list[str]:
+  """Names of an experiment's convolutions in forward order.
+
+  Raises:
+    InputError: a model without convolutions.
+  """
+  return gradient_flow.conv_names(_without_dropout(config), (1, 64, 64, 1))
 
 
 def at_points(
   config: ml_collections.ConfigDict,
   moments: dict[str, gradient_flow.Variables],
   batch: gradient_flow.Batch,
+  layers: Sequence[str],
 ) -> dict[str, Point]:
   """The gradient of an experiment's loss, by layer and by route.
 
@@ -108,9 +114,7 @@ def at_points(
     config: of the experiment.
     moments: variables by name of the point.
     batch: from `centre_batch`.
-
-  Raises:
-    InputError: a model without convolutions.
+    layers: its convolutions in forward order.
   """
   points, routes = {}, None
   for moment, variables in moments.items():
@@ -119,7 +123,11 @@ def at_points(
       routes.at(variables)
       if routes
       else routes_lib.Routes(
-        _without_dropout(config), variables, batch, _objective(config)
+        _without_dropout(config),
+        variables,
+        batch,
+        _objective(config),
+        layers=layers,
       )
     )
     points[moment] = _take(routes)

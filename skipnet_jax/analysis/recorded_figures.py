@@ -109,19 +109,22 @@ def early_and_late(run: recorded.RecordedRun) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
-def evenness(run: recorded.RecordedRun) -> float:
-  """How well the centre is served in the last half of the epochs.
+def least_served(run: recorded.RecordedRun, quantity: str) -> tuple[str, float]:
+  """The stage that got least of a quantity in the last half of the epochs.
 
   Returns:
-    The geometric mean of the net change of the middle third of convolutions
-    over that of the two outer thirds; 1 is even, 0 a centre that stands still.
+    Its name, and the geometric mean of the quantity over its convolutions and
+    those epochs over that of all: 1 is even, 0 a stage that gets nothing.
   """
-  _, late = early_and_late(run)
-  third = len(late) // 3
-  with np.errstate(divide='ignore'):
-    logs = np.log(late)
-  middle, ends = logs[third:-third], np.r_[logs[:third], logs[-third:]]
-  return float(np.exp(middle.mean() - ends.mean()))
+  late = run.flow[quantity][-(-run.epochs // -2) :]
+  late = late[np.isfinite(late).all(1)]
+  logs = np.log(np.maximum(late, 1e-30)).mean(0)
+  ratios = {
+    stage: float(np.exp(logs[begin:end].mean() - logs.mean()))
+    for stage, begin, end in shown.stages_of(run.layers)
+  }
+  least = min(ratios, key=ratios.__getitem__)
+  return least, ratios[least]
 
 
 def profiles(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
@@ -204,7 +207,8 @@ def curves(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
       color=plots.GREY,
     )
   values = np.concatenate(ends)
-  low, high = np.percentile(values[np.isfinite(values)], (0, 99))
+  low, high = np.percentile(values[np.isfinite(values)], (0, 90))
+  high = max([high, *(1.2 * constant for constant in constants)])
   margin = 0.05 * (high - low) + 1e-6
   axes[0].set_ylim(low - margin, high + margin)
   axes[0].set_ylabel('loss without L2, ' + _loss_name(runs))
@@ -212,7 +216,7 @@ def curves(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
   for ax in axes:
     ax.set_xlabel('epoch')
     ax.grid(alpha=0.3)
-  axes[0].legend(fontsize=8, title='solid: validation, dotted: training')
+  axes[1].legend(fontsize=8, title='solid: validation, dotted: training')
   figure.suptitle(f'Loss and accuracy: {dataset}')
   return shown.Shown(
     'curves',

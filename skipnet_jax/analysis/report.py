@@ -135,7 +135,7 @@ def _cell(value: Any) -> str:
   if value is None:
     return '–'
   if isinstance(value, float):
-    return f'{value:.4g}'
+    return f'{value:.4f}' if 1e-3 <= abs(value) < 1e3 else f'{value:.3g}'
   return f'{value:,}' if isinstance(value, int) else str(value)
 
 
