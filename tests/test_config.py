@@ -2,6 +2,7 @@
 
 import pathlib
 
+import ml_collections
 import pytest
 
 from skipnet_jax import config as config_lib
@@ -161,3 +162,50 @@ def test_models_that_cannot_be_built_are_refused(fields, words):
     config.update(fields)
   with pytest.raises(errors.InputError, match=words):
     models.build_model(config)
+
+
+def with_variants(**variants):
+  config = config_lib.get_default()
+  config.experiment = 'study'
+  config.model = models.model_config('fc_resnet')
+  config.variants = ml_collections.ConfigDict(variants)
+  return config
+
+
+def test_variants_are_whole_configs():
+  config = with_variants(
+    deep={'model': {'repetitions': (9,) * 7}},
+    slow={'optim': {'learning_rate': 1e-4}, 'model': {'long_skips': False}},
+  )
+  found = config_lib.variants(config)
+  assert list(found) == ['deep', 'slow']
+  assert [c.experiment for c in found.values()] == ['deep', 'slow']
+  assert found['deep'].model.repetitions == (9,) * 7
+  assert found['slow'].optim.learning_rate == 1e-4
+  # Neither the other nor the experiment is changed.
+  assert found['deep'].optim.learning_rate == config.optim.learning_rate == 1e-3
+  assert 'variants' in config
+  assert config_lib.varied(list(found.values())) == {
+    'model.long_skips': [True, False],
+    'model.repetitions': [[9] * 7, [3, 8, 10, 3, 10, 8, 3]],
+    'optim.learning_rate': [1e-3, 1e-4],
+  }
+
+
+def test_an_experiment_without_variants_is_its_own():
+  config = with_variants()
+  del config.variants
+  assert config_lib.variants(config) == {'study': config}
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'optim': {'learning_rat': 1}},
+    {'optimizer': {'name': 'sgd'}},
+    {'optim': {'learning_rate': 'fast'}},
+  ],
+)
+def test_a_variant_of_unknown_or_wrong_fields_is_refused(changes):
+  with pytest.raises(errors.InputError, match="variant 'bad'"):
+    config_lib.variants(with_variants(good={}, bad=changes))
