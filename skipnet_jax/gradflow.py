@@ -66,7 +66,12 @@ def main() -> None:
     output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, 'report')
     # The report in a workdir is made anew with what was trained since.
     overwrite = _OVERWRITE.value or not _OUTPUT.value
-    if 'depths' in config and not _AT_INIT.value:
+    if 'depths' in config:
+      if _AT_INIT.value:
+        cli.refuse(
+          '--at-init looks at networks of one depth, and this experiment has '
+          'several: give --workdir, it measures them at initialisation too.'
+        )
       folder = report.check(output, overwrite=overwrite)
       depth.sweep(config, _WORKDIR.value, print)
       page = comparison.of_depths(title, config, *depth.read(_WORKDIR.value))

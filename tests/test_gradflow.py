@@ -162,6 +162,33 @@ def test_an_experiment_of_several_networks_is_for_this_command(
   assert 'skipnet_jax.gradflow' in done.err
 
 
+def test_a_sweep_over_depth_writes_its_page(command, two, tmp_path):
+  path = tmp_path / 'two.py'
+  depths = "ml_collections.ConfigDict({'repetitions': (1,), 'steps': 2})"
+  text = path.read_text().replace(
+    '  return config', f'  config.depths = {depths}\n  return config'
+  )
+  path.write_text(text)
+  workdir = f'--workdir={tmp_path / "sweep"}'
+  done = command('gradflow', two, workdir)
+  assert done.code == 0, done
+  assert 'Training by depth' in done.out
+  report = tmp_path / 'sweep/report'
+  with (report / 'depth.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row['variant'] for row in rows] == ['both', 'long']
+  assert all(float(row['loss_last']) > 0 for row in rows)
+  assert 'SYNTHETIC DATA' in (report / 'report.html').read_text()
+  # A sweep is no network to look at before training, nor one to train.
+  refused = command('gradflow', two, '--at-init', f'--output={tmp_path}/o')
+  assert refused.code == 2
+  assert 'networks of one depth' in refused.err
+  assert not (tmp_path / 'o').exists()
+  trained = command('train', two, workdir)
+  assert trained.code == 2
+  assert 'skipnet_jax.gradflow' in trained.err
+
+
 def test_a_variant_with_a_wrong_field_is_named(command, two, tmp_path):
   path = tmp_path / 'two.py'
   path.write_text(path.read_text().replace("'l2'", "'l_two'"))
