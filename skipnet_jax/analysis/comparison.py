@@ -51,6 +51,8 @@ _GRADIENTS = (
   'most',
   'where',
 )
+# Sides of what is looked at, in pixels; without training within a minute.
+_TRAINED_SIDE, _INITIAL_SIDE = 256, 128
 INITIAL, TRAINED = 'at initialisation', 'best epoch'
 
 
@@ -78,7 +80,7 @@ def of_runs(
   for run in runs:
     say(f'Measuring {run.name}: gradient by route, propagation')
     data, best = opened[run.name]
-    batch = measure.centre_batch(run.config, data)
+    batch = measure.centre_batch(run.config, data, _TRAINED_SIDE)
     first = measure.initial_variables(run.config)
     moments = {INITIAL: first, TRAINED: best}
     points[run.name], signals[run.name] = _measure(
@@ -132,7 +134,7 @@ def at_init(
   rows = []
   for name, config in configs.items():
     say(f'Measuring {name}: gradient by route, propagation')
-    batch = measure.centre_batch(config, data)
+    batch = measure.centre_batch(config, data, _INITIAL_SIDE)
     variables = measure.initial_variables(config)
     points[name], signals[name] = _measure(
       config, {INITIAL: variables}, batch, measure.convolutions(config)

@@ -18,8 +18,6 @@ from skipnet_jax.data import sources
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.training import losses
 
-# Side of the centre window that is looked at, in pixels, at most.
-WINDOW = 256
 SEEDS = tuple(range(10))
 
 
@@ -33,18 +31,25 @@ class Point:
     shares: for each of `routes.ROUTES`, the part <g_route, g> / <g, g> of each
       layer's gradient g, `[l]` float64; they add up to 1. NaN where g is 0.
     lengths: by number of residual branches passed; None without short skips.
+    window: sides of what was looked at, in pixels.
   """
 
   layers: tuple[str, ...]
   grad_l2: np.ndarray
   shares: dict[str, np.ndarray]
   lengths: routes_lib.PathLengths | None
+  window: tuple[int, int]
 
 
 def centre_batch(
-  config: ml_collections.ConfigDict, data: sources.DataSet
+  config: ml_collections.ConfigDict, data: sources.DataSet, side: int
 ) -> gradient_flow.Batch:
-  """The first training slice's centre, at most 256x256, not augmented.
+  """The first training slice's centre, not augmented.
+
+  Args:
+    config: of the experiment.
+    data: its data set.
+    side: of the window in pixels, at most; a multiple of 32.
 
   Returns:
     image, label and mask, `[1, y, x, 1]` float32.
@@ -55,7 +60,7 @@ def centre_batch(
   config = config.copy_and_resolve_references()
   config.train.batch_size = 1
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
-  window = tuple(min(side, WINDOW) for side in pipeline.window)
+  window = tuple(min(side, whole) for whole in pipeline.window)
   corner = [(s - w) // 2 for s, w in zip(pipeline.size, window, strict=True)]
   plan = {
     'index': np.array(data.train[:1], np.int32),
@@ -130,11 +135,11 @@ def at_points(
         layers=layers,
       )
     )
-    points[moment] = _take(routes)
+    points[moment] = _take(routes, batch['image'].shape[1:3])
   return points
 
 
-def _take(routes: routes_lib.Routes) -> Point:
+def _take(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:
   whole, parts = routes.whole(), routes.by_skip()
 
   def product(a, b):
@@ -152,6 +157,7 @@ def _take(routes: routes_lib.Routes) -> Point:
     grad_l2=np.sqrt(squares),
     shares=shares,
     lengths=routes.by_length() if routes.branches else None,
+    window=window,
   )
 
 

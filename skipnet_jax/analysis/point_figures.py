@@ -18,6 +18,14 @@ _ROUTE_COLOURS = dict(
 Points = dict[str, dict[str, measure.Point]]
 
 
+def _where(points: Points) -> str:
+  sides = {p.window for at in points.values() for p in at.values()}
+  return (
+    f'centre {" and ".join(f"{y}x{x}" for y, x in sorted(sides))} of the first '
+    'training slice, batch statistics, no dropout'
+  )
+
+
 def gradient_norms(points: Points, dataset: str) -> shown.Shown:
   """The gradient's norm by depth at the points that were measured."""
   figure, (ax,) = shown.make_grid(1, 4.0, columns=1)
@@ -36,9 +44,7 @@ def gradient_norms(points: Points, dataset: str) -> shown.Shown:
   return shown.Shown(
     'gradient_norms',
     'Gradient by depth',
-    "L2 norm of the gradient of each convolution's kernel (centre of the "
-    f'first training slice, at most {measure.WINDOW} pixels square; batch '
-    'statistics, no dropout).',
+    f"L2 norm of the gradient of each convolution's kernel ({_where(points)}).",
     figure,
     ('run', 'at', 'layer_index', 'layer', 'stage', 'grad_l2'),
     [
@@ -84,8 +90,7 @@ def split(points: Points, dataset: str) -> shown.Shown:
     '<g_route, g> / <g, g>, which adds up to 1; a negative share pulls against '
     'the whole. Linear between -1 and 1, logarithmic beyond. The gradient is '
     'stopped on the skips of a kind in an otherwise unchanged forward pass '
-    f'(centre of the first training slice, at most {measure.WINDOW} pixels '
-    'square; batch statistics, no dropout).',
+    f'({_where(points)}).',
     figure,
     ('run', 'at', 'layer_index', 'layer', 'grad_l2', *routes_lib.ROUTES),
     [
