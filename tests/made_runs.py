@@ -83,3 +83,12 @@ def make_run(path, state=None, **changes):
   checkpoints.save(state, {'step': 4, 'best_epoch': 1}, best=True)
   checkpoints.close()
   return path
+
+
+def make_pair(folder):
+  """Two recorded runs that differ in their networks alone; their paths."""
+  paths = folder / 'both', folder / 'long'
+  for path, short in zip(paths, (True, False), strict=True):
+    make_run(path, **{'model.short_skips': short})
+    add_records(path)
+  return paths

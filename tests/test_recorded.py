@@ -16,12 +16,7 @@ from skipnet_jax.training import telemetry
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory):
   """Two runs that differ in their networks alone."""
-  folder = tmp_path_factory.mktemp('recorded')
-  paths = folder / 'both', folder / 'long'
-  for path, short in zip(paths, (True, False), strict=True):
-    made_runs.make_run(path, **{'model.short_skips': short})
-    made_runs.add_records(path)
-  return paths
+  return made_runs.make_pair(tmp_path_factory.mktemp('recorded'))
 
 
 @pytest.fixture

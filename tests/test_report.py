@@ -34,11 +34,7 @@ def trained(run):
 def made(tmp_path_factory):
   """Two runs, their page, and the folder of the report."""
   folder = tmp_path_factory.mktemp('report')
-  paths = folder / 'both', folder / 'long'
-  for path, short in zip(paths, (True, False), strict=True):
-    made_runs.make_run(path, **{'model.short_skips': short})
-    made_runs.add_records(path)
-  runs = recorded.open_runs(paths)
+  runs = recorded.open_runs(made_runs.make_pair(folder))
   page = comparison.of_runs('Skips <compared>', runs, trained)
   out = report.check(folder / 'out', overwrite=False)
   report.write(out, page)
