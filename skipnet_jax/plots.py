@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 BLUE, ORANGE, VERMILION, YELLOW = '#0072B2', '#E69F00', '#D55E00', '#F0E442'
@@ -33,5 +34,9 @@ def to_array(figure: Any) -> np.ndarray:
 def to_png(figure: Any) -> bytes:
   """The drawn figure as the content of a PNG file."""
   file = io.BytesIO()
-  figure.savefig(file, format='png')
+  # 256 colours: a third of the size, and no difference to see in a plot.
+  picture = Image.fromarray(to_array(figure))
+  picture.quantize(256, dither=Image.Dither.NONE).save(
+    file, format='PNG', optimize=True
+  )
   return file.getvalue()

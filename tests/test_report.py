@@ -107,11 +107,9 @@ def test_the_tables_hold_what_was_recorded(made):
   runs, _, out = made
   for run in runs:
     rows = [r for r in read(out, 'heat_map_net_change') if r['run'] == run.name]
-    table = np.array([float(r['net_change']) for r in rows])
-    np.testing.assert_allclose(
-      table.reshape(run.epochs, -1), run.flow['net_change'], rtol=1e-5
-    )
-    assert [r['layer'] for r in rows[: len(run.layers)]] == list(run.layers)
+    table = [[float(r[str(e + 1)]) for r in rows] for e in range(run.epochs)]
+    np.testing.assert_allclose(table, run.flow['net_change'], rtol=1e-5)
+    assert [r['layer'] for r in rows] == list(run.layers)
     curves = [r for r in read(out, 'curves') if r['run'] == run.name]
     losses = [float(r['valid_loss']) for r in curves]
     np.testing.assert_allclose(losses, run.curve('valid_loss'), rtol=1e-5)

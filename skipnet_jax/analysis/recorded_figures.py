@@ -44,6 +44,8 @@ def heat_map(
   title, label, text = _QUANTITIES[quantity]
   tables = [run.flow[quantity] for run in runs]
   low, high = _log_range(np.concatenate([t.ravel() for t in tables]))
+  # Its table has a column for each epoch.
+  longest = max(run.epochs for run in runs)
   figure, axes = shown.make_grid(len(runs), 4.4)
   for ax, run, table in zip(axes, runs, tables, strict=True):
     ax.set_facecolor('0.85')
@@ -74,18 +76,13 @@ def heat_map(
     + ' Layers in the order of the forward pass, the input at the top; one '
     'logarithmic colour scale for all panels. Grey: not recorded.',
     figure,
-    ('run', 'epoch', 'layer_index', 'layer', 'stage', quantity),
+    (
+      *('run', 'layer_index', 'layer', 'stage'),
+      *map(str, range(1, longest + 1)),
+    ),
     [
-      (
-        run.name,
-        e + 1,
-        i,
-        layer,
-        shown.stage_of(layer),
-        float(run.flow[quantity][e, i]),
-      )
-      for run in runs
-      for e in range(run.epochs)
+      (run.name, i, layer, shown.stage_of(layer), *map(float, table[:, i]))
+      for run, table in zip(runs, tables, strict=True)
       for i, layer in enumerate(run.layers)
     ],
   )
