@@ -18,8 +18,8 @@ ROOMS = {
   'training': 2,
   'evaluation': 3,
   'analysis': 3,
-  'benchmarking': 3,
   'loop': 4,
+  'benchmarking': 4,
   'mains': 5,
 }
 # The score's arithmetic knows of no network.
