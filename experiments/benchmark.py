@@ -1,0 +1,45 @@
+"""How fast the paper's network trains, evaluates and predicts.
+
+Claim:   a training step of the 140-convolution FC-ResNet takes what its FLOPs
+         and bytes let expect, on one device and on several.
+Command: python -m skipnet_jax.benchmark --config=experiments/benchmark.py \
+           --output=bench.json
+Presets: full (long_short.py at whole slices, the largest batch that fits: an
+         accelerator); cpu (the same at batch 1 in float32, on one device);
+         smoke (a small network: two minutes on two CPU cores).
+Expect:  see experiments/results/README.md.
+"""
+
+import pathlib
+
+from skipnet_jax import config as config_lib
+from skipnet_jax.benchmarking import plan
+
+BASE = pathlib.Path(__file__).with_name('long_short.py')
+CPU = {
+  'benchmark.batches': (1,),
+  'benchmark.dtypes': ('float32',),
+  'benchmark.modes': ('jit',),
+  'benchmark.warmup': 1,
+  'benchmark.repetitions': 5,
+}
+SMOKE = {
+  'benchmark.batches': (8,),
+  'benchmark.dtypes': ('float32',),
+  'benchmark.devices': (1, 0),
+  'benchmark.warmup': 1,
+  'benchmark.repetitions': 5,
+  'benchmark.processes': 2,
+}
+PRESETS = {'full': {}, 'cpu': CPU, 'smoke': SMOKE}
+
+
+def get_config(preset='full'):
+  base = 'smoke' if preset == 'smoke' else 'paper'
+  config = config_lib.load_experiment(BASE, base)
+  config.experiment = 'benchmark'
+  config.benchmark = plan.get_default()
+  config = config_lib.pick_preset(config, preset, PRESETS)
+  if preset == 'smoke':
+    config.model.blocks = 'simple'
+  return config
