@@ -11,7 +11,7 @@ import jax
 def search(
   fits: Callable[[int], bool], low: int = 0, high: int | None = None
 ) -> tuple[int, int]:
-  """Finds the largest number that fits: exact up to 16, to an eighth above.
+  """Finds the largest number that fits: exact below 16, to an eighth above.
 
   Args:
     fits: whether a number fits; none above one that does not.

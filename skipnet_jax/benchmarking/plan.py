@@ -98,12 +98,11 @@ def split(
     if field not in section:
       section[field] = known[field]
   _check(section)
-  alone = bare.copy_and_resolve_references()
-  # Each row sets its own; with a coordinator, the section is checked here.
-  alone.parallel.mode = section.modes[0]
-  config_lib.validate(alone)
   if bare.parallel.coordinator:
     _check_several(section)
+  # Each row has its own.
+  bare.parallel.mode = section.modes[0]
+  config_lib.validate(bare)
   return bare, section
 
 
