@@ -179,13 +179,16 @@ def format_table(report: dict[str, Any]) -> str:
     f'{work["image_size"][0]}x{work["image_size"][1]}, {work["optimizer"]}',
     f'published: {peak["bf16_tflops"]:g} TFLOP/s in bfloat16, '
     f'{peak["bandwidth_gb_s"]:g} GB/s, {peak["memory_gib"]:g} GiB, links '
-    f'{f"{link:g} GB/s" if link else "unknown"} ({peak["source"]})',
+    f'{f"{link:g} GB/s" if link else "unknown"}',
+    f'  ({peak["source"]})',
     '',
   ]
   rows = [row for row in report['rows'] if row['error'] is None]
-  for label, cell in _CELLS:
-    lines.append(f'{label:40}' + ''.join(f'{cell(row):>20}' for row in rows))
-  lines.append('')
+  if rows:
+    lines.append('of one device:')
+    for label, cell in _CELLS:
+      lines.append(f'{label:40}' + ''.join(f'{cell(row):>20}' for row in rows))
+    lines.append('')
   for attempt in found['attempts']:
     if attempt['error']:
       lines += textwrap.wrap(
@@ -195,9 +198,11 @@ def format_table(report: dict[str, Any]) -> str:
         subsequent_indent='  ',
       )
   largest = found['largest_per_device']
+  limit = found['too_large_per_device']
   lines.append(
-    f'{len(found["attempts"])} compilations: {largest} images on each device '
-    f'fit, and {found["too_large_per_device"]} do not'
+    f'{len(found["attempts"])} compilations: '
+    + (f'{largest} images on each device fit' if largest else 'no batch fits')
+    + (f', {limit} do not' if limit else '')
   )
   if report['weak_scaling']:
     lines += [
