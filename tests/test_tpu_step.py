@@ -124,8 +124,7 @@ def test_a_network_that_cannot_be_judged_is_refused(
 @pytest.mark.tpu_compiler
 def test_a_small_network_is_compiled_for_a_tpu(smoke):
   devices = slices.devices(slices.parse_topology('v5e:2x2'))
-  config = smoke({'model.dtype': 'bfloat16'})
-  row = tpu_step.Step(config, (64, 64), devices).compile(1)
+  row = tpu_step.Step(smoke(), (64, 64), devices).compile(1)
   assert row['error'] is None
   assert row['collectives']['all-reduce']['count'] > 0
   assert 0 < row['memory']['peak'] < 2**30

@@ -33,6 +33,8 @@ _ENVIRONMENT = {
   'TPU_LOG_DIR': 'disabled',
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+  # Or one process at a time could load it, as with chips to share.
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
 
 
