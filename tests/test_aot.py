@@ -15,35 +15,32 @@ from skipnet_jax.benchmarking import tpu_step
 PEAK = peaks.Peak(1, None, 10, 16, 1, 'made up')
 
 
-def searched(limit, start, attempts):
-  """What the search says and tries where `limit` is the largest that fits."""
-  tried = []
-
-  def fits(number):
-    tried.append(number)
-    return number <= limit
-
-  return aot.search(fits, start, attempts), tried
-
-
 @pytest.mark.parametrize(
-  ('limit', 'start', 'tried'),
+  ('limit', 'start', 'guess', 'tried'),
   [
-    (11, 4, [4, 8, 16, 12, 10, 11]),
-    (8, 8, [8, 16, 12, 10, 9]),
-    (3, 8, [8, 4, 2, 3]),
-    (0, 2, [2, 1]),
-    (1, 1, [1, 2]),
+    # A good guess takes three trials, a poor one a few more.
+    (11, 8, 11, [8, 11, 12]),
+    (22, 8, 22, [8, 22, 24]),
+    (68, 8, 64, [8, 64, 72]),
+    (11, 8, 14, [8, 14, 11, 12]),
+    (11, 8, 9, [8, 9, 10, 11, 12]),
+    (8, 8, 8, [8, 9]),
+    (3, 8, 99, [8, 4, 2, 3]),
+    (0, 2, 99, [2, 1]),
+    (1, 1, 1, [1, 2]),
   ],
 )
-def test_the_largest_is_found_by_doubling_and_bisection(limit, start, tried):
-  assert searched(limit, start, 10) == ((limit, limit + 1), tried)
+def test_the_largest_is_found_in_few_trials(limit, start, guess, tried):
+  trials = []
 
+  def fits(number):
+    trials.append(number)
+    return number <= limit
 
-def test_a_search_that_is_cut_short_says_between_what_the_limit_lies():
-  assert searched(11, 4, 3) == ((8, 12), [4, 8, 16, 12])
-  assert searched(99, 4, 2) == ((16, None), [4, 8, 16])
-  assert searched(0, 8, 0) == ((0, 8), [8])
+  low, high = aot.search(fits, start, lambda: guess)
+  assert trials == tried
+  assert low <= limit < high
+  assert high - low <= max(1, low // 8)
 
 
 def row_of(per_device, devices, limit):
@@ -57,8 +54,14 @@ def row_of(per_device, devices, limit):
     'compile': fits and {'compile_s': 60.0 * per_device},
     'hlo_flops': per_device * 2e9,
     'hlo_bytes': per_device * 1e8,
+    # Of 16 GiB: room for 5.6 images.
     'memory': fits
-    and {'peak': per_device * 2**30, 'arguments': 2**20, 'temporaries': 2**29},
+    and {
+      'peak': per_device * 2**30,
+      'arguments': 2**20,
+      'code': 2**20,
+      'temporaries': per_device * 2**34 * 10 // 56,
+    },
     'collectives': {'all-reduce': {'count': 7, 'bytes': 4 * 10**6}},
     'floors': {
       'compute_s': per_device * 0.002,
@@ -99,8 +102,8 @@ def test_a_report_has_the_batch_asked_for_and_the_largest_that_fits(
   assert report['search']['largest_per_device'] == 5
   assert report['search']['too_large_per_device'] == 6
   tried = [a['batch_per_device'] for a in report['search']['attempts']]
-  assert tried == [2, 4, 8, 6, 5]
-  assert len(said) == 5
+  assert tried == [2, 5, 6]
+  assert len(said) == 3
   # Of 50 ms on one device; 4 MB to the other one take 4 ms more.
   assert report['weak_scaling'][1]['efficiency'] == pytest.approx(50 / 54)
   assert report['workload']['image_size'] == [64, 64]
@@ -116,7 +119,7 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
   assert cells['HLO GFLOPs'] == ['4.000', '10.000']
   assert cells['peak memory, GiB'] == ['2.000', '5.000']
   assert cells['memory floor, ms'] == ['20.000', '50.000']
-  assert '8 images on each device do not fit: 8 GiB of 5 GiB' in table
+  assert '6 images on each device do not fit: 6 GiB of 5 GiB' in table
   assert 'predictions: compiled ahead of time' in table
   assert 'predicted weak scaling' in table
   assert max(map(len, table.splitlines())) <= 100

@@ -21,10 +21,6 @@ from skipnet_jax.benchmarking import slices
 from skipnet_jax.benchmarking import tpu_step
 from skipnet_jax.data import isbi2012
 
-# Compilations, of minutes each, that the search for the largest batch may take
-# beside the one asked for.
-SEARCH = 4
-
 Say = Callable[[str], None]
 
 
@@ -47,7 +43,8 @@ def predict(
     (with its device's published figures), `workload`; `rows`: the batch asked
     for and the largest that fits, see `tpu_step.Step.compile`; `search`:
     `attempts` (batch_per_device, compile_s, peak_bytes, error),
-    `largest_per_device` and `too_large_per_device` (None: not met);
+    `largest_per_device` (None: not even one image) and
+    `too_large_per_device`, see `search`;
     `weak_scaling` of the last row, see `bounds.weak_scaling`.
 
   Raises:
@@ -80,7 +77,14 @@ def predict(
     return row['error'] is None
 
   asked = batch // known.devices
-  largest, too_large = search(fits, asked, SEARCH)
+
+  def guess() -> int:
+    plan = rows[asked]['memory']
+    fixed = plan['arguments'] + plan['code']
+    room = step.peak.memory_gib * 2**30 - fixed
+    return int(room / plan['temporaries'] * asked)
+
+  largest, too_large = search(fits, asked, guess)
   shown = [rows[b] for b in dict.fromkeys((asked, largest)) if b]
   return {
     'what': 'predictions: compiled ahead of time, nothing executed',
@@ -109,27 +113,34 @@ def predict(
 
 
 def search(
-  fits: Callable[[int], bool], start: int, attempts: int
-) -> tuple[int, int | None]:
-  """The largest number that fits: by doubling, then by bisection.
+  fits: Callable[[int], bool], start: int, guess: Callable[[], int]
+) -> tuple[int, int]:
+  """The largest number that fits, exact up to 16, to an eighth above.
+
+  From the guess on, upwards by an eighth until one does not fit; then by
+  bisection. Each trial takes minutes, and memory is nearly proportional.
 
   Args:
-    fits: tried on `start`, then at most `attempts` times.
+    fits: tried on `start` first.
     start: at least 1.
-    attempts: at least 0.
+    guess: of the largest, asked if `start` fits.
 
   Returns:
-    The largest number that was seen to fit (0: none) and the smallest that was
-    seen not to (None: none): neighbours, unless the attempts ran out.
+    The largest number that was seen to fit (0: not even 1 does) and the
+    smallest that was seen not to.
   """
-  low, high = (start, None) if fits(start) else (0, start)
-  while attempts and (high is None or high - low > 1):
-    middle = 2 * low if high is None else (low + high) // 2
-    if fits(middle):
-      low = middle
+  low, high, trial = 0, None, start
+  while high is None or high - low > max(1, low // 8):
+    if fits(trial):
+      low = trial
     else:
-      high = middle
-    attempts -= 1
+      high = trial
+    if high is not None:
+      trial = (low + high) // 2
+    elif low == start:
+      trial = max(guess(), start + 1)
+    else:
+      trial = low + max(1, low // 8)
   return low, high
 
 
@@ -198,11 +209,10 @@ def format_table(report: dict[str, Any]) -> str:
         subsequent_indent='  ',
       )
   largest = found['largest_per_device']
-  limit = found['too_large_per_device']
   lines.append(
     f'{len(found["attempts"])} compilations: '
     + (f'{largest} images on each device fit' if largest else 'no batch fits')
-    + (f', {limit} do not' if limit else '')
+    + f', {found["too_large_per_device"]} do not'
   )
   if report['weak_scaling']:
     lines += [
