@@ -199,7 +199,11 @@ def format_table(report: dict[str, Any]) -> str:
     lines.append('of one device:')
     for label, cell in _CELLS:
       lines.append(f'{label:40}' + ''.join(f'{cell(row):>20}' for row in rows))
-    lines.append('')
+    lines += [
+      'XLA counts bytes that stay in on-chip memory too: so does the memory '
+      'floor.',
+      '',
+    ]
   for attempt in found['attempts']:
     if attempt['error']:
       lines += textwrap.wrap(
@@ -220,11 +224,11 @@ def format_table(report: dict[str, Any]) -> str:
       f'predicted weak scaling, {largest} images on each device, nothing sent '
       'while computing:',
       f'{"devices":>8}{"collectives, ms":>18}{"efficiency":>12}'
-      f'{"images/s, at most":>20}',
+      f'{"images/s":>12}',
     ]
     lines += [
       f'{row["devices"]:8}{1e3 * row["collective_s"]:18.3f}'
-      f'{row["efficiency"]:12.4f}{row["images_per_second"]:20.1f}'
+      f'{row["efficiency"]:12.4f}{row["images_per_second"]:12.1f}'
       for row in report['weak_scaling']
     ]
   return '\n'.join(lines)
@@ -260,5 +264,5 @@ _CELLS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
   ('collective floor, ms', _scaled('floors', 'collective_s', by=1e-3)),
   ('floor of a step, ms', _scaled('floors', 'step_s', by=1e-3)),
   ('  bound by', lambda row: row['floors']['bound']),
-  ('MFU, at most', _scaled('mfu_limit', by=1)),
+  ('MFU in that floor', _scaled('mfu_limit', by=1)),
 )

@@ -26,7 +26,8 @@ def floors(
     flops: of one device, or None where they are not known. Held against the
       bfloat16 peak, also for float32: by default a TPU multiplies float32 in
       one pass of bfloat16.
-    moved: bytes that one device reads and writes, or None.
+    moved: bytes that one device reads and writes, or None. By XLA's count they
+      include what stays in on-chip memory: then memory_s may exceed the truth.
     sends: from `collectives.count`.
     devices: that share each collective.
     peak: the device's.
@@ -69,7 +70,7 @@ def weak_scaling(
   Returns:
     For each number of devices: devices; collective_s; step_s, the floor if
     nothing is sent while computing; efficiency, one device's floor over that;
-    images_per_second, at most. Empty without a published bandwidth of the
+    images_per_second of that step. Empty without a published bandwidth of the
     links.
   """
   known = [times[f'{name}_s'] for name in ('compute', 'memory')]

@@ -95,11 +95,12 @@ class Step:
       per_device: images on each device.
 
     Returns:
-      batch, batch_per_device, error (None, or why it does not fit; then the
-      rest is None); compile: trace_s, lower_s, compile_s, hlo_instructions;
-      model_flops by formula; hlo_flops, hlo_bytes; memory, in bytes; mfu_limit:
-      model_flops over what the peak would do in the floor of a step;
-      collectives, see `collectives.count`; floors, see `bounds.floors`.
+      batch, batch_per_device, error (None, or why it does not fit; then all but
+      model_flops is None); model_flops by formula; compile: trace_s, lower_s,
+      compile_s, hlo_instructions; hlo_flops and hlo_bytes by XLA's count;
+      memory, in bytes: arguments, outputs, temporaries, aliased, code, peak;
+      collectives, see `collectives.count`; floors, see `bounds.floors`;
+      mfu_limit: model_flops over what the bfloat16 peak makes in floors.step_s.
     """
     shape = (per_device * self._count, *self._window, 1)
     image = jax.ShapeDtypeStruct(
