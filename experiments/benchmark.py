@@ -16,7 +16,9 @@ from skipnet_jax import config as config_lib
 from skipnet_jax.benchmarking import plan
 
 BASE = pathlib.Path(__file__).with_name('long_short.py')
+# train.batch_size is that of --aot and --peer.
 CPU = {
+  'train.batch_size': 1,
   'benchmark.batches': (1,),
   'benchmark.dtypes': ('float32',),
   'benchmark.modes': ('jit',),
@@ -35,7 +37,7 @@ SMOKE = {
   'benchmark.repetitions': 5,
   'benchmark.processes': 2,
 }
-PRESETS = {'full': {}, 'cpu': CPU, 'smoke': SMOKE}
+PRESETS = {'full': {'train.batch_size': 8}, 'cpu': CPU, 'smoke': SMOKE}
 
 
 def get_config(preset='full'):

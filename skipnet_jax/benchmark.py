@@ -63,7 +63,9 @@ def main() -> None:
   if _AOT.value:
     from skipnet_jax.benchmarking import aot
 
-    workdir.write_json(path, aot.predict(bare, _AOT.value, say=_say))
+    predicted = aot.predict(bare, _AOT.value, say=_say)
+    workdir.write_json(path, predicted)
+    print(aot.format_table(predicted))
     print(f'predictions: {path}')
     return
   measured = sweep.run(config, _say)
@@ -73,9 +75,7 @@ def main() -> None:
   if _PEER.value:
     from skipnet_jax.benchmarking import torch_peer
 
-    report['peer'] = torch_peer.race(
-      bare, rounds=section.repetitions, say=_say
-    )
+    report['peer'] = torch_peer.race(bare, rounds=section.repetitions, say=_say)
   report_lib.write(path, report, raw)
   print(report_lib.format_table(report))
   if _PEER.value:

@@ -1,4 +1,4 @@
-"""Which rows a benchmark measures: `config.benchmark`, documented and checked."""
+"""Which rows a benchmark measures: `config.benchmark`, and its checks."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -303,7 +303,8 @@ def scaling(
         size = row['batch'] // n if kind == 'weak' else row['batch']
         key = tuple(row[k] for k in ('call', 'feed', 'mode', 'hosts', 'dtype'))
         families.setdefault((*key, size), []).append(row)
-    smallest = min((r['devices'] for f in families.values() for r in f), default=0)
+    measured = [r['devices'] for rows in families.values() for r in rows]
+    smallest = min(measured, default=0)
     for family in families.values():
       family = sorted(family, key=lambda row: row['devices'])
       base = family[0]
