@@ -4,7 +4,6 @@
 --output=bench.json`, or `--compare old.json new.json`.
 """
 
-import importlib.util
 import pathlib
 import sys
 
@@ -68,13 +67,18 @@ def main() -> None:
     print(aot.format_table(predicted))
     print(f'predictions: {path}')
     return
+  if _PEER.value:
+    # Only now: torch is an extra.
+    from skipnet_jax.benchmarking import torch_peer
+
+    if bare.parallel.coordinator:
+      cli.refuse('--peer runs in one process: leave out parallel.coordinator.')
+    torch_peer.check_config(bare)
   measured = sweep.run(config, _say)
   if measured is None:
     return
   report, raw = measured
   if _PEER.value:
-    from skipnet_jax.benchmarking import torch_peer
-
     report['peer'] = torch_peer.race(bare, rounds=section.repetitions, say=_say)
   report_lib.write(path, report, raw)
   print(report_lib.format_table(report))
@@ -105,17 +109,6 @@ def _check_flags() -> None:
       )
   if _AOT.value and _PEER.value:
     cli.refuse('Give either --aot, which measures nothing, or --peer.')
-  if _PEER.value and importlib.util.find_spec('torch') is None:
-    cli.refuse(
-      '--peer=torch needs PyTorch, which is not installed: '
-      "pip install 'skipnet_jax[peer]'."
-    )
-  if _PEER.value and _CONFIG.value is not None:
-    parallel = getattr(_CONFIG.value, 'parallel', None)
-    if parallel is not None and parallel.coordinator:
-      cli.refuse(
-        '--peer=torch races in one process: leave out parallel.coordinator.'
-      )
 
 
 if __name__ == '__main__':

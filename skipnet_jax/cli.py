@@ -20,7 +20,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def _parse(several: str, argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(_spread(several, argv) if several else argv)
+    return flags.FLAGS(spread(several, argv) if several else argv)
   except flags.Error as e:
     # A config file's own error comes wrapped in its traceback.
     message = str(e).strip()
@@ -35,7 +35,7 @@ def _parse(several: str, argv: list[str]) -> list[str]:
     refuse(f'Unknown config field: {message}')
 
 
-def _spread(name: str, argv: list[str]) -> list[str]:
+def spread(name: str, argv: list[str]) -> list[str]:
   """`--name A B` as `--name=A --name=B`: how absl reads several values."""
   found, taking = [], False
   for word in argv:

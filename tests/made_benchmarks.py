@@ -64,6 +64,8 @@ def row(
       'bound': 'bytes',
       'floor_s': 0.02,
       'fraction': 0.2,
+      'copy_gb_s': 4000.0,
+      'matrix_tflops': 600.0,
     },
     'memory': {'predicted_bytes': 6 * 10**9, 'peak_bytes': 7 * 10**9},
     'energy': {'watts': 400.0, 'joules_per_image': 5.0},

@@ -16,6 +16,8 @@ def test_the_longer_of_both_floors_binds():
     'bound': 'flops',
     'floor_s': 2.0,
     'fraction': 0.25,
+    'copy_gb_s': 100.0,
+    'matrix_tflops': 2.0,
   }
   found = roofline.floors(1e11, 50e9, 0.25, RATES)
   assert found['bound'] == 'bytes'

@@ -75,6 +75,8 @@ def test_a_row_is_of_the_times_of_all_processes():
     'bound': 'bytes',
     'floor_s': pytest.approx(0.2),
     'fraction': pytest.approx(0.1),
+    'copy_gb_s': 20.0,
+    'matrix_tflops': 0.1,
   }
   assert row['energy'] is None
   assert raw == [

@@ -78,7 +78,8 @@ def floors(
 
   Returns:
     flops_s and bytes_s (seconds), bound ('flops' or 'bytes': the larger),
-    floor_s (the larger), fraction (floor over measured; not clipped).
+    floor_s (the larger), fraction (floor over measured; not clipped), and the
+    rates.
   """
   flops_s = flops / (rates.matrix_tflops * 1e12)
   bytes_s = None if moved is None else moved / (rates.copy_gb_s * 1e9)
@@ -89,4 +90,5 @@ def floors(
     'bound': 'flops' if floor_s == flops_s else 'bytes',
     'floor_s': floor_s,
     'fraction': floor_s / seconds,
+    **dataclasses.asdict(rates),
   }

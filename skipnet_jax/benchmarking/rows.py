@@ -71,7 +71,53 @@ class _Measuring:
         cells |= dict.fromkeys(self._cells(call, dtype, size, found=found))
     for i, cell in enumerate(cells, 1):
       if str(cell) not in journal.rows:
-        verdict = f'refused: {why}' if why else 'fits'
+        self._say(f'[{i}/{len(cells)}] {cell}')
+        journal.rows[str(cell)] = row = self._row(cell)
+        journal.save()
+        self._say(f'    {_line(row)}')
+
+  def _describe(self) -> None:
+    device = jax.local_devices()[0]
+    rates = {}
+    for dtype in self._section.dtypes:
+      rates[dtype] = roofline.measure_rates(device, dtype)
+      self._say(
+        f'{device.device_kind}, {dtype}: copies {rates[dtype].copy_gb_s:.4g} '
+        f'GB/s, multiplies {rates[dtype].matrix_tflops:.3g} TFLOP/s'
+      )
+    self._journal.about = {
+      'software': hardware.software(),
+      'hardware': hardware.hardware(),
+      'workload': self._bench.describe(),
+      'hosts': jax.process_count(),
+      'rates': {k: dataclasses.asdict(v) for k, v in rates.items()},
+    }
+    self._journal.save()
+
+  def _largest(self, call: str, dtype: str) -> int:
+    """The largest batch of a group that fits on one device; 0 if none does."""
+    group = f'{call} {dtype}'
+    found = self._journal.largest
+    if group not in found:
+      first = plan.trial(self._section, call, dtype, 1)
+      self._say(f'Looking for the largest batch of {first}')
+      found[group], refused, why = self._search(first)
+      # What did not fit is a row of the report too.
+      failed = dataclasses.replace(first, batch=refused)
+      self._journal.rows[str(failed)] = _failed(failed, why, found[group])
+      self._journal.save()
+    return found[group]
+
+  def _search(self, cell, high: int | None = None) -> tuple[int, int, str]:
+    """Largest batch, smallest that is refused, and why, in steps of devices."""
+    n = cell.devices
+
+    def named(count):
+      return dataclasses.replace(cell, batch=count * n)
+
+    def fits(count):
+      why = self._try(named(count))
+      verdict = f'refused: {why}' if why else 'fits'
       self._say(f'    batch {count * n} {verdict}')
       return not why
 

@@ -64,6 +64,8 @@ _FIGURES = {
       'bound': str,
       'floor_s': float,
       'fraction': float,
+      'copy_gb_s': float,
+      'matrix_tflops': float,
     }
   ),
   'memory': {
