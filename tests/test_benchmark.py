@@ -220,8 +220,8 @@ def test_two_processes_measure_together(folder):
       *TINY,
       *fields(
         modes="('sharded',)",
-        calls="('train', 'eval')",
-        feeds="('end_to_end',)",
+        calls="('train',)",
+        feeds="('compute',)",
         devices='()',
         scaling='()',
         repetitions=2,
@@ -256,12 +256,11 @@ def test_two_processes_measure_together(folder):
   assert [process.returncode for process in started] == [0, 0]
   report = report_lib.read(path)
   assert [(r['call'], r['feed']) for r in report['results']] == [
-    ('train', 'end_to_end'),
-    ('eval', 'compute'),
+    ('train', 'compute'),
   ]
   for row in report['results']:
     assert (row['hosts'], row['devices'], row['processes']) == (2, 8, 1)
     assert row['error'] is None
   # Only the first one speaks and writes.
-  assert 'train end_to_end sharded x8' in outs[0]
+  assert 'train compute sharded x8' in outs[0]
   assert 'train' not in outs[1]

@@ -41,6 +41,32 @@ def test_a_search_below_a_batch_never_tries_it_again():
   assert max(tried) < 12
 
 
+@pytest.mark.parametrize('limit', [1, 3, 40, 75, 300, 5000])
+@pytest.mark.parametrize('error', [0.8, 1.0, 1.25])
+def test_a_line_through_what_was_compiled_spares_trials(limit, error):
+  # Bytes are a constant and a share for each example, badly predicted.
+  room, points, tried = 100 + 7 * limit, [], []
+
+  def fits(n):
+    tried.append(n)
+    points.append((n, error * (100 + 7 * n)))
+    return 100 + 7 * n <= room
+
+  low, high = largest.search(fits, expect=lambda: largest.by_line(points, room))
+  assert low <= limit < high
+  assert high - low <= max(1, low // 8)
+  assert len(tried) == len(set(tried)) <= 8
+
+
+def test_where_a_line_reaches_a_limit():
+  assert largest.by_line([(1, 10.0)], 100) is None
+  assert largest.by_line([(1, 10.0), (2, 20.0)], 99) == 9
+  assert largest.by_line([(4, 9.0), (1, 10.0), (3, 30.0)], 100) == 10
+  # Not a line on which more examples need more.
+  assert largest.by_line([(1, 10.0), (2, 10.0)], 100) is None
+  assert largest.by_line([(1, 10.0), (2, 20.0)], 5) == 1
+
+
 def test_what_jax_says_without_memory_is_recognised():
   with pytest.raises(jax.errors.JaxRuntimeError) as caught:
     jnp.zeros((2**45,), jnp.float32).block_until_ready()

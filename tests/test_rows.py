@@ -133,6 +133,32 @@ def test_on_several_devices_batches_are_tried_that_they_divide(measure):
   assert bad['error'].endswith('the largest that fits is 20.')
 
 
+def test_the_largest_batch_of_a_network_is_what_its_plan_says(
+  smoke, monkeypatch
+):
+  room = 20_000_000
+  monkeypatch.setattr(rows.largest, 'memory_limit', lambda _: room)
+  monkeypatch.setattr(
+    roofline, 'measure_rates', lambda *_: roofline.Rates(1.0, 1.0)
+  )
+  config = smoke({'model.repetitions': (1,) * 7})
+  with config.unlocked():
+    config.benchmark = plan.get_default()
+    config.benchmark.update(SECTION | {'calls': ('eval',), 'batches': (0,)})
+  journal = journal_lib.Journal(None, config=json.loads(config.to_json()))
+  rows.measure_all(journal, print)
+  refused, row = journal.rows.values()
+  assert 'the compiled program needs 0.0' in refused['error']
+  assert row['error'] is None
+  batch, need = row['cell']['batch'], row['compile']['predicted_bytes']
+  assert need <= room
+  # One eighth more is refused: the memory is nearly proportional to the batch.
+  assert need * (1 + 1 / 8 + 1 / batch) > 0.95 * room
+  assert refused['cell']['batch'] - batch <= max(1, batch // 8)
+  # Not each doubling was compiled.
+  assert len(journal.trials) <= 6
+
+
 def test_nothing_fits(measure):
   journal, _ = measure({'batches': (0,)}, limit=0)
   (row,) = journal.rows.values()

@@ -1,6 +1,6 @@
 """The largest batch that fits, by doubling and then by bisection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import os
 import pathlib
 from typing import Any
@@ -9,7 +9,10 @@ import jax
 
 
 def search(
-  fits: Callable[[int], bool], low: int = 0, high: int | None = None
+  fits: Callable[[int], bool],
+  low: int = 0,
+  high: int | None = None,
+  expect: Callable[[], int | None] = lambda: None,
 ) -> tuple[int, int]:
   """Finds the largest number that fits: exact below 16, to an eighth above.
 
@@ -17,24 +20,47 @@ def search(
     fits: whether a number fits; none above one that does not.
     low: known to fit.
     high: known not to fit, or None.
+    expect: the result that is likely by now, or None: it is tried next, and
+      spares most of the doublings.
 
   Returns:
     The largest that was found to fit, 0 if not even 1 does, and the smallest
     that was found not to.
   """
-  while high is None:
-    trial = max(1, 2 * low)
-    if fits(trial):
-      low = trial
+  while high is None or high - low > max(1, low // 8):
+    likely = expect()
+    if likely is not None and low < likely < (high or likely + 1):
+      trial = likely
+    elif high is not None:
+      trial = (low + high) // 2
+    elif likely is not None:
+      # As many as are likely: just above, one should not.
+      trial = low + max(1, low // 8)
     else:
-      high = trial
-  while high - low > max(1, low // 8):
-    trial = (low + high) // 2
+      trial = max(1, 2 * low)
     if fits(trial):
       low = trial
     else:
       high = trial
   return low, high
+
+
+def by_line(points: Sequence[tuple[int, float]], limit: float) -> int | None:
+  """Where a line through the last two points reaches a limit, rounded down.
+
+  Args:
+    points: number and bytes, growing.
+    limit: in bytes.
+
+  Returns:
+    The number; None without two points on a rising line.
+  """
+  if len(points) < 2:
+    return None
+  (x0, y0), (x1, y1) = points[-2:]
+  if x1 == x0 or (y1 - y0) * (x1 - x0) <= 0:
+    return None
+  return max(1, int(x0 + (limit - y0) * (x1 - x0) / (y1 - y0)))
 
 
 def memory_limit(device: Any) -> int:

@@ -53,6 +53,8 @@ class _Measuring:
     self._bench = workload.Bench(config)
     # The program of the cell before, which may be that of the next one.
     self._last: tuple[Any, Any, Any] = _NOTHING
+    # Batch and predicted bytes of what was compiled while searching.
+    self._points: list[tuple[int, float]] = []
 
   def _cells(self, call, dtype, batch, *, found: bool) -> list[plan.Cell]:
     return plan.cells(
@@ -121,7 +123,17 @@ class _Measuring:
       self._say(f'    batch {count * n} {verdict}')
       return not why
 
-    low, high = largest.search(fits, 0, high and high // n)
+    self._points = []
+
+    def expect():
+      device = jax.local_devices()[0]
+      room = largest.memory_limit(device)
+      if device.platform == 'cpu':
+        room /= n
+      likely = largest.by_line(self._points, room)
+      return likely and max(1, likely // n)
+
+    low, high = largest.search(fits, 0, high and high // n, expect)
     why = self._journal.trials.get(f'try {named(high)}', '')
     return low * n, high * n, why
 
@@ -171,6 +183,8 @@ class _Measuring:
     before = hardware.peak_bytes(work.devices)
     compiled, compilation = self._compile(work, trial)
     predicted = compilation['predicted_bytes']
+    if trial and predicted:
+      self._points.append((cell.batch, predicted))
     why = largest.shortage(predicted, len(work.devices), work.devices[0])
     if why:
       return None, why

@@ -18,6 +18,7 @@ from skipnet_jax.benchmarking import peaks
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import roofline
 from skipnet_jax.benchmarking import rows as rows_lib
+from skipnet_jax.benchmarking import scaling
 
 Say = Callable[[str], None]
 Report = dict[str, Any]
@@ -73,7 +74,7 @@ def run(
     },
     **{name: about[name] for name in ('software', 'hardware', 'workload')},
     'results': rows,
-    'scaling': plan.scaling(section, rows),
+    'scaling': scaling.table(section, rows),
     'peer': None,
   }
   return report, raw
