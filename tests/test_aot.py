@@ -15,32 +15,38 @@ from skipnet_jax.benchmarking import tpu_step
 PEAK = peaks.Peak(1, None, 10, 16, 1, 'made up')
 
 
-@pytest.mark.parametrize(
-  ('limit', 'start', 'guess', 'tried'),
-  [
-    # A good guess takes three trials, a poor one a few more.
-    (11, 8, 11, [8, 11, 12]),
-    (22, 8, 22, [8, 22, 24]),
-    (68, 8, 64, [8, 64, 72]),
-    (11, 8, 14, [8, 14, 11, 12]),
-    (11, 8, 9, [8, 9, 10, 11, 12]),
-    (8, 8, 8, [8, 9]),
-    (3, 8, 99, [8, 4, 2, 3]),
-    (0, 2, 99, [2, 1]),
-    (1, 1, 1, [1, 2]),
-  ],
-)
-def test_the_largest_is_found_in_few_trials(limit, start, guess, tried):
-  trials = []
+def searched(limit, start, guesses, attempts):
+  """What the search says and tries where `limit` is the largest that fits."""
+  tried, guesses = [], iter(guesses)
 
   def fits(number):
-    trials.append(number)
+    tried.append(number)
     return number <= limit
 
-  low, high = aot.search(fits, start, lambda: guess)
-  assert trials == tried
-  assert low <= limit < high
-  assert high - low <= max(1, low // 8)
+  return aot.search(fits, start, lambda: next(guesses), attempts), tried
+
+
+@pytest.mark.parametrize(
+  ('limit', 'start', 'guesses', 'tried'),
+  [
+    (11, 8, [11, 11], [8, 11, 12]),
+    (11, 8, [14], [8, 14, 11, 12]),
+    (14, 8, [11, 15], [8, 11, 15, 13, 14]),
+    (8, 8, [3], [8, 9]),
+    (3, 8, [], [8, 4, 2, 3]),
+    (0, 2, [], [2, 1]),
+  ],
+)
+def test_the_largest_is_found_by_guesses_and_bisection(
+  limit, start, guesses, tried
+):
+  assert searched(limit, start, guesses, 9) == ((limit, limit + 1), tried)
+
+
+def test_a_search_that_is_cut_short_says_between_what_the_limit_lies():
+  assert searched(11, 4, [16], 2) == ((10, 16), [4, 16, 10])
+  assert searched(99, 4, [9, 20], 2) == ((20, None), [4, 9, 20])
+  assert searched(0, 8, [], 0) == ((0, 8), [8])
 
 
 def row_of(per_device, devices, limit):
@@ -54,13 +60,12 @@ def row_of(per_device, devices, limit):
     'compile': fits and {'compile_s': 60.0 * per_device},
     'hlo_flops': per_device * 2e9,
     'hlo_bytes': per_device * 1e8,
-    # Of 16 GiB: room for 5.6 images.
+    # A line that reaches 0.98 of 16 GiB between five and six images.
     'memory': fits
     and {
-      'peak': per_device * 2**30,
+      'peak': (3 + 23 * per_device) * 2**30 // 10,
       'arguments': 2**20,
-      'code': 2**20,
-      'temporaries': per_device * 2**34 * 10 // 56,
+      'temporaries': 2**29,
     },
     'collectives': {'all-reduce': {'count': 7, 'bytes': 4 * 10**6}},
     'floors': {
@@ -102,8 +107,8 @@ def test_a_report_has_the_batch_asked_for_and_the_largest_that_fits(
   assert report['search']['largest_per_device'] == 5
   assert report['search']['too_large_per_device'] == 6
   tried = [a['batch_per_device'] for a in report['search']['attempts']]
-  assert tried == [2, 5, 6]
-  assert len(said) == 3
+  assert tried == [2, 6, 4, 5]
+  assert len(said) == 4
   # Of 50 ms on one device; 4 MB to the other one take 4 ms more.
   assert report['weak_scaling'][1]['efficiency'] == pytest.approx(50 / 54)
   assert report['workload']['image_size'] == [64, 64]
@@ -117,7 +122,7 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
   assert cells['images on each device'] == ['2', '5']
   assert cells['compile, s'] == ['120.000', '300.000']
   assert cells['HLO GFLOPs'] == ['4.000', '10.000']
-  assert cells['peak memory, GiB'] == ['2.000', '5.000']
+  assert cells['peak memory, GiB'] == ['4.900', '11.800']
   assert cells['memory floor, ms'] == ['20.000', '50.000']
   assert '6 images on each device do not fit: 6 GiB of 5 GiB' in table
   assert 'predictions: compiled ahead of time' in table

@@ -21,6 +21,11 @@ from skipnet_jax.benchmarking import slices
 from skipnet_jax.benchmarking import tpu_step
 from skipnet_jax.data import isbi2012
 
+# Compilations, of minutes each, beside the one of the batch asked for.
+SEARCH = 3
+# Of its memory, what a device leaves to a program: v5e 15.75 of 16 GiB.
+_USABLE = 0.98
+
 Say = Callable[[str], None]
 
 
@@ -43,8 +48,8 @@ def predict(
     (with its device's published figures), `workload`; `rows`: the batch asked
     for and the largest that fits, see `tpu_step.Step.compile`; `search`:
     `attempts` (batch_per_device, compile_s, peak_bytes, error),
-    `largest_per_device` (None: not even one image) and
-    `too_large_per_device`, see `search`;
+    `largest_per_device` and `too_large_per_device` (None: not met),
+    see `search`;
     `weak_scaling` of the last row, see `bounds.weak_scaling`.
 
   Raises:
@@ -79,12 +84,16 @@ def predict(
   asked = batch // known.devices
 
   def guess() -> int:
-    plan = rows[asked]['memory']
-    fixed = plan['arguments'] + plan['code']
-    room = step.peak.memory_gib * 2**30 - fixed
-    return int(room / plan['temporaries'] * asked)
+    held = [(b, row['memory']['peak']) for b, row in rows.items()]
+    # A line through the last two, at first through nothing but the state.
+    (low, less), (high, more) = [
+      (0, rows[asked]['memory']['arguments']),
+      *held,
+    ][-2:]
+    room = _USABLE * step.peak.memory_gib * 2**30 - more
+    return high + int(room * (high - low) / max(1, more - less))
 
-  largest, too_large = search(fits, asked, guess)
+  largest, too_large = search(fits, asked, guess, SEARCH)
   shown = [rows[b] for b in dict.fromkeys((asked, largest)) if b]
   return {
     'what': 'predictions: compiled ahead of time, nothing executed',
@@ -113,34 +122,31 @@ def predict(
 
 
 def search(
-  fits: Callable[[int], bool], start: int, guess: Callable[[], int]
-) -> tuple[int, int]:
-  """The largest number that fits, exact up to 16, to an eighth above.
-
-  From the guess on, upwards by an eighth until one does not fit; then by
-  bisection. Each trial takes minutes, and memory is nearly proportional.
+  fits: Callable[[int], bool],
+  start: int,
+  guess: Callable[[], int],
+  attempts: int,
+) -> tuple[int, int | None]:
+  """The largest number that fits: by guesses, then by bisection.
 
   Args:
-    fits: tried on `start` first.
+    fits: tried on `start`, then at most `attempts` times.
     start: at least 1.
-    guess: of the largest, asked if `start` fits.
+    guess: of the largest, asked while all that was tried fits.
+    attempts: at least 0.
 
   Returns:
-    The largest number that was seen to fit (0: not even 1 does) and the
-    smallest that was seen not to.
+    The largest number that was seen to fit (0: none), and the smallest that was
+    seen not to (None: none): neighbours, unless the attempts ran out.
   """
-  low, high, trial = 0, None, start
-  while high is None or high - low > max(1, low // 8):
+  low, high = (start, None) if fits(start) else (0, start)
+  while attempts and (high is None or high - low > 1):
+    trial = max(guess(), low + 1) if high is None else (low + high) // 2
     if fits(trial):
       low = trial
     else:
       high = trial
-    if high is not None:
-      trial = (low + high) // 2
-    elif low == start:
-      trial = max(guess(), start + 1)
-    else:
-      trial = low + max(1, low // 8)
+    attempts -= 1
   return low, high
 
 
@@ -213,10 +219,11 @@ def format_table(report: dict[str, Any]) -> str:
         subsequent_indent='  ',
       )
   largest = found['largest_per_device']
+  limit = found['too_large_per_device']
   lines.append(
     f'{len(found["attempts"])} compilations: '
     + (f'{largest} images on each device fit' if largest else 'no batch fits')
-    + f', {found["too_large_per_device"]} do not'
+    + (f', {limit} do not' if limit else '')
   )
   if report['weak_scaling']:
     lines += [
