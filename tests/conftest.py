@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(items):
     'golden': 'SKIPNET_GOLDEN_DIR' not in os.environ
     and "needs the challenge's answers: set SKIPNET_GOLDEN_DIR",
     'browser': not BROWSER and 'needs chromium, such as that of Debian',
+    'peer': importlib.util.find_spec('torch') is None
+    and "needs PyTorch: pip install '.[peer]'",
   }
   for item in items:
     for marker, reason in absent.items():
