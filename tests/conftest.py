@@ -57,6 +57,8 @@ def pytest_collection_modifyitems(items):
     'tpu_compiler': importlib.util.find_spec('libtpu') is None
     and "needs libtpu: pip install '.[tpu]'",
     'browser': not BROWSER and 'needs chromium, such as that of Debian',
+    'peer': importlib.util.find_spec('torch') is None
+    and "needs PyTorch: pip install '.[peer]'",
   }
   for item in items:
     for marker, reason in absent.items():

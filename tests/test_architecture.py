@@ -95,6 +95,13 @@ def test_the_scores_know_neither_networks_nor_training():
     ('orbax', {'skipnet_jax.training.checkpoint'}),
     ('tifffile', {'skipnet_jax.data.volume'}),
     ('tensorboardX', {'skipnet_jax.training.logging'}),
+    (
+      'torch',
+      {
+        f'skipnet_jax.benchmarking.torch_{name}'
+        for name in ('agreement', 'network', 'peer', 'training', 'weights')
+      },
+    ),
   ],
 )
 def test_a_library_has_one_home(library, home):

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import torch_network
+from skipnet_jax.benchmarking import torch_weights
 from skipnet_jax.training import losses
 
 EXACT = 1e-6  # float64; the logits and the loss of the Flax side are float32.
@@ -37,7 +38,7 @@ Point = dict[str, dict[str, np.ndarray]]
 def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
   # Copies: PyTorch changes its statistics in place.
   return {
-    name: np.array(tensor.detach().cpu(), np.float64)
+    name: tensor.detach().cpu().numpy().astype(np.float64)
     for name, tensor in tensors.items()
   }
 
@@ -90,8 +91,8 @@ def ours(
   return {
     'logits': {'': np.asarray(logits, np.float64).transpose(0, 3, 1, 2)},
     'loss': {'': np.asarray(value, np.float64)},
-    'gradient': _arrays(torch_network.to_torch({'params': grads})),
-    'statistics': _arrays(torch_network.to_torch({'batch_stats': stats})),
+    'gradient': _arrays(torch_weights.to_torch({'params': grads})),
+    'statistics': _arrays(torch_weights.to_torch({'batch_stats': stats})),
   }
 
 
@@ -102,8 +103,7 @@ def theirs(
   network = copy.deepcopy(network).to(getattr(torch, dtype)).train()
   place = next(network.parameters())
   image, label = (
-    torch_network.image_to_torch(batch[name]).to(place)
-    for name in ('image', 'label')
+    torch_weights.image(batch[name]).to(place) for name in ('image', 'label')
   )
   image = image.to(memory_format=torch.channels_last)
   count = {}
@@ -194,16 +194,19 @@ def check(
   Raises:
     RunError: they do not agree.
   """
+  unshared = torch_weights.to_torch(variables).keys() ^ {
+    name
+    for name in network.state_dict()
+    if not name.endswith('num_batches_tracked')
+  }
+  if unshared:
+    raise errors.RunError(
+      'The PyTorch network is another one: only one side has '
+      f'{", ".join(sorted(unshared))}.'
+    )
   batch = _centre(batch)
   our = {d: ours(model, variables, batch, d) for d in ('float64', 'float32')}
   their = {d: theirs(network, batch, d) for d in our}
-  for part in their['float64']:
-    unshared = our['float64'][part].keys() ^ their['float64'][part].keys()
-    if unshared:
-      raise errors.RunError(
-        f'The PyTorch network is another one: of the {part}, only one side '
-        f'has {", ".join(sorted(unshared))}.'
-      )
   exact = _distances(our['float64'], their['float64'])
   layers = _by_layer(our['float64'], their['float64'])
   layer = max(layers, key=layers.__getitem__)

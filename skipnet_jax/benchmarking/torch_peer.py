@@ -4,7 +4,9 @@ Both have the same weights, batch, dropout rate, loss and optimizer, at the
 config's learning rate without schedule. Before the race, the two networks must
 be one function (`torch_agreement`). Then one step of each contestant makes a
 round, the next round runs backwards, and each step is waited for before the
-clock is read, so that the two never run at the same time. Ours is the package's
+clock is read, so that the two never run at the same time. Where other processes
+want the cores too, PyTorch's threads wait for each other actively and lose more
+than ours: race on an idle machine. Ours is the package's
 compiled training step on one device, its metrics included; PyTorch's is a
 network, `loss.backward()` and its own optimizer, in every form that may be its
 best.
@@ -147,13 +149,12 @@ def _make_theirs(
 
   import torch
 
-  from skipnet_jax.benchmarking import torch_network
   from skipnet_jax.benchmarking import torch_training
+  from skipnet_jax.benchmarking import torch_weights
 
   device = next(network.parameters()).device
   image, label = (
-    torch_network.image_to_torch(batch[name]).to(device)
-    for name in ('image', 'label')
+    torch_weights.image(batch[name]).to(device) for name in ('image', 'label')
   )
 
   def waiting(step):
@@ -207,7 +208,7 @@ def race(
     PyTorch's form of the smallest median. `agreement`: as
     `torch_agreement.check` returns it. date, rounds, warmup, dtype, batch,
     image_size `[y, x]`, dataset, parameters, dropout, optimizer, device,
-    settings, software, hardware.
+    settings, software, hardware (its load average before the race).
 
   Raises:
     InputError: no round, no PyTorch, or a config it has no counterpart of.
@@ -220,7 +221,9 @@ def race(
   from skipnet_jax.benchmarking import torch_agreement
   from skipnet_jax.benchmarking import torch_network
   from skipnet_jax.benchmarking import torch_training
+  from skipnet_jax.benchmarking import torch_weights
 
+  machine = hardware.hardware()
   device = _torch_device()
   settings = torch_training.configure()
   data = sources.load(config)
@@ -231,7 +234,7 @@ def race(
   torch.manual_seed(config.seed)
   network = torch_network.TorchFCResNet(model)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  torch_network.load(network, variables)
+  torch_weights.load(network, variables)
   network.to(device)
   say('comparing outputs and gradients of the two networks')
   agreement = torch_agreement.check(model, variables, network, batch)
@@ -269,7 +272,7 @@ def race(
       'jax_memory_fraction': os.environ[_MEMORY] if device == 'cuda' else None,
     },
     'software': hardware.software() | torch_training.versions(),
-    'hardware': hardware.hardware(),
+    'hardware': machine,
     'agreement': agreement,
     'best': min(
       (name for name in timings if name != OURS),
@@ -289,23 +292,24 @@ def format_table(result: dict[str, Any]) -> str:
     f'gradients differ by {exact["gradient"]:.1e} of their norm in float64, '
     f'{close["gradient"]:.1e} in float32 '
     f'(rounding alone: {result["agreement"]["rounding"]["gradient"]:.1e})',
+    f'before the race the machine had a load of '
+    f'{result["hardware"]["load_average"][0]:.1f} on '
+    f'{result["hardware"]["cores"]} cores: it should be idle',
     '',
-    f'{"":26}{"first s":>9}{"p50 s":>10}{"MAD s":>9}   ours / theirs: '
-    'median  quartiles    range',
+    f'{"":26}{"first s":>8}{"p50 s":>9}{"MAD s":>9}'
+    f'{"ours / theirs":>15}  {"quartiles":13}{"range"}',
   ]
   for name, row in result['contestants'].items():
     if row['error']:
       lines.append(f'{name:26}did not run: {row["error"]}'[:100])
       continue
     s = row['summary']
-    line = f'{name:26}{row["first_call_s"]:>9.2f}{s["p50"]:>10.4f}'
-    line += f'{s["mad"]:>9.4f}'
+    line = f'{name:26}{row["first_call_s"]:8.2f}{s["p50"]:9.4f}{s["mad"]:9.4f}'
     if name != OURS:
       r = row['ratio']
-      line += (
-        f'{r["median"]:>24.3f}  {r["q25"]:.3f}-{r["q75"]:.3f}  '
-        f'{r["min"]:.3f}-{r["max"]:.3f}'
-      )
+      quartiles = f'{r["q25"]:.3f}-{r["q75"]:.3f}'
+      line += f'{r["median"]:15.3f}  {quartiles:13}'
+      line += f'{r["min"]:.3f}-{r["max"]:.3f}'
     lines.append(line)
   best = result['contestants'][result['best']]['ratio']['median']
   lines += [
