@@ -33,6 +33,7 @@ SMOKE = {
   'benchmark.batches': (8,),
   'benchmark.dtypes': ('float32',),
   'benchmark.devices': (1, 0),
+  'benchmark.scaling': ('weak',),
   'benchmark.warmup': 1,
   'benchmark.repetitions': 5,
   'benchmark.processes': 2,

@@ -42,7 +42,6 @@ def test_a_report_on_eight_devices(command, folder):
     *fields(
       feeds="('augment', 'end_to_end')",
       modes="('jit', 'sharded')",
-      scaling="('weak',)",
       repetitions=2,
     ),
     f'--output={path}',
@@ -163,7 +162,7 @@ def test_reports_of_other_workloads_are_not_compared(command, reports, folder):
       'give at most 8',
     ),
     (
-      (SMOKE, '--output=o.json', *fields(batches='(3,)')),
+      (SMOKE, '--output=o.json', *fields(batches='(3,)', scaling='()')),
       'give multiples of 8',
     ),
   ],
