@@ -30,8 +30,8 @@ setuptools.setup(
   python_requires='>=3.11',
   install_requires=REQUIREMENTS,
   extras_require={
-    'cuda12': ['jax[cuda12]'],
-    'cuda13': ['jax[cuda13]'],
+    'cuda12': ['jax[cuda12]', 'nvidia-ml-py'],
+    'cuda13': ['jax[cuda13]', 'nvidia-ml-py'],
     'tpu': ['jax[tpu]'],
     'test': ['hypothesis>=6.100', 'pytest>=8.3', 'ruff>=0.9'],
     'peer': ['torch>=2.6'],

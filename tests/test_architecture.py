@@ -18,8 +18,8 @@ ROOMS = {
   'training': 2,
   'evaluation': 3,
   'analysis': 3,
-  'benchmarking': 3,
   'loop': 4,
+  'benchmarking': 4,
   'mains': 5,
 }
 # The score's arithmetic knows of no network.
@@ -95,6 +95,13 @@ def test_the_scores_know_neither_networks_nor_training():
     ('orbax', {'skipnet_jax.training.checkpoint'}),
     ('tifffile', {'skipnet_jax.data.volume'}),
     ('tensorboardX', {'skipnet_jax.training.logging'}),
+    (
+      'torch',
+      {
+        f'skipnet_jax.benchmarking.torch_{name}'
+        for name in ('agreement', 'network', 'peer', 'training', 'weights')
+      },
+    ),
   ],
 )
 def test_a_library_has_one_home(library, home):

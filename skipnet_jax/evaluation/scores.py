@@ -9,12 +9,12 @@ of cells, 0 and False the membrane.
 from collections.abc import Sequence
 import concurrent.futures
 import itertools
-import os
 import time
 from typing import Any
 
 import numpy as np
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.evaluation import counting
 from skipnet_jax.evaluation import pixels
@@ -271,9 +271,7 @@ def _checked_thresholds(thresholds: Sequence[float]) -> np.ndarray:
 def _checked_workers(workers: int | None) -> int:
   if workers is None:
     # Containers often grant fewer cores than the machine has.
-    if hasattr(os, 'sched_getaffinity'):
-      return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return environment.usable_cores()
   if workers < 1:
     raise errors.InputError(
       f'workers is {workers}, but must be at least 1: leave it out for one '

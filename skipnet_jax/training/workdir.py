@@ -1,13 +1,9 @@
 """A run's folder: whose it is, and what made it."""
 
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import subprocess
-import sys
 import tempfile
 from typing import Any
 
@@ -15,6 +11,7 @@ import jax
 import ml_collections
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import environment as environment_lib
 from skipnet_jax import errors
 from skipnet_jax import models
 
@@ -140,38 +137,17 @@ def describe(
 
 def environment() -> dict[str, Any]:
   """Versions, devices, command, git state and date, as JSON values."""
-  versions = {}
-  for name in _PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = 'not installed'
+  versions = environment_lib.versions(_PACKAGES)
   return {
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'command': ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    'date': environment_lib.now(),
+    'command': environment_lib.command(),
     'python': platform.python_version(),
-    'packages': versions,
+    'packages': {k: v or 'not installed' for k, v in versions.items()},
     'backend': jax.default_backend(),
     'devices': [d.device_kind for d in jax.devices()],
     'processes': jax.process_count(),
     'cpu_cores': os.cpu_count(),
     'platform': platform.platform(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
-    'git': _git_state(),
+    'git': environment_lib.git_state(),
   }
-
-
-def _git_state() -> str:
-  root = pathlib.Path(__file__).parents[2]
-  if not (root / '.git').exists():
-    return 'not a checkout'
-  try:
-    return subprocess.run(
-      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
-      capture_output=True,
-      text=True,
-      check=True,
-      timeout=10,
-    ).stdout.strip()
-  except (OSError, subprocess.SubprocessError):
-    return 'unknown'

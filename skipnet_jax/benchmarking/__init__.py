@@ -1,0 +1,1 @@
+"""Benchmarks: what is timed, how, on what, and what came out."""

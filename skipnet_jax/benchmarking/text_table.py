@@ -1,0 +1,77 @@
+"""Numbers in columns, for a terminal of 100 characters."""
+
+from collections.abc import Sequence
+import textwrap
+from typing import Any
+
+WIDTH = 100
+_DTYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16'}
+# What a row ran, and its heading.
+KEY = ('call', 'feed', 'mode', 'devices', 'hosts', 'dtype', 'batch')
+KEY_HEADS = ('call', 'feed', 'mode', 'dev', 'dtype', 'batch')
+_WORDS = ('scaling', 'call', 'feed', 'mode', 'dtype')
+
+
+def key_cells(row: dict[str, Any]) -> list[str]:
+  """What a row ran, under KEY_HEADS; several processes as `8/2`."""
+  devices = str(row['devices'])
+  if row['hosts'] > 1:
+    devices += f'/{row["hosts"]}'
+  return [
+    row['call'],
+    row['feed'],
+    row['mode'],
+    devices,
+    _DTYPES.get(row['dtype'], row['dtype']),
+    str(row['batch']),
+  ]
+
+
+def number(value: float | None, scale: float = 1) -> str:
+  """A figure, divided by `scale`, in four digits; blank for None."""
+  if value is None:
+    return ''
+  value = value / scale
+  if abs(value) >= 1e6:
+    return f'{value:.2e}'
+  if abs(value) >= 1000:
+    return f'{value:.0f}'
+  if abs(value) >= 0.1 or value == 0:
+    return f'{value:.4g}'
+  return f'{value:.2g}'
+
+
+def layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  """Lines of a table: text to the left, figures to the right.
+
+  A column that is blank in every row is left out. Columns stand two spaces
+  apart, or one where the line would be wider than WIDTH. Without rows there is
+  nothing.
+  """
+  if not rows:
+    return []
+  columns = [
+    (head, cells)
+    for head, cells in zip(heads, zip(*rows, strict=True), strict=True)
+    if any(cells)
+  ]
+  widths = [max(map(len, (head, *cells))) for head, cells in columns]
+  gap = '  ' if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else ' '
+
+  def line(cells: Sequence[str]) -> str:
+    return gap.join(
+      f'{cell:<{width}}' if head in _WORDS else f'{cell:>{width}}'
+      for cell, width, (head, _) in zip(cells, widths, columns, strict=True)
+    ).rstrip()
+
+  lines = [line([head for head, _ in columns])]
+  lines.append('-' * len(lines[0]))
+  lines += [line(cells) for cells in zip(*(c for _, c in columns), strict=True)]
+  return lines
+
+
+def paragraph(text: str, indent: int = 0) -> list[str]:
+  """A text in lines of at most WIDTH characters, all but the first indented."""
+  return textwrap.wrap(
+    text, WIDTH, subsequent_indent=' ' * indent, break_on_hyphens=False
+  )

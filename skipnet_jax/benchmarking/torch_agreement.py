@@ -1,0 +1,234 @@
+"""Whether the Flax and the PyTorch network are one function.
+
+Compared without dropout and with batch statistics, each as the norm of the
+difference over the norm: logits, loss, gradient, and the running statistics
+after the step. In float64 the gradient of every layer must agree (kernel with
+bias, scale with bias: a bias before a BatchNorm has no gradient but rounding).
+In float32 rounding turns over single ReLUs, and in 140 convolutions that alone
+moves the gradient by 1e-3 of its norm, so there a difference of 1e-4 is
+allowed, or three times what separates PyTorch's float32 from its float64.
+"""
+
+from collections.abc import Iterable
+import copy
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.nn import functional
+
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import torch_network
+from skipnet_jax.benchmarking import torch_weights
+from skipnet_jax.training import losses
+
+EXACT = 1e-6  # float64; the logits and the loss of the Flax side are float32.
+CLOSE = 1e-4  # float32, or ROUNDINGS times what rounding does.
+ROUNDINGS = 3
+# The centre of one example: XLA has no fast float64 convolution on a CPU.
+SIDE = 128
+
+# logits, loss, gradient and statistics by name, as float64 numpy arrays.
+Point = dict[str, dict[str, np.ndarray]]
+
+
+def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+  # Copies: PyTorch changes its statistics in place.
+  return {
+    name: tensor.detach().cpu().numpy().astype(np.float64)
+    for name, tensor in tensors.items()
+  }
+
+
+def ours(
+  model: nn.Module, variables: dict[str, Any], batch: losses.Batch, dtype: str
+) -> Point:
+  """What the Flax network makes of a batch.
+
+  Args:
+    model: an unscanned `FCResNet`; its dropout and dtype are set here.
+    variables: params and batch_stats.
+    batch: image and label `[b, y, x, 1]`, numpy.
+    dtype: 'float32' or 'float64', of everything.
+  """
+  model = model.clone(dropout=0.0, dtype=dtype)
+
+  @jax.jit
+  def point(params, batch_stats, image, label):
+    def objective(params):
+      outputs, updated = model.apply(
+        {'params': params, 'batch_stats': batch_stats},
+        image,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      loss = losses.LOSSES['bce']
+      whole = {'label': label, 'mask': jnp.ones_like(label)}
+      value = loss.value(loss.sums(outputs, whole))
+      return value, (outputs['logits'], updated.get('batch_stats', {}))
+
+    return jax.value_and_grad(objective, has_aux=True)(params)
+
+  # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
+  with (
+    jax.enable_x64(dtype == 'float64'),
+    jax.numpy_dtype_promotion('standard'),
+    jax.default_matmul_precision('highest'),
+  ):
+    cast = jax.tree.map(
+      lambda x: np.asarray(x).astype(dtype),
+      (
+        variables['params'],
+        variables.get('batch_stats', {}),
+        batch['image'],
+        batch['label'],
+      ),
+    )
+    (value, (logits, stats)), grads = jax.device_get(point(*cast))
+  return {
+    'logits': {'': np.asarray(logits, np.float64).transpose(0, 3, 1, 2)},
+    'loss': {'': np.asarray(value, np.float64)},
+    'gradient': _arrays(torch_weights.to_torch({'params': grads})),
+    'statistics': _arrays(torch_weights.to_torch({'batch_stats': stats})),
+  }
+
+
+def theirs(
+  network: torch_network.TorchFCResNet, batch: losses.Batch, dtype: str
+) -> Point:
+  """What the PyTorch network makes of it; the network is left as it is."""
+  network = copy.deepcopy(network).to(getattr(torch, dtype)).train()
+  place = next(network.parameters())
+  image, label = (
+    torch_weights.image(batch[name]).to(place) for name in ('image', 'label')
+  )
+  image = image.to(memory_format=torch.channels_last)
+  count = {}
+  for name, module in network.named_modules():
+    if isinstance(module, torch.nn.Dropout):
+      module.p = 0.0
+    if isinstance(module, torch.nn.BatchNorm2d):
+      module.register_forward_hook(
+        lambda _, inputs, output, name=name: count.update(
+          {name: output.numel() // output.shape[1]}
+        )
+      )
+  before = _arrays(dict(network.named_buffers()))
+  logits = network(image)
+  loss = functional.binary_cross_entropy_with_logits(logits, label)
+  loss.backward()
+  statistics = {}
+  for name, value in _arrays(dict(network.named_buffers())).items():
+    layer, _, kind = name.rpartition('.')
+    if kind == 'running_var':
+      # PyTorch averages the unbiased variance, Flax the biased one.
+      kept = 0.9 * before[name]
+      value = kept + (value - kept) * (count[layer] - 1) / count[layer]
+    if kind != 'num_batches_tracked':
+      statistics[name] = value
+  return {
+    **{
+      name: _arrays({'': value})
+      for name, value in (('logits', logits), ('loss', loss))
+    },
+    'gradient': _arrays({k: p.grad for k, p in network.named_parameters()}),
+    'statistics': statistics,
+  }
+
+
+def _distance(
+  a: dict[str, np.ndarray], b: dict[str, np.ndarray], names: Iterable[str]
+) -> float:
+  """Norm of a - b over the norm of b, over all the named arrays together."""
+  names = list(names)
+  apart = sum(np.sum(np.square(a[name] - b[name])) for name in names)
+  size = sum(np.sum(np.square(b[name])) for name in names)
+  return float(np.sqrt(apart / size)) if apart else 0.0
+
+
+def _distances(a: Point, b: Point) -> dict[str, float]:
+  return {part: _distance(a[part], b[part], b[part]) for part in b}
+
+
+def _by_layer(a: Point, b: Point) -> dict[str, float]:
+  layers: dict[str, list[str]] = {}
+  for name in b['gradient']:
+    layers.setdefault(name.rpartition('.')[0], []).append(name)
+  return {
+    layer: _distance(a['gradient'], b['gradient'], names)
+    for layer, names in layers.items()
+  }
+
+
+def _centre(batch: losses.Batch) -> dict[str, np.ndarray]:
+  found = {}
+  for name in ('image', 'label'):
+    array = np.asarray(batch[name])
+    y, x = (max(0, (side - SIDE) // 2) for side in array.shape[1:3])
+    found[name] = array[:1, y : y + SIDE, x : x + SIDE]
+  return found
+
+
+def check(
+  model: nn.Module,
+  variables: dict[str, Any],
+  network: torch_network.TorchFCResNet,
+  batch: losses.Batch,
+) -> dict[str, Any]:
+  """Compares both on the centre of the first example.
+
+  Args:
+    model: an unscanned `FCResNet`.
+    variables: its params and batch_stats, float32.
+    network: what they were loaded into.
+    batch: image and label `[b, y, x, 1]`.
+
+  Returns:
+    The relative differences: `float64` (logits, loss, gradient, statistics,
+    worst_layer, its name), `float32` (the first four) and `rounding`, what
+    separates PyTorch's float32 from its float64; `image_size` `[y, x]`.
+
+  Raises:
+    RunError: they do not agree.
+  """
+  unshared = torch_weights.to_torch(variables).keys() ^ {
+    name
+    for name in network.state_dict()
+    if not name.endswith('num_batches_tracked')
+  }
+  if unshared:
+    raise errors.RunError(
+      'The PyTorch network is another one: only one side has '
+      f'{", ".join(sorted(unshared))}.'
+    )
+  batch = _centre(batch)
+  our = {d: ours(model, variables, batch, d) for d in ('float64', 'float32')}
+  their = {d: theirs(network, batch, d) for d in our}
+  exact = _distances(our['float64'], their['float64'])
+  layers = _by_layer(our['float64'], their['float64'])
+  layer = max(layers, key=layers.__getitem__)
+  close = _distances(our['float32'], their['float32'])
+  rounding = _distances(their['float32'], their['float64'])
+  judged = [(f'{part} in float64', exact[part], EXACT) for part in exact]
+  judged.append((f'gradient of {layer} in float64', layers[layer], EXACT))
+  judged += [
+    (f'{part} in float32', close[part], max(CLOSE, ROUNDINGS * rounding[part]))
+    for part in close
+  ]
+  for what, found, limit in judged:
+    # Not `found > limit`: NaN is no agreement.
+    if not found <= limit:
+      raise errors.RunError(
+        f'The PyTorch network does not agree: {what} differs by {found:.1e} of '
+        f'its norm, and {limit:.1e} is allowed. A race would compare different '
+        'work.'
+      )
+  return {
+    'image_size': list(batch['image'].shape[1:3]),
+    'float64': exact | {'worst_layer': layers[layer], 'worst': layer},
+    'float32': close,
+    'rounding': rounding,
+  }

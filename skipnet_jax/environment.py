@@ -1,0 +1,57 @@
+"""What a record names so that its figures can be judged: versions, git, cores.
+
+Nothing here imports JAX or touches a device.
+"""
+
+from collections.abc import Iterable
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import subprocess
+import sys
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+  """Installed version of each package; None where it is not installed."""
+  found: dict[str, str | None] = {}
+  for name in packages:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = None
+  return found
+
+
+def command() -> str:
+  """The command of this process, its program by its last name."""
+  return ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def now() -> str:
+  """The date and time in UTC, ISO 8601, to the second."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def usable_cores() -> int:
+  """Logical CPU cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def git_state() -> str:
+  """`git describe --always --dirty` of the package's checkout, if it is one."""
+  root = pathlib.Path(__file__).parents[1]
+  if not (root / '.git').exists():
+    return 'not a checkout'
+  try:
+    return subprocess.run(
+      ['git', '-C', str(root), 'describe', '--always', '--dirty'],
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return 'unknown'

@@ -1,0 +1,80 @@
+"""Columns for the terminal."""
+
+import pytest
+
+from skipnet_jax.benchmarking import text_table
+
+
+@pytest.mark.parametrize(
+  ('value', 'scale', 'text'),
+  [
+    (None, 1, ''),
+    (0, 1, '0'),
+    (0.00012345, 1, '0.00012'),
+    (0.012345, 1, '0.012'),
+    (0.12345, 1, '0.1235'),
+    (12.345, 1, '12.35'),
+    (999.96, 1, '1000'),
+    (12345.6, 1, '12346'),
+    (1234567.0, 1, '1.23e+06'),
+    (0.0125, 1e-3, '12.5'),
+    (7e9, 1e9, '7'),
+  ],
+)
+def test_figures_have_four_digits_and_small_ones_two(value, scale, text):
+  assert text_table.number(value, scale) == text
+
+
+def test_figures_stand_to_the_right_and_words_to_the_left():
+  lines = text_table.layout(
+    ('call', 'dev', 'ms'), [('train', '1', '12.5'), ('eval', '16', '3')]
+  )
+  assert lines == [
+    'call   dev    ms',
+    '----------------',
+    'train    1  12.5',
+    'eval    16     3',
+  ]
+
+
+def test_a_column_that_is_blank_everywhere_is_left_out():
+  lines = text_table.layout(('call', 'GB', 'ms'), [('train', '', '1')])
+  assert lines[0].split() == ['call', 'ms']
+  assert text_table.layout(('call', 'ms'), []) == []
+
+
+def test_columns_move_together_where_the_line_is_too_wide():
+  cells = ['x' * 9] * 10
+  assert len(text_table.layout(list('abcdefghij'), [cells])[0]) == 99
+  assert '  x' not in text_table.layout(list('abcdefghij'), [cells])[2]
+  assert '  x' in text_table.layout(list('abcdefghi'), [cells[:9]])[2]
+
+
+def test_a_row_is_named_by_what_it_ran():
+  row = {
+    'call': 'train',
+    'feed': 'end_to_end',
+    'mode': 'sharded',
+    'devices': 8,
+    'hosts': 2,
+    'dtype': 'float32',
+    'batch': 64,
+  }
+  assert text_table.key_cells(row) == [
+    'train',
+    'end_to_end',
+    'sharded',
+    '8/2',
+    'f32',
+    '64',
+  ]
+  assert text_table.key_cells(row | {'hosts': 1, 'dtype': 'fp8'})[3:5] == [
+    '8',
+    'fp8',
+  ]
+
+
+def test_long_texts_are_wrapped():
+  lines = text_table.paragraph('word ' * 60, 4)
+  assert all(len(line) <= 100 for line in lines)
+  assert lines[1].startswith('    word')

@@ -1,0 +1,177 @@
+"""PyTorch's optimizers against optax's, its step against the package's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from skipnet_jax import models
+from skipnet_jax.training import losses
+from skipnet_jax.training import optim
+from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import step as step_lib
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(scope='module')
+def torch():
+  import torch
+
+  return torch
+
+
+@pytest.fixture(scope='module')
+def torch_training():
+  from skipnet_jax.benchmarking import torch_training
+
+  return torch_training
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'name': 'rmsprop', 'eps': 1e-2},
+    {'name': 'rmsprop', 'momentum': 0.5},
+    {'name': 'sgd', 'momentum': 0.9},
+    {'name': 'adam', 'momentum': 0.9, 'decay': 0.99, 'eps': 1e-2},
+    {'name': 'adamw', 'momentum': 0.9, 'decay': 0.99},
+  ],
+)
+def test_an_optimizer_makes_the_updates_of_optax(
+  changes, smoke, torch, torch_training
+):
+  config = smoke().optim
+  config.update({'learning_rate': 0.05, 'l2': 0.1, **changes})
+  network = torch.nn.Sequential(
+    torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3)
+  ).double()
+  optimizer = torch_training.make_optimizer(config, network)
+  parameters = dict(network.named_parameters())
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    params = {
+      layer: {
+        leaf: jnp.asarray(parameters[f'{index}.{name}'].detach().numpy().copy())
+        for leaf, name in ((kind, 'weight'), ('bias', 'bias'))
+      }
+      for layer, index, kind in (('conv', 0, 'kernel'), ('norm', 1, 'scale'))
+    }
+    theirs = optim.make_optimizer(
+      config, optax.constant_schedule(config.learning_rate)
+    )
+    state = theirs.init(params)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+      grads = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+      updates, state = theirs.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+      for layer, index, kind in (('conv', 0, 'kernel'), ('norm', 1, 'scale')):
+        for leaf, name in ((kind, 'weight'), ('bias', 'bias')):
+          value = torch.from_numpy(grads[layer][leaf])
+          parameters[f'{index}.{name}'].grad = value
+      optimizer.step()
+    for layer, index, kind in (('conv', 0, 'kernel'), ('norm', 1, 'scale')):
+      for leaf, name in ((kind, 'weight'), ('bias', 'bias')):
+        np.testing.assert_allclose(
+          parameters[f'{index}.{name}'].detach(), params[layer][leaf], rtol=1e-6
+        )
+
+
+def make_network(config):
+  from skipnet_jax.benchmarking import torch_network
+  from skipnet_jax.benchmarking import torch_weights
+
+  model = models.build_model(config.model)
+  optimizer = optim.make_optimizer(
+    config.optim, optax.constant_schedule(config.optim.learning_rate)
+  )
+  state = state_lib.create_state(model, optimizer, 0)
+  network = torch_network.TorchFCResNet(model)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  torch_weights.load(network, variables)
+  return model, optimizer, state, network
+
+
+def make_batch(dtype):
+  rng = np.random.default_rng(1)
+  image = rng.normal(size=(1, 64, 64, 1))
+  return {
+    'image': image.astype(dtype),
+    'label': (image > 0).astype(dtype),
+    'mask': np.ones(image.shape, dtype),
+  }
+
+
+# A bias before a BatchNorm has no gradient but rounding, which rmsprop would
+# make a step of: the network is one without BatchNorm.
+def test_a_step_leaves_the_parameters_of_the_package(smoke, torch_training):
+  from skipnet_jax.benchmarking import torch_weights
+
+  config = smoke(
+    {
+      'model.batch_norm': False,
+      'model.dropout': 0.0,
+      'optim.eps': 1e-3,
+      'optim.l2': 0.01,
+    }
+  )
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    model, optimizer, state, network = make_network(config)
+    wide = lambda x: np.asarray(x).astype(np.float64)  # noqa: E731
+    params = jax.tree.map(wide, state.params)
+    state = state.replace(params=params, opt_state=optimizer.init(params))
+    batch = make_batch(np.float64)
+    step = step_lib.make_train_step(
+      model.clone(dtype='float64'), optimizer, losses.LOSSES['bce']
+    )
+    new, metrics = jax.jit(step)(state, batch)
+    expected = torch_weights.to_torch({'params': new.params})
+  image, label = (
+    torch_weights.image(batch[name]) for name in ('image', 'label')
+  )
+  form = torch_training.FORMS['channels_last eager']
+  loss = torch_training.make_step(
+    config, network.double(), image, label, form
+  )()
+  assert float(loss) == pytest.approx(float(metrics['loss']), rel=1e-6)
+  for name, value in network.named_parameters():
+    np.testing.assert_allclose(
+      value.detach(), expected[name], rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(
+  'name', ['channels_last eager', 'default format eager']
+)
+def test_a_step_in_bfloat16_trains_too(name, smoke, torch, torch_training):
+  from skipnet_jax.benchmarking import torch_weights
+
+  config = smoke({'model.dtype': 'bfloat16', 'model.blocks': 'bottleneck'})
+  # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
+  with jax.numpy_dtype_promotion('standard'):
+    network = make_network(config)[-1]
+  seen = []
+  network.up_3.register_forward_hook(
+    lambda module, inputs, output: seen.append(output.dtype)
+  )
+  batch = make_batch(np.float32)
+  image, label = (torch_weights.image(batch[n]) for n in ('image', 'label'))
+  step = torch_training.make_step(
+    config, network, image, label, torch_training.FORMS[name]
+  )
+  curve = [float(step()) for _ in range(12)]
+  assert curve[-1] < curve[0]
+  assert set(seen) == {torch.bfloat16}
+
+
+def test_only_a_gpu_has_cuda_graphs(torch_training):
+  alone = [name for name, form in torch_training.FORMS.items() if form.gpu_only]
+  assert alone == ['channels_last CUDA graphs']
+
+
+def test_the_switches_are_set_and_told(torch, torch_training):
+  told = torch_training.configure()
+  assert told['torch_threads'] == torch.get_num_threads()
+  assert not torch.backends.cudnn.allow_tf32
+  assert not torch.backends.cuda.matmul.allow_tf32

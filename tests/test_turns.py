@@ -1,0 +1,76 @@
+"""Turns on a clock that only the calls move."""
+
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import turns
+
+
+class Track:
+  """A clock, and calls that move it and leave their names."""
+
+  def __init__(self):
+    self.now = 0.0
+    self.ran = []
+
+  def clock(self):
+    return self.now
+
+  def runner(self, name, seconds):
+    durations = iter(seconds)
+
+    def call():
+      self.ran.append(name)
+      self.now += next(durations)
+
+    return call
+
+
+def test_every_other_round_runs_backwards_and_warm_up_is_not_counted():
+  track = Track()
+  calls = {
+    'a': track.runner('a', [9.0, 9.0, 1.0, 2.0, 3.0]),
+    'b': track.runner('b', [8.0, 8.0, 0.5, 1.5, 2.5]),
+    'c': track.runner('c', [7.0, 7.0, 4.0, 4.0, 4.0]),
+  }
+  timings = turns.take_turns(calls, rounds=3, warmup=2, clock=track.clock)
+  assert ''.join(track.ran) == 'abccbaabccbaabc'
+  assert timings['a'].seconds == (1.0, 2.0, 3.0)
+  assert timings['b'].seconds == (0.5, 1.5, 2.5)
+  assert timings['c'].summary()['warmup'] == 2
+
+
+def test_a_race_of_no_rounds_is_refused():
+  with pytest.raises(errors.InputError, match='rounds is 0'):
+    turns.take_turns({}, rounds=0)
+
+
+def test_what_cannot_run_is_told_with_its_reason():
+  track = Track()
+
+  def broken():
+    raise RuntimeError('no compiler found\nand a long report')
+
+  said = []
+  found = turns.first_calls(
+    {'good': track.runner('good', [2.0]), 'bad': broken},
+    say=said.append,
+    clock=track.clock,
+  )
+  assert found == {
+    'good': {'first_call_s': 2.0, 'error': None},
+    'bad': {'first_call_s': None, 'error': 'no compiler found'},
+  }
+  assert len(said) == 2
+
+
+def test_ratios_are_taken_pair_by_pair():
+  found = turns.ratio([1.0, 4.0, 9.0, 1.0, 5.0], [2.0, 2.0, 3.0, 4.0, 5.0])
+  assert found == {
+    'pairs': [0.5, 2.0, 3.0, 0.25, 1.0],
+    'median': 1.0,
+    'q25': 0.5,
+    'q75': 2.0,
+    'min': 0.25,
+    'max': 3.0,
+  }

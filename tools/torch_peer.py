@@ -1,0 +1,42 @@
+"""Races a training step against the same network in PyTorch.
+
+python tools/torch_peer.py --config=experiments/long_short.py --rounds=10 \\
+  --output=peer.json
+
+Needs PyTorch: pip install '.[peer]'. What is raced, and how, is said in
+`skipnet_jax.benchmarking.torch_peer`.
+"""
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from skipnet_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 10, 'Timed steps of each contestant.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file of the result.')
+
+
+def main() -> None:
+  """Races and prints the table."""
+  cli.require_config(_CONFIG.value)
+  from skipnet_jax.benchmarking import report
+  from skipnet_jax.benchmarking import torch_peer
+  from skipnet_jax.training import workdir
+
+  path = None
+  if _OUTPUT.value:
+    path = report.check_output(_OUTPUT.value, overwrite=False)
+  result = torch_peer.race(
+    _CONFIG.value, rounds=_ROUNDS.value, say=lambda s: print(s, flush=True)
+  )
+  print(torch_peer.format_table(result))
+  if path:
+    workdir.write_json(path, result)
+    print(f'result: {path}')
+
+
+if __name__ == '__main__':
+  cli.run(main, 'nothing was written.')
