@@ -22,7 +22,7 @@ from skipnet_jax.benchmarking import tpu_step
 from skipnet_jax.data import isbi2012
 
 # Compilations, of minutes each, beside the one of the batch asked for.
-SEARCH = 3
+SEARCH = 2
 # Of its memory, what a device leaves to a program: v5e 15.75 of 16 GiB.
 _USABLE = 0.98
 
