@@ -12,6 +12,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 
 # A disk, a quota or a limit on file sizes is exhausted.
@@ -74,6 +75,17 @@ def _use_large_pages() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _keep_compiled() -> None:
+  """Has JAX keep what it compiles, for the next command to load.
+
+  In `compiled` of the cache; `$JAX_COMPILATION_CACHE_DIR` names another place,
+  and turns it off where it is empty.
+  """
+  os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(environment.cache_dir() / 'compiled')
+  )
+
+
 def run(
   main: Callable[[], None],
   interrupted: str = 'the same command goes on from the last checkpoint.',
@@ -90,6 +102,7 @@ def run(
       flag.
   """
   _use_large_pages()
+  _keep_compiled()
   # XLA's start-up notes are not for the reader of a training log.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
 
