@@ -103,6 +103,7 @@ def test_a_race_against_nobody_is_an_error(smoke, monkeypatch):
     ({'train.loss': 'dice'}, "only 'bce'"),
     ({'optim.accumulate': 2}, 'optim.accumulate is 2'),
     ({'optim.ema': 0.9}, 'optim.ema is 0.9'),
+    ({'model.dtype': 'bfloat16'}, 'on a CPU the race is run in float32'),
   ],
 )
 def test_what_has_no_counterpart_is_refused(changes, message, smoke):

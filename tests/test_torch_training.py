@@ -141,6 +141,7 @@ def test_a_step_leaves_the_parameters_of_the_package(smoke, torch_training):
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
   'name', ['channels_last eager', 'default format eager']
 )
@@ -150,13 +151,15 @@ def test_a_step_in_bfloat16_trains_too(name, smoke, torch, torch_training):
   config = smoke({'model.dtype': 'bfloat16', 'model.blocks': 'bottleneck'})
   # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
   with jax.numpy_dtype_promotion('standard'):
-    network = make_network(config)[-1]
+    network = make_network(config)[-1].to('cuda')
   seen = []
   network.up_3.register_forward_hook(
     lambda module, inputs, output: seen.append(output.dtype)
   )
   batch = make_batch(np.float32)
-  image, label = (torch_weights.image(batch[n]) for n in ('image', 'label'))
+  image, label = (
+    torch_weights.image(batch[n]).to('cuda') for n in ('image', 'label')
+  )
   step = torch_training.make_step(
     config, network, image, label, torch_training.FORMS[name]
   )

@@ -14,7 +14,7 @@ best.
 float32 means float32 on both sides. By default both would use TF32 on a GPU,
 JAX in matrix products and convolutions, PyTorch in convolutions: here JAX
 traces with the matmul precision 'highest', and PyTorch's TF32 is off. bfloat16
-is the network's dtype on one side and autocast on the other.
+is the network's dtype on one side and autocast on the other, on a GPU only.
 
 On a GPU both share its memory. JAX would take 75 % of it at its start; a race
 leaves it MEMORY_SHARE, unless the environment or an earlier use of the device
@@ -79,11 +79,20 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _torch_device() -> str:
+def _torch_device(dtype: str) -> str:
+  import torch
+
   platform = jax.default_backend()
   if platform == 'cpu':
+    if dtype != 'float32':
+      # torch 2.13.0+cpu, channels_last: most processes end in a segmentation
+      # fault within a dozen steps, with the sweep that they belong to.
+      raise errors.InputError(
+        f'model.dtype is {dtype!r}; on a CPU the race is run in float32 only, '
+        'since PyTorch crashes there: set --config.model.dtype=float32, or '
+        'race on a GPU.'
+      )
     return 'cpu'
-  import torch
 
   if platform == 'gpu' and torch.cuda.is_available():
     return 'cuda'
@@ -211,7 +220,8 @@ def race(
     settings, software, hardware (its load average before the race).
 
   Raises:
-    InputError: no round, no PyTorch, or a config it has no counterpart of.
+    InputError: no round, no PyTorch, no device that both can use, or a config
+      that a race has no counterpart of.
     RunError: the networks do not agree, or one side cannot run.
   """
   if rounds < 1:
@@ -224,7 +234,7 @@ def race(
   from skipnet_jax.benchmarking import torch_weights
 
   machine = hardware.hardware()
-  device = _torch_device()
+  device = _torch_device(config.model.dtype)
   settings = torch_training.configure()
   data = sources.load(config)
   batch = _make_batch(config, data)
