@@ -52,6 +52,7 @@ def row(
     'images_per_second': rate,
     'images_per_second_per_device': rate / changes.get('devices', 1),
     'model_flops': 4e12,
+    'model_bytes': 1e10,
     'hlo_flops': 3.5e12,
     'hlo_bytes': 2e10,
     'tflops': 4 / timing['mean'],

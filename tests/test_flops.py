@@ -12,7 +12,7 @@ from skipnet_jax.benchmarking import flops
 
 
 def row(name, count):
-  return layers.Layer(name, 'Block', (1, 4, 4, 1), 0, count)
+  return layers.Layer(name, 'Block', (1, 4, 4, 1), 5, count, 40)
 
 
 def test_training_is_three_passes_less_the_gradient_of_the_image():
@@ -20,6 +20,17 @@ def test_training_is_three_passes_less_the_gradient_of_the_image():
   assert flops.forward(table) == 1110
   # Forward, the weights' gradients, and those of the inputs of b and c.
   assert flops.training(table) == 1110 + 1110 + 1100
+
+
+def test_the_fewest_bytes_by_hand():
+  table = [row('a', 10), row('norm', 0), row('b', 100)]
+  # Two kernels read 40 elements and write 16; three layers' 5 parameters.
+  assert flops.forward_bytes(table, 2) == 2 * 2 * (40 + 16) + 4 * 15
+  # Backward: 16 and 40 read, 40 written, but not for the image.
+  backward = 2 * (16 + 40 + 40) - 40
+  assert flops.training_bytes(table, 2) == (
+    2 * (2 * (40 + 16) + backward) + 8 * 4 * 15
+  )
 
 
 def count_traced(jaxpr):
@@ -59,7 +70,9 @@ def test_a_prediction_counts_what_the_traced_program_has(blocks):
     variables, image
   )
   table = layers.layer_table(model, image.shape)
-  assert flops.forward(table) == count_traced(traced.jaxpr)
+  # The last 3x3 convolution is computed on 33x17 pixels instead of 32x16.
+  border = 2 * 2 * (33 * 17 - 32 * 16) * (4 * 32) * (4 * 32)
+  assert flops.forward(table) + border == count_traced(traced.jaxpr)
 
 
 def test_the_image_needs_no_gradient():

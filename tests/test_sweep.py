@@ -30,6 +30,7 @@ def measured(cell, seconds, **changes):
     'compile': COMPILE,
     'runs': 1,
     'flops': 8_000_000_000,
+    'moved': 8_000_000_000,
     'peak_bytes': None,
     'watts': None,
   } | changes
@@ -136,10 +137,3 @@ def test_a_row_that_failed_in_any_process_has_no_figures():
   assert [row['error'] for row in rows] == ['Batch 8 does not fit.', None]
   assert rows[0]['timing'] is rows[0]['roofline'] is None
   assert {line[0] for line in raw} == {0, 1}
-
-
-def test_without_xlas_bytes_there_is_no_roofline():
-  row = measured(CELL, [1.0], compile=COMPILE | {'hlo_bytes': None})
-  (found,), _ = sweep.merge([journal(row)])
-  assert found['roofline'] is None
-  assert found['hlo_bytes'] is None

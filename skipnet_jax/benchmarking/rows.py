@@ -207,6 +207,7 @@ class _Measuring:
       'compile': compilation,
       'runs': work.runs,
       'flops': work.flops,
+      'moved': work.moved,
       # The devices only tell the most so far: another row's if it did not rise.
       'peak_bytes': peak if (peak or 0) > (before or 0) else None,
       'watts': meter.watts,

@@ -51,6 +51,7 @@ _FIGURES = {
   'images_per_second': float,
   'images_per_second_per_device': float,
   'model_flops': _or_null(float),
+  'model_bytes': _or_null(float),
   'hlo_flops': _or_null(float),
   'hlo_bytes': _or_null(float),
   'tflops': _or_null(float),

@@ -106,6 +106,7 @@ _EMPTY = dict.fromkeys(
     'images_per_second',
     'images_per_second_per_device',
     'model_flops',
+    'model_bytes',
     'hlo_flops',
     'hlo_bytes',
     'tflops',
@@ -152,6 +153,7 @@ def _row(
     'images_per_second': batch / mean,
     'images_per_second_per_device': batch / mean / devices,
     'model_flops': first['flops'],
+    'model_bytes': first['moved'],
     **hlo,
     'tflops': tflops,
     **utilisation(
@@ -162,11 +164,10 @@ def _row(
       'peak_bytes': max(peak_bytes, default=None),
     },
   }
-  if hlo['hlo_bytes'] is not None:
-    rates = _fastest([j.about['rates'][cell['dtype']] for j in journals])
-    row['roofline'] = roofline.floors(
-      first['flops'] / devices, hlo['hlo_bytes'], mean, rates
-    )
+  rates = _fastest([j.about['rates'][cell['dtype']] for j in journals])
+  row['roofline'] = roofline.floors(
+    first['flops'] / devices, first['moved'] / devices, mean, rates
+  )
   watts = [one['watts'] for one in found]
   # One process reads the watts of its own devices.
   if None not in watts and about['hosts'] == 1:

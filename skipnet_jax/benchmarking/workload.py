@@ -50,6 +50,7 @@ class Work:
     steps: batches in one timed call.
     runs: of what was compiled, for one batch.
     flops: of one batch, by formula.
+    moved: fewest bytes of one batch, by formula.
     devices: those that run it, of this process.
   """
 
@@ -60,6 +61,7 @@ class Work:
   steps: int
   runs: int
   flops: int
+  moved: int
   devices: tuple[Any, ...]
 
 
@@ -177,8 +179,13 @@ class Bench:
       steps=steps,
       runs=1,
       flops=cell.batch * flops.training(self.table),
+      moved=self._moved(cell, cell.batch, flops.training_bytes),
       devices=_local(parallel),
     )
+
+  def _moved(self, cell, images: int, count: Callable[..., int]) -> int:
+    # The parameters are counted once an image: they are a small part.
+    return images * count(self.table, jnp.dtype(cell.dtype).itemsize)
 
   def pipeline(self, batch: int) -> pipeline_lib.Pipeline:
     """Batches of any size: the slices again where they are too few.
@@ -222,6 +229,7 @@ class Bench:
       steps=1,
       runs=1,
       flops=cell.batch * flops.forward(self.table),
+      moved=self._moved(cell, cell.batch, flops.forward_bytes),
       devices=_local(parallel),
     )
 
@@ -251,6 +259,7 @@ class Bench:
       steps=1,
       runs=tiles,
       flops=tiles * flops.forward(self.table),
+      moved=self._moved(cell, tiles, flops.forward_bytes),
       devices=(jax.local_devices()[0],),
     )
 

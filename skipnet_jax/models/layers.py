@@ -75,24 +75,32 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Any):
   )
 
 
-# [phase, row of the small image, row of the kernel]: what an output row of
-# either parity takes from the two rows of the small image that it sees.
-_PHASES = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
+def _by_parity(kernel: jax.Array, axis: int) -> jax.Array:
+  """What pixels of the upsampled image take from those of the small one.
+
+  Along `axis`, of size 3, an even pixel sees the two small pixels before and
+  at its place, an odd one those at its place and after; weights that fall on
+  the same one are added up.
+
+  Returns:
+    `[parity, pixel, ...]`, without `axis`.
+  """
+  first, middle, last = jnp.moveaxis(kernel, axis, 0)
+  return jnp.stack(
+    [jnp.stack([first, middle + last]), jnp.stack([first + middle, last])]
+  )
 
 
 def _conv_of_repeat(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """A 3x3 'SAME' convolution of `repeat(x)`, computed on x.
 
-  A pixel of the upsampled image sees 2x2 pixels of x: rows of the kernel that
-  fall on the same pixel are added up first. The four parities of y and x are
-  channels of one matrix product.
+  A pixel of the upsampled image sees 2x2 pixels of x: see `_by_parity`. The
+  four parities of y and x are channels of one matrix product.
   """
   b, h, w, c = x.shape
-  phases = jnp.asarray(_PHASES, kernel.dtype)
-  # Sums of float32 weights: nothing is to be rounded before.
-  merged = jnp.einsum(
-    'prk,qsl,klio->rsipqo', phases, phases, kernel, precision='highest'
-  )
+  # [parity of x, its pixel, parity of y, its pixel, c_in, c_out]
+  merged = _by_parity(_by_parity(kernel, 0), 2).transpose(3, 1, 4, 2, 0, 5)
+  # Sums of float32 weights: only now is anything rounded.
   merged = merged.reshape(4 * c, -1).astype(x.dtype)
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   seen = [x[:, r : r + h + 1, s : s + w + 1] for r in (0, 1) for s in (0, 1)]
