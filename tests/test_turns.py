@@ -27,7 +27,7 @@ class Track:
 
 
 def twice(durations):
-  """A first call in each turn, of another length, before the one that counts."""
+  """Before the call that counts, one of another length in each turn."""
   return [x for pair in ((5 + d, d) for d in durations) for x in pair]
 
 
