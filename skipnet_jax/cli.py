@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import errno
+import functools
 import logging as python_logging
 import os
 import sys
@@ -11,15 +12,16 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 
 # A disk, a quota or a limit on file sizes is exhausted.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(several: str, argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS(spread(several, argv) if several else argv)
   except flags.Error as e:
     # A config file's own error comes wrapped in its traceback.
     message = str(e).strip()
@@ -32,6 +34,20 @@ def _parse(argv: list[str]) -> list[str]:
     # An unknown config field; ml_collections names the nearest.
     message = str(e).replace('\\n', ' ').replace('\\', '').strip('\'" ')
     refuse(f'Unknown config field: {message}')
+
+
+def spread(name: str, argv: list[str]) -> list[str]:
+  """`--name A B` as `--name=A --name=B`: how absl reads several values."""
+  found, taking = [], False
+  for word in argv:
+    if word.startswith('-'):
+      taking = word == f'--{name}' or word.startswith(f'--{name}=')
+      if word == f'--{name}':
+        continue
+      found.append(word)
+    else:
+      found.append(f'--{name}={word}' if taking else word)
+  return found
 
 
 def _fail(message: str) -> NoReturn:
@@ -59,9 +75,21 @@ def _use_large_pages() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _keep_compiled() -> None:
+  """Has JAX keep what it compiles, for the next command to load.
+
+  In `compiled` of the cache; `$JAX_COMPILATION_CACHE_DIR` names another place,
+  and turns it off where it is empty.
+  """
+  os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(environment.cache_dir() / 'compiled')
+  )
+
+
 def run(
   main: Callable[[], None],
   interrupted: str = 'the same command goes on from the last checkpoint.',
+  several: str = '',
 ) -> None:
   """Parses the flags, calls `main`, and turns bad input into exit code 2.
 
@@ -70,8 +98,11 @@ def run(
   Args:
     main: the command.
     interrupted: what a person who pressed Ctrl-C should know.
+    several: a multi_string flag that takes all words after it, up to the next
+      flag.
   """
   _use_large_pages()
+  _keep_compiled()
   # XLA's start-up notes are not for the reader of a training log.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
 
@@ -99,7 +130,7 @@ def run(
   # What orbax and its event loop log of a failed write, the RunError says.
   logging.set_verbosity(logging.FATAL)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
-  app.run(call, flags_parser=_parse)
+  app.run(call, flags_parser=functools.partial(_parse, several))
 
 
 def require(*wanted: flags.FlagHolder) -> None:

@@ -157,6 +157,11 @@ def validate(config: ConfigDict) -> None:
       f'This experiment compares {len(config.variants)} networks: give it to '
       'python -m skipnet_jax.gradflow.'
     )
+  if 'benchmark' in config:
+    raise errors.InputError(
+      'This experiment says what to measure: give it to '
+      'python -m skipnet_jax.benchmark.'
+    )
   for section in config:
     if section not in known:
       raise errors.InputError(

@@ -1,4 +1,4 @@
-"""What a record names so that its figures can be judged: versions, git, cores.
+"""The surroundings of a command: versions, git, cores, the cache.
 
 Nothing here imports JAX or touches a device.
 """
@@ -31,6 +31,12 @@ def command() -> str:
 def now() -> str:
   """The date and time in UTC, ISO 8601, to the second."""
   return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def cache_dir() -> pathlib.Path:
+  """`$SKIPNET_CACHE_DIR`, or `~/.cache/skipnet_jax`; may not exist yet."""
+  given = os.environ.get('SKIPNET_CACHE_DIR')
+  return pathlib.Path(given or os.path.expanduser('~/.cache/skipnet_jax'))
 
 
 def usable_cores() -> int:

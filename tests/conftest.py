@@ -54,6 +54,8 @@ def pytest_collection_modifyitems(items):
     and 'needs the ISBI 2012 stacks: set SKIPNET_DATA_DIR',
     'golden': 'SKIPNET_GOLDEN_DIR' not in os.environ
     and "needs the challenge's answers: set SKIPNET_GOLDEN_DIR",
+    'tpu_compiler': importlib.util.find_spec('libtpu') is None
+    and "needs libtpu: pip install '.[tpu]'",
     'browser': not BROWSER and 'needs chromium, such as that of Debian',
     'peer': importlib.util.find_spec('torch') is None
     and "needs PyTorch: pip install '.[peer]'",

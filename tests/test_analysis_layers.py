@@ -34,6 +34,7 @@ def test_rows_by_hand(table):
     (1, 512, 512, 32),
     3 * 3 * 32 + 32,
     2 * 512 * 512 * 9 * 32,
+    512 * 512,
   )
   # Inside the third of up_1's ten blocks the width is 512 / 4.
   row = rows['up_1/block_3/conv_2']

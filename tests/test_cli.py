@@ -8,6 +8,7 @@ import sys
 from conftest import ROOT
 import pytest
 
+from skipnet_jax import cli
 from skipnet_jax.training import loop
 
 CONFIG = f'--config={ROOT}/experiments'
@@ -65,6 +66,31 @@ def test_the_command_starts_over_with_large_pages():
   assert ended.returncode == 0, ended.stderr
   want = 'glibc.malloc.hugetlb=1' if sys.platform == 'linux' else 'None'
   assert ended.stdout == f"{want} ['--v=1']\n"
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['--compare', 'a.json', 'b.json', '--overwrite'],
+    ['--compare=a.json', 'b.json', '--overwrite'],
+    ['--compare=a.json', '--compare=b.json', '--overwrite'],
+    ['--overwrite', '--compare', 'a.json', 'b.json'],
+  ],
+)
+def test_a_flag_may_take_several_words(words):
+  found = cli.spread('compare', ['benchmark', *words])
+  assert found[0] == 'benchmark'
+  assert sorted(found[1:]) == [
+    '--compare=a.json',
+    '--compare=b.json',
+    '--overwrite',
+  ]
+  assert found.index('--compare=a.json') < found.index('--compare=b.json')
+
+
+def test_words_after_other_flags_stay_as_they_are():
+  argv = ['benchmark', '--output', 'b.json', 'stray', '--compared', 'x', '-v']
+  assert cli.spread('compare', argv) == argv
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_refuses_a_run_before_it_compiles(command, run, tmp_path, monkeypatch):
   def never(*_):
     raise AssertionError('compiled')
 
-  monkeypatch.setattr(inference, '_predict', never)
+  monkeypatch.setattr(inference, 'predict_tile', never)
 
   def refuses(*arguments, words):
     refused(command('evaluate', *arguments), *words)

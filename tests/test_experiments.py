@@ -7,6 +7,7 @@ import pytest
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import models
+from skipnet_jax.benchmarking import plan
 
 FOLDER = conftest.ROOT / 'experiments'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
@@ -23,6 +24,8 @@ STUDIES = {
   'gradient_flow': ('small', 'paper', 'table_3', 'smoke'),
   'depth_sweep': ('small', 'paper', 'smoke'),
 }
+# One that measures.
+BENCHMARK = {'full': 11_451_745, 'cpu': 11_451_745, 'smoke': 20_677}
 SINGLE = sorted(PARAMETERS)
 
 
@@ -41,7 +44,7 @@ def count(config):
 
 
 def test_every_experiment_is_tested():
-  assert sorted([*SINGLE, *STUDIES]) == NAMES
+  assert sorted([*SINGLE, *STUDIES, 'benchmark']) == NAMES
 
 
 @pytest.mark.parametrize('name', SINGLE)
@@ -100,6 +103,13 @@ def test_figure_4_has_the_papers_settings(preset):
     ('simple', {3}, True, False, True, 1e-3),
     ('simple', {7}, True, False, False, 1e-4),
   ]
+
+
+@pytest.mark.parametrize(('preset', 'parameters'), BENCHMARK.items())
+def test_the_benchmark_measures_the_papers_network(preset, parameters):
+  config, section = plan.split(load('benchmark', preset))
+  assert count(config) == parameters
+  assert set(section.calls) == {'train', 'eval', 'inference'}
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from skipnet_jax.models import layers
 
@@ -49,6 +50,33 @@ def test_repeat_is_nearest_upsampling():
   np.testing.assert_array_equal(layers.repeat(x), expected)
 
 
+@pytest.mark.parametrize('shape', [(2, 8, 12, 5), (1, 1, 3, 2)])
+def test_a_convolution_of_the_repeated_image_is_computed_on_the_small_one(
+  shape,
+):
+  x = jax.random.normal(KEY, shape)
+  ours = layers.Conv(7, repeated=True)
+  theirs = layers.Conv(7)
+  variables = theirs.init(KEY, layers.repeat(x))
+  shapes = jax.tree.map(jnp.shape, ours.init(KEY, x))
+  assert shapes == jax.tree.map(jnp.shape, variables)
+  weights = jax.random.normal(
+    jax.random.key(1), (shape[0], 2 * shape[1], 2 * shape[2], 7)
+  )
+
+  def loss(conv, image, variables, x):
+    return jnp.sum(jnp.sin(conv.apply(variables, image(x))) * weights)
+
+  found = jax.value_and_grad(loss, (2, 3))(ours, lambda x: x, variables, x)
+  expected = jax.value_and_grad(loss, (2, 3))(
+    theirs, layers.repeat, variables, x
+  )
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
 def drop(x, rate=0.25, key=KEY):
   return layers.Dropout(rate).apply({}, x, True, rngs={'dropout': key})
 
@@ -82,6 +110,26 @@ def test_examples_units_and_keys_are_independent():
   ):
     # Two fair coins agree half of the time.
     assert abs((a == b).mean() - 0.5) < 5 * 0.5 / np.sqrt(a.size)
+
+
+def test_all_patterns_of_neighbouring_units_are_as_frequent():
+  keep = np.asarray(drop(jnp.ones((4, 64, 64, 32)), 0.5)) > 0
+  units = keep.reshape(4, -1)
+  for stride in (1, 32, 32 * 64):
+    # Units i, i + stride, ... i + 7 stride; no unit in two patterns.
+    groups = units.reshape(4, -1, 8, stride).astype(int)
+    words = np.tensordot(groups, 2 ** np.arange(8), ([2], [0]))
+    counts = np.bincount(words.ravel(), minlength=256)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_the_number_of_dropped_units_varies_as_that_of_fair_coins():
+  keys = jax.random.split(KEY, 400)
+  x = jnp.ones((1, 16, 16, 4))
+  dropped = jax.vmap(lambda k: jnp.sum(drop(x, 0.5, k) == 0))(keys)
+  # Keys that only permute the units would always drop as many.
+  ratio = np.var(np.asarray(dropped)) / (x.size * 0.25)
+  assert 0.75 < ratio < 1.3
 
 
 @pytest.mark.parametrize('devices', [2, 8])

@@ -212,7 +212,7 @@ def test_refuses_before_it_compiles(command, run, tmp_path, monkeypatch):
   def never(*_):
     raise AssertionError('compiled')
 
-  monkeypatch.setattr(inference, '_predict', never)
+  monkeypatch.setattr(inference, 'predict_tile', never)
   monkeypatch.setattr(inference.Predictor, 'receptive_field', never)
   source, output = tmp_path / 'in.tif', tmp_path / 'out.tif'
   stack(source, 2, 64, 96)

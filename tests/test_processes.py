@@ -26,15 +26,20 @@ CHANGES = {
 }
 
 
-def _free_port():
+def free_port():
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     return s.getsockname()[1]
 
 
-def start(folder, port, process, count, output):
-  """One of several processes, with four devices of its own."""
+def environment():
+  """Of one of several processes, with four devices of its own."""
   flags = os.environ['XLA_FLAGS'].replace('count=8', 'count=4')
+  return os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags}
+
+
+def start(folder, port, process, count, output):
+  """One of several processes."""
   fields = (
     SHORT
     | CHANGES
@@ -56,7 +61,7 @@ def start(folder, port, process, count, output):
         *(f'--config.{name}={value}' for name, value in fields.items()),
       ],
       cwd=ROOT,
-      env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags},
+      env=environment(),
       stdout=file,
       stderr=subprocess.STDOUT,
     )
@@ -66,7 +71,7 @@ def start(folder, port, process, count, output):
 def both(tmp_path_factory):
   """The folder of a run of two processes, and what each printed."""
   home = tmp_path_factory.mktemp('both')
-  folder, port = home / 'run', _free_port()
+  folder, port = home / 'run', free_port()
   outputs = [home / f'{i}.txt' for i in range(2)]
   started = [start(folder, port, i, 2, outputs[i]) for i in range(2)]
   end = time.monotonic() + 240

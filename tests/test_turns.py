@@ -26,15 +26,20 @@ class Track:
     return call
 
 
-def test_every_other_round_runs_backwards_and_warm_up_is_not_counted():
+def twice(durations):
+  """A first call in each turn, of another length, before the one that counts."""
+  return [x for pair in ((5 + d, d) for d in durations) for x in pair]
+
+
+def test_rounds_alternate_and_only_second_calls_after_warm_up_count():
   track = Track()
   calls = {
-    'a': track.runner('a', [9.0, 9.0, 1.0, 2.0, 3.0]),
-    'b': track.runner('b', [8.0, 8.0, 0.5, 1.5, 2.5]),
-    'c': track.runner('c', [7.0, 7.0, 4.0, 4.0, 4.0]),
+    'a': track.runner('a', twice([9.0, 9.0, 1.0, 2.0, 3.0])),
+    'b': track.runner('b', twice([8.0, 8.0, 0.5, 1.5, 2.5])),
+    'c': track.runner('c', twice([7.0, 7.0, 4.0, 4.0, 4.0])),
   }
   timings = turns.take_turns(calls, rounds=3, warmup=2, clock=track.clock)
-  assert ''.join(track.ran) == 'abccbaabccbaabc'
+  assert ''.join(track.ran) == 'aabbccccbbaa' * 2 + 'aabbcc'
   assert timings['a'].seconds == (1.0, 2.0, 3.0)
   assert timings['b'].seconds == (0.5, 1.5, 2.5)
   assert timings['c'].summary()['warmup'] == 2

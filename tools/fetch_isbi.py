@@ -7,6 +7,7 @@ import argparse
 import pathlib
 import sys
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.data import isbi2012
 
@@ -15,7 +16,7 @@ def main() -> int:
   """Returns the exit code: 0, or 2 with a sentence on what to do."""
   parser = argparse.ArgumentParser(description=isbi2012.__doc__)
   parser.add_argument(
-    '--folder', type=pathlib.Path, default=isbi2012.cache_dir() / 'isbi2012'
+    '--folder', type=pathlib.Path, default=environment.cache_dir() / 'isbi2012'
   )
   parser.add_argument('--timeout', type=float, default=5.0)
   parser.add_argument('--url', default=isbi2012.URL)

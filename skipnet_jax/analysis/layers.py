@@ -21,6 +21,7 @@ class Layer:
     parameters: trainable parameters of its own.
     flops: multiplications and additions of its kernel, forward, for the whole
       batch; 0 for layers without kernel.
+    read: elements of its input, of the whole batch.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Layer:
   shape: tuple[int, ...]
   parameters: int
   flops: int
+  read: int
 
 
 def visit(
@@ -77,6 +79,9 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
       # A transposed convolution applies its kernel at each input pixel.
       over = args[0] if isinstance(module, nn.ConvTranspose) else output
       flops = 2 * math.prod(over.shape[:-1]) * math.prod(own['kernel'].shape)
+      if getattr(module, 'repeated', False):
+        # Of the 9 products, those on the same pixel are one.
+        flops = flops * 4 // 9
     rows.append(
       Layer(
         name='/'.join(module.path),
@@ -84,6 +89,7 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
         shape=output.shape,
         parameters=parameters,
         flops=flops,
+        read=math.prod(args[0].shape),
       )
     )
 

@@ -145,22 +145,44 @@ def compile_phases(
 
 
 def compile_cold_and_warm(
-  jitted: Any, *args: Any, clock: Clock = time.perf_counter
+  jitted: Any,
+  *args: Any,
+  folder: str | None = None,
+  clock: Clock = time.perf_counter,
 ) -> tuple[Any, Compilation]:
   """`compile_phases`, and again from the persistent cache.
 
   The first time with the cache empty (which includes writing to it), the second
   time with the executable in it. `warm_compile_s` is None if the cache did not
   answer, and for several processes, of which only the first one writes to it.
+
+  Args:
+    jitted: as in `compile_phases`.
+    *args: as there.
+    folder: the cache, so far empty, for `compile_cached` in other processes; by
+      default one that is thrown away.
+    clock: gives seconds.
   """
   if jax.process_count() > 1:
     return compile_phases(jitted, *args, clock=clock)
-  with tempfile.TemporaryDirectory() as folder, _persistent_cache(folder):
+  with contextlib.ExitStack() as stack:
+    if folder is None:
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+    stack.enter_context(_persistent_cache(folder))
     compiled, cold = _phases(jitted, args, clock)
     with _cache_answers() as answers:
       _, warm = _phases(jitted, args, clock)
   found = set(answers) == {'cache_hits'}
   return compiled, _describe(compiled, cold, warm[2] if found else None)
+
+
+def compile_cached(
+  jitted: Any, *args: Any, folder: str, clock: Clock = time.perf_counter
+) -> tuple[Any, Compilation]:
+  """`compile_phases` with the persistent cache in a folder, whatever it has."""
+  with _persistent_cache(folder):
+    compiled, seconds = _phases(jitted, args, clock)
+  return compiled, _describe(compiled, seconds, None)
 
 
 def _phases(

@@ -51,6 +51,7 @@ _FIGURES = {
   'images_per_second': float,
   'images_per_second_per_device': float,
   'model_flops': _or_null(float),
+  'model_bytes': _or_null(float),
   'hlo_flops': _or_null(float),
   'hlo_bytes': _or_null(float),
   'tflops': _or_null(float),
@@ -64,6 +65,8 @@ _FIGURES = {
       'bound': str,
       'floor_s': float,
       'fraction': float,
+      'copy_gb_s': float,
+      'matrix_tflops': float,
     }
   ),
   'memory': {

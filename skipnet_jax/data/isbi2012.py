@@ -23,6 +23,7 @@ import zipfile
 import numpy as np
 import tqdm
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.data import volume
 
@@ -51,19 +52,14 @@ class DownloadError(errors.InputError):
   """The archive could not be fetched or is not the expected one."""
 
 
-def cache_dir() -> pathlib.Path:
-  """`$SKIPNET_CACHE_DIR`, or `~/.cache/skipnet_jax`; may not exist yet."""
-  given = os.environ.get('SKIPNET_CACHE_DIR')
-  return pathlib.Path(given or os.path.expanduser('~/.cache/skipnet_jax'))
-
-
 def find(data_dir: str | os.PathLike | None = None) -> pathlib.Path | None:
   """The folder with the training stacks, or None.
 
   Looks in `data_dir`, `$SKIPNET_DATA_DIR` and the cache, each directly and in
   its subfolder `isbi2012`, for train-volume.tif and train-labels.tif.
   """
-  places = [data_dir, os.environ.get('SKIPNET_DATA_DIR'), cache_dir()]
+  given = os.environ.get('SKIPNET_DATA_DIR')
+  places = [data_dir, given, environment.cache_dir()]
   for place in places:
     if not place:
       continue

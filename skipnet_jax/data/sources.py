@@ -8,6 +8,7 @@ import re
 import ml_collections
 import numpy as np
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import synthetic
@@ -98,7 +99,7 @@ def _read(data: ml_collections.ConfigDict):
     problem = ''
     if folder is None:
       try:
-        folder = isbi2012.download(isbi2012.cache_dir())
+        folder = isbi2012.download(environment.cache_dir())
       except errors.InputError as e:
         if source == 'isbi2012':
           raise

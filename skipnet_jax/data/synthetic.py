@@ -19,6 +19,7 @@ import tempfile
 import numpy as np
 from scipy import ndimage
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.data import synthetic_cells
 
@@ -258,7 +259,7 @@ def load(
     seed: as in `generate`.
     slices: as in `generate`.
     size: as in `generate`.
-    cache_dir: by default `$SKIPNET_CACHE_DIR`, else `~/.cache/skipnet_jax`;
+    cache_dir: by default `environment.cache_dir()`;
       a file that cannot be read is made anew, a folder that cannot be
       written to is passed over.
 
@@ -269,12 +270,11 @@ def load(
     InputError: an argument is out of range.
   """
   shape = _checked_shape(seed, slices, size)
-  if cache_dir is None:
-    cache_dir = os.environ.get('SKIPNET_CACHE_DIR') or os.path.expanduser(
-      '~/.cache/skipnet_jax'
-    )
   sides = 'x'.join(map(str, shape))
-  path = pathlib.Path(cache_dir) / f'synthetic-v{VERSION}-{seed}-{sides}.npz'
+  path = (
+    pathlib.Path(cache_dir or environment.cache_dir())
+    / f'synthetic-v{VERSION}-{seed}-{sides}.npz'
+  )
   kept = _read(path, shape)
   if kept is None:
     kept = generate(seed, slices, size)

@@ -81,13 +81,25 @@ class Tiling:
 
 # One cache for all predictors: a network is compiled once for each shape.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _predict(
+def predict_tile(
   model: nn.Module,
   sample: bool,
   variables: Variables,
   image: jax.Array,
   key: jax.Array,
 ) -> jax.Array:
+  """The prediction of one tile, compiled.
+
+  Args:
+    model: as in `Predictor`.
+    sample: whether dropout is on.
+    variables: of one checkpoint.
+    image: `[y, x]` float32, normalised.
+    key: of the dropout sample.
+
+  Returns:
+    `[y, x]` float32.
+  """
   outputs = model.apply(
     variables,
     image[None, ..., None],
@@ -278,7 +290,9 @@ class Predictor:
     turned = [_turn(tile, turn) for turn in range(self._turns)]
     for variables, key in itertools.product(self._variables, self._keys):
       for turn, image in enumerate(turned):
-        value = _predict(self._model, self._samples > 0, variables, image, key)
+        value = predict_tile(
+          self._model, self._samples > 0, variables, image, key
+        )
         yield _turn_back(np.asarray(value), turn)
 
 

@@ -284,8 +284,9 @@ class FCResNet(nn.Module):
     x = stage('up_1', join('up_1', x, down_5, 2), up=True)
     x = stage('up_2', join('up_2', x, down_4, 1), up=True)
     x = stage('up_3', join('up_3', x, down_3), up=True)
-    x = stage('up_4', join('up_4', x, down_2), up=True)
-    x = layers.Conv(base, dtype=dtype, name='up_5')(x)
+    # The doubling that ends up_4 is part of the convolution that follows it.
+    x = stage('up_4', join('up_4', x, down_2))
+    x = layers.Conv(base, repeated=True, dtype=dtype, name='up_5')(x)
     x = join('up_5', x, down_1)
     if self.batch_norm:
       x = layers.batch_norm('norm', train, dtype, self.axis_name)(x)

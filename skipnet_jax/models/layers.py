@@ -26,6 +26,8 @@ class Conv(nn.Module):
     use_bias: whether a bias is added.
     kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
     dtype: compute dtype.
+    repeated: whether the input is first upsampled as by `repeat`; for 3x3
+      kernels, which then cost 4 products a pixel instead of 9.
   """
 
   features: int
@@ -34,27 +36,81 @@ class Conv(nn.Module):
   use_bias: bool = True
   kernel_init: Any = nn.initializers.he_normal()
   dtype: Dtype = jnp.float32
+  repeated: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[b, y, x, c_in]` to `[b, y / strides, x / strides, features]`."""
+    """Maps `[b, y, x, c_in]` to `[b, y / strides, x / strides, features]`.
+
+    With `repeated`, to `[b, 2y, 2x, features]`.
+    """
     k, s = self.kernel_size, self.strides
     kernel = self.param(
       'kernel', self.kernel_init, (k, k, x.shape[-1], self.features)
-    ).astype(self.dtype)
+    )
     x = x.astype(self.dtype)
-    if k == 1:
+    if self.repeated:
+      x = _conv_of_repeat(x, kernel)
+    elif k == 1:
       x = lax.dot_general(
-        x[:, ::s, ::s], kernel[0, 0], (((3,), (0,)), ((), ()))
+        x[:, ::s, ::s],
+        kernel[0, 0].astype(self.dtype),
+        (((3,), (0,)), ((), ())),
       )
     else:
-      x = lax.conv_general_dilated(
-        x, kernel, (s, s), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-      )
+      x = _conv(x, kernel.astype(self.dtype), s, 'SAME')
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return x
+
+
+def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Any):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def _by_parity(kernel: jax.Array, axis: int) -> jax.Array:
+  """What pixels of the upsampled image take from those of the small one.
+
+  Along `axis`, of size 3, an even pixel sees the two small pixels before and
+  at its place, an odd one those at its place and after; weights that fall on
+  the same one are added up.
+
+  Returns:
+    `[parity, pixel, ...]`, without `axis`.
+  """
+  first, middle, last = jnp.moveaxis(kernel, axis, 0)
+  return jnp.stack(
+    [jnp.stack([first, middle + last]), jnp.stack([first + middle, last])]
+  )
+
+
+def _conv_of_repeat(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A 3x3 'SAME' convolution of `repeat(x)`, computed on x.
+
+  A pixel of the upsampled image sees 2x2 pixels of x: see `_by_parity`. The
+  four parities of y and x are channels of one matrix product.
+  """
+  b, h, w, c = x.shape
+  # [parity of x, its pixel, parity of y, its pixel, c_in, c_out]
+  merged = _by_parity(_by_parity(kernel, 0), 2).transpose(3, 1, 4, 2, 0, 5)
+  # Sums of float32 weights: only now is anything rounded.
+  merged = merged.reshape(4 * c, -1).astype(x.dtype)
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  seen = [x[:, r : r + h + 1, s : s + w + 1] for r in (0, 1) for s in (0, 1)]
+  y = jnp.concatenate(seen, -1) @ merged
+  y = y.reshape(b, h + 1, w + 1, 2, 2, -1)
+  rows = [
+    jnp.stack([y[:, p : p + h, q : q + w, p, q] for q in (0, 1)], 3)
+    for p in (0, 1)
+  ]
+  return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, -1)
 
 
 class Dropout(nn.Module):
@@ -76,20 +132,29 @@ class Dropout(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, drop: bool) -> jax.Array:
     """Maps `[b, ...]` to the same shape; the identity unless `drop`."""
-    dropped = round(self.rate * 2**16)
-    if not drop or dropped == 0:
+    if not drop or self.rate == 0:
       return x
     key = self.make_rng('dropout')
     index = jnp.arange(x.shape[0])
     if self.axis_name is not None and not self.is_initializing():
       index = index + lax.axis_index(self.axis_name) * x.shape[0]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    size = x[0].size
-    words = jax.vmap(lambda k: jax.random.bits(k, ((size + 1) // 2,)))(keys)
-    bits = lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape[0], -1)
-    keep = bits[:, :size].reshape(x.shape) >= dropped
-    scale = jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
+    words = jax.vmap(lambda k: jax.random.bits(k, (2,)))(keys)
+    unit = jnp.arange(x[0].size, dtype=jnp.uint32).reshape(1, *x.shape[1:])
+    first, second = words.reshape(-1, 2, *[1] * (x.ndim - 1)).swapaxes(0, 1)
+    keep = _mix(_mix(unit ^ first) + second) >= jnp.uint32(self.rate * 2**32)
+    scale = jnp.asarray(1 / (1 - self.rate), x.dtype)
     return jnp.where(keep, x * scale, jnp.zeros_like(x))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A bijection of uint32 of which each bit depends on all bits of x.
+
+  The finaliser of MurmurHash3 with constants of less bias ('lowbias32').
+  """
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
 
 
 def batch_norm(

@@ -23,6 +23,10 @@ TrainState = state_lib.TrainState
 class Epoch:
   """Trains an epoch whenever called; compiled at the first step.
 
+  Attributes:
+    on_device: whether the data set lies on the devices.
+    steps: steps in one compiled call.
+
   Args:
     config: a whole config.
     step: from `step.make_train_step`.
@@ -48,8 +52,8 @@ class Epoch:
     self._arrays = arrays
     self._compiled: Any = None
     device, per_epoch = parallel.devices[0], pipeline.steps_per_epoch
-    self._on_device = _fits(arrays, device, config.data.device_share)
-    if self._on_device:
+    self.on_device = _fits(arrays, device, config.data.device_share)
+    if self.on_device:
       # On a CPU, XLA runs convolutions inside a scan many times slower.
       wanted = config.train.steps_per_call or (
         1 if device.platform == 'cpu' else per_epoch
@@ -67,6 +71,19 @@ class Epoch:
         'The data set stays on the host, memory-mapped: it exceeds '
         f'data.device_share={config.data.device_share} of the device.'
       )
+
+  def program(self, state: TrainState) -> tuple[Callable, tuple[Any, ...]]:
+    """The call that `steps` steps are, and its arguments: for who compiles it.
+
+    What was compiled is handed to `use`.
+    """
+    if self.on_device:
+      return self._call, (state, self._data)
+    return self._call, (state, self._read(self._step(state)))
+
+  def use(self, compiled: Any) -> None:
+    """Trains by a compiled `program`, which is then not compiled again."""
+    self._compiled = compiled
 
   def __call__(
     self, state: TrainState
@@ -94,7 +111,7 @@ class Epoch:
         pending.append(self._parallel.unreplicate(metrics))
         # One call stays under way while the one before is read. Not from the
         # host: after a refused step, its next batch would be the wrong one.
-        if len(pending) > self._on_device:
+        if len(pending) > self.on_device:
           sums.add(pending.pop(0))
         if not sums.finite:
           self._refused(state)
@@ -115,10 +132,13 @@ class Epoch:
     )
 
   def _feed(self, state: TrainState) -> pipeline_lib.HostFeed | None:
-    if self._on_device:
+    if self.on_device:
       return None
+    return pipeline_lib.HostFeed(self._read, self._step(state))
+
+  def _step(self, state: TrainState) -> int:
     step = self._parallel.unreplicate(state.step)
-    return pipeline_lib.HostFeed(self._read, int(parallel_lib.to_host(step)))
+    return int(parallel_lib.to_host(step))
 
   def _read(self, step: int) -> Any:
     plan = jax.jit(self._pipeline.plan)(jax.random.key(self._seed), step)

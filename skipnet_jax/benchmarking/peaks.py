@@ -1,0 +1,79 @@
+"""What vendors publish of an accelerator: rates, bandwidths, memory.
+
+Peaks are upper bounds that no program reaches; a figure that is measured has no
+place here. Devices without bfloat16 units (NVIDIA Volta and Turing, such as
+V100 and T4) are left out: there is no rate to hold a bfloat16 step against.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+  """The published figures of one device, a TPU chip or a GPU.
+
+  Attributes:
+    bf16_tflops: bfloat16 products accumulated in float32, dense (without
+      structured sparsity), in 1e12 operations a second.
+    float32_tflops: float32 outside of matrix units; None where the vendor does
+      not publish it. A TPU multiplies float32 in bfloat16 passes.
+    bandwidth_gb_s: of the device's memory, in 1e9 bytes a second.
+    memory_gib: of the device's memory. Vendors write GB and mean GiB, part of
+      which is reserved: a program sees less.
+    link_gb_s: what a device can send to its peers at once over all its links,
+      in 1e9 bytes a second: half of a bandwidth that is published for both
+      directions. None without such links (a bridge between two cards is an
+      option and does not count) or without a published figure.
+    source: where the figures are published.
+  """
+
+  bf16_tflops: float
+  float32_tflops: float | None
+  bandwidth_gb_s: float
+  memory_gib: float
+  link_gb_s: float | None
+  source: str
+
+
+_V5P = Peak(459, None, 2765, 95, 600, 'Google Cloud documentation, TPU v5p')
+_A100 = 'NVIDIA A100 Tensor Core GPU datasheet'
+_H100 = 'NVIDIA H100 Tensor Core GPU datasheet'
+_ADA = 'NVIDIA Ada GPU Architecture whitepaper'
+
+# By the device_kind that jax reports.
+PEAKS: dict[str, Peak] = {
+  # One device is a chip: both of its TensorCores together.
+  'TPU v4': Peak(
+    275, None, 1200, 32, None, 'Google Cloud documentation, TPU v4'
+  ),
+  'TPU v5 lite': Peak(
+    197, None, 819, 16, 200, 'Google Cloud documentation, TPU v5e'
+  ),
+  'TPU v5': _V5P,
+  'TPU v5p': _V5P,
+  'TPU v6 lite': Peak(
+    918, None, 1638, 32, 400, 'Google Cloud documentation, TPU v6e'
+  ),
+  'NVIDIA A100-SXM4-40GB': Peak(312, 19.5, 1555, 40, 300, _A100),
+  'NVIDIA A100-SXM4-80GB': Peak(312, 19.5, 2039, 80, 300, _A100),
+  'NVIDIA A100 80GB PCIe': Peak(312, 19.5, 1935, 80, None, _A100),
+  'NVIDIA H100 80GB HBM3': Peak(989.5, 67, 3350, 80, 450, _H100),
+  'NVIDIA H100 PCIe': Peak(756.5, 51, 2000, 80, None, _H100),
+  'NVIDIA H200': Peak(
+    989.5, 67, 4800, 141, 450, 'NVIDIA H200 Tensor Core GPU datasheet'
+  ),
+  'NVIDIA L4': Peak(
+    121, 30.3, 300, 24, None, 'NVIDIA L4 Tensor Core GPU datasheet'
+  ),
+  'NVIDIA L40S': Peak(362.05, 91.6, 864, 48, None, 'NVIDIA L40S datasheet'),
+  'NVIDIA GeForce RTX 4090': Peak(165.2, 82.6, 1008, 24, None, _ADA),
+}
+
+
+def find(device_kind: str) -> Peak | None:
+  """The peaks of a device, or None for one that is not known.
+
+  Only the exact name counts: a part of a GPU ('NVIDIA H200 MIG 1g.18gb') or a
+  slower sibling ('NVIDIA H200 NVL') has a name that begins like the whole.
+  """
+  return PEAKS.get(device_kind)

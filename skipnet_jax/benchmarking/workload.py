@@ -1,0 +1,311 @@
+"""What is timed: a training step, an evaluation step, a tiled prediction.
+
+A training step is the one that `train` runs, record of each kernel included. It
+is fed in three ways: `compute` gives it a batch that lies on the devices,
+augmented once; `augment` makes the batch inside, from the data set on the
+devices; `end_to_end` is an epoch as `train` runs it, metrics read, by step. An
+evaluation step has its windows on the devices. A tiled prediction takes a slice
+of twice the sides from the host and gives it back; it counts as the four images
+whose pixels it has.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax.analysis import layers
+from skipnet_jax.benchmarking import flops
+from skipnet_jax.benchmarking import plan
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.data import sources
+from skipnet_jax.evaluation import inference
+from skipnet_jax.training import calls
+from skipnet_jax.training import epoch as epoch_lib
+from skipnet_jax.training import losses
+from skipnet_jax.training import optim
+from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import step as step_lib
+
+TrainState = state_lib.TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """A cell, built: what is compiled and what is timed.
+
+  Attributes:
+    program: names what is compiled; two cells of one program compile it once.
+    jitted: the call to compile.
+    arguments: its arguments, on the devices; the first may be used up.
+    start: given what was compiled, the call to time.
+    steps: batches in one timed call.
+    runs: of what was compiled, for one batch.
+    flops: of one batch, by formula.
+    moved: fewest bytes of one batch, by formula.
+    devices: those that run it, of this process.
+  """
+
+  program: tuple
+  jitted: Callable
+  arguments: tuple[Any, ...]
+  start: Callable[[Any], Callable[[], Any]]
+  steps: int
+  runs: int
+  flops: int
+  moved: int
+  devices: tuple[Any, ...]
+
+
+class _Silent:
+  """A log that an epoch can be given."""
+
+  def say(self, text: str) -> None:
+    del text
+
+  def advance(self, steps: int, loss: float, rate: float) -> None:
+    del steps, loss, rate
+
+
+class Bench:
+  """Data, network and first state: what all cells of a process share.
+
+  Args:
+    config: a validated config.
+
+  Raises:
+    InputError: data or a network that cannot be used.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self.data = sources.load(config)
+    self._arrays = pipeline_lib.host_arrays(self.data)
+    one = config.copy_and_resolve_references()
+    one.train.batch_size = 1
+    self._pipeline = pipeline_lib.make_pipeline(one, self.data, 1)
+    self.window = self._pipeline.window
+    model = models.build_model(config.model)
+    model.check_size(self.window)
+    self.table = layers.layer_table(
+      models.unrolled(model), (1, *self.window, 1)
+    )
+    self._kernels = [row.name for row in self.table if row.flops]
+    schedule = optim.make_schedule(
+      config.optim, self._pipeline.steps_per_epoch, config.train.epochs
+    )
+    self._optimizer = optim.make_optimizer(config.optim, schedule)
+    self._loss = losses.LOSSES[config.train.loss]
+
+  @functools.cached_property
+  def _first(self) -> TrainState:
+    model = models.build_model(self._config.model)
+    return state_lib.create_state(model, self._optimizer, self._config.seed)
+
+  def describe(self) -> dict[str, Any]:
+    """What is measured, as the report's `workload`."""
+    c = self._config
+    return {
+      'model': c.model.name,
+      'parameters': sum(row.parameters for row in self.table),
+      'convolutions': len(self._kernels),
+      'image_size': list(self.window),
+      'dataset': self.data.name,
+      'loss': c.train.loss,
+      'optimizer': c.optim.name,
+    }
+
+  def build(self, cell: plan.Cell) -> Work:
+    """Builds a cell: its data on the devices, nothing compiled.
+
+    Raises:
+      InputError: more devices than there are.
+    """
+    config = self._config.copy_and_resolve_references()
+    config.model.dtype = cell.dtype
+    config.parallel.mode, config.parallel.devices = cell.mode, cell.devices
+    parallel = parallel_lib.make_parallel(config.parallel)
+    model = models.build_model(config.model, parallel.axis_name)
+    if cell.call == 'inference':
+      return self._inference(cell, model)
+    pipeline = self.pipeline(cell.batch)
+    # A copy: the step reuses its state's buffers.
+    state = parallel.replicate(jax.tree.map(jnp.copy, self._first))
+    if cell.call == 'eval':
+      return self._eval(cell, model, pipeline, parallel, state)
+    step = step_lib.make_train_step(
+      model,
+      self._optimizer,
+      self._loss,
+      l2=config.optim.l2,
+      record=self._kernels,
+      axis_name=parallel.axis_name,
+    )
+    steps, name = 1, cell.feed
+    if cell.feed == 'compute':
+      jitted = parallel.compile(
+        lambda state, batch: step(state, parallel.constrain(batch)),
+        donate=True,
+      )
+      arguments = (state, _settle(parallel, self._batch(cell.batch)))
+      start = functools.partial(_threaded, arguments)
+    elif cell.feed == 'augment':
+      jitted = calls.make_train_call(step, pipeline, parallel, 1)
+      arguments = (state, parallel.replicate(self._arrays))
+      start = functools.partial(_threaded, arguments)
+    else:
+      epoch = epoch_lib.Epoch(
+        config, step, pipeline, parallel, self._arrays, _Silent(), _refuse
+      )
+      jitted, arguments = epoch.program(state)
+      steps = pipeline.steps_per_epoch
+      # One step from the data set on the device: what `augment` compiles.
+      alone = epoch.steps == 1 and epoch.on_device
+      name = 'augment' if alone else 'epoch'
+      start = functools.partial(_epochs, epoch, state)
+    return Work(
+      program=(*dataclasses.astuple(cell)[2:], cell.call, name),
+      jitted=jitted,
+      arguments=arguments,
+      start=start,
+      steps=steps,
+      runs=1,
+      flops=cell.batch * flops.training(self.table),
+      moved=self._moved(cell, cell.batch, flops.training_bytes),
+      devices=_local(parallel),
+    )
+
+  def _moved(self, cell, images: int, count: Callable[..., int]) -> int:
+    # The parameters are counted once an image: they are a small part.
+    return images * count(self.table, jnp.dtype(cell.dtype).itemsize)
+
+  def pipeline(self, batch: int) -> pipeline_lib.Pipeline:
+    """Batches of any size: the slices again where they are too few.
+
+    An epoch is as many whole batches as the slices fill, at least one.
+    """
+    one = self._pipeline
+    times = -(-batch // len(one.train))
+    return dataclasses.replace(one, batch_size=batch, train=one.train * times)
+
+  def _batch(self, size: int) -> dict[str, np.ndarray]:
+    """A training batch on the host: the slices augmented, then again."""
+    count = min(size, len(self._pipeline.train))
+    pipeline = self.pipeline(count)
+
+    @jax.jit
+    def make(data, key):
+      drawn = pipeline.plan(key, jnp.zeros((), jnp.int32))
+      return pipeline.train_batch(pipeline.read(data, drawn), drawn['key'])
+
+    batch = make(self._arrays, jax.random.key(self._config.seed))
+    again = np.arange(size) % count
+    return {name: np.asarray(x)[again] for name, x in batch.items()}
+
+  def _eval(self, cell, model, pipeline, parallel, state) -> Work:
+    step = step_lib.make_eval_step(
+      model,
+      self._loss,
+      l2=self._config.optim.l2,
+      axis_name=parallel.axis_name,
+    )
+    windows = pipeline.eval_plans(cell.batch)[0]
+    raw = pipeline_lib.read_host(self._arrays, windows, self.window)
+    placed = _settle(parallel, (raw, windows['seen']))
+    arguments = (state, *placed)
+    return Work(
+      program=dataclasses.astuple(cell),
+      jitted=calls.make_eval_call(step, pipeline, parallel),
+      arguments=arguments,
+      start=lambda compiled: lambda: compiled(*arguments),
+      steps=1,
+      runs=1,
+      flops=cell.batch * flops.forward(self.table),
+      moved=self._moved(cell, cell.batch, flops.forward_bytes),
+      devices=_local(parallel),
+    )
+
+  def _inference(self, cell, model) -> Work:
+    y, x = self.window
+    # Mirrored at its borders: no edge that tissue would not have.
+    corner = self.data.image[self.data.valid[0], :y, :x]
+    image = np.pad(np.asarray(corner), ((0, y), (0, x)), 'symmetric')
+    overlap = min(y, x) // 4
+    tiling = inference.Tiling((y, x), overlap, overlap * 3 // 8)
+    variables = {
+      'params': self._first.params,
+      'batch_stats': self._first.batch_stats,
+    }
+    predictor = inference.Predictor(model, [variables])
+    tile = np.zeros((y, x), np.float32)
+    tiles = len(tiling.starts(image.shape))
+
+    def predict():
+      return predictor(image, tiling)
+
+    return Work(
+      program=dataclasses.astuple(cell),
+      jitted=inference.predict_tile,
+      arguments=(model, False, variables, tile, jax.random.key(0)),
+      start=lambda compiled: predict,
+      steps=1,
+      runs=tiles,
+      flops=tiles * flops.forward(self.table),
+      moved=self._moved(cell, tiles, flops.forward_bytes),
+      devices=(jax.local_devices()[0],),
+    )
+
+
+def _local(parallel: parallel_lib.Parallel) -> tuple[Any, ...]:
+  here = jax.process_index()
+  return tuple(d for d in parallel.devices if d.process_index == here)
+
+
+def _settle(parallel: parallel_lib.Parallel, tree: Any) -> Any:
+  """Host arrays `[b, ...]` divided among the devices, there to stay."""
+  placed = parallel.place_batch(tree)
+  if parallel.mode == 'pmap':
+    # Otherwise each call would divide them anew.
+    return jax.pmap(lambda x: x, devices=parallel.devices)(placed)
+  return placed
+
+
+def _threaded(arguments: tuple, compiled: Any) -> Callable[[], Any]:
+  """Training steps one after the other, on the same data."""
+  state, data = arguments
+  held = [state]
+
+  def call():
+    held[0], metrics = compiled(held[0], data)
+    return held[0], metrics
+
+  return call
+
+
+def _epochs(
+  epoch: epoch_lib.Epoch, state: TrainState, compiled: Any
+) -> Callable[[], Any]:
+  epoch.use(compiled)
+  held = [state]
+
+  def call():
+    held[0], sums, _ = epoch(held[0])
+    return held[0], sums
+
+  return call
+
+
+def _refuse(state: TrainState) -> None:
+  del state
+  raise errors.RunError(
+    'The loss of the network that is measured is not finite: lower '
+    'optim.learning_rate.'
+  )

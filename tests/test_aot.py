@@ -1,0 +1,166 @@
+"""Predictions for a slice: the search, the report and the refusals."""
+
+import json
+
+import jax
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import aot
+from skipnet_jax.benchmarking import peaks
+from skipnet_jax.benchmarking import slices
+from skipnet_jax.benchmarking import tpu_step
+
+# 1e12 FLOPs, 1e10 bytes of memory and 1e9 bytes of links a second.
+PEAK = peaks.Peak(1, None, 10, 16, 1, 'made up')
+
+
+def searched(limit, start, guesses, attempts):
+  """What the search says and tries where `limit` is the largest that fits."""
+  tried, guesses = [], iter(guesses)
+
+  def fits(number):
+    tried.append(number)
+    return number <= limit
+
+  return aot.search(fits, start, lambda: next(guesses), attempts), tried
+
+
+@pytest.mark.parametrize(
+  ('limit', 'start', 'guesses', 'tried'),
+  [
+    (11, 8, [11, 11], [8, 11, 12]),
+    (11, 8, [14], [8, 14, 11, 12]),
+    (14, 8, [11, 15], [8, 11, 15, 13, 14]),
+    (8, 8, [3], [8, 9]),
+    (3, 8, [], [8, 4, 2, 3]),
+    (0, 2, [], [2, 1]),
+  ],
+)
+def test_the_largest_is_found_by_guesses_and_bisection(
+  limit, start, guesses, tried
+):
+  assert searched(limit, start, guesses, 9) == ((limit, limit + 1), tried)
+
+
+def test_a_search_that_is_cut_short_says_between_what_the_limit_lies():
+  assert searched(11, 4, [16], 2) == ((10, 16), [4, 16, 10])
+  assert searched(99, 4, [9, 20], 2) == ((20, None), [4, 9, 20])
+  assert searched(0, 8, [], 0) == ((0, 8), [8])
+
+
+def row_of(per_device, devices, limit):
+  """What a step says that has room for `limit` images."""
+  fits = per_device <= limit
+  return {
+    'batch': per_device * devices,
+    'batch_per_device': per_device,
+    'error': None if fits else f'{per_device} GiB of {limit} GiB',
+    'model_flops': per_device * 10**9,
+    'compile': fits and {'compile_s': 60.0 * per_device},
+    'hlo_flops': per_device * 2e9,
+    'hlo_bytes': per_device * 1e8,
+    # A line that reaches 0.98 of 16 GiB between five and six images.
+    'memory': fits
+    and {
+      'peak': (3 + 23 * per_device) * 2**30 // 10,
+      'arguments': 2**20,
+      'temporaries': 2**29,
+    },
+    'collectives': {'all-reduce': {'count': 7, 'bytes': 4 * 10**6}},
+    'floors': {
+      'compute_s': per_device * 0.002,
+      'memory_s': per_device * 0.01,
+      'collective_s': 0.006,
+      'step_s': per_device * 0.01,
+      'bound': 'memory',
+    },
+    'mfu_limit': 0.1,
+  }
+
+
+@pytest.fixture
+def cpu_slice(monkeypatch):
+  """Has a slice consist of CPU devices, each with room for five images."""
+
+  def devices(topology):
+    return jax.devices()[: topology.devices]
+
+  def compile_(step, per_device):
+    del step
+    return row_of(per_device, 4, limit=5)
+
+  monkeypatch.setitem(peaks.PEAKS, 'cpu', PEAK)
+  monkeypatch.setattr(slices, 'devices', devices)
+  monkeypatch.setattr(tpu_step.Step, 'compile', compile_)
+
+
+def test_a_report_has_the_batch_asked_for_and_the_largest_that_fits(
+  smoke, cpu_slice
+):
+  said = []
+  config = smoke({'train.batch_size': 8})
+  report = aot.predict(config, 'v5e:2x2', say=said.append)
+  assert json.loads(json.dumps(report, allow_nan=False)) == report
+  assert report['what'].startswith('prediction')
+  assert [row['batch_per_device'] for row in report['rows']] == [2, 5]
+  assert report['search']['largest_per_device'] == 5
+  assert report['search']['too_large_per_device'] == 6
+  tried = [a['batch_per_device'] for a in report['search']['attempts']]
+  assert tried == [2, 6, 4, 5]
+  assert len(said) == 4
+  # Of 50 ms on one device; 4 MB to the other one take 4 ms more.
+  assert report['weak_scaling'][1]['efficiency'] == pytest.approx(50 / 54)
+  assert report['workload']['image_size'] == [64, 64]
+  assert report['topology']['peak']['source'] == 'made up'
+
+
+def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
+  config = smoke({'train.batch_size': 8})
+  table = aot.format_table(aot.predict(config, 'v5e:2x2', say=lambda _: None))
+  cells = {line[:40].strip(): line[40:].split() for line in table.splitlines()}
+  assert cells['images on each device'] == ['2', '5']
+  assert cells['compile, s'] == ['120.000', '300.000']
+  assert cells['HLO GFLOPs'] == ['4.000', '10.000']
+  assert cells['peak memory, GiB'] == ['4.900', '11.800']
+  assert cells['memory floor, ms'] == ['20.000', '50.000']
+  assert '6 images on each device do not fit: 6 GiB of 5 GiB' in table
+  assert 'predictions: compiled ahead of time' in table
+  assert 'predicted weak scaling' in table
+  assert max(map(len, table.splitlines())) <= 100
+
+
+def test_where_nothing_fits_the_report_says_why(smoke, cpu_slice, monkeypatch):
+  monkeypatch.setattr(
+    tpu_step.Step, 'compile', lambda _, number: row_of(number, 4, limit=0)
+  )
+  config = smoke({'train.batch_size': 8})
+  report = aot.predict(config, 'v5e:2x2', say=lambda _: None)
+  assert report['search']['largest_per_device'] is None
+  assert report['search']['too_large_per_device'] == 1
+  assert report['weak_scaling'] == []
+  table = aot.format_table(report)
+  assert '2 images on each device do not fit: 2 GiB of 0 GiB' in table
+  assert 'no batch fits' in table
+
+
+@pytest.mark.parametrize(
+  ('changes', 'topology', 'said'),
+  [
+    ({}, 'v9:2x2', 'v4, v5e, v5p, v6e'),
+    ({'train.batch_size': 6}, 'v5e:2x2', 'give a multiple of 4'),
+    ({'data.source': 'stack', 'data.size': 0}, 'v5e:2x2', 'data.crop'),
+  ],
+)
+def test_what_cannot_be_predicted_is_refused(
+  smoke, cpu_slice, changes, topology, said
+):
+  with pytest.raises(errors.InputError, match=said):
+    aot.predict(smoke(changes), topology, say=pytest.fail)
+
+
+def test_whole_slices_of_the_challenge_need_not_be_read(smoke, cpu_slice):
+  # Refused for its network, after the window was known.
+  config = smoke({'data.size': 0, 'model.scan': True})
+  with pytest.raises(errors.InputError, match=r'model\.scan'):
+    aot.predict(config, 'v5e:2x2', say=pytest.fail)

@@ -1,0 +1,122 @@
+"""Fresh processes: what they say, and how they may end."""
+
+import json
+import sys
+
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import children
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+  """Makes every process run some Python, with `journal` at hand."""
+
+  def use(code):
+    script = tmp_path / 'child'
+    script.write_text(
+      f'#!{sys.executable}\n'
+      'import json, os, pathlib, sys\n'
+      "path = pathlib.Path(sys.argv[-1].removeprefix('--child='))\n"
+      'journal = json.loads(path.read_text())\n'
+      'def save(): path.write_text(json.dumps(journal))\n'
+      f'{code}\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(script))
+
+  return use
+
+
+def test_each_process_starts_from_what_the_first_one_found(child):
+  child(
+    "print('measuring', flush=True)\n"
+    "journal['about']['seen'] = [journal['first'], journal['largest'],"
+    " sorted(journal['rows'])]\n"
+    "journal['largest'] = {'train float32': 5}\n"
+    "journal['rows'] = {'a': {'error': None}, 'b': {'error': 'too large'}}\n"
+    'save()'
+  )
+  said = []
+  journals = children.measure({'seed': 3}, 3, said.append)
+  assert said == [
+    f'{line}' for n in (1, 2, 3) for line in (f'Process {n} of 3', 'measuring')
+  ]
+  assert [j.config for j in journals] == [{'seed': 3}] * 3
+  later = [False, {'train float32': 5}, ['b']]
+  assert [j.about['seen'] for j in journals] == [[True, {}, []], later, later]
+  # They are told of one folder for compiled programs.
+  assert len({j.cache for j in journals}) == 1
+
+
+def test_the_process_runs_this_package(child):
+  child("journal['about'] = os.environ['PYTHONPATH'].split(':')[0]; save()")
+  (journal,) = children.measure({}, 1, print)
+  assert children.pathlib.Path(
+    journal.about, 'skipnet_jax', 'benchmark.py'
+  ).exists()
+
+
+def test_another_process_goes_on_after_one_that_was_killed(child):
+  child(
+    "if not journal['trials']:\n"
+    "  journal['at'] = 'the row'\n"
+    "  journal['rows'] = {'before': {'error': None}}\n"
+    '  save()\n'
+    '  os.kill(os.getpid(), 9)\n'
+    "journal['rows']['the row'] = {'error': journal['trials']['the row']}\n"
+    'save()'
+  )
+  said = []
+  (journal,) = children.measure({}, 1, said.append)
+  assert journal.rows['before'] == {'error': None}
+  assert 'killed (SIGKILL)' in journal.rows['the row']['error']
+  assert journal.at is None
+  assert '    killed (SIGKILL)' in said
+
+
+def test_one_that_is_killed_at_once_ends_the_benchmark(child):
+  child('os.kill(os.getpid(), 6)')
+  with pytest.raises(errors.RunError, match='SIGABRT'):
+    children.measure({}, 1, print)
+
+
+@pytest.mark.parametrize(
+  ('code', 'error'), [(2, errors.InputError), (1, errors.RunError)]
+)
+def test_a_sentence_is_handed_on(child, code, error):
+  child(
+    f"print('a warning\\nerror: no such thing.', file=sys.stderr); exit({code})"
+  )
+  with pytest.raises(error, match=r'^no such thing\.$'):
+    children.measure({}, 1, print)
+
+
+def test_what_nobody_foresaw_is_shown_whole(child, capsys):
+  child('1 / 0')
+  with pytest.raises(errors.RunError, match='ZeroDivisionError'):
+    children.measure({}, 1, print)
+  assert 'Traceback' in capsys.readouterr().err
+
+
+def test_no_process_is_left_when_the_parent_stops(child):
+  child('print(os.getpid(), flush=True)\nimport time\ntime.sleep(60)')
+  seen = []
+
+  def interrupted(line):
+    if line.isdigit():
+      seen.append(int(line))
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    children.measure({}, 1, interrupted)
+  with pytest.raises(ProcessLookupError):
+    children.os.kill(seen[0], 0)
+
+
+def test_the_journal_is_json_that_a_person_can_read(child):
+  child("print(json.dumps(journal['config'])); save()")
+  said = []
+  children.measure({'model': {'name': 'fc_resnet'}}, 1, said.append)
+  assert json.loads(said[1]) == {'model': {'name': 'fc_resnet'}}

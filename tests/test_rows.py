@@ -1,0 +1,230 @@
+"""The rows of a plan, measured on work of a millisecond that may not fit."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import journal as journal_lib
+from skipnet_jax.benchmarking import plan
+from skipnet_jax.benchmarking import roofline
+from skipnet_jax.benchmarking import rows
+from skipnet_jax.benchmarking import workload
+
+SECTION = {
+  'calls': ('train',),
+  'feeds': ('compute',),
+  'dtypes': ('float32',),
+  'modes': ('jit',),
+  'batches': (8,),
+  'warmup': 2,
+  'repetitions': 3,
+}
+
+
+class Fake:
+  """Work whose memory has room for `limit` examples on a device."""
+
+  limit = 10**9
+  message = 'RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.'
+
+  def __init__(self, config):
+    self.built = []
+
+  def describe(self):
+    return {'model': 'fake'}
+
+  def build(self, cell):
+    self.built.append(cell)
+
+    def start(compiled):
+      def call():
+        if cell.batch > self.limit * cell.devices:
+          raise jax.errors.JaxRuntimeError(self.message)
+        return compiled(jnp.zeros(()))
+
+      return call
+
+    return workload.Work(
+      program=(cell,),
+      jitted=jax.jit(lambda x: x + 1),
+      arguments=(jnp.zeros(()),),
+      start=start,
+      steps=2,
+      runs=1,
+      flops=7 * cell.batch,
+      devices=tuple(jax.devices()[: cell.devices]),
+    )
+
+
+@pytest.fixture
+def measure(smoke, monkeypatch):
+  """Measures a plan; gives the journal and what was said."""
+  monkeypatch.setattr(workload, 'Bench', Fake)
+  monkeypatch.setattr(
+    roofline, 'measure_rates', lambda *_: roofline.Rates(1.0, 1.0)
+  )
+
+  def call(changes=None, limit=10**9, **fields):
+    monkeypatch.setattr(Fake, 'limit', limit)
+    config = smoke()
+    with config.unlocked():
+      config.benchmark = plan.get_default()
+      config.benchmark.update(SECTION | (changes or {}))
+    journal = journal_lib.Journal(None, config=json.loads(config.to_json()))
+    vars(journal).update(fields)
+    said = []
+    rows.measure_all(journal, said.append)
+    return journal, said
+
+  return call
+
+
+def test_each_row_has_its_times_by_step(measure):
+  journal, said = measure({'batches': (4, 8)})
+  assert list(journal.rows) == [
+    'train compute jit x1 float32 batch 4',
+    'train compute jit x1 float32 batch 8',
+  ]
+  for row, batch in zip(journal.rows.values(), (4, 8), strict=True):
+    assert row['error'] is None
+    assert row['warmup'] == 2
+    assert len(row['seconds']) == 3
+    assert all(0 < s < 10 for s in row['seconds'])
+    assert row['flops'] == 7 * batch
+    assert row['compile']['compile_s'] > 0
+    assert row['compile']['warm_compile_s'] > 0
+  assert journal.about['workload'] == {'model': 'fake'}
+  # Nobody waits in silence: what is measured, and what came out.
+  assert said[1] == '[1/2] train compute jit x1 float32 batch 4'
+  assert 'images/s' in said[2]
+
+
+def test_the_largest_batch_is_found_and_the_refused_one_reported(measure):
+  journal, said = measure({'batches': (0,)}, limit=11)
+  assert journal.largest == {'train float32': 11}
+  assert [(r['cell']['batch'], r['error']) for r in journal.rows.values()] == [
+    (
+      12,
+      'Batch 12 does not fit: out of memory: RESOURCE_EXHAUSTED: Out of memory '
+      'allocating 7 bytes; the largest that fits is 11.',
+    ),
+    (11, None),
+  ]
+  assert any(line.strip() == 'batch 8 fits' for line in said)
+
+
+def test_a_given_batch_that_does_not_fit_ends_in_a_search(measure):
+  journal, _ = measure({'batches': (4, 64)}, limit=5)
+  good, bad = journal.rows.values()
+  assert good['error'] is None
+  assert bad['error'].startswith('Batch 64 does not fit')
+  assert bad['error'].endswith('the largest that fits is 5.')
+
+
+def test_on_several_devices_batches_are_tried_that_they_divide(measure):
+  journal, _ = measure(
+    {'modes': ('sharded',), 'devices': (4,), 'batches': (64,), 'scaling': ()},
+    limit=5,
+  )
+  (bad,) = journal.rows.values()
+  assert bad['error'].endswith('the largest that fits is 20.')
+
+
+def test_the_largest_batch_of_a_network_is_what_its_plan_says(
+  smoke, monkeypatch
+):
+  room = 3_000_000
+  monkeypatch.setattr(rows.largest, 'memory_limit', lambda _: room)
+  monkeypatch.setattr(
+    roofline, 'measure_rates', lambda *_: roofline.Rates(1.0, 1.0)
+  )
+  config = smoke({'model.repetitions': (1,) * 7, 'model.base_width': 2})
+  with config.unlocked():
+    config.benchmark = plan.get_default()
+    config.benchmark.update(SECTION | {'calls': ('eval',), 'batches': (0,)})
+  journal = journal_lib.Journal(None, config=json.loads(config.to_json()))
+  rows.measure_all(journal, print)
+  refused, row = journal.rows.values()
+  assert 'the compiled program needs 0.00' in refused['error']
+  assert row['error'] is None
+  batch, need = row['cell']['batch'], row['compile']['predicted_bytes']
+  assert need <= room
+  # One eighth more is refused: the memory is nearly proportional to the batch.
+  assert need * (1 + 1 / 8 + 1 / batch) > 0.95 * room
+  assert refused['cell']['batch'] - batch <= max(1, batch // 8)
+  # Not each doubling was compiled.
+  assert len(journal.trials) <= 6
+
+
+def test_nothing_fits(measure):
+  journal, _ = measure({'batches': (0,)}, limit=0)
+  (row,) = journal.rows.values()
+  assert row['error'].startswith('Batch 1 does not fit')
+  assert row['error'].endswith('no smaller fits.')
+
+
+def test_a_program_that_cannot_fit_is_not_run(measure, monkeypatch):
+  monkeypatch.setattr(
+    rows.largest, 'shortage', lambda *_: 'the compiled program needs more'
+  )
+
+  def never(*_):
+    raise AssertionError('it was run')
+
+  monkeypatch.setattr(rows.measure, 'time_calls', never)
+  journal, _ = measure({'batches': (1,)})
+  (row,) = journal.rows.values()
+  assert 'the compiled program needs more' in row['error']
+
+
+def test_what_a_process_died_of_is_not_tried_again(measure):
+  name = 'train compute jit x1 float32 batch 8'
+  journal, _ = measure(
+    {'batches': (4, 8)}, trials={name: 'the process was killed'}
+  )
+  good, bad = journal.rows.values()
+  assert good['error'] is None
+  assert bad['error'].startswith('Batch 8 does not fit: the process was killed')
+  assert bad['error'].endswith('the largest that fits is 7.')
+
+
+def test_a_search_goes_on_after_what_a_process_died_of(measure):
+  name = 'try train compute jit x1 float32 batch'
+  trials = {f'{name} 1': '', f'{name} 2': '', f'{name} 4': 'killed'}
+  journal, _ = measure({'batches': (0,)}, trials=trials)
+  assert journal.largest == {'train float32': 3}
+
+
+def test_rows_that_are_there_are_not_measured_again(measure):
+  first, _ = measure()
+  again, said = measure(rows=first.rows, about=first.about)
+  assert again.rows == first.rows
+  assert not said
+
+
+def test_any_other_failure_ends_the_benchmark(measure, monkeypatch):
+  monkeypatch.setattr(Fake, 'message', 'INTERNAL: the device is on fire')
+  with pytest.raises(errors.RunError, match='the device is on fire'):
+    measure(limit=0)
+
+
+def test_a_plan_is_refused_before_anything_is_built(measure, monkeypatch):
+  def never(*_):
+    raise AssertionError('it was built')
+
+  monkeypatch.setattr(workload, 'Bench', never)
+  with pytest.raises(errors.InputError, match='there are 8 cpu'):
+    measure({'modes': ('pmap',), 'devices': (16,)})
+  with pytest.raises(errors.InputError, match='give multiples of 8'):
+    measure({'modes': ('pmap',), 'batches': (0, 4)})
+
+
+def test_a_journal_outlives_its_process(tmp_path):
+  path = tmp_path / 'journal.json'
+  journal = journal_lib.Journal(path, config={'seed': 1}, cache='here')
+  journal.rows['a'] = {'seconds': [1.5]}
+  journal.save()
+  assert vars(journal_lib.Journal.read(path)) == vars(journal)

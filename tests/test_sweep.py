@@ -1,0 +1,139 @@
+"""Reports made of processes whose times are known."""
+
+import dataclasses
+
+import pytest
+
+from skipnet_jax.benchmarking import journal as journal_lib
+from skipnet_jax.benchmarking import plan
+from skipnet_jax.benchmarking import sweep
+
+CELL = plan.Cell('train', 'compute', 'sharded', 2, 'float32', 8)
+COMPILE = {
+  'trace_s': 1.0,
+  'lower_s': 2.0,
+  'compile_s': 3.0,
+  'warm_compile_s': 0.5,
+  'hlo_instructions': 77,
+  'hlo_flops': 5e9,
+  'hlo_bytes': 4e9,
+  'predicted_bytes': 1234,
+}
+
+
+def measured(cell, seconds, **changes):
+  return {
+    'cell': dataclasses.asdict(cell),
+    'error': None,
+    'warmup': 1,
+    'seconds': seconds,
+    'compile': COMPILE,
+    'runs': 1,
+    'flops': 8_000_000_000,
+    'moved': 8_000_000_000,
+    'peak_bytes': None,
+    'watts': None,
+  } | changes
+
+
+def journal(*rows, kind='cpu', copy=10.0, hosts=1):
+  return journal_lib.Journal(
+    None,
+    rows={str(plan.Cell(**row['cell'])): row for row in rows},
+    about={
+      'hosts': hosts,
+      'hardware': {'device_kind': kind},
+      'rates': {'float32': {'copy_gb_s': copy, 'matrix_tflops': 0.1}},
+    },
+  )
+
+
+def test_a_row_is_of_the_times_of_all_processes():
+  (row,), raw = sweep.merge(
+    [
+      journal(measured(CELL, [0.5, 1.0, 1.5], peak_bytes=100)),
+      journal(measured(CELL, [2.0, 2.0, 5.0], peak_bytes=300), copy=20.0),
+    ]
+  )
+  assert row['processes'] == 2
+  assert row['process_p50'] == [1.0, 2.0]
+  assert row['timing']['n'] == 6
+  assert row['timing']['mean'] == 2.0
+  # Batch over mean time, never a mean of rates.
+  assert row['images_per_second'] == 4.0
+  assert row['images_per_second_per_device'] == 2.0
+  assert row['tflops'] == pytest.approx(0.004)
+  assert row['compile'] == {
+    k: v
+    for k, v in COMPILE.items()
+    if k not in ('hlo_flops', 'hlo_bytes', 'predicted_bytes')
+  }
+  assert row['memory'] == {'predicted_bytes': 1234, 'peak_bytes': 300}
+  # One device: 4e9 FLOPs at 0.1 TFLOP/s, 4e9 bytes at the faster 20 GB/s.
+  assert row['roofline'] == {
+    'flops_s': pytest.approx(0.04),
+    'bytes_s': pytest.approx(0.2),
+    'bound': 'bytes',
+    'floor_s': pytest.approx(0.2),
+    'fraction': pytest.approx(0.1),
+    'copy_gb_s': 20.0,
+    'matrix_tflops': 0.1,
+  }
+  assert row['energy'] is None
+  assert raw == [
+    (0, process, i, seconds)
+    for process, times in enumerate(([0.5, 1.0, 1.5], [2.0, 2.0, 5.0]))
+    for i, seconds in enumerate(times)
+  ]
+
+
+def test_runs_of_a_program_multiply_what_xla_counts():
+  (row,), _ = sweep.merge([journal(measured(CELL, [1.0], runs=9))])
+  assert row['hlo_flops'] == 45e9
+  assert row['hlo_bytes'] == 36e9
+
+
+def test_an_unknown_device_has_no_utilisation_and_says_why():
+  (row,), _ = sweep.merge([journal(measured(CELL, [1.0]), kind='abacus')])
+  assert row['mfu'] is row['mfu_peak'] is None
+  assert "device kind 'abacus'" in row['mfu_reason']
+
+
+def test_utilisation_is_of_the_published_peak():
+  found = sweep.utilisation(98.95, 'NVIDIA H200', 'bfloat16')
+  assert found['mfu'] == pytest.approx(0.1)
+  assert found['mfu_peak']['tflops'] == 989.5
+  assert 'H200' in found['mfu_peak']['source']
+  # Not clipped: above 1 something is wrong, and is to be seen.
+  assert sweep.utilisation(2000, 'NVIDIA H200', 'bfloat16')['mfu'] > 2
+  assert sweep.utilisation(67, 'NVIDIA H200', 'float32')['mfu'] == 1
+  none = sweep.utilisation(1, 'TPU v4', 'float32')
+  assert none['mfu'] is None
+  assert 'float32 peak' in none['mfu_reason']
+
+
+def test_watts_give_joules_of_an_image():
+  (row,), _ = sweep.merge(
+    [
+      journal(measured(CELL, [2.0], watts=100.0)),
+      journal(measured(CELL, [4.0], watts=300.0)),
+    ]
+  )
+  # 200 W over 3 s for 8 images.
+  assert row['energy'] == {'watts': 200.0, 'joules_per_image': 75.0}
+  (row,), _ = sweep.merge([journal(measured(CELL, [2.0], watts=9.0), hosts=2)])
+  assert row['energy'] is None
+
+
+def test_a_row_that_failed_in_any_process_has_no_figures():
+  failed = {'cell': dataclasses.asdict(CELL), 'error': 'Batch 8 does not fit.'}
+  other = dataclasses.replace(CELL, batch=4)
+  rows, raw = sweep.merge(
+    [
+      journal(measured(CELL, [1.0]), measured(other, [1.0])),
+      journal(failed, measured(other, [1.0])),
+    ]
+  )
+  assert [row['error'] for row in rows] == ['Batch 8 does not fit.', None]
+  assert rows[0]['timing'] is rows[0]['roofline'] is None
+  assert {line[0] for line in raw} == {0, 1}

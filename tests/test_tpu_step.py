@@ -1,0 +1,131 @@
+"""The step compiled ahead of time, here for CPU devices: what a row says."""
+
+import jax
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax.analysis import layers
+from skipnet_jax.benchmarking import flops
+from skipnet_jax.benchmarking import peaks
+from skipnet_jax.benchmarking import slices
+from skipnet_jax.benchmarking import tpu_step
+
+# 1e12 FLOPs, 1e10 bytes of memory and 1e9 bytes of links a second.
+PEAK = peaks.Peak(1, None, 10, 16, 1, 'made up')
+
+
+@pytest.fixture
+def known(monkeypatch):
+  monkeypatch.setitem(peaks.PEAKS, 'cpu', PEAK)
+
+
+@pytest.fixture(scope='module')
+def compiled(smoke):
+  """A row for four CPU devices, and the layers of its network."""
+  config = smoke({'model.dropout': 0.0})
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(peaks.PEAKS, 'cpu', PEAK)
+    step = tpu_step.Step(config, (32, 32), jax.devices()[:4])
+    row = step.compile(2)
+  model = models.build_model(config.model)
+  return row, layers.layer_table(model, (1, 32, 32, 1))
+
+
+def test_the_model_flops_are_those_of_one_device(compiled):
+  row, table = compiled
+  assert (row['batch'], row['batch_per_device']) == (8, 2)
+  assert row['model_flops'] == 2 * flops.training(table)
+
+
+def test_xla_counts_about_as_many_flops_for_a_device(compiled):
+  row, _ = compiled
+  # More, for the rest of the step; less, for the edges of the images.
+  assert 0.7 < row['hlo_flops'] / row['model_flops'] < 3
+
+
+def test_gradients_and_batch_statistics_are_summed_over_the_devices(compiled):
+  row, table = compiled
+  assert set(row['collectives']) == {'all-reduce'}
+  summed = row['collectives']['all-reduce']['bytes']
+  gradients = 4 * sum(layer.parameters for layer in table)
+  # Of BatchNorm, scale and bias: sums forward and backward are as many each.
+  normed = 4 * sum(r.parameters for r in table if not r.flops)
+  assert gradients + normed <= summed <= gradients + 3 * normed + 200
+
+
+def test_a_device_holds_the_state_and_its_part_of_the_batch(compiled):
+  row, table = compiled
+  parameters = 4 * sum(layer.parameters for layer in table)
+  images = 3 * 4 * 2 * 32 * 32
+  statistics = 4 * sum(r.parameters for r in table if not r.flops)
+  # Parameters and RMSProp's mean squares, running statistics, counters.
+  state = 2 * parameters + statistics
+  assert 0 <= row['memory']['arguments'] - state - images < 4096
+  # The new state takes the old one's place.
+  assert row['memory']['aliased'] >= state
+
+
+def test_the_floors_are_those_of_what_was_counted(compiled):
+  row, _ = compiled
+  floors = row['floors']
+  assert floors['compute_s'] == pytest.approx(row['hlo_flops'] / 1e12)
+  assert floors['memory_s'] == pytest.approx(row['hlo_bytes'] / 1e10)
+  sent = 1.5 * row['collectives']['all-reduce']['bytes']
+  assert floors['collective_s'] == pytest.approx(sent / 1e9)
+  ideal = row['model_flops'] / 1e12
+  assert row['mfu_limit'] == pytest.approx(ideal / floors['step_s'])
+
+
+def test_a_batch_that_does_not_fit_says_so(smoke, known, monkeypatch):
+  def exhausted(*_):
+    raise jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: Ran out of memory (20.00G) of (15.75G). '
+      'HLO module: jit_step.\nSee elsewhere.'
+    )
+
+  step = tpu_step.Step(smoke(), (64, 64), jax.devices()[:2])
+  monkeypatch.setattr(tpu_step.measure, 'compile_phases', exhausted)
+  row = step.compile(3)
+  assert row['error'] == (
+    'RESOURCE_EXHAUSTED: Ran out of memory (20.00G) of (15.75G)'
+  )
+  assert row['batch'] == 6
+  assert row['floors'] is row['memory'] is row['compile'] is None
+
+
+def test_any_other_failure_of_the_compiler_is_not_hidden(
+  smoke, known, monkeypatch
+):
+  def broken(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: broken')
+
+  step = tpu_step.Step(smoke(), (64, 64), jax.devices()[:2])
+  monkeypatch.setattr(tpu_step.measure, 'compile_phases', broken)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    step.compile(1)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'window', 'said'),
+  [
+    ({'model.scan': True}, (64, 64), 'model.scan=False'),
+    ({}, (64, 40), 'multiples of 32'),
+    ({'model.dtype': 'float16'}, (64, 64), 'float32 or bfloat16'),
+  ],
+)
+def test_a_network_that_cannot_be_judged_is_refused(
+  smoke, known, changes, window, said
+):
+  with pytest.raises(errors.InputError, match=said):
+    tpu_step.Step(smoke(changes), window, jax.devices()[:2])
+
+
+@pytest.mark.tpu_compiler
+def test_a_small_network_is_compiled_for_a_tpu(smoke):
+  devices = slices.devices(slices.parse_topology('v5e:2x2'))
+  row = tpu_step.Step(smoke(), (64, 64), devices).compile(1)
+  assert row['error'] is None
+  assert row['collectives']['all-reduce']['count'] > 0
+  assert 0 < row['memory']['peak'] < 2**30
+  assert row['floors']['bound'] == 'memory'

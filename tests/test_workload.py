@@ -1,0 +1,171 @@
+"""What is built for a cell computes what it says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import flops
+from skipnet_jax.benchmarking import plan
+from skipnet_jax.benchmarking import workload
+
+QUICK = {
+  'model.repetitions': (1,) * 7,
+  'model.base_width': 2,
+  'model.dropout': 0.0,
+  'optim.name': 'sgd',
+}
+TRAIN = plan.Cell('train', 'compute', 'jit', 1, 'float32', 4)
+EVAL = dataclasses.replace(TRAIN, call='eval')
+
+
+@pytest.fixture(scope='module')
+def bench(smoke):
+  return workload.Bench(smoke(QUICK))
+
+
+def start(bench, cell):
+  work = bench.build(cell)
+  return work, work.start(work.jitted.lower(*work.arguments).compile())
+
+
+def loss(metrics):
+  return float(np.ravel(metrics['loss'])[0])
+
+
+def test_a_step_is_repeated_on_the_same_batch_in_each_mode(bench):
+  losses = {}
+  for mode, devices in (('jit', 1), ('pmap', 2), ('sharded', 2)):
+    cell = dataclasses.replace(TRAIN, mode=mode, devices=devices)
+    work, call = start(bench, cell)
+    assert len(work.devices) == devices
+    losses[mode] = []
+    for count in (1, 2, 3):
+      state, metrics = call()
+      assert int(np.ravel(state.step)[0]) == count
+      # The record that train keeps is part of the step.
+      assert metrics['flow'].shape[-2] == 4
+      losses[mode].append(loss(metrics))
+    assert losses[mode][2] < losses[mode][0]
+  for mode in ('pmap', 'sharded'):
+    np.testing.assert_allclose(losses[mode], losses['jit'], rtol=1e-4)
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'sharded'])
+def test_the_batch_of_compute_lies_on_the_devices(bench, mode):
+  cell = dataclasses.replace(TRAIN, mode=mode, devices=4)
+  _, batch = bench.build(cell).arguments
+  for array in batch.values():
+    shards = array.addressable_shards
+    assert {shard.device for shard in shards} == set(jax.devices()[:4])
+    assert all(shard.data.size == array.size // 4 for shard in shards)
+
+
+def test_an_epoch_is_as_many_steps_as_it_says(bench):
+  augment, call = start(bench, dataclasses.replace(TRAIN, feed='augment'))
+  state, first = call()
+  assert int(state.step) == augment.steps == 1
+  _, second = call()
+  work = bench.build(dataclasses.replace(TRAIN, feed='end_to_end'))
+  # Eight slices by four: two steps, one by one on a CPU.
+  assert work.steps == 2
+  assert work.program == augment.program
+  call = work.start(work.jitted.lower(*work.arguments).compile())
+  state, sums = call()
+  assert int(state.step) == sums['steps'] == 2
+  # The same batches as two calls with augmentation inside.
+  np.testing.assert_allclose(
+    sums['loss'], loss(first) + loss(second), rtol=1e-5
+  )
+
+
+def test_a_batch_may_be_larger_than_the_data_set(bench):
+  for batch, size, steps in ((1, 8, 8), (3, 8, 2), (8, 8, 1), (20, 24, 1)):
+    pipeline = bench.pipeline(batch)
+    assert len(pipeline.train) == size
+    assert pipeline.steps_per_epoch == steps
+    assert set(pipeline.train) == set(range(8))
+  cell = dataclasses.replace(TRAIN, batch=20)
+  _, batch = bench.build(cell).arguments
+  assert batch['image'].shape == (20, 64, 64, 1)
+  np.testing.assert_array_equal(batch['image'][16:], batch['image'][:4])
+  assert len(np.unique(batch['image'][:8], axis=0)) == 8
+
+
+def test_an_evaluation_step_sees_each_window_once(bench):
+  # Two validation slices; the rest of the batch is padding.
+  work, call = start(bench, EVAL)
+  found = call()
+  assert float(found['pixels']) == 2 * 64 * 64
+  sharded = dataclasses.replace(EVAL, mode='sharded', devices=2, batch=2)
+  _, call = start(bench, sharded)
+  np.testing.assert_allclose(call()['bce'], found['bce'], rtol=1e-5)
+  assert work.flops == 4 * flops.forward(bench.table)
+
+
+def test_the_dtype_is_that_of_the_cell(bench):
+  products = {
+    dtype: {
+      eqn.outvars[0].aval.dtype
+      for eqn in _equations(bench, dataclasses.replace(EVAL, dtype=dtype))
+      if eqn.primitive.name == 'conv_general_dilated'
+    }
+    for dtype in ('float32', 'bfloat16')
+  }
+  assert products['float32'] == {jnp.dtype('float32')}
+  assert products['bfloat16'] == {jnp.dtype('bfloat16')}
+
+
+def _equations(bench, cell):
+  work = bench.build(cell)
+  # Flax's BatchNorm promotes by itself.
+  with jax.numpy_dtype_promotion('standard'):
+    todo = [jax.make_jaxpr(work.jitted)(*work.arguments).jaxpr]
+  found = []
+  while todo:
+    for eqn in todo.pop().eqns:
+      found.append(eqn)
+      todo += [v.jaxpr for v in eqn.params.values() if hasattr(v, 'jaxpr')]
+  return found
+
+
+def test_a_tiled_prediction_is_of_four_slices(bench):
+  cell = plan.Cell('inference', 'end_to_end', 'jit', 1, 'float32', 4)
+  work = bench.build(cell)
+  mean, _ = work.start(None)()
+  assert mean.shape == (128, 128)
+  assert mean.min() >= 0
+  assert mean.max() <= 1
+  # Tiles of 64 that overlap by 16 start at multiples of 32: three by three.
+  assert work.runs == 9
+  assert work.flops == 9 * flops.forward(bench.table)
+
+
+def test_the_flops_are_those_of_the_batch(bench):
+  one, four = (
+    bench.build(dataclasses.replace(TRAIN, batch=n)).flops for n in (1, 4)
+  )
+  assert four == 4 * one == 4 * flops.training(bench.table)
+
+
+def test_more_devices_than_there_are(bench):
+  with pytest.raises(errors.InputError, match='give at most 8'):
+    bench.build(dataclasses.replace(TRAIN, mode='pmap', devices=64, batch=64))
+
+
+def test_what_is_measured_is_described(bench, smoke):
+  found = bench.describe()
+  assert found['image_size'] == [64, 64]
+  assert found['dataset'].startswith('synthetic 10x64x64')
+  assert found['optimizer'] == 'sgd'
+  variables = jax.eval_shape(lambda: bench._first.params)
+  sizes = [leaf.size for leaf in jax.tree.leaves(variables)]
+  assert found['parameters'] == sum(sizes)
+
+
+def test_a_slice_that_no_network_takes(smoke):
+  with pytest.raises(errors.InputError, match='multiples of 32'):
+    workload.Bench(smoke(QUICK | {'data.size': 72}))
