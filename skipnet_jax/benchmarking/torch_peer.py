@@ -300,8 +300,7 @@ def format_table(result: dict[str, Any]) -> str:
     f'A training step beside PyTorch {result["software"]["torch"]}: '
     f'{y}x{x}, batch {result["batch"]}, {result["dtype"]}, {result["device"]}',
     f'gradients differ by {exact["gradient"]:.1e} of their norm in float64, '
-    f'{close["gradient"]:.1e} in float32 '
-    f'(rounding alone: {result["agreement"]["rounding"]["gradient"]:.1e})',
+    f'{close["gradient"]:.1e} in float32',
     f'before the race the machine had a load of '
     f'{result["hardware"]["load_average"][0]:.1f} on '
     f'{result["hardware"]["cores"]} cores: it should be idle',
