@@ -10,7 +10,9 @@ from skipnet_jax import errors
 from skipnet_jax.benchmarking import accelerator
 from skipnet_jax.benchmarking import suite
 
-WRITE = "import json, sys; json.dump({'lines': ['fine']}, open(sys.argv[1], 'w'))"
+WRITE = (
+  "import json, sys; json.dump({'lines': ['fine']}, open(sys.argv[1], 'w'))"
+)
 
 
 def piece(name, log, code=WRITE):

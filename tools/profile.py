@@ -35,6 +35,7 @@ def main() -> None:
   from skipnet_jax import config as config_lib
   from skipnet_jax.benchmarking import plan
   from skipnet_jax.benchmarking import profiling
+  from skipnet_jax.benchmarking import program as program_lib
   from skipnet_jax.benchmarking import workload
 
   config = _CONFIG.value
@@ -63,7 +64,7 @@ def main() -> None:
       jax.block_until_ready(step())
     wall = (time.perf_counter() - start) / _STEPS.value
   (path,) = folder.rglob('*.xplane.pb')
-  program = profiling.Program(text)
+  program = program_lib.Program(text)
   events = profiling.read_events(path, program)
   if not events:
     raise errors.RunError(

@@ -6,6 +6,7 @@ A piece that finished with the same identity is not run again.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -154,10 +155,9 @@ def _run(piece: Piece, limit: float) -> Entry:
 
 
 def _end(process: subprocess.Popen) -> None:
-  try:
+  # Unless all of them have ended.
+  with contextlib.suppress(ProcessLookupError):
     os.killpg(process.pid, signal.SIGKILL)
-  except ProcessLookupError:
-    pass  # All of them have ended.
   process.wait()
 
 
