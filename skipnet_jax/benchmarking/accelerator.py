@@ -54,8 +54,9 @@ def parity(config: Config, save: Save) -> None:
   side = min(SIDE, bare.data.size or SIDE)
   image = rng.normal(size=(1, side, side, 1))
   label = (rng.random(image.shape) < 0.8).astype(image.dtype)
-  variables = models.build_model(bare.model).init(
-    jax.random.key(bare.seed), jnp.zeros(image.shape, jnp.float32), train=False
+  first = models.build_model(bare.model)
+  variables = jax.jit(functools.partial(first.init, train=False))(
+    jax.random.key(bare.seed), jnp.zeros(image.shape, jnp.float32)
   )
   variables = jax.device_get(variables)
 
