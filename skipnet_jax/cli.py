@@ -103,6 +103,10 @@ def run(
   """
   _use_large_pages()
   _keep_compiled()
+  # A tool's folder is no place to import from: tools/profile.py would stand for
+  # Python's own `profile`.
+  if sys.path[0] == os.path.dirname(os.path.abspath(sys.argv[0])):
+    del sys.path[0]
   # XLA's start-up notes are not for the reader of a training log.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
 

@@ -35,11 +35,12 @@ def count(hlo: str) -> dict[str, dict[str, int]]:
   for result, kind in _LINE.findall(hlo):
     entry = found.setdefault(kind, {'count': 0, 'bytes': 0})
     entry['count'] += 1
-    entry['bytes'] += _bytes(result)
+    entry['bytes'] += shape_bytes(result)
   return found
 
 
-def _bytes(shape: str) -> int:
+def shape_bytes(shape: str) -> int:
+  """Bytes of an HLO shape such as `f32[8,128]{1,0}`, a tuple's arrays added."""
   total = 0
   for dtype, bits, sides in _ARRAY.findall(shape):
     elements = math.prod(int(side) for side in sides.split(',') if side)

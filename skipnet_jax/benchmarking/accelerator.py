@@ -1,0 +1,281 @@
+"""What wants a real accelerator: each piece a function of a config.
+
+A piece is given `save(result)`, which it calls whenever it has found something:
+what it had when it was stopped is kept. `lines` of a result is for the table.
+"""
+
+from collections.abc import Callable
+import functools
+import importlib.util
+from typing import Any
+
+import ml_collections
+
+from skipnet_jax import errors
+
+Config = ml_collections.ConfigDict
+Result = dict[str, Any]
+Save = Callable[[Result], None]
+# Relative: what float32 may differ by, or ROUNDINGS times what rounding does.
+CLOSE = 1e-4
+ROUNDINGS = 3
+# Pixels: a CPU computes in float64, slowly.
+SIDE = 128
+ROUNDS = 10
+
+
+def _split(config: Config) -> Config:
+  from skipnet_jax.benchmarking import plan
+
+  return plan.split(config)[0]
+
+
+def parity(config: Config, save: Save) -> None:
+  """The network on the accelerator beside the CPU, in float32.
+
+  Logits, loss, gradient and statistics of one batch without dropout, each as
+  the norm of the difference over the norm. The accelerator's may be CLOSE to
+  the CPU's, or as far as ROUNDINGS times the CPU's own rounding: its float32
+  beside its float64.
+
+  Raises:
+    RunError: they do not agree.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from skipnet_jax import models
+  from skipnet_jax.training import losses
+
+  bare = _split(config)
+  bare.model.dropout = 0.0
+  rng = np.random.default_rng(bare.seed)
+  side = min(SIDE, bare.data.size or SIDE)
+  image = rng.normal(size=(1, side, side, 1))
+  label = (rng.random(image.shape) < 0.8).astype(image.dtype)
+  first = models.build_model(bare.model)
+  variables = jax.jit(functools.partial(first.init, train=False))(
+    jax.random.key(bare.seed), jnp.zeros(image.shape, jnp.float32)
+  )
+  variables = jax.device_get(variables)
+
+  def point(dtype: str, device: jax.Device) -> dict[str, np.ndarray]:
+    model = models.build_model(bare.model).clone(dtype=dtype)
+    loss = losses.LOSSES['bce']
+
+    @jax.jit
+    def grad(params, stats, image, label):
+      def objective(params):
+        outputs, updated = model.apply(
+          {'params': params, 'batch_stats': stats},
+          image,
+          train=True,
+          mutable=['batch_stats'],
+        )
+        whole = {'label': label, 'mask': jnp.ones_like(label)}
+        value = loss.value(loss.sums(outputs, whole))
+        return value, (outputs['logits'], updated['batch_stats'])
+
+      return jax.value_and_grad(objective, has_aux=True)(params)
+
+    # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
+    with (
+      jax.enable_x64(dtype == 'float64'),
+      jax.numpy_dtype_promotion('standard'),
+      jax.default_matmul_precision('highest'),
+    ):
+      given = (variables['params'], variables['batch_stats'], image, label)
+      given = jax.tree.map(lambda x: np.asarray(x).astype(dtype), given)
+      placed = jax.device_put(given, device)
+      (value, (logits, stats)), grads = jax.device_get(grad(*placed))
+    found = {
+      'logits': logits,
+      'loss': value,
+      'gradient': grads,
+      'statistics': stats,
+    }
+    return {
+      name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+      for name, tree in found.items()
+    }
+
+  cpu, here = jax.devices('cpu')[0], jax.devices()[0]
+  exact, ours = point('float64', cpu), point('float32', cpu)
+  theirs = point('float32', here)
+  apart, rounding = distances(theirs, ours), distances(ours, exact)
+  save(
+    {
+      'device': here.device_kind,
+      'image_size': [side, side],
+      'apart': apart,
+      'rounding': rounding,
+      'lines': [
+        f'{name}: differs by {apart[name]:.1e} (rounding {rounding[name]:.1e})'
+        for name in apart
+      ],
+    }
+  )
+  judge(apart, rounding)
+
+
+def distances(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
+  """Norm of a - b over the norm of b, of each array by name, in float64."""
+  import numpy as np
+
+  norm = np.linalg.norm
+  return {
+    name: float(norm(a[name].astype('float64') - b[name]) / norm(b[name]))
+    for name in b
+  }
+
+
+def judge(apart: dict[str, float], rounding: dict[str, float]) -> None:
+  """Refuses a difference beyond CLOSE and beyond ROUNDINGS times rounding.
+
+  Raises:
+    RunError: naming the first.
+  """
+  for name, found in apart.items():
+    limit = max(CLOSE, ROUNDINGS * rounding[name])
+    # Not `found > limit`: NaN is no agreement.
+    if not found <= limit:
+      raise errors.RunError(
+        f'The accelerator does not agree with the CPU: {name} differs by '
+        f'{found:.1e} of its norm, and {limit:.1e} is allowed.'
+      )
+
+
+def throughput(config: Config, save: Save) -> None:
+  """The benchmark's training rows, one at a time, with the roofline."""
+  from skipnet_jax.benchmarking import report as report_lib
+  from skipnet_jax.benchmarking import sweep
+
+  section = config.benchmark
+  reports, lines = [], []
+  for batch in section.batches:
+    for dtype in section.dtypes:
+      one = config.copy_and_resolve_references()
+      one.benchmark.batches, one.benchmark.dtypes = (batch,), (dtype,)
+      report, _ = sweep.run(one, functools.partial(print, flush=True))
+      reports.append(report)
+      lines += report_lib.format_table(report).splitlines()
+      save({'reports': reports, 'lines': lines})
+  failed = [r['error'] for one in reports for r in one['results'] if r['error']]
+  if failed:
+    raise errors.RunError(f'{len(failed)} row(s) failed: {failed[0]}')
+
+
+def peer(config: Config, save: Save) -> None:
+  """The race against PyTorch, in bfloat16 and in float32."""
+  if importlib.util.find_spec('torch') is None:
+    save({'skipped': 'PyTorch is not installed.'})
+    return
+  from skipnet_jax.benchmarking import torch_peer
+
+  races, lines = [], []
+  for dtype in config.benchmark.dtypes:
+    bare = _split(config)
+    bare.model.dtype = dtype
+    say = functools.partial(print, flush=True)
+    races.append(torch_peer.race(bare, rounds=ROUNDS, say=say))
+    lines += torch_peer.format_table(races[-1]).splitlines()
+    save({'races': races, 'lines': lines})
+
+
+def scan(config: Config, save: Save) -> None:
+  """Compiling the training step with repetitions unrolled and scanned."""
+  from skipnet_jax.benchmarking import measure
+  from skipnet_jax.benchmarking import plan
+  from skipnet_jax.benchmarking import workload
+
+  found, lines = {}, []
+  for scanned in (True, False):
+    bare = _split(config)
+    bare.model.scan = scanned
+    work = workload.Bench(bare).build(_cell(plan, bare, 'compute'))
+    _, compilation = measure.compile_phases(work.jitted, *work.arguments)
+    name = 'scanned' if scanned else 'unrolled'
+    found[name] = c = compilation.to_dict()
+    lines.append(
+      f'{name}: traced {c["trace_s"]:.1f} s, lowered {c["lower_s"]:.1f} s, '
+      f'compiled {c["compile_s"]:.1f} s, {c["hlo_instructions"]} instructions'
+    )
+    save({**found, 'lines': lines})
+
+
+def _cell(plan: Any, bare: Config, feed: str) -> Any:
+  size, dtype = bare.train.batch_size, bare.model.dtype
+  return plan.Cell('train', feed, 'jit', 1, dtype, size)
+
+
+def epoch(config: Config, save: Save) -> None:
+  """A whole epoch in one call, and the share of augmentation in a step."""
+  from skipnet_jax.benchmarking import measure
+  from skipnet_jax.benchmarking import plan
+  from skipnet_jax.benchmarking import workload
+
+  section = plan.split(config)[1]
+  bare = _split(config)
+  bare.train.batch_size = min(5, bare.train.batch_size)
+  bench = workload.Bench(bare)
+  size = bare.train.batch_size
+  bare.train.steps_per_call = bench.pipeline(size).steps_per_epoch
+  bench = workload.Bench(bare)
+  found, lines = {}, []
+  for feed in ('compute', 'augment', 'end_to_end'):
+    work = bench.build(_cell(plan, bare, feed))
+    compiled = work.jitted.lower(*work.arguments).compile()
+    timing = measure.time_calls(
+      work.start(compiled),
+      warmup=section.warmup,
+      repetitions=section.repetitions,
+    )
+    found[feed] = {'steps': work.steps, **timing.summary()}
+    p50 = found[feed]['p50']
+    lines.append(
+      f'{feed}: {p50 * 1e3:.4g} ms for {work.steps} step(s), '
+      f'{work.steps * size / p50:.4g} images/s'
+    )
+    save({'batch': size, **found, 'lines': lines})
+  share = 1 - found['compute']['p50'] / found['augment']['p50']
+  lines.append(f'augmentation takes {share:.1%} of a step')
+  save(
+    {
+      'batch': size,
+      **found,
+      'augmentation_share': share,
+      'lines': lines,
+    }
+  )
+
+
+# In order of worth; later studies go to the end.
+PIECES: dict[str, Callable[[Config, Save], None]] = {
+  'parity': parity,
+  'throughput': throughput,
+  'peer': peer,
+  'scan': scan,
+  'epoch': epoch,
+}
+
+
+def adapt(config: Config, smoke: bool) -> Config:
+  """What `experiments/benchmark.py` is measured with here, changed in place."""
+  config.data.source = 'synthetic'  # No download.
+  config.benchmark.update(
+    {
+      'calls': ('train',),
+      'feeds': ('compute',),
+      'modes': ('jit',),
+      'devices': (),
+      'scaling': (),
+      'processes': 1,
+      'batches': (4,) if smoke else (8, 32),
+      'dtypes': ('float32',) if smoke else ('bfloat16', 'float32'),
+      'repetitions': 3 if smoke else 20,
+    }
+  )
+  if not smoke:
+    config.model.dtype = 'bfloat16'
+  return config

@@ -1,0 +1,136 @@
+"""The suite with pieces that take no time, and the parity's judgement."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import accelerator
+from skipnet_jax.benchmarking import suite
+
+WRITE = (
+  "import json, sys; json.dump({'lines': ['fine']}, open(sys.argv[1], 'w'))"
+)
+
+
+def piece(name, log, code=WRITE):
+  noted = f'open({str(log)!r}, "a").write({name + " "!r}); {code}'
+  return suite.Piece(name, (sys.executable, '-c', noted))
+
+
+@pytest.fixture
+def run(tmp_path):
+  def call(pieces, budget=60.0, identity=None, **more):
+    return suite.run(
+      pieces,
+      tmp_path / 'out',
+      budget=budget,
+      identity=identity or {'code': 'a'},
+      say=lambda text: None,
+      **more,
+    )
+
+  return call
+
+
+def statuses(summary):
+  return [row['status'] for row in summary['pieces']]
+
+
+def test_pieces_run_in_order_and_leave_a_file_each(run, tmp_path):
+  log = tmp_path / 'log'
+  summary = run([piece(name, log) for name in ('b', 'a', 'c')])
+  assert log.read_text() == 'b a c '
+  assert statuses(summary) == [suite.DONE] * 3
+  names = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert names == {'a.json', 'b.json', 'c.json', 'summary.json', 'table.txt'}
+  assert 'fine' in (tmp_path / 'out' / 'table.txt').read_text()
+
+
+def test_a_finished_piece_is_skipped_until_its_identity_changes(run, tmp_path):
+  log = tmp_path / 'log'
+  run([piece('a', log)])
+  summary = run([piece('a', log), piece('b', log)])
+  assert log.read_text() == 'a b '
+  assert statuses(summary) == [suite.DONE] * 2
+  assert summary['pieces'][0]['lines'] == ['fine']
+  run([piece('a', log)], identity={'code': 'b'})
+  assert log.read_text() == 'a b a '
+
+
+def test_a_failing_piece_is_recorded_and_the_next_goes_on(run, tmp_path):
+  log = tmp_path / 'log'
+  pieces = [piece('a', log, 'sys = 1 / 0'), piece('b', log)]
+  summary = run(pieces)
+  assert statuses(summary) == [suite.FAILED, suite.DONE]
+  record = json.loads((tmp_path / 'out' / 'a.json').read_text())
+  assert 'exit code 1: ZeroDivisionError' in record['error']
+  run(pieces)
+  assert log.read_text() == 'a b a '
+
+
+def test_a_piece_that_writes_nothing_has_failed(run, tmp_path):
+  summary = run([piece('a', tmp_path / 'log', 'pass')])
+  assert summary['pieces'][0]['error'] == 'it wrote no result'
+
+
+def test_a_spent_budget_stops_a_piece_and_keeps_what_it_found(run, tmp_path):
+  log = tmp_path / 'log'
+  slow = piece('a', log, f'exec({WRITE!r}); import time; time.sleep(60)')
+  summary = run([slow, piece('b', log)], budget=2.0)
+  assert statuses(summary) == [suite.FAILED, suite.LEFT]
+  assert 'budget' in summary['pieces'][0]['error']
+  assert summary['pieces'][0]['lines'] == ['fine']
+  assert log.read_text() == 'a '
+
+
+def test_the_rest_is_marked_when_no_time_is_left(run, tmp_path):
+  log = tmp_path / 'log'
+  ticks = iter(range(0, 1000, 40))
+  pieces = [piece(name, log) for name in 'abc']
+  summary = run(pieces, budget=70.0, clock=lambda: next(ticks))
+  assert statuses(summary) == [suite.DONE, suite.LEFT, suite.LEFT]
+  assert not (tmp_path / 'out' / 'b.json').exists()
+
+
+def test_a_piece_with_nothing_to_do_says_why(run, tmp_path):
+  log = tmp_path / 'log'
+  code = WRITE.replace("'lines': ['fine']", "'skipped': 'no torch'")
+  row = run([piece('a', log, code)])['pieces'][0]
+  assert (row['status'], row['error']) == (suite.SKIPPED, 'no torch')
+
+
+def test_a_budget_of_nothing_is_refused(run):
+  with pytest.raises(errors.InputError, match='0 minutes'):
+    run([], budget=0.0)
+
+
+def test_the_pieces_are_in_order_of_worth_and_fit_in_eight_files():
+  names = list(accelerator.PIECES)
+  assert names == ['parity', 'throughput', 'peer', 'scan', 'epoch']
+  assert len(names) + 2 <= 8
+
+
+def test_distances_are_relative():
+  a, b = {'x': np.array([3.0, 4.0])}, {'x': np.array([3.0, 0.0])}
+  assert accelerator.distances(a, b) == {'x': pytest.approx(4 / 3)}
+
+
+@pytest.mark.parametrize(
+  ('apart', 'rounding', 'agrees'),
+  [
+    (9e-5, 0.0, True),
+    (2e-4, 0.0, False),
+    (2.9e-3, 1e-3, True),
+    (3.1e-3, 1e-3, False),
+    (float('nan'), 1.0, False),
+  ],
+)
+def test_parity_allows_what_rounding_explains(apart, rounding, agrees):
+  if agrees:
+    accelerator.judge({'loss': apart}, {'loss': rounding})
+    return
+  with pytest.raises(errors.RunError, match='loss differs'):
+    accelerator.judge({'loss': apart}, {'loss': rounding})

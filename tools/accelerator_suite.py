@@ -1,0 +1,78 @@
+"""Measures everything that wants a real accelerator, in order of worth.
+
+PYTHONPATH=. python tools/accelerator_suite.py --budget_minutes=9 --output=DIR
+
+The same command goes on where the budget ended: finished pieces are skipped.
+DIR gets a JSON file for each piece, summary.json and table.txt. --smoke runs
+every piece on a CPU with a small network. Exit code 1 if a piece failed.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from skipnet_jax import cli
+
+_BUDGET = flags.DEFINE_float('budget_minutes', 9, 'Minutes for all pieces.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results.')
+_SMOKE = flags.DEFINE_bool('smoke', False, 'A small network.')
+_DEVICE = flags.DEFINE_enum(
+  'device', None, ['gpu', 'tpu', 'cpu'], 'Default: gpu; with --smoke cpu.'
+)
+_PIECE = flags.DEFINE_string(
+  'piece', None, 'A piece in a process that this command starts itself.'
+)
+_RESULT = flags.DEFINE_string('result', None, 'JSON file of that piece.')
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PLATFORMS = {'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu', 'cpu': 'cpu'}
+
+
+def main() -> None:
+  """Runs the pieces, or one of them."""
+  from skipnet_jax import config as config_lib
+  from skipnet_jax import environment
+  from skipnet_jax.benchmarking import accelerator
+  from skipnet_jax.benchmarking import suite
+  from skipnet_jax.training import workdir
+
+  config = config_lib.load_experiment(
+    ROOT / 'experiments' / 'benchmark.py', 'smoke' if _SMOKE.value else 'full'
+  )
+  config = accelerator.adapt(config, _SMOKE.value)
+  if _PIECE.value:
+    save = functools.partial(workdir.write_json, pathlib.Path(_RESULT.value))
+    accelerator.PIECES[_PIECE.value](config, save)
+    return
+  cli.require(_OUTPUT)
+  device = _DEVICE.value or ('cpu' if _SMOKE.value else 'gpu')
+  os.environ['JAX_PLATFORMS'] = PLATFORMS[device]
+  paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+  os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
+  command = [sys.executable, str(pathlib.Path(__file__).resolve())]
+  command.append(f'--smoke={_SMOKE.value}')
+  summary = suite.run(
+    [
+      suite.Piece(name, (*command, f'--piece={name}', '--result'))
+      for name in accelerator.PIECES
+    ],
+    pathlib.Path(_OUTPUT.value),
+    budget=60 * _BUDGET.value,
+    identity={
+      'code': suite.code_hash(),
+      'config': json.loads(config.to_json()),
+      'device': device,
+      'versions': environment.versions(('jax', 'jaxlib', 'flax', 'torch')),
+    },
+    say=functools.partial(print, flush=True),
+  )
+  print(suite.format_table(summary))
+  if any(row['status'] == suite.FAILED for row in summary['pieces']):
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  cli.run(main, 'the same command goes on after the finished pieces.')

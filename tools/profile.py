@@ -1,0 +1,81 @@
+"""Traces training steps and says which operations take their time and bytes.
+
+python tools/profile.py --config=experiments/benchmark.py:smoke --steps=5 \\
+  --output=DIR
+
+DIR gets the trace, the program's HLO, and operations.csv. The step is the one
+that `train` runs on one device, augmentation included, at the config's batch
+size and dtype.
+"""
+
+import pathlib
+import time
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from skipnet_jax import cli
+from skipnet_jax import errors
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
+)
+_STEPS = flags.DEFINE_integer('steps', 5, 'Steps traced.', lower_bound=1)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder, new or empty.')
+WARMUP = 2
+
+
+def main() -> None:
+  """Compiles, traces, prints the table."""
+  cli.require_config(_CONFIG.value)
+  cli.require(_OUTPUT)
+  # Only now: --help need not wait for JAX.
+  import jax
+
+  from skipnet_jax import config as config_lib
+  from skipnet_jax.benchmarking import plan
+  from skipnet_jax.benchmarking import profiling
+  from skipnet_jax.benchmarking import program as program_lib
+  from skipnet_jax.benchmarking import workload
+
+  config = _CONFIG.value
+  if 'benchmark' in config:
+    config, _ = plan.split(config)
+  config_lib.validate(config)
+  folder = pathlib.Path(_OUTPUT.value)
+  if folder.exists() and any(folder.iterdir()):
+    cli.refuse(f'{folder} is not empty: choose another --output.')
+  folder.mkdir(parents=True, exist_ok=True)
+  batch, dtype = config.train.batch_size, config.model.dtype
+  cell = plan.Cell('train', 'augment', 'jit', 1, dtype, batch)
+  work = workload.Bench(config).build(cell)
+  print(f'compiling: {cell}', flush=True)
+  compiled = work.jitted.lower(*work.arguments).compile()
+  text = compiled.as_text()
+  (folder / 'program.hlo.txt').write_text(text)
+  step = work.start(compiled)
+  for _ in range(WARMUP):
+    jax.block_until_ready(step())
+  options = jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0
+  with jax.profiler.trace(str(folder), profiler_options=options):
+    start = time.perf_counter()
+    for _ in range(_STEPS.value):
+      jax.block_until_ready(step())
+    wall = (time.perf_counter() - start) / _STEPS.value
+  (path,) = folder.rglob('*.xplane.pb')
+  program = program_lib.Program(text)
+  events = profiling.read_events(path, program)
+  if not events:
+    raise errors.RunError(
+      f'The trace {path} names no operation of the compiled program.'
+    )
+  rows = profiling.table(program, events, _STEPS.value)
+  profiling.write_csv(folder / 'operations.csv', rows)
+  busy = profiling.covered(events) / _STEPS.value
+  print(profiling.format_table(rows, wall, busy))
+  print(f'trace and operations.csv: {folder}')
+
+
+if __name__ == '__main__':
+  cli.run(main, 'nothing was measured.')
