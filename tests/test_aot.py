@@ -91,6 +91,7 @@ def cpu_slice(monkeypatch):
     return row_of(per_device, 4, limit=5)
 
   monkeypatch.setitem(peaks.PEAKS, 'cpu', PEAK)
+  monkeypatch.setattr(aot, 'SEARCH', 3)
   monkeypatch.setattr(slices, 'devices', devices)
   monkeypatch.setattr(tpu_step.Step, 'compile', compile_)
 
