@@ -16,11 +16,7 @@ from skipnet_jax import errors
 Config = ml_collections.ConfigDict
 Result = dict[str, Any]
 Save = Callable[[Result], None]
-# Relative: what float32 may differ by, or ROUNDINGS times what rounding does.
-CLOSE = 1e-4
-ROUNDINGS = 3
-# Pixels: a CPU computes in float64, slowly.
-SIDE = 128
+SIDE = 128  # Pixels, of parity: a CPU computes it too.
 ROUNDS = 10
 
 
@@ -34,9 +30,7 @@ def parity(config: Config, save: Save) -> None:
   """The network on the accelerator beside the CPU, in float32.
 
   Logits, loss, gradient and statistics of one batch without dropout, each as
-  the norm of the difference over the norm. The accelerator's may be CLOSE to
-  the CPU's, or as far as ROUNDINGS times the CPU's own rounding: its float32
-  beside its float64.
+  the norm of the difference over the norm; with raised biases, see `agreement`.
 
   Raises:
     RunError: they do not agree.
@@ -46,77 +40,38 @@ def parity(config: Config, save: Save) -> None:
   import numpy as np
 
   from skipnet_jax import models
-  from skipnet_jax.training import losses
+  from skipnet_jax.benchmarking import agreement
 
   bare = _split(config)
-  bare.model.dropout = 0.0
   rng = np.random.default_rng(bare.seed)
   side = min(SIDE, bare.data.size or SIDE)
   image = rng.normal(size=(1, side, side, 1))
   label = (rng.random(image.shape) < 0.8).astype(image.dtype)
-  first = models.build_model(bare.model)
-  variables = jax.jit(functools.partial(first.init, train=False))(
+  model = models.build_model(bare.model)
+  variables = jax.jit(functools.partial(model.init, train=False))(
     jax.random.key(bare.seed), jnp.zeros(image.shape, jnp.float32)
   )
-  variables = jax.device_get(variables)
+  variables = agreement.raise_biases(jax.device_get(variables))
+  batch = {'image': image, 'label': label}
 
-  def point(dtype: str, device: jax.Device) -> dict[str, np.ndarray]:
-    model = models.build_model(bare.model).clone(dtype=dtype)
-    loss = losses.LOSSES['bce']
-
-    @jax.jit
-    def grad(params, stats, image, label):
-      def objective(params):
-        outputs, updated = model.apply(
-          {'params': params, 'batch_stats': stats},
-          image,
-          train=True,
-          mutable=['batch_stats'],
-        )
-        whole = {'label': label, 'mask': jnp.ones_like(label)}
-        value = loss.value(loss.sums(outputs, whole))
-        return value, (outputs['logits'], updated['batch_stats'])
-
-      return jax.value_and_grad(objective, has_aux=True)(params)
-
-    # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
-    with (
-      jax.enable_x64(dtype == 'float64'),
-      jax.numpy_dtype_promotion('standard'),
-      jax.default_matmul_precision('highest'),
-    ):
-      given = (variables['params'], variables['batch_stats'], image, label)
-      given = jax.tree.map(lambda x: np.asarray(x).astype(dtype), given)
-      placed = jax.device_put(given, device)
-      (value, (logits, stats)), grads = jax.device_get(grad(*placed))
-    found = {
-      'logits': logits,
-      'loss': value,
-      'gradient': grads,
-      'statistics': stats,
-    }
+  def point(device):
+    found = agreement.point(model, variables, batch, 'float32', device)
     return {
       name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
       for name, tree in found.items()
     }
 
-  cpu, here = jax.devices('cpu')[0], jax.devices()[0]
-  exact, ours = point('float64', cpu), point('float32', cpu)
-  theirs = point('float32', here)
-  apart, rounding = distances(theirs, ours), distances(ours, exact)
+  here = jax.devices()[0]
+  apart = distances(point(here), point(jax.devices('cpu')[0]))
   save(
     {
       'device': here.device_kind,
       'image_size': [side, side],
       'apart': apart,
-      'rounding': rounding,
-      'lines': [
-        f'{name}: differs by {apart[name]:.1e} (rounding {rounding[name]:.1e})'
-        for name in apart
-      ],
+      'lines': [f'{name}: differs by {x:.1e}' for name, x in apart.items()],
     }
   )
-  judge(apart, rounding)
+  judge(apart, agreement.CLOSE)
 
 
 def distances(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
@@ -130,14 +85,13 @@ def distances(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
   }
 
 
-def judge(apart: dict[str, float], rounding: dict[str, float]) -> None:
-  """Refuses a difference beyond CLOSE and beyond ROUNDINGS times rounding.
+def judge(apart: dict[str, float], limit: float) -> None:
+  """Refuses a difference beyond the limit.
 
   Raises:
     RunError: naming the first.
   """
   for name, found in apart.items():
-    limit = max(CLOSE, ROUNDINGS * rounding[name])
     # Not `found > limit`: NaN is no agreement.
     if not found <= limit:
       raise errors.RunError(

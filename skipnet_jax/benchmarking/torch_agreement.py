@@ -6,11 +6,7 @@ after the step. In float64 the gradient
 of every layer must agree (kernel with bias, scale with bias: a bias before a
 BatchNorm has no gradient but rounding).
 
-In float32, rounding turns over single ReLUs whose input is nearly zero. In 140
-convolutions that alone moved the gradient of either side by up to 3e-3 of its
-norm from its own float64, and at other times by 3e-6. So in float32 both have
-the bias of every BatchNorm raised by RAISED, which leaves few inputs near zero:
-there the same networks differ by 1e-5.
+In float32 both have raised biases, see `agreement`.
 """
 
 from collections.abc import Iterable
@@ -18,20 +14,17 @@ import copy
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from torch.nn import functional
 
 from skipnet_jax import errors
+from skipnet_jax.benchmarking import agreement
 from skipnet_jax.benchmarking import torch_network
 from skipnet_jax.benchmarking import torch_weights
 from skipnet_jax.training import losses
 
 EXACT = 1e-6  # float64; the logits and the loss of the Flax side are float32.
-CLOSE = 1e-4  # float32.
-RAISED = 4.0
 # The centre of one example: XLA has no fast float64 convolution on a CPU.
 SIDE = 128
 
@@ -47,14 +40,6 @@ def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
   }
 
 
-def _raise(variables: dict[str, Any]) -> dict[str, Any]:
-  def raised(path, leaf):
-    layer, name = path[-2].key, path[-1].key
-    return leaf + RAISED if (layer[:4], name) == ('norm', 'bias') else leaf
-
-  return jax.tree_util.tree_map_with_path(raised, variables)
-
-
 def ours(
   model: nn.Module, variables: dict[str, Any], batch: losses.Batch, dtype: str
 ) -> Point:
@@ -66,44 +51,13 @@ def ours(
     batch: image and label `[b, y, x, 1]`, numpy.
     dtype: 'float32' or 'float64', of everything.
   """
-  model = model.clone(dropout=0.0, dtype=dtype)
-
-  @jax.jit
-  def point(params, batch_stats, image, label):
-    def objective(params):
-      outputs, updated = model.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        image,
-        train=True,
-        mutable=['batch_stats'],
-      )
-      loss = losses.LOSSES['bce']
-      whole = {'label': label, 'mask': jnp.ones_like(label)}
-      value = loss.value(loss.sums(outputs, whole))
-      return value, (outputs['logits'], updated.get('batch_stats', {}))
-
-    return jax.value_and_grad(objective, has_aux=True)(params)
-
-  # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
-  with (
-    jax.enable_x64(dtype == 'float64'),
-    jax.numpy_dtype_promotion('standard'),
-    jax.default_matmul_precision('highest'),
-  ):
-    cast = jax.tree.map(
-      lambda x: np.asarray(x).astype(dtype),
-      (
-        variables['params'],
-        variables.get('batch_stats', {}),
-        batch['image'],
-        batch['label'],
-      ),
-    )
-    (value, (logits, stats)), grads = jax.device_get(point(*cast))
+  found = agreement.point(model, variables, batch, dtype)
+  gradient, stats = found['gradient'], found['statistics']
+  logits = np.asarray(found['logits'], np.float64)
   return {
-    'logits': {'': np.asarray(logits, np.float64).transpose(0, 3, 1, 2)},
-    'loss': {'': np.asarray(value, np.float64)},
-    'gradient': _arrays(torch_weights.to_torch({'params': grads})),
+    'logits': {'': logits.transpose(0, 3, 1, 2)},
+    'loss': {'': np.asarray(found['loss'], np.float64)},
+    'gradient': _arrays(torch_weights.to_torch({'params': gradient})),
     'statistics': _arrays(torch_weights.to_torch({'batch_stats': stats})),
   }
 
@@ -114,7 +68,7 @@ def _raised_network(
   network = copy.deepcopy(network)
   for module in network.modules():
     if isinstance(module, torch.nn.BatchNorm2d):
-      module.bias.data += RAISED
+      module.bias.data += agreement.RAISED
   return network
 
 
@@ -232,12 +186,14 @@ def check(
   exact, layers = _distances(our, their), _by_layer(our, their)
   layer = max(layers, key=layers.__getitem__)
   close = _distances(
-    ours(model, _raise(variables), batch, 'float32'),
+    ours(model, agreement.raise_biases(variables), batch, 'float32'),
     theirs(_raised_network(network), batch, 'float32'),
   )
   judged = [(f'{part} in float64', exact[part], EXACT) for part in exact]
   judged.append((f'gradient of {layer} in float64', layers[layer], EXACT))
-  judged += [(f'{part} in float32', close[part], CLOSE) for part in close]
+  judged += [
+    (f'{part} in float32', close[part], agreement.CLOSE) for part in close
+  ]
   for what, found, limit in judged:
     # Not `found > limit`: NaN is no agreement.
     if not found <= limit:

@@ -1,0 +1,92 @@
+"""What a network makes of a batch, for two programs of it to be compared.
+
+In float32, rounding turns over single ReLUs whose input is nearly zero. In 140
+convolutions that alone moved the gradient by up to 3e-3 of its norm from that
+in float64, and at other times by 3e-6. With the bias of every BatchNorm raised
+by RAISED, few inputs are near zero: there the same networks differ by 1e-5.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skipnet_jax.training import losses
+
+CLOSE = 1e-4  # Of the norm, in float32, with raised biases.
+RAISED = 4.0
+
+
+def raise_biases(variables: dict[str, Any]) -> dict[str, Any]:
+  """Variables of a Flax network with the BatchNorms' biases raised."""
+
+  def raised(path, leaf):
+    layer, name = path[-2].key, path[-1].key
+    return leaf + RAISED if (layer[:4], name) == ('norm', 'bias') else leaf
+
+  return jax.tree_util.tree_map_with_path(raised, variables)
+
+
+def point(
+  model: nn.Module,
+  variables: dict[str, Any],
+  batch: losses.Batch,
+  dtype: str,
+  device: Any = None,
+) -> dict[str, Any]:
+  """Runs a network forward and backward once, in full precision.
+
+  Args:
+    model: its dropout and dtype are set here.
+    variables: params and batch_stats.
+    batch: image and label `[b, y, x, 1]`, numpy.
+    dtype: 'float32' or 'float64', of everything.
+    device: where; None: JAX's default.
+
+  Returns:
+    On the host: logits `[b, y, x, 1]`, loss, gradient (as params), statistics
+    (as batch_stats, after the step).
+  """
+  model = model.clone(dropout=0.0, dtype=dtype)
+
+  @jax.jit
+  def run(params, batch_stats, image, label):
+    def objective(params):
+      outputs, updated = model.apply(
+        {'params': params, 'batch_stats': batch_stats},
+        image,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      loss = losses.LOSSES['bce']
+      whole = {'label': label, 'mask': jnp.ones_like(label)}
+      value = loss.value(loss.sums(outputs, whole))
+      return value, (outputs['logits'], updated.get('batch_stats', {}))
+
+    return jax.value_and_grad(objective, has_aux=True)(params)
+
+  # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
+  with (
+    jax.enable_x64(dtype == 'float64'),
+    jax.numpy_dtype_promotion('standard'),
+    jax.default_matmul_precision('highest'),
+  ):
+    given = jax.tree.map(
+      lambda x: np.asarray(x).astype(dtype),
+      (
+        variables['params'],
+        variables.get('batch_stats', {}),
+        batch['image'],
+        batch['label'],
+      ),
+    )
+    placed = jax.device_put(given, device)
+    (value, (logits, stats)), grads = jax.device_get(run(*placed))
+  return {
+    'logits': logits,
+    'loss': value,
+    'gradient': grads,
+    'statistics': stats,
+  }

@@ -1,0 +1,63 @@
+"""A point of a network by the comparing module against finite differences."""
+
+import jax
+import numpy as np
+import pytest
+
+from skipnet_jax import models
+from skipnet_jax.benchmarking import agreement
+
+
+@pytest.fixture(scope='module')
+def case():
+  """A small network, its variables and a batch."""
+  config = models.model_config(
+    'fc_resnet', blocks='simple', repetitions=(1,) * 7, base_width=2
+  )
+  model = models.build_model(config)
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(1, 64, 64, 1))
+  batch = {'image': image, 'label': (image > 0).astype(float)}
+  variables = model.init(
+    jax.random.key(0), image.astype(np.float32), train=False
+  )
+  return model, jax.device_get(variables), batch
+
+
+def test_the_gradient_is_the_slope_of_the_loss(case):
+  model, variables, batch = case
+  found = agreement.point(model, variables, batch, 'float64')
+  name, step = 'classifier', 1e-4
+  losses = []
+  for sign in (1, -1):
+    params = jax.tree.map(np.float64, variables['params'])
+    params[name] = dict(params[name], bias=params[name]['bias'] + sign * step)
+    moved = dict(variables, params=params)
+    losses.append(agreement.point(model, moved, batch, 'float64')['loss'])
+  slope = (losses[0] - losses[1]) / (2 * step)
+  # The loss is float32 even there.
+  assert found['gradient'][name]['bias'][0] == pytest.approx(slope, abs=2e-3)
+
+
+def test_only_the_biases_of_batch_norms_are_raised(case):
+  _, variables, _ = case
+  raised = agreement.raise_biases(variables)
+  changed = jax.tree_util.tree_map_with_path(
+    lambda path, a, b: (path[-2].key, path[-1].key, float(np.max(b - a))),
+    variables,
+    raised,
+  )
+  for layer, name, by in jax.tree.leaves(
+    changed, is_leaf=lambda x: isinstance(x, tuple)
+  ):
+    norm = layer.startswith('norm') and name == 'bias'
+    assert by == (agreement.RAISED if norm else 0), (layer, name)
+
+
+def test_the_settings_of_the_device_are_put_back(case):
+  model, variables, batch = case
+  before = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+  point = agreement.point(model, variables, batch, 'float64')
+  assert point['gradient']['classifier']['bias'].dtype == np.float64
+  after = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+  assert before == after
