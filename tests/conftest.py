@@ -23,6 +23,9 @@ os.environ['XLA_FLAGS'] = (
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # The mains start themselves over where this is missing (skipnet_jax.cli).
 os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
+# torch 2.13.0+cpu with two threads corrupted its heap in some processes that
+# trained a small network, and ended them; with one it was never seen to.
+os.environ['OMP_NUM_THREADS'] = '1'
 _CACHE = tempfile.TemporaryDirectory(prefix='skipnet_jax_test_')
 os.environ['SKIPNET_CACHE_DIR'] = _CACHE.name
 # A network compiled once need not be compiled again by a run started over.

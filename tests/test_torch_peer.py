@@ -9,6 +9,7 @@ import sys
 import conftest
 import pytest
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import torch_peer
 
@@ -18,6 +19,7 @@ EAGER = ('channels_last eager', 'default format eager')
 @pytest.fixture(autouse=True)
 def _memory(monkeypatch):
   monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')
+  monkeypatch.setattr(environment, 'usable_cores', lambda: 1)
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +27,10 @@ def raced(smoke):
   # A batch that does not divide the eight training slices.
   config = smoke({'train.batch_size': 3})
   said = []
-  found = torch_peer.race(config, rounds=3, say=said.append, forms=EAGER)
+  with pytest.MonkeyPatch.context() as patch:
+    # One thread: see conftest.
+    patch.setattr(environment, 'usable_cores', lambda: 1)
+    found = torch_peer.race(config, rounds=3, say=said.append, forms=EAGER)
   return found, said
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from skipnet_jax import environment
 from skipnet_jax import models
 from skipnet_jax.training import losses
 from skipnet_jax.training import optim
@@ -173,8 +174,9 @@ def test_only_a_gpu_has_cuda_graphs(torch_training):
   assert alone == ['channels_last CUDA graphs']
 
 
-def test_the_switches_are_set_and_told(torch, torch_training):
+def test_the_switches_are_set_and_told(torch, torch_training, monkeypatch):
+  monkeypatch.setattr(environment, 'usable_cores', lambda: 1)
   told = torch_training.configure()
-  assert told['torch_threads'] == torch.get_num_threads()
+  assert told['torch_threads'] == torch.get_num_threads() == 1
   assert not torch.backends.cudnn.allow_tf32
   assert not torch.backends.cuda.matmul.allow_tf32

@@ -2,9 +2,8 @@
 
 Compared without dropout and with batch statistics, each as the norm of the
 difference over the norm: logits, loss, gradient, and the running statistics
-after the step. In float64 the gradient
-of every layer must agree (kernel with bias, scale with bias: a bias before a
-BatchNorm has no gradient but rounding).
+after the step. In float64 the gradient of every layer must agree (kernel with
+bias, scale with bias: a bias before a BatchNorm has no gradient but rounding).
 
 In float32 both have raised biases, see `agreement`.
 """

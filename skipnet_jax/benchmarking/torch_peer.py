@@ -85,8 +85,9 @@ def _torch_device(dtype: str) -> str:
   platform = jax.default_backend()
   if platform == 'cpu':
     if dtype != 'float32':
-      # torch 2.13.0+cpu, channels_last: most processes end in a segmentation
-      # fault within a dozen steps, with the sweep that they belong to.
+      # torch 2.13.0+cpu with two threads, channels_last: most processes that
+      # trained a small network ended in a segmentation fault within a dozen
+      # steps. Rarer, it was seen in float32 too, never with one thread.
       raise errors.InputError(
         f'model.dtype is {dtype!r}; on a CPU the race is run in float32 only, '
         'since PyTorch crashes there: set --config.model.dtype=float32, or '
