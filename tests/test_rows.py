@@ -55,6 +55,7 @@ class Fake:
       steps=2,
       runs=1,
       flops=7 * cell.batch,
+      moved=3 * cell.batch,
       devices=tuple(jax.devices()[: cell.devices]),
     )
 
