@@ -6,7 +6,8 @@ Command: python -m skipnet_jax.train --config=experiments/long_short.py \
            --workdir=runs/long_short
 Presets: paper (default; 500 epochs, for an accelerator: on two shared CPU cores
          an epoch took 70 s); quick (a smaller network of the same shape, centre
-         crops: under 3 minutes on two CPU cores); smoke (seconds).
+         crops: under 3 minutes on two CPU cores); budget (256x256 crops, 500
+         steps, as tools/systems.py compares systems); smoke (seconds).
 Expect:  seed 0 on a CPU, jax 0.10.2, 2026-11-20. paper, the first 30 of its
          epochs on isbi2012: best validation BCE .2540 (.4990 for a constant
          prediction), V_rand .889, V_info .947. quick: .2567 (.5529) on
@@ -23,18 +24,16 @@ QUICK = {
   'train.batch_size': 1,
   'train.epochs': 40,
 }
-SMOKE = {
+SMOKE = config_lib.SMOKE | {
   'model.base_width': 4,
   'model.repetitions': (1, 1, 1, 2, 1, 1, 1),
-  'data.source': 'synthetic',
-  'data.slices': 10,
-  'data.size': 64,
-  'data.valid': '8-9',
-  'train.batch_size': 4,
-  'train.epochs': 2,
-  'log.sample_every': 0,
 }
-PRESETS = {'paper': {}, 'quick': QUICK, 'smoke': SMOKE}
+PRESETS = {
+  'paper': {},
+  'quick': QUICK,
+  'budget': config_lib.BUDGET,
+  'smoke': SMOKE,
+}
 
 
 def get_config(preset='paper'):

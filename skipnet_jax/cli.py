@@ -33,6 +33,8 @@ def _parse(several: str, argv: list[str]) -> list[str]:
   except (AttributeError, KeyError) as e:
     # An unknown config field; ml_collections names the nearest.
     message = str(e).replace('\\n', ' ').replace('\\', '').strip('\'" ')
+    if 'mean' not in message:
+      message += ': neither this model nor skipnet_jax/config.py has it.'
     refuse(f'Unknown config field: {message}')
 
 

@@ -18,7 +18,7 @@ from skipnet_jax import errors
 
 ConfigDict = ml_collections.ConfigDict
 
-LOSSES = ('bce', 'dice')
+LOSSES = ('bce', 'dice', 'smooth_l1')
 MODES = ('jit', 'pmap', 'sharded')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
 SCHEDULES = ('constant', 'step', 'cosine')
@@ -26,6 +26,25 @@ SCHEDULES = ('constant', 'step', 'cosine')
 # Fields that leave the trained parameters of a given epoch unchanged, so that a
 # run may be continued with other values.
 _FREE = ('parallel', 'log', 'data.dir', 'data.device_share', 'train.epochs')
+
+# Presets that all systems share: seconds of training, and the budget under
+# which they are compared on two CPU cores.
+SMOKE = {
+  'data.source': 'synthetic',
+  'data.slices': 10,
+  'data.size': 64,
+  'data.crop': 0,
+  'data.valid': '8-9',
+  'train.batch_size': 4,
+  'train.epochs': 2,
+  'log.sample_every': 0,
+}
+BUDGET = {
+  'data.crop': 256,
+  'train.batch_size': 1,
+  'train.epochs': 20,
+  'log.sample_every': 0,
+}
 
 
 def get_default() -> ConfigDict:
@@ -63,6 +82,14 @@ def get_default() -> ConfigDict:
   a.rotation = 25.0  # Degrees, uniform in +-.
   a.shear = 0.41  # Radians, uniform in +-.
   a.warp = 10.0  # Pixels, standard deviation of the 3x3 spline grid.
+  a.rot90 = False  # Quarter turns, each with probability one quarter.
+  # Pixels by which uniform noise displaces, before it is smoothed; 0: none.
+  a.elastic = 0.0
+  a.elastic_sigma = 15.0  # Pixels, of the Gaussian that smooths it.
+  a.elastic_share = 0.5  # Of the examples that are displaced.
+  # w0 of U-Net's pixel weights, which also balance the classes; 0: all alike.
+  d.border_weight = 0.0
+  d.border_sigma = 5.0  # Pixels, sigma of the same.
 
   c.optim = o = ConfigDict()
   o.name = 'rmsprop'
@@ -75,6 +102,7 @@ def get_default() -> ConfigDict:
   o.l2 = 1e-4
   o.schedule = 'constant'
   o.step_epochs = 200  # schedule=step: lr times step_factor every so often.
+  o.step_at = ()  # schedule=step: at these epochs instead.
   o.step_factor = 0.1
   o.warmup_epochs = 0  # Linear, from zero.
   o.accumulate = 1  # Batches whose gradients are averaged for an update.
@@ -220,10 +248,25 @@ def validate(config: ConfigDict) -> None:
     ('data.augment.rotation', d.augment.rotation, 0),
     ('data.augment.shear', d.augment.shear, 0),
     ('data.augment.warp', d.augment.warp, 0),
+    ('data.augment.elastic', d.augment.elastic, 0),
+    ('data.border_weight', d.border_weight, 0),
   ):
     _require(value >= low, name, value, f'at least {low}')
   _require(
     o.learning_rate > 0, 'optim.learning_rate', o.learning_rate, 'above 0'
+  )
+  for name, value in (
+    ('data.augment.elastic_sigma', d.augment.elastic_sigma),
+    ('data.border_sigma', d.border_sigma),
+  ):
+    _require(value > 0, name, value, 'above 0')
+  share = d.augment.elastic_share
+  _require(0 <= share <= 1, 'data.augment.elastic_share', share, 'in 0..1')
+  _require(
+    list(o.step_at) == sorted(set(o.step_at)) and min(o.step_at, default=1) > 0,
+    'optim.step_at',
+    tuple(o.step_at),
+    'growing numbers of epochs, the first at least 1',
   )
   for name, value in (
     ('optim.decay', o.decay),

@@ -29,10 +29,9 @@ def searched(limit, start, guesses, attempts):
 @pytest.mark.parametrize(
   ('limit', 'start', 'guesses', 'tried'),
   [
-    (11, 8, [11, 11], [8, 11, 12]),
     (11, 8, [14], [8, 14, 11, 12]),
     (14, 8, [11, 15], [8, 11, 15, 13, 14]),
-    (8, 8, [3], [8, 9]),
+    (8, 8, [9], [8, 9]),
     (3, 8, [], [8, 4, 2, 3]),
     (0, 2, [], [2, 1]),
   ],
@@ -41,6 +40,11 @@ def test_the_largest_is_found_by_guesses_and_bisection(
   limit, start, guesses, tried
 ):
   assert searched(limit, start, guesses, 9) == ((limit, limit + 1), tried)
+
+
+def test_a_guess_of_little_more_ends_the_search():
+  assert searched(11, 8, [11, 11], 9) == ((11, None), [8, 11])
+  assert searched(99, 8, [3], 9) == ((8, None), [8])
 
 
 def test_a_search_that_is_cut_short_says_between_what_the_limit_lies():

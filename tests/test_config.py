@@ -144,7 +144,7 @@ def test_an_experiment_can_build_on_another(tmp_path):
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [
-    ({'name': 'unet'}, "Unknown model 'unet'"),
+    ({'name': 'unett'}, "did you mean 'unet'"),
     ({'blocks': 'bottlenek'}, "did you mean 'bottleneck'"),
     ({'blocks': 'simple,basic'}, 'names 2 kinds'),
     ({'repetitions': (1, 2)}, 'give 7 numbers'),

@@ -19,6 +19,24 @@ PARAMETERS = {
   'no_skips': 10_180_097,
 }
 PRESETS = ('paper', 'quick', 'smoke')
+# The other systems: the count of each preset whose network is of full width.
+SYSTEMS = {
+  'f_clmser_s': {
+    'paper': 8_308_941,
+    'clmser_w': 8_293_704,
+    'cg': 8_306_178,
+    'cg_pg': 8_306_205,
+    'cg_full_pg': 8_306_223,
+    'budget': 8_308_941,
+  },
+  'unet': {
+    'paper': 31_030_658,
+    'same': 31_030_658,
+    # PAPERS: 34.5 M, and 5 of the 9 weights of a transposed kernel more.
+    'gpu_benchmark': 31_030_658 + 5 * (1024 + 256 + 64 + 16) * 512,
+  },
+  'fusionnet': {'paper': 78_531_137},
+}
 # Those that compare several networks.
 STUDIES = {
   'gradient_flow': ('small', 'paper', 'table_3', 'smoke'),
@@ -44,7 +62,7 @@ def count(config):
 
 
 def test_every_experiment_is_tested():
-  assert sorted([*SINGLE, *STUDIES, 'benchmark']) == NAMES
+  assert sorted([*SINGLE, *SYSTEMS, *STUDIES, 'benchmark']) == NAMES
 
 
 @pytest.mark.parametrize('name', SINGLE)
@@ -53,6 +71,24 @@ def test_the_paper_preset_has_the_papers_parameters(name):
   config_lib.validate(config)
   assert config.experiment == name
   assert count(config) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+  ('name', 'preset'), [(n, p) for n, counts in SYSTEMS.items() for p in counts]
+)
+def test_a_system_has_its_published_parameters(name, preset):
+  config = load(name, preset)
+  config_lib.validate(config)
+  assert config.experiment == name
+  assert count(config) == SYSTEMS[name][preset]
+
+
+@pytest.mark.parametrize('name', ['long_short', *SYSTEMS])
+def test_systems_share_their_budget(name):
+  config = load(name, 'budget')
+  config_lib.validate(config)
+  flat = config_lib.to_flat(config)
+  assert {k: flat[k] for k in config_lib.BUDGET} == config_lib.BUDGET
 
 
 @pytest.mark.parametrize('preset', PRESETS[1:])

@@ -77,7 +77,9 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     flops = 0
     if 'kernel' in own:
       # A transposed convolution applies its kernel at each input pixel.
-      over = args[0] if isinstance(module, nn.ConvTranspose) else output
+      transposed = isinstance(module, nn.ConvTranspose)
+      transposed |= getattr(module, 'transposed', False)
+      over = args[0] if transposed else output
       flops = 2 * math.prod(over.shape[:-1]) * math.prod(own['kernel'].shape)
       if getattr(module, 'repeated', False):
         # Of the 9 products, those on the same pixel are one.

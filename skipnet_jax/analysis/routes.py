@@ -106,7 +106,7 @@ class Routes:
   One compiled backward pass serves every method.
 
   Args:
-    model: its sums are modules with a `skip_kind`, see `blocks.ShortSkip`; the
+    model: its sums are modules with a `skip_kind`, see `models.skips`; the
       other arguments are as in `gradient_flow.layer_gradients`.
     variables: see there.
     batch: see there.

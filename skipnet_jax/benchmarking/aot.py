@@ -23,6 +23,8 @@ from skipnet_jax.data import isbi2012
 
 # Compilations, of minutes each, beside the one of the batch asked for.
 SEARCH = 2
+# What the next guess must promise over what fits, to be worth minutes.
+_WORTH = 1.1
 # Of its memory, what a device leaves to a program: v5e 15.75 of 16 GiB.
 _USABLE = 0.98
 
@@ -132,16 +134,20 @@ def search(
   Args:
     fits: tried on `start`, then at most `attempts` times.
     start: at least 1.
-    guess: of the largest, asked while all that was tried fits.
+    guess: of the largest, asked while all that was tried fits; one that is
+      less than a tenth above what fits ends the search.
     attempts: at least 0.
 
   Returns:
     The largest number that was seen to fit (0: none), and the smallest that was
-    seen not to (None: none): neighbours, unless the attempts ran out.
+    seen not to (None: none).
   """
   low, high = (start, None) if fits(start) else (0, start)
   while attempts and (high is None or high - low > 1):
-    trial = max(guess(), low + 1) if high is None else (low + high) // 2
+    if high is not None:
+      trial = (low + high) // 2
+    elif (trial := guess()) < _WORTH * low:
+      break
     if fits(trial):
       low = trial
     else:

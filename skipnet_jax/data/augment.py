@@ -1,7 +1,8 @@
 """Augmentation on the device: one random transform for image and label.
 
-Flips, rotation, shear and U-Net's spline warp become one coordinate map, so
-that the image is interpolated once (Drozdzal et al. 2016, section 3.1).
+Flips, turns, rotation, shear, U-Net's spline warp and elastic displacements
+become one coordinate map, so that the image is interpolated once (Drozdzal et
+al. 2016, section 3.1; Guo et al. 2019).
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
+import numpy as np
+import scipy.ndimage
 
 Array = jax.Array
 
@@ -23,16 +26,47 @@ class Settings:
     shear: radians, uniform in +-shear.
     warp: pixels, standard deviation of the displacements of a 3x3 grid,
       interpolated bicubically to every pixel.
+    rot90: quarter turns, 0 to 3 alike; square examples only.
+    elastic: pixels, of displacements uniform in +-elastic at every pixel,
+      which a Gaussian then smooths (and makes small).
+    elastic_sigma: pixels, of that Gaussian.
+    elastic_share: probability that an example is displaced so.
   """
 
   flip: bool = True
   rotation: float = 25.0
   shear: float = 0.41
   warp: float = 10.0
+  rot90: bool = False
+  elastic: float = 0.0
+  elastic_sigma: float = 15.0
+  elastic_share: float = 0.5
 
   def active(self) -> bool:
     """Whether anything is transformed at all."""
-    return bool(self.flip or self.rotation or self.shear or self.warp)
+    exact = self.flip or self.rot90
+    return bool(
+      exact or self.rotation or self.shear or self.warp or self.elastic
+    )
+
+
+def _smoothing(side: int, sigma: float) -> np.ndarray:
+  """A matrix whose product smooths a vector by a Gaussian, ends reflected."""
+  return scipy.ndimage.gaussian_filter1d(
+    np.eye(side, dtype=np.float32), sigma, axis=0, mode='reflect'
+  )
+
+
+def _elastic(key: Array, size: tuple[int, int], settings: Settings) -> Array:
+  """Displacements of each pixel, `[2, y, x]`, in pixels."""
+  k_noise, k_whether = jax.random.split(key)
+  noise = jax.random.uniform(k_noise, (2, *size), minval=-1.0, maxval=1.0)
+  rows, columns = (_smoothing(side, settings.elastic_sigma) for side in size)
+  smooth = jnp.einsum(
+    'yi,cij,xj->cyx', rows, noise, columns, precision='highest'
+  )
+  whether = jax.random.bernoulli(k_whether, settings.elastic_share)
+  return jnp.where(whether, settings.elastic * smooth, 0.0)
 
 
 def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
@@ -71,13 +105,22 @@ def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
     + centre
     + jax.image.resize(coarse, (2, *size), 'cubic', precision='highest')
   )
+  # Folded, not split off: the other draws stay what they were without them.
+  if settings.elastic:
+    moved = moved + _elastic(jax.random.fold_in(key, 1), size, settings)
+  if settings.rot90:
+    turns = jax.random.randint(jax.random.fold_in(key, 2), (), 0, 4)
+    moved = jnp.where(turns % 2, moved[::-1], moved)
+    # A transposition and the right flips make a quarter turn.
+    turned = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1]])[turns] > 0
+    moved = jnp.where(turned[:, None, None], shape - 1 - moved, moved)
   flip = jax.random.bernoulli(k_flip, 0.5 if settings.flip else 0.0, (2, 1, 1))
   return jnp.where(flip, shape - 1 - moved, moved)
 
 
 def transform(
-  key: Array, image: Array, label: Array, settings: Settings
-) -> tuple[Array, Array]:
+  key: Array, image: Array, label: Array, settings: Settings, *more: Array
+) -> tuple[Array, ...]:
   """Transforms one example.
 
   Args:
@@ -85,14 +128,17 @@ def transform(
     image: `[y, x]` float32, sampled bilinearly.
     label: `[y, x]` float32, sampled by nearest neighbour.
     settings: strengths.
+    *more: `[y, x]` float32, sampled bilinearly.
 
   Returns:
-    Image and label of the same shapes and dtypes; outside, both are reflected.
+    Image, label and the others, of the same shapes and dtypes; outside, all
+    are reflected.
   """
   if not settings.active():
-    return image, label
-  where = coordinates(key, image.shape, settings)
-  return (
-    ndimage.map_coordinates(image, list(where), 1, 'reflect'),
-    ndimage.map_coordinates(label, list(where), 0, 'reflect'),
-  )
+    return image, label, *more
+  where = list(coordinates(key, image.shape, settings))
+
+  def sample(x: Array, order: int) -> Array:
+    return ndimage.map_coordinates(x, where, order, 'reflect')
+
+  return sample(image, 1), sample(label, 0), *(sample(x, 1) for x in more)

@@ -25,6 +25,9 @@ from skipnet_jax.data import sources
 Array = jax.Array
 Arrays = dict[str, Any]
 
+# What a batch may have beside image, label and mask.
+_WEIGHT = ('weight',)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
@@ -81,7 +84,8 @@ class Pipeline:
     """Cuts a plan's windows out of the data set on the device.
 
     Returns:
-      image, label `[b, y, x]` in the data set's dtype, mean and std `[b]`.
+      image, label `[b, y, x]` in the data set's dtype, mean and std `[b]`;
+      weight `[b, y, x]` where the data set has one.
     """
 
     def cut(stack):
@@ -94,21 +98,23 @@ class Pipeline:
 
     index = plan['index']
     return {
-      'image': cut(data['image']),
-      'label': cut(data['label']),
-      'mean': data['mean'][index],
-      'std': data['std'][index],
+      name: stack[index] if name in ('mean', 'std') else cut(stack)
+      for name, stack in data.items()
     }
 
   def train_batch(self, raw: Arrays, keys: Array) -> Arrays:
     """Normalises and augments: a `Batch` with a mask of ones."""
-    image, label = jax.vmap(
-      lambda *example: augment.transform(*example, self.settings)
-    )(keys, _normalise(raw), raw['label'].astype(jnp.float32))
+    weight = [raw[name] for name in _WEIGHT if name in raw]
+    image, label, *weight = jax.vmap(
+      lambda key, image, label, *weight: augment.transform(
+        key, image, label, self.settings, *weight
+      )
+    )(keys, _normalise(raw), raw['label'].astype(jnp.float32), *weight)
     return {
       'image': image[..., None],
       'label': label[..., None],
       'mask': jnp.ones((*label.shape, 1), jnp.float32),
+      **{name: w[..., None] for name, w in zip(_WEIGHT, weight, strict=False)},
     }
 
   def eval_plans(self, batch_size: int) -> list[Arrays]:
@@ -140,6 +146,7 @@ class Pipeline:
       'image': _normalise(raw)[..., None],
       'label': raw['label'][..., None].astype(jnp.float32),
       'mask': mask[..., None].astype(jnp.float32),
+      **{name: raw[name][..., None] for name in _WEIGHT if name in raw},
     }
 
 
@@ -189,6 +196,11 @@ def make_pipeline(
       f'train.batch_size is {batch}; it must divide the {count} training '
       f'slices and be divisible by the {num_shards} device(s): {remedy}'
     )
+  if config.data.augment.rot90 and not crop and size[0] != size[1]:
+    raise errors.InputError(
+      f'data.augment.rot90 is True, but the slices are {size[0]}x{size[1]}: '
+      f'set data.crop to at most {min(size)}, or rot90 to False.'
+    )
   return Pipeline(
     train=data.train,
     valid=data.valid,
@@ -223,18 +235,19 @@ def statistics(image: np.ndarray) -> Arrays:
 
 def host_arrays(data: sources.DataSet) -> Arrays:
   """The data set as `Pipeline.read` takes it, still on the host."""
-  return {
+  arrays = {
     'image': data.image,
     'label': data.label.view(np.uint8),
     **statistics(data.image),
   }
+  return arrays if data.weight is None else arrays | {'weight': data.weight}
 
 
 def read_host(arrays: Arrays, plan: Arrays, window: tuple[int, int]) -> Arrays:
   """`Pipeline.read` in numpy: touches only the pixels it returns."""
   index = np.asarray(plan['index'])
   raw = {'mean': arrays['mean'][index], 'std': arrays['std'][index]}
-  for name in ('image', 'label'):
+  for name in arrays.keys() - raw.keys():
     raw[name] = np.stack(
       [
         arrays[name][i, y : y + window[0], x : x + window[1]]

@@ -10,6 +10,7 @@ import numpy as np
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax.data import border_weight
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import synthetic
 from skipnet_jax.data import volume
@@ -27,6 +28,7 @@ class DataSet:
     valid: slices for validation.
     warning: a sentence that every artefact repeats; '' for real data.
     remedy: why the real data were not found, and what to do.
+    weight: `[z, y, x]` float32, by which the losses count pixels; None: alike.
   """
 
   name: str
@@ -36,6 +38,7 @@ class DataSet:
   valid: tuple[int, ...]
   warning: str = ''
   remedy: str = ''
+  weight: np.ndarray | None = None
 
   def fingerprint(self) -> str:
     """Twelve hex digits of name, shape, dtype and the first slice's pixels."""
@@ -67,7 +70,12 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
       f', centre {data.size}x{data.size}' if 'synthetic' not in name else ''
     )
   train, valid = split(data.train, data.valid, len(image), config.seed)
-  return DataSet(name, image, label, train, valid, warning, remedy)
+  weight = None
+  if data.border_weight:
+    weight = border_weight.border_weight(
+      label, data.border_weight, data.border_sigma
+    )
+  return DataSet(name, image, label, train, valid, warning, remedy, weight)
 
 
 def _read(data: ml_collections.ConfigDict):

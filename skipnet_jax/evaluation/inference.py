@@ -12,6 +12,7 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.data import pipeline
+from skipnet_jax.evaluation import gate_maps
 from skipnet_jax.training import losses
 
 Variables = dict[str, Any]
@@ -148,6 +149,28 @@ class Predictor:
     """Predictions averaged for each tile."""
     return len(self._variables) * len(self._keys) * self._turns
 
+  def gates(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What the first checkpoint's pixel gates let through, in 0..1.
+
+    Args:
+      image: `[y, x]` as stored; of a side above 1536 pixels the first ones.
+
+    Returns:
+      As `gate_maps.gate_maps`, of the image's size.
+
+    Raises:
+      InputError: NaN or infinite pixels.
+    """
+    image = image[:WHOLE, :WHOLE]
+    y, x = image.shape
+    m = self._multiple
+    found = gate_maps.gate_maps(
+      self._model,
+      self._variables[0],
+      _prepare(image, (_ceil(y, m), _ceil(x, m))),
+    )
+    return {name: mask[:y, :x] for name, mask in found.items()}
+
   def receptive_field(self) -> int | None:
     """How far, in pixels, a pixel of the image reaches in the prediction.
 
@@ -254,13 +277,9 @@ class Predictor:
     Raises:
       InputError: NaN or infinite pixels.
     """
-    stats = pipeline.statistics(image[None])
     size = image.shape
     sides = tiling.padded(size)
-    image = (image.astype(np.float32) - stats['mean']) / stats['std']
-    image = np.pad(
-      image, [(0, a - b) for a, b in zip(sides, size, strict=True)], 'symmetric'
-    )
+    image = _prepare(image, sides)
     mean, std, weights = np.zeros((3, *sides), np.float32)
     for y, x in tiling.starts(size):
       where = slice(y, y + tiling.tile[0]), slice(x, x + tiling.tile[1])
@@ -294,6 +313,14 @@ class Predictor:
           self._model, self._samples > 0, variables, image, key
         )
         yield _turn_back(np.asarray(value), turn)
+
+
+def _prepare(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+  """Normalised and continued by reflection to `sides`, float32."""
+  stats = pipeline.statistics(image[None])
+  normalised = (image.astype(np.float32) - stats['mean']) / stats['std']
+  rest = [(0, a - b) for a, b in zip(sides, image.shape, strict=True)]
+  return np.pad(normalised, rest, 'symmetric')
 
 
 def _turn(image: np.ndarray, turn: int) -> np.ndarray:

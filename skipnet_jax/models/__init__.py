@@ -7,9 +7,17 @@ import ml_collections
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax.models import clmser
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import fusionnet
+from skipnet_jax.models import unet
 
-MODELS: dict[str, type[nn.Module]] = {'fc_resnet': fc_resnet.FCResNet}
+MODELS: dict[str, type[nn.Module]] = {
+  'fc_resnet': fc_resnet.FCResNet,
+  'f_clmser_s': clmser.F_CLmser_S,
+  'unet': unet.UNet,
+  'fusionnet': fusionnet.FusionNet,
+}
 
 
 def _fields(model: type[nn.Module]) -> dict:
@@ -64,6 +72,11 @@ def build_model(
   model = _lookup(fields.pop('name', ''))
   known = _fields(model)
   for field in fields:
+    if field in ('short_skips', 'long_skips') and field not in known:
+      raise errors.InputError(
+        f'model.{field} is set, but {config.name} has no '
+        f'{field.replace("_", " ")}: its fields are {", ".join(known)}.'
+      )
     if field not in known:
       raise errors.InputError(
         f'Unknown config field model.{field}: '

@@ -4,44 +4,12 @@ All are pre-activation: BatchNorm, ReLU, convolution. A 1x1 convolution commutes
 with repetition and with decimation, so both are computed on the small side.
 """
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from skipnet_jax.models import layers
-
-
-class ShortSkip(nn.Module):
-  """The sum of a block's residual path and its shortcut.
-
-  The shortcut is resampled like the block, and projected by a 1x1 convolution
-  only where the channel count differs; no BatchNorm or ReLU on it.
-
-  Attributes:
-    resample: 'none', 'down' (decimation) or 'up' (repetition).
-    dtype: compute dtype.
-    skip_kind: what `analysis.routes` tells the two kinds apart by; the
-      second argument of the call is what skips.
-  """
-
-  resample: str
-  dtype: layers.Dtype
-  skip_kind: ClassVar[str] = 'short'
-
-  @nn.compact
-  def __call__(self, residual: jax.Array, x: jax.Array) -> jax.Array:
-    """Adds x `[b, y, x, c_in]` to residual `[b, y', x', c]`."""
-    if self.resample == 'down':
-      x = x[:, ::2, ::2]
-    if x.shape[-1] != residual.shape[-1]:
-      x = layers.Conv(
-        residual.shape[-1], 1, dtype=self.dtype, name='projection'
-      )(x)
-    if self.resample == 'up':
-      x = layers.repeat(x)
-    return residual + x
+from skipnet_jax.models import skips
 
 
 class Block(nn.Module):
@@ -71,7 +39,9 @@ class Block(nn.Module):
     residual = self.residual(x, train, drop)
     if not self.short_skip:
       return residual
-    return ShortSkip(self.resample, self.dtype, name='short_skip')(residual, x)
+    return skips.ShortSkip(self.resample, self.dtype, name='short_skip')(
+      residual, x
+    )
 
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
     """The residual path: `[b, y, x, c]` to `[b, y', x', features]`."""

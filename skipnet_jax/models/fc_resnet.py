@@ -1,7 +1,7 @@
 """FC-ResNet with long and short skips (Drozdzal et al. 2016, Table 1)."""
 
 import difflib
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from skipnet_jax import errors
 from skipnet_jax.models import blocks
 from skipnet_jax.models import layers
+from skipnet_jax.models import skips
 
 # The seven main stages in forward order, with the power of two that the base
 # width is multiplied by to give the inner width.
@@ -50,41 +51,6 @@ def unroll(variables: dict[str, Any]) -> dict[str, Any]:
     collection: {name: stage(tree) for name, tree in stages.items()}
     for collection, stages in variables.items()
   }
-
-
-class LongSkip(nn.Module):
-  """The sum of the expanding path and the contracting stage of its resolution.
-
-  Where the widths differ, 1x1 convolutions project.
-
-  Attributes:
-    projection: 'decoder' projects the expanding side to the contracting side's
-      width; 'both' projects each side that is wider to `features`.
-    features: inner width of the stage, used by 'both'.
-    dtype: compute dtype.
-    skip_kind: as in `blocks.ShortSkip`.
-  """
-
-  projection: str
-  features: int
-  dtype: layers.Dtype
-  skip_kind: ClassVar[str] = 'long'
-
-  @nn.compact
-  def __call__(self, decoder: jax.Array, encoder: jax.Array) -> jax.Array:
-    """Adds `[b, y, x, c_decoder]` and `[b, y, x, c_encoder]`."""
-
-    def project(x, features, name):
-      if x.shape[-1] == features:
-        return x
-      return layers.Conv(features, 1, dtype=self.dtype, name=name)(x)
-
-    width = encoder.shape[-1]
-    if self.projection == 'both' and decoder.shape[-1] != width:
-      width = self.features
-    encoder = project(encoder, width, 'encoder')
-    decoder = project(decoder, width, 'decoder')
-    return decoder + encoder
 
 
 class Stage(nn.Module):
@@ -157,7 +123,7 @@ class FCResNet(nn.Module):
     blocks: block kind of the seven main stages, or seven separated by commas.
     repetitions: blocks in down_3, down_4, down_5, across, up_1, up_2, up_3.
       `across` has at least two, the one that halves and the one that doubles.
-    long_skip_projection: 'decoder' or 'both', see `LongSkip`.
+    long_skip_projection: 'decoder' or 'both', see `skips.LongSkip`.
     dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
     scan: compile the equal repetitions of a stage once, as a scan over their
       stacked parameters, see `Stage`: for hundreds of layers.
@@ -209,13 +175,7 @@ class FCResNet(nn.Module):
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 32."""
-    if any(side % SIZE_MULTIPLE or side < SIZE_MULTIPLE for side in size):
-      near = [max(1, round(s / SIZE_MULTIPLE)) * SIZE_MULTIPLE for s in size]
-      raise errors.InputError(
-        f'The image is {size[0]}x{size[1]}; both sides must be multiples of '
-        f'{SIZE_MULTIPLE}, the nearest is {near[0]}x{near[1]}: set data.crop '
-        'or data.size to such a side.'
-      )
+    layers.check_size(size, SIZE_MULTIPLE)
 
   def kinds(self) -> list[str]:
     """Block kind of each main stage."""
@@ -268,7 +228,7 @@ class FCResNet(nn.Module):
     def join(name, x, encoder, power=0):
       if not self.long_skips:
         return x
-      return LongSkip(
+      return skips.LongSkip(
         self.long_skip_projection,
         base * 2**power,
         dtype,

@@ -3,18 +3,21 @@
 Activations are `[b, y, x, c]` in the compute dtype, parameters float32.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from skipnet_jax import errors
+
 Dtype = Any
 
 
 class Conv(nn.Module):
-  """A 'SAME' convolution with he_normal kernel and zero bias.
+  """A convolution with he_normal kernel and zero bias.
 
   A 1x1 convolution is a matrix product over the decimated input: the same
   numbers as a strided convolution, and faster on every backend.
@@ -28,6 +31,7 @@ class Conv(nn.Module):
     dtype: compute dtype.
     repeated: whether the input is first upsampled as by `repeat`; for 3x3
       kernels, which then cost 4 products a pixel instead of 9.
+    padding: 'SAME', or 'VALID': k - 1 pixels fewer in y and x.
   """
 
   features: int
@@ -37,6 +41,7 @@ class Conv(nn.Module):
   kernel_init: Any = nn.initializers.he_normal()
   dtype: Dtype = jnp.float32
   repeated: bool = False
+  padding: str = 'SAME'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,19 +63,26 @@ class Conv(nn.Module):
         (((3,), (0,)), ((), ())),
       )
     else:
-      x = _conv(x, kernel.astype(self.dtype), s, 'SAME')
+      x = _conv(x, kernel.astype(self.dtype), s, self.padding)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return x
 
 
-def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Any):
+def _conv(
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int,
+  padding: Any,
+  spread: int = 1,
+) -> jax.Array:
   return lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
     padding,
+    lhs_dilation=(spread, spread),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
@@ -113,13 +125,54 @@ def _conv_of_repeat(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, -1)
 
 
+class ConvTranspose(nn.Module):
+  """A transposed convolution of stride 2, which doubles both sides.
+
+  An input pixel (i, j) adds `kernel[p, q]` of itself to the output pixel
+  (2i + p, 2j + q) for a side of 2, to (2i + p - 1, 2j + q - 1) for one of 3.
+
+  Attributes:
+    features: output channels.
+    kernel_size: 2 or 3.
+    use_bias: whether a bias is added.
+    kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
+    dtype: compute dtype.
+    transposed: what `analysis.layers` counts its products by.
+  """
+
+  features: int
+  kernel_size: int = 2
+  use_bias: bool = True
+  kernel_init: Any = nn.initializers.he_normal()
+  dtype: Dtype = jnp.float32
+  transposed: ClassVar[bool] = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[b, y, x, c_in]` to `[b, 2y, 2x, features]`."""
+    b, h, w, c = x.shape
+    k = self.kernel_size
+    kernel = self.param('kernel', self.kernel_init, (k, k, c, self.features))
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    if k == 2:
+      # Output pixels come from one input pixel each: a matrix product.
+      x = x @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
+      x = x.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+      x = x.reshape(b, 2 * h, 2 * w, -1)
+    else:
+      x = _conv(x, kernel[::-1, ::-1], 1, ((1, 2), (1, 2)), spread=2)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+      x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    return x
+
+
 class Dropout(nn.Module):
   """Dropout whose mask depends on an example's place in the global batch.
 
   Each example has a key of its own, folded with its index over all devices, so
-  that `jit`, `pmap` and `sharded` drop the same units. Sixteen random bits
-  decide over a unit: half the work of `flax.linen.Dropout`, and the rate is
-  met to 1e-5.
+  that `jit`, `pmap` and `sharded` drop the same units. Over a unit decides a
+  hash of the key and the unit's place: less work than random bits for each.
 
   Attributes:
     rate: share of the units set to zero, 0 <= rate < 1.
@@ -158,7 +211,11 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def batch_norm(
-  name: str, train: bool, dtype: Dtype, axis_name: str | None
+  name: str,
+  train: bool,
+  dtype: Dtype,
+  axis_name: str | None,
+  scale_init: Any = nn.initializers.ones,
 ) -> nn.BatchNorm:
   """BatchNorm as in the paper: scale, bias, momentum 0.9; float32 statistics.
 
@@ -167,6 +224,7 @@ def batch_norm(
     train: batch statistics if True, running ones otherwise.
     dtype: dtype of the result.
     axis_name: mapped axis over which statistics are averaged, or None.
+    scale_init: initialiser of the scale.
   """
   return nn.BatchNorm(
     use_running_average=not train,
@@ -174,6 +232,7 @@ def batch_norm(
     epsilon=1e-5,
     dtype=dtype,
     axis_name=axis_name,
+    scale_init=scale_init,
     name=name,
   )
 
@@ -195,3 +254,25 @@ def repeat(x: jax.Array) -> jax.Array:
   b, h, w, c = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
   return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def centre(x: jax.Array, size: Sequence[int]) -> jax.Array:
+  """The middle of `[b, y, x, c]`, of sides `size`; an odd rest is cut below."""
+  top, left = ((a - b) // 2 for a, b in zip(x.shape[1:3], size, strict=True))
+  return x[:, top : top + size[0], left : left + size[1]]
+
+
+def mirror(x: jax.Array, pad: Sequence[tuple[int, int]]) -> jax.Array:
+  """`[b, y, x, c]` continued by reflection, by `pad` before and after y, x."""
+  return jnp.pad(x, ((0, 0), *pad, (0, 0)), 'reflect')
+
+
+def check_size(size: Sequence[int], multiple: int) -> None:
+  """Raises InputError unless both sides (y, x) are multiples of `multiple`."""
+  if any(side % multiple or side < multiple for side in size):
+    near = [max(1, round(side / multiple)) * multiple for side in size]
+    raise errors.InputError(
+      f'The image is {size[0]}x{size[1]}; both sides must be multiples of '
+      f'{multiple}, the nearest is {near[0]}x{near[1]}: set data.crop '
+      'or data.size to such a side.'
+    )

@@ -1,6 +1,9 @@
 """Losses and pixel metrics as sums, so that devices and batches add up.
 
-Labels are 1 inside a cell and 0 on membrane; a logit is that of the inside.
+Every network gives `logits`, of the probability that a pixel is inside a cell:
+labels are 1 there and 0 on membrane. A tanh output is `tanh(logits / 2)`, the
+same probability in -1..1. Where a batch has a `weight` of its pixels, every
+loss counts them by it.
 """
 
 from collections.abc import Callable
@@ -45,9 +48,28 @@ def pixel_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
   }
 
 
+def _weight(batch: Batch) -> Array:
+  return batch['mask'] * batch.get('weight', 1.0)
+
+
+def _mean(loss: Callable[[Array, Array], Array]) -> Loss:
+  """The mean over the pixels that count of `loss(logits, label)`."""
+
+  def sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
+    weight = _weight(batch)
+    values = loss(outputs['logits'], batch['label'])
+    return {'sum': jnp.sum(values * weight), 'weight': jnp.sum(weight)}
+
+  return Loss(sums, lambda sums: sums['sum'] / sums['weight'])
+
+
+def _smooth_l1(logits: Array, label: Array) -> Array:
+  return optax.huber_loss(jnp.tanh(logits / 2), 2 * label - 1, delta=1.0)
+
+
 def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
   # Membrane is the positive class.
-  mask = batch['mask']
+  mask = _weight(batch)
   o = jax.nn.sigmoid(-outputs['logits']) * mask
   y = (1 - batch['label']) * mask
   return {'overlap': jnp.sum(o * y), 'total': jnp.sum(o) + jnp.sum(y)}
@@ -56,11 +78,12 @@ def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
 # 'bce': mean binary cross-entropy over the pixels that count, in nats.
 # 'dice': -(2 sum(o y) + 1) / (sum(o) + sum(y) + 1) over all pixels of the batch
 # together, o and y of the membrane (Drozdzal et al. 2016, section 2.2).
+# 'smooth_l1': mean of 0.5 d^2 below |d| = 1 and |d| - 0.5 above, d the
+# difference of the tanh output from -1 on membrane and 1 inside (Guo et al.
+# 2019).
 LOSSES = {
-  'bce': Loss(
-    sums=lambda outputs, batch: pixel_sums(outputs, batch),
-    value=lambda sums: sums['bce'] / sums['pixels'],
-  ),
+  'bce': _mean(optax.sigmoid_binary_cross_entropy),
+  'smooth_l1': _mean(_smooth_l1),
   'dice': Loss(
     sums=_dice_sums,
     value=lambda sums: -(2 * sums['overlap'] + 1) / (sums['total'] + 1),

@@ -44,7 +44,8 @@ def make_schedule(
 
   rate, warmup = config.learning_rate, updates(config.warmup_epochs)
   if config.schedule == 'step':
-    bounds = range(config.step_epochs, epochs + 1, config.step_epochs)
+    every = range(config.step_epochs, epochs + 1, config.step_epochs)
+    bounds = config.step_at or every
     schedule = optax.piecewise_constant_schedule(
       rate, {updates(epoch): config.step_factor for epoch in bounds}
     )

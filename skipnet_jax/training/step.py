@@ -122,19 +122,22 @@ def make_eval_step(
     axis_name: mapped axis of a pmapped call.
 
   Returns:
-    `(state, batch) -> metrics`: sums over the pixels whose mask is 1.
+    `(state, batch) -> metrics`: sums over the pixels whose mask is 1, and those
+    of the model's gates, see `telemetry.gate_sums`.
   """
 
   def step(state: TrainState, batch: Batch) -> Metrics:
     params = optim.eval_params(state.params, state.opt_state)
-    outputs = model.apply(
+    outputs, sown = model.apply(
       {'params': params, 'batch_stats': state.batch_stats},
       batch['image'],
       train=False,
+      mutable=['gates'],
     )
     sums = losses.pixel_sums(outputs, batch) | {
       f'loss/{k}': v for k, v in loss.sums(outputs, batch).items()
     }
+    sums |= telemetry.gate_sums(sown.get('gates', {}), batch['mask'])
     if axis_name is not None:
       sums = lax.psum(sums, axis_name)
     return sums | {'l2': optim.l2_penalty(params, l2), 'batches': jnp.ones(())}
@@ -156,11 +159,14 @@ def divide(sums: dict[str, float]) -> dict[str, float]:
 
 def divide_eval(sums: dict[str, float], loss: losses.Loss) -> dict[str, float]:
   """Metrics of an evaluation from its sums."""
-  parts = {k.removeprefix('loss/'): v for k, v in sums.items() if '/' in k}
+  parts = {
+    k.removeprefix('loss/'): v for k, v in sums.items() if k.startswith('loss/')
+  }
   value = float(loss.value(parts))
   return {
     'loss': value,
     'loss_with_l2': value + sums['l2'] / sums['batches'],
     'bce': sums['bce'] / sums['pixels'],
     'accuracy': sums['correct'] / sums['pixels'],
+    **telemetry.divide_gates(sums),
   }

@@ -8,6 +8,7 @@ import numpy as np
 
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
+from skipnet_jax.evaluation import gate_maps
 from skipnet_jax.evaluation import inference
 from skipnet_jax.training import logging
 
@@ -38,7 +39,10 @@ def write_samples(
   step: int,
   log: logging.RunLog,
 ) -> None:
-  """Writes `side_by_side` of the first `count` validation slices as PNG."""
+  """Writes `side_by_side` of the first `count` validation slices as PNG.
+
+  And, for a network with pixel gates, what they let through.
+  """
   folder.mkdir(exist_ok=True)
   tiling = predictor.tiling(data.image.shape[1:], say=log.say)
   for z in data.valid[:count]:
@@ -46,6 +50,11 @@ def write_samples(
     picture = side_by_side(data.image[z], data.label[z], mean)
     volume.write_png(folder / f'{name}_slice_{z:03d}.png', picture)
     log.picture(f'slice_{z:03d}', picture, step)
+    masks = predictor.gates(data.image[z])
+    if masks:
+      picture = gate_maps.gate_panel(data.image[z], masks)
+      volume.write_png(folder / f'{name}_slice_{z:03d}_gates.png', picture)
+      log.picture(f'gates_{z:03d}', picture, step)
 
 
 def format_summary(summary: dict[str, Any], path: pathlib.Path) -> str:

@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 import zipfile
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +111,54 @@ def net_change(
       for name, old in zip(names, before, strict=True)
     ]
   )
+
+
+def gate_sums(gates: Params, mask: jax.Array) -> dict[str, jax.Array]:
+  """Sums over a batch of the masks of its gates, to be added up.
+
+  Args:
+    gates: the collection that `models.gates` sows into, of masks `[b, ...]`.
+    mask: `[b, y, x, 1]`; an example whose mask is 0 does not count.
+
+  Returns:
+    `gate/NAME/...` of each gate: sum, squares, passing (values above one half),
+    count; float32 scalars.
+  """
+  counts = jnp.max(mask, (1, 2, 3)) > 0
+  sums = {}
+  for path, value in flax.traverse_util.flatten_dict(gates).items():
+    name = '/'.join(('gate', *path[:-1]))
+    value = value.astype(jnp.float32)
+    seen = counts.astype(jnp.float32).reshape(-1, *[1] * (value.ndim - 1))
+    sums |= {
+      f'{name}/sum': jnp.sum(seen * value),
+      f'{name}/squares': jnp.sum(seen * jnp.square(value)),
+      f'{name}/passing': jnp.sum(seen * (value > 0.5)),
+      f'{name}/count': jnp.sum(seen) * value[0].size,
+    }
+  return sums
+
+
+def divide_gates(sums: dict[str, float]) -> dict[str, float]:
+  """Mean and standard deviation of each gate, and the share above one half.
+
+  Args:
+    sums: of `gate_sums`, added up; others are passed over.
+
+  Returns:
+    `gate/NAME/mean`, `gate/NAME/std` and `gate/NAME/passing`.
+  """
+  table = {}
+  for key, count in sums.items():
+    if not (key.startswith('gate/') and key.endswith('/count')):
+      continue
+    name = key.removesuffix('/count')
+    mean = sums[f'{name}/sum'] / count
+    variance = sums[f'{name}/squares'] / count - mean**2
+    table[f'{name}/mean'] = mean
+    table[f'{name}/std'] = max(0.0, variance) ** 0.5
+    table[f'{name}/passing'] = sums[f'{name}/passing'] / count
+  return table
 
 
 def read_flow(

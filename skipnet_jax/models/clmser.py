@@ -1,0 +1,190 @@
+"""F-CLmser-S: gated long skips (Guo et al. 2019), and its ablations."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax import errors
+from skipnet_jax.models import gates as gates_lib
+from skipnet_jax.models import layers
+from skipnet_jax.models import post_activation
+from skipnet_jax.models import skips
+
+# The variants of the paper's Table 1: nothing but sums; channel gates; and
+# pixel gates; pixel gates at full resolution too; confidence masks there.
+VARIANTS = ('none', 'cg', 'cg+pg', 'cg+full_pg', 'cg+pg+gm')
+# Five halvings: four stages and the bridge.
+SIZE_MULTIPLE = 32
+_KERNEL_INIT = nn.initializers.normal(0.02)
+
+
+def _scale_init(key, shape, dtype=jnp.float32):
+  return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+class F_CLmser_S(nn.Module):
+  """The U-shaped network whose long skips are sums passed through gates.
+
+  encoder_1 and encoder_2 at full resolution, then down_1 to down_4, each at
+  half the side; the bridge at a 32nd; up_4 to up_1. What skips are encoder_1,
+  encoder_2 and down_1 to down_3.
+
+  Attributes:
+    gates: one of `VARIANTS`.
+    gamma: exponent of the confidence masks, 1 to 4 in the paper.
+    long_skips: False: no sums, and so no gates.
+    short_skips: sums of the residual blocks.
+    base_width: channels of encoder_1.
+    deconv_kernel: side of the transposed convolutions' kernels: 2 as in the
+      authors' code, 3 as in the paper's text.
+    pad: pixels by which the image is mirrored on each side before; the
+      prediction is cut back. 64 in the paper, in training and at test.
+    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  gates: str = 'cg+pg+gm'
+  gamma: int = 3
+  long_skips: bool = True
+  short_skips: bool = True
+  base_width: int = 12
+  deconv_kernel: int = 2
+  pad: int = 64
+  dtype: str = 'float32'
+  axis_name: str | None = None
+
+  def check(self) -> None:
+    """Raises InputError for a setting that no network can be built from."""
+    if self.gates not in VARIANTS:
+      raise errors.InputError(
+        f'model.gates is {self.gates!r}; the variants are '
+        f'{", ".join(VARIANTS)}.'
+      )
+    if self.deconv_kernel not in (2, 3):
+      raise errors.InputError(
+        f'model.deconv_kernel is {self.deconv_kernel}; it must be 2 or 3.'
+      )
+    for field, low in (('gamma', 1), ('base_width', 2), ('pad', 0)):
+      value = getattr(self, field)
+      if value < low:
+        raise errors.InputError(
+          f'model.{field} is {value}; it must be at least {low}.'
+        )
+    if self.pad % 32:
+      raise errors.InputError(
+        f'model.pad is {self.pad}; it must be a multiple of {SIZE_MULTIPLE}: '
+        f'{round(self.pad / SIZE_MULTIPLE) * SIZE_MULTIPLE} is the nearest.'
+      )
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises InputError unless both sides (y, x) are multiples of 32."""
+    layers.check_size(size, SIZE_MULTIPLE)
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, train: bool, sample: bool = False
+  ) -> dict[str, jax.Array]:
+    """Logits of the probability that a pixel is inside a cell.
+
+    Args:
+      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 32.
+      train: batch statistics if True.
+      sample: no meaning here: the network has no dropout.
+
+    Returns:
+      `{'logits': [b, y, x, 1] float32}`: twice what the paper's tanh is taken
+      of, so that (tanh + 1) / 2 is the sigmoid of it.
+
+    Raises:
+      InputError: a side is no multiple of 32.
+    """
+    del sample
+    size = image.shape[1:3]
+    self.check_size(size)
+    dtype, d = jnp.dtype(self.dtype), self.base_width
+    settings = dict(
+      use_bias=False,
+      kernel_init=_KERNEL_INIT,
+      scale_init=_scale_init,
+      dtype=dtype,
+      axis_name=self.axis_name,
+    )
+    gates = self.gates.split('+') if self.long_skips else []
+
+    def norm(name, x, features):
+      return post_activation.ConvNorm(features, **settings, name=name)(x, train)
+
+    def stage(name, x, features):
+      """A convolution and a residual block, as `name_conv` and `name`."""
+      return post_activation.ResidualBlock(
+        2, self.short_skips, True, settings, name=name
+      )(norm(f'{name}_conv', x, features), train)
+
+    plain = dict(use_bias=False, kernel_init=_KERNEL_INIT, dtype=dtype)
+    conv = functools.partial(layers.Conv, **plain)
+
+    def double(name, x, features):
+      make = layers.ConvTranspose(
+        features, self.deconv_kernel, **plain, name=name
+      )
+      return nn.leaky_relu(make(x), 0.01)
+
+    gated = dict(kernel_init=_KERNEL_INIT, dtype=dtype)
+
+    def channel_gate(name, x):
+      if 'cg' not in gates:
+        return x
+      return gates_lib.ChannelGate(**gated, name=f'channel_gate_{name}')(x)
+
+    def pixel_gate(name, x, kinds=('pg', 'full_pg')):
+      if not set(kinds) & set(gates):
+        return x
+      return gates_lib.PixelGate(**gated, name=f'pixel_gate_{name}')(x)
+
+    def join(name, x, skipped):
+      if not self.long_skips:
+        return x
+      return skips.LongSkip(dtype=dtype, name=f'long_skip_{name}')(x, skipped)
+
+    def mask(name, seen, x):
+      """x times the confidence mask of `seen`."""
+      return x * gates_lib.ConfidenceMask(
+        self.gamma, **gated, name=f'confidence_mask_{name}'
+      )(seen)
+
+    pad = (self.pad, self.pad)
+    x = layers.mirror(image, (pad, pad))
+    encoder_1 = norm('encoder_1', x, d)
+    encoder_2 = norm('encoder_2', encoder_1, 2 * d)
+    x, down = encoder_2, []
+    for i in (1, 2, 3, 4):
+      x = stage(f'down_{i}', layers.max_pool(x), 2 ** (i + 1) * d)
+      down.append(x)
+    width = x.shape[-1]
+    x = nn.relu(conv(width, name='bridge_conv')(layers.max_pool(x)))
+    x = double('bridge_up', x, width)
+
+    x = stage('up_4', x, width // 2)
+    x = double('up_4_up', x, width // 2)
+    for i in (3, 2, 1):
+      skipped = pixel_gate(str(i), channel_gate(str(i), down[i - 1]))
+      x = join(f'down_{i}', x, skipped)
+      x = stage(f'up_{i}', x, 2**i * d)
+      if i > 1:
+        x = double(f'up_{i}_up', x, 2**i * d)
+
+    full = double('up_1_up', x, 2 * d)
+    if 'gm' in gates:
+      seen = double('confidence_up', x, 2 * d)
+      encoder_2 = mask('2', seen, encoder_2)
+    encoder_2 = pixel_gate('encoder_2', encoder_2, ('full_pg',))
+    x = join('encoder_2', full, encoder_2)
+    if 'gm' in gates:
+      encoder_1 = mask('1', x, encoder_1)
+    encoder_1 = pixel_gate('encoder_1', encoder_1, ('full_pg',))
+    x = norm('last_conv', x, d)
+    x = join('encoder_1', x, encoder_1)
+    x = conv(1, name='classifier')(x)
+    return {'logits': 2 * layers.centre(x, size).astype(jnp.float32)}

@@ -1,0 +1,96 @@
+"""FusionNet (Quan, Hildebrand and Jeong 2016)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax import errors
+from skipnet_jax.models import layers
+from skipnet_jax.models import post_activation
+from skipnet_jax.models import skips
+
+# Halvings between the four levels and the bridge.
+DEPTH = 4
+SIZE_MULTIPLE = 2**DEPTH
+
+
+class FusionNet(nn.Module):
+  """A U-shaped network of residual blocks whose long skips are sums.
+
+  Each level: convolution, BatchNorm, ReLU; a residual block of three
+  convolutions; convolution, BatchNorm, ReLU.
+
+  Attributes:
+    long_skips: sums from the contracting to the expanding path.
+    short_skips: sums of the residual blocks.
+    base_width: channels of the first level; the bridge has 16 times as many.
+    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  long_skips: bool = True
+  short_skips: bool = True
+  base_width: int = 64
+  dtype: str = 'float32'
+  axis_name: str | None = None
+
+  def check(self) -> None:
+    """Raises InputError for a setting that no network can be built from."""
+    if self.base_width < 1:
+      raise errors.InputError(
+        f'model.base_width is {self.base_width}; it must be at least 1.'
+      )
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises InputError unless both sides (y, x) are multiples of 16."""
+    layers.check_size(size, SIZE_MULTIPLE)
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, train: bool, sample: bool = False
+  ) -> dict[str, jax.Array]:
+    """Logits of the probability that a pixel is inside a cell.
+
+    Args:
+      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 16.
+      train: batch statistics if True.
+      sample: no meaning here: the network has no dropout.
+
+    Returns:
+      `{'logits': [b, y, x, 1] float32}`.
+
+    Raises:
+      InputError: a side is no multiple of 16.
+    """
+    del sample
+    self.check_size(image.shape[1:3])
+    dtype = jnp.dtype(self.dtype)
+    settings = dict(dtype=dtype, axis_name=self.axis_name)
+
+    def level(name, x, features):
+      def norm(x, i):
+        return post_activation.ConvNorm(
+          features, **settings, name=f'{name}_conv_{i}'
+        )(x, train)
+
+      x = post_activation.ResidualBlock(
+        3, self.short_skips, False, settings, name=name
+      )(norm(x, 1), train)
+      return norm(x, 2)
+
+    x, down = image, []
+    for i in range(DEPTH):
+      x = level(f'down_{i}', x, self.base_width * 2**i)
+      down.append(x)
+      x = layers.max_pool(x)
+    x = level('bridge', x, self.base_width * 2**DEPTH)
+    for i in reversed(range(DEPTH)):
+      features = self.base_width * 2**i
+      x = layers.ConvTranspose(features, 3, dtype=dtype, name=f'up_{i}_up')(x)
+      x = layers.batch_norm(f'up_{i}_norm', train, dtype, self.axis_name)(x)
+      x = nn.relu(x)
+      if self.long_skips:
+        x = skips.LongSkip(dtype=dtype, name=f'long_skip_{i}')(x, down[i])
+      x = level(f'up_{i}', x, features)
+    x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
+    return {'logits': x.astype(jnp.float32)}

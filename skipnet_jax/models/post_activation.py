@@ -1,0 +1,76 @@
+"""Convolution, BatchNorm, ReLU in this order, and residual blocks of them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax.models import layers
+from skipnet_jax.models import skips
+
+
+class ConvNorm(nn.Module):
+  """A 3x3 convolution, BatchNorm and, unless it is left out, ReLU.
+
+  Attributes:
+    features: output channels.
+    relu: whether ReLU follows.
+    use_bias: of the convolution.
+    kernel_init: of the convolution.
+    scale_init: of BatchNorm's scale.
+    dtype: compute dtype.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  features: int
+  relu: bool = True
+  use_bias: bool = True
+  kernel_init: Any = nn.initializers.he_normal()
+  scale_init: Any = nn.initializers.ones_init()
+  dtype: layers.Dtype = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps `[b, y, x, c]` to `[b, y, x, features]`."""
+    x = layers.Conv(
+      self.features,
+      use_bias=self.use_bias,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
+      name='conv',
+    )(x)
+    x = layers.batch_norm(
+      'norm', train, self.dtype, self.axis_name, self.scale_init
+    )(x)
+    return nn.relu(x) if self.relu else x
+
+
+class ResidualBlock(nn.Module):
+  """`ConvNorm`s, the last without ReLU, and the sum with what came in.
+
+  Attributes:
+    convolutions: how many.
+    short_skip: whether the input is added.
+    relu: whether ReLU follows the sum.
+    conv: settings handed to every `ConvNorm`.
+  """
+
+  convolutions: int
+  short_skip: bool
+  relu: bool
+  conv: dict
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps `[b, y, x, c]` to the same shape."""
+    residual, last = x, self.convolutions
+    for i in range(1, last + 1):
+      residual = ConvNorm(
+        x.shape[-1], relu=i < last, **self.conv, name=f'conv_{i}'
+      )(residual, train)
+    if self.short_skip:
+      skip = skips.ShortSkip('none', residual.dtype, name='short_skip')
+      residual = skip(residual, x)
+    return nn.relu(residual) if self.relu else residual

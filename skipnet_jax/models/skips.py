@@ -1,0 +1,91 @@
+"""What skips: short ones around a block, long ones across the network.
+
+`analysis.routes` finds them by `skip_kind`; the second argument of a call is
+what skips, the first what came through the layers.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax.models import layers
+
+
+class ShortSkip(nn.Module):
+  """The sum of a block's residual path and its shortcut.
+
+  The shortcut is resampled like the block, and projected by a 1x1 convolution
+  only where the channel count differs; no BatchNorm or ReLU on it.
+
+  Attributes:
+    resample: 'none', 'down' (decimation) or 'up' (repetition).
+    dtype: compute dtype.
+  """
+
+  resample: str
+  dtype: layers.Dtype
+  skip_kind: ClassVar[str] = 'short'
+
+  @nn.compact
+  def __call__(self, residual: jax.Array, x: jax.Array) -> jax.Array:
+    """Adds x `[b, y, x, c_in]` to residual `[b, y', x', c]`."""
+    if self.resample == 'down':
+      x = x[:, ::2, ::2]
+    if x.shape[-1] != residual.shape[-1]:
+      x = layers.Conv(
+        residual.shape[-1], 1, dtype=self.dtype, name='projection'
+      )(x)
+    if self.resample == 'up':
+      x = layers.repeat(x)
+    return residual + x
+
+
+class LongSkip(nn.Module):
+  """The sum of the expanding path and the contracting stage of its resolution.
+
+  Where the widths differ, 1x1 convolutions project.
+
+  Attributes:
+    projection: 'decoder' projects the expanding side to the contracting side's
+      width; 'both' projects each side that is wider to `features`.
+    features: inner width of the stage, used by 'both'.
+    dtype: compute dtype.
+  """
+
+  projection: str = 'decoder'
+  features: int = 0
+  dtype: layers.Dtype = jnp.float32
+  skip_kind: ClassVar[str] = 'long'
+
+  @nn.compact
+  def __call__(self, decoder: jax.Array, encoder: jax.Array) -> jax.Array:
+    """Adds `[b, y, x, c_decoder]` and `[b, y, x, c_encoder]`."""
+
+    def project(x, features, name):
+      if x.shape[-1] == features:
+        return x
+      return layers.Conv(features, 1, dtype=self.dtype, name=name)(x)
+
+    width = encoder.shape[-1]
+    if self.projection == 'both' and decoder.shape[-1] != width:
+      width = self.features
+    encoder = project(encoder, width, 'encoder')
+    decoder = project(decoder, width, 'decoder')
+    return decoder + encoder
+
+
+class LongConcatenation(nn.Module):
+  """The contracting stage's channels beside those of the expanding path."""
+
+  skip_kind: ClassVar[str] = 'long'
+
+  def __call__(self, decoder: jax.Array, encoder: jax.Array) -> jax.Array:
+    """`[b, y, x, c_encoder + c_decoder]`, of an encoder at least as large.
+
+    What an encoder `[b, y', x', c_encoder]` has beyond the decoder's size is
+    cut off evenly around it.
+    """
+    encoder = layers.centre(encoder, decoder.shape[1:3])
+    return jnp.concatenate([encoder, decoder], -1)

@@ -1,0 +1,137 @@
+"""U-Net (Ronneberger et al. 2015)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax import errors
+from skipnet_jax.models import layers
+from skipnet_jax.models import skips
+
+# Halvings between the five levels.
+DEPTH = 4
+SIZE_MULTIPLE = 2**DEPTH
+PADDINGS = ('SAME', 'VALID')
+# What 'VALID' cuts off on each side, in pixels: 2 for the two convolutions of
+# each of four levels on both ways, as often as a level's pixel is wide, and of
+# the deepest.
+VALID_BORDER = 2 * 2 * (1 + 2 + 4 + 8) + 2 * 16
+
+
+def valid_pad(side: int) -> tuple[int, int]:
+  """Pixels to mirror before and after a side, in 'VALID', for it to fit.
+
+  At least `VALID_BORDER` on both sides; 572 for the paper's 388. The network
+  fits inputs of 16 n + 12 pixels.
+  """
+  least = side + 2 * VALID_BORDER
+  more = (12 - least) % SIZE_MULTIPLE
+  before = VALID_BORDER + more // 2
+  return before, least + more - side - before
+
+
+class UNet(nn.Module):
+  """U-Net with its long skips as concatenations.
+
+  Attributes:
+    long_skips: False: no concatenations; the convolutions after them are
+      smaller then.
+    padding: 'VALID' as published: the image is mirrored around so that the
+      prediction has its size; or 'SAME'.
+    up_kernel: side of the transposed convolutions' kernels: 2 as published; 3
+      as in the U-Net that public GPU benchmarks time.
+    dropout: rate at the end of the last two contracting levels.
+    base_width: channels of the first level; the deepest has 16 times as many.
+    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  long_skips: bool = True
+  padding: str = 'SAME'
+  up_kernel: int = 2
+  dropout: float = 0.5
+  base_width: int = 64
+  dtype: str = 'float32'
+  axis_name: str | None = None
+
+  def check(self) -> None:
+    """Raises InputError for a setting that no network can be built from."""
+    if self.padding not in PADDINGS:
+      raise errors.InputError(
+        f'model.padding is {self.padding!r}; it must be SAME or VALID.'
+      )
+    if self.up_kernel not in (2, 3):
+      raise errors.InputError(
+        f'model.up_kernel is {self.up_kernel}; it must be 2 or 3.'
+      )
+    if self.base_width < 1:
+      raise errors.InputError(
+        f'model.base_width is {self.base_width}; it must be at least 1.'
+      )
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises InputError for sides that do not fit.
+
+    In 'SAME' they must be multiples of 16. 'VALID' takes any of at least 4
+    pixels, see `valid_pad`.
+    """
+    if self.padding == 'SAME':
+      layers.check_size(size, SIZE_MULTIPLE)
+    elif min(size) < 4:
+      raise errors.InputError(
+        f'The image is {size[0]}x{size[1]}; both sides must be at least 4.'
+      )
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, train: bool, sample: bool = False
+  ) -> dict[str, jax.Array]:
+    """Logits of the probability that a pixel is inside a cell.
+
+    Args:
+      image: `[b, y, x, 1]` float32, normalised.
+      train: dropout if True.
+      sample: dropout without training.
+
+    Returns:
+      `{'logits': [b, y, x, 1] float32}`: the difference of the paper's two
+      channels, whose softmax is the sigmoid of it.
+
+    Raises:
+      InputError: sides that do not fit.
+    """
+    size = image.shape[1:3]
+    self.check_size(size)
+    dtype = jnp.dtype(self.dtype)
+
+    def level(name, x, features):
+      for i in (1, 2):
+        x = layers.Conv(
+          features, padding=self.padding, dtype=dtype, name=f'{name}_conv_{i}'
+        )(x)
+        x = nn.relu(x)
+      return x
+
+    x = image
+    if self.padding == 'VALID':
+      x = layers.mirror(x, [valid_pad(side) for side in size])
+    down = []
+    for i in range(DEPTH + 1):
+      x = level(f'down_{i}', x, self.base_width * 2**i)
+      if i >= DEPTH - 1:
+        drop = layers.Dropout(self.dropout, self.axis_name)
+        x = drop(x, train or sample)
+      if i < DEPTH:
+        down.append(x)
+        x = layers.max_pool(x)
+    for i in reversed(range(DEPTH)):
+      features = self.base_width * 2**i
+      x = layers.ConvTranspose(
+        features, self.up_kernel, dtype=dtype, name=f'up_{i}_up'
+      )(x)
+      if self.long_skips:
+        x = skips.LongConcatenation(name=f'long_skip_{i}')(x, down[i])
+      x = level(f'up_{i}', x, features)
+    x = layers.Conv(2, 1, dtype=dtype, name='classifier')(x)
+    x = layers.centre(x, size).astype(jnp.float32)
+    return {'logits': x[..., 1:] - x[..., :1]}
