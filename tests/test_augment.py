@@ -87,6 +87,75 @@ def test_flips_are_exact_and_equally_likely():
   assert all(abs(n - 50) < 31 for n in counts.values())
 
 
+def test_flips_and_quarter_turns_are_the_eight_orientations():
+  settings = augment.Settings(
+    flip=True, rotation=0.0, shear=0.0, warp=0.0, rot90=True
+  )
+  image = field(size=(32, 32))
+  counts = dict.fromkeys(((k, f) for k in range(4) for f in (1, -1)), 0)
+  call = jax.jit(
+    lambda k: augment.transform(
+      k, jnp.asarray(image), jnp.asarray(image), settings
+    )[0]
+  )
+  for seed in range(400):
+    moved = call(jax.random.key(seed))
+    hit = [
+      (k, f)
+      for k, f in counts
+      if np.array_equal(moved, np.rot90(image, k)[::f])
+    ]
+    assert len(hit) == 1
+    counts[hit[0]] += 1
+  # 50 each expected; five standard deviations are 33.
+  assert all(abs(n - 50) < 33 for n in counts.values())
+
+
+def test_quarter_turns_turn_by_what_they_say():
+  settings = augment.Settings(
+    flip=False, rotation=0.0, shear=0.0, warp=0.0, rot90=True
+  )
+  image = jnp.asarray(field(size=(32, 32)))
+  for seed in range(10):
+    moved, _ = augment.transform(jax.random.key(seed), image, image, settings)
+    # Never mirrored.
+    assert any(np.array_equal(moved, np.rot90(image, k)) for k in range(4))
+
+
+def test_elastic_displacements_are_those_of_scipy():
+  settings = augment.Settings(
+    flip=False,
+    rotation=0.0,
+    shear=0.0,
+    warp=0.0,
+    elastic=300.0,
+    elastic_sigma=6.0,
+    elastic_share=1.0,
+  )
+  key = jax.random.key(5)
+  where = np.asarray(augment.coordinates(key, SIZE, settings))
+  moved = where - np.indices(SIZE)
+  k_noise, _ = jax.random.split(jax.random.fold_in(key, 1))
+  noise = jax.random.uniform(k_noise, (2, *SIZE), minval=-1.0, maxval=1.0)
+  for found, drawn in zip(moved, np.asarray(noise, np.float64), strict=True):
+    smooth = scipy.ndimage.gaussian_filter(drawn, 6.0, mode='reflect')
+    np.testing.assert_allclose(found, 300 * smooth, atol=1e-3)
+    assert np.abs(found).max() > 3
+
+
+def test_half_of_the_examples_are_displaced():
+  settings = augment.Settings(
+    flip=False, rotation=0.0, shear=0.0, warp=0.0, elastic=300.0
+  )
+  call = jax.jit(lambda k: augment.coordinates(k, (16, 16), settings))
+  still = sum(
+    np.array_equal(call(jax.random.key(s)), np.indices((16, 16)))
+    for s in range(200)
+  )
+  # Five standard deviations are 35.
+  assert abs(still - 100) < 35
+
+
 def linear_part(key, settings):
   """Fits the coordinate map by a matrix around the centre."""
   where = np.asarray(augment.coordinates(key, (65, 65), settings), np.float64)

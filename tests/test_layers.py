@@ -145,3 +145,26 @@ def test_an_example_drops_the_same_units_on_any_device(devices):
   np.testing.assert_array_equal(
     np.asarray(found).reshape(x.shape), drop(x, 0.5)
   )
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_a_transposed_convolution_adds_what_it_says(size):
+  x = np.asarray(jax.random.normal(KEY, (2, 3, 4, 5)))
+  layer = layers.ConvTranspose(7, size)
+  variables = layer.init(KEY, x)
+  variables['params']['bias'] = jnp.arange(7.0)
+  kernel = np.asarray(variables['params']['kernel'])
+  assert kernel.shape == (size, size, 5, 7)
+  # One pixel more around: what falls outside is cut off.
+  whole = np.zeros((2, 8, 10, 7))
+  for i, j, p, q in np.ndindex(3, 4, size, size):
+    y, z = 2 * i + p - (size == 3) + 1, 2 * j + q - (size == 3) + 1
+    whole[:, y, z] += x[:, i, j] @ kernel[p, q]
+  expected = whole[:, 1:7, 1:9] + np.arange(7.0)
+  np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+
+
+def test_the_centre_of_an_odd_rest_is_cut_below():
+  x = jnp.arange(35.0).reshape(1, 5, 7, 1)
+  found = layers.centre(x, (2, 4))
+  np.testing.assert_array_equal(found, x[:, 1:3, 1:5])

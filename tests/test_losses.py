@@ -15,9 +15,10 @@ def make_case(seed=0, shape=(2, 5, 4, 1)):
   return logits, label, mask
 
 
-def value(name, logits, label, mask):
+def value(name, logits, label, mask, **more):
   loss = losses.LOSSES[name]
-  batch = {'label': jnp.asarray(label), 'mask': jnp.asarray(mask)}
+  batch = {'label': label, 'mask': mask, **more}
+  batch = {k: jnp.asarray(v) for k, v in batch.items()}
   return float(loss.value(loss.sums({'logits': jnp.asarray(logits)}, batch)))
 
 
@@ -27,6 +28,32 @@ def test_bce_is_the_mean_over_the_pixels_that_count():
   each = -(label * np.log(p) + (1 - label) * np.log(1 - p))
   expected = (each * mask).sum() / mask.sum()
   assert value('bce', logits, label, mask) == pytest.approx(expected, rel=1e-6)
+
+
+def test_smooth_l1_is_of_the_tanh_and_labels_of_plus_and_minus_one():
+  logits, label, mask = make_case(4)
+  off = np.abs(np.tanh(logits.astype(np.float64) / 2) - (2 * label - 1))
+  assert (off > 1).any()
+  assert (off < 1).any()
+  each = np.where(off < 1, off**2 / 2, off - 0.5)
+  expected = (each * mask).sum() / mask.sum()
+  found = value('smooth_l1', logits, label, mask)
+  assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize('name', sorted(losses.LOSSES))
+def test_a_weight_counts_pixels_as_often(name):
+  logits, label, mask = make_case(5)
+  twice = np.concatenate([mask, mask], 1)
+  doubled = [np.concatenate([x, x], 1) for x in (logits, label)]
+  weight = np.full_like(mask, 2.0)
+  found = value(name, logits, label, mask, weight=weight)
+  assert found == pytest.approx(value(name, *doubled, twice), rel=1e-5)
+  # Of weight zero: not at all.
+  some = (np.random.default_rng(0).random(mask.shape) < 0.5).astype(np.float32)
+  assert value(name, logits, label, mask, weight=some) == pytest.approx(
+    value(name, logits, label, mask * some), rel=1e-6
+  )
 
 
 def test_dice_is_of_the_membrane_over_the_whole_batch():

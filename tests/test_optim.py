@@ -153,6 +153,13 @@ def test_step_schedule_falls_at_its_epochs():
   np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01], rtol=1e-5)
 
 
+def test_step_schedule_falls_at_the_epochs_named():
+  config = settings(schedule='step', step_at=(2, 3), learning_rate=1.0)
+  schedule = optim.make_schedule(config, 5, 99)
+  rates = [float(schedule(n)) for n in (0, 9, 10, 14, 15, 400)]
+  np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+
+
 def test_cosine_schedule_ends_at_zero_and_warm_up_is_linear():
   config = settings(schedule='cosine', learning_rate=1.0)
   schedule = optim.make_schedule(config, 5, 4)

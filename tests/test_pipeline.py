@@ -162,6 +162,35 @@ def test_evaluation_counts_every_pixel_once(shape, crop, batch_size):
   assert total == data.label[list(data.valid)].sum()
 
 
+def test_weights_move_with_labels():
+  data = make_data((6, 48, 48))
+  weighted = dataclasses.replace(
+    data, weight=1 + 4 * data.label.astype(np.float32)
+  )
+  pipe = make(weighted, crop=32, rotation=0.0, shear=0.0, warp=0.0, rot90=True)
+  arrays = pipeline_lib.host_arrays(weighted)
+  plan = pipe.plan(KEY, 0)
+  raw = pipe.read(arrays, plan)
+  host = pipeline_lib.read_host(arrays, plan, pipe.window)
+  assert set(host) == set(raw)
+  np.testing.assert_array_equal(host['weight'], raw['weight'])
+  batch = pipe.train_batch(raw, plan['key'])
+  np.testing.assert_allclose(batch['weight'], 1 + 4 * batch['label'], atol=1e-4)
+  seen = jnp.asarray(pipe.eval_plans(2)[0]['seen'])
+  first = {name: x[:2] for name, x in raw.items()}
+  batch = pipe.eval_batch(first, seen)
+  np.testing.assert_array_equal(batch['weight'], 1 + 4 * batch['label'])
+  assert 'weight' not in pipeline_lib.host_arrays(data)
+
+
+def test_quarter_turns_want_square_examples():
+  with pytest.raises(
+    errors.InputError, match=r'48x40: set data.crop to at most'
+  ):
+    make(make_data(), rot90=True)
+  make(make_data(), rot90=True, crop=40)
+
+
 def test_feed_runs_ahead_in_order_and_stops():
   seen = []
   feed = pipeline_lib.HostFeed(lambda step: seen.append(step) or step, 7)

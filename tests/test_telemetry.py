@@ -94,3 +94,25 @@ def test_lost_records_are_gaps(tmp_path, damage):
   found = read(path)['net_change'][:, 0]
   assert np.isnan(found[:3]).all()
   assert found[3] == 3
+
+
+def test_gates_are_summed_over_the_examples_that_count():
+  rng = np.random.default_rng(0)
+  masks = rng.random((3, 4, 4, 1)).astype(np.float32)
+  channels = rng.random((3, 1, 1, 8)).astype(np.float32)
+  gates = {'deep': {'mask': {'value': masks}}, 'wide': {'value': channels}}
+  counts = np.ones((3, 8, 8, 1), np.float32)
+  counts[1] = 0
+  # Partly seen before: it counts.
+  counts[2, :4] = 0
+  once = telemetry.gate_sums(jax.tree.map(jnp.asarray, gates), counts)
+  # Two batches add up.
+  found = telemetry.divide_gates({k: 2 * float(v) for k, v in once.items()})
+  for name, values in (('deep/mask', masks), ('wide', channels)):
+    seen = values[[0, 2]].astype(np.float64)
+    assert found[f'gate/{name}/mean'] == pytest.approx(seen.mean(), rel=1e-5)
+    assert found[f'gate/{name}/std'] == pytest.approx(seen.std(), rel=1e-4)
+    passing = (seen > 0.5).mean()
+    assert found[f'gate/{name}/passing'] == pytest.approx(passing, rel=1e-6)
+  assert len(found) == 6
+  assert telemetry.gate_sums({}, jnp.asarray(counts)) == {}

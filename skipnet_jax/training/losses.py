@@ -69,10 +69,12 @@ def _smooth_l1(logits: Array, label: Array) -> Array:
 
 def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
   # Membrane is the positive class.
-  mask = _weight(batch)
-  o = jax.nn.sigmoid(-outputs['logits']) * mask
-  y = (1 - batch['label']) * mask
-  return {'overlap': jnp.sum(o * y), 'total': jnp.sum(o) + jnp.sum(y)}
+  weight = _weight(batch)
+  o, y = jax.nn.sigmoid(-outputs['logits']), 1 - batch['label']
+  return {
+    'overlap': jnp.sum(o * y * weight),
+    'total': jnp.sum((o + y) * weight),
+  }
 
 
 # 'bce': mean binary cross-entropy over the pixels that count, in nats.

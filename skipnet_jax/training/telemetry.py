@@ -133,7 +133,7 @@ def gate_sums(gates: Params, mask: jax.Array) -> dict[str, jax.Array]:
     sums |= {
       f'{name}/sum': jnp.sum(seen * value),
       f'{name}/squares': jnp.sum(seen * jnp.square(value)),
-      f'{name}/passing': jnp.sum(seen * (value > 0.5)),
+      f'{name}/passing': jnp.sum(seen * (value > 0.5).astype(jnp.float32)),
       f'{name}/count': jnp.sum(seen) * value[0].size,
     }
   return sums

@@ -1,0 +1,192 @@
+"""Every system does everything: one list of them, one list of demands."""
+
+import functools
+import json
+
+from conftest import ROOT
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_networks import bce
+from small_networks import make_batch
+import test_parallel
+import tifffile
+
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax.analysis import gradient_flow
+from skipnet_jax.analysis import routes
+from skipnet_jax.benchmarking import plan
+from skipnet_jax.benchmarking import workload
+from skipnet_jax.data import volume
+
+# System: experiment, and the fields of a network compiled in seconds.
+SYSTEMS = {
+  'fc_resnet': (
+    'long_short',
+    {'base_width': 2, 'blocks': 'simple', 'repetitions': (1,) * 7},
+  ),
+  'f_clmser_s': ('f_clmser_s', {'base_width': 2, 'pad': 0}),
+  'unet': ('unet', {'base_width': 2, 'padding': 'SAME'}),
+  'fusionnet': ('fusionnet', {'base_width': 2}),
+}
+SWITCHES = {'fc_resnet': 2, 'f_clmser_s': 2, 'unet': 1, 'fusionnet': 2}
+each = pytest.mark.parametrize('name', SYSTEMS)
+
+
+def build(name, **fields):
+  return models.build_model(
+    models.model_config(name, **SYSTEMS[name][1] | fields)
+  )
+
+
+def test_the_list_is_complete():
+  assert set(SYSTEMS) == set(models.MODELS)
+
+
+@functools.cache
+def made(name):
+  """Model without dropout, and its variables."""
+  fields = {'dropout': 0.0} if name in ('fc_resnet', 'unet') else {}
+  model = build(name, **fields)
+  image = make_batch()['image']
+  return model, jax.jit(
+    lambda: model.init(jax.random.key(0), image, train=False)
+  )()
+
+
+@each
+def test_trains_and_is_described_scored_and_used(command, name, tmp_path):
+  experiment, fields = SYSTEMS[name]
+  config = f'--config={ROOT}/experiments/{experiment}.py:smoke'
+  arguments = [f'--config.model.{k}={v}' for k, v in fields.items()]
+  done = command('train', config, *arguments, '--describe')
+  assert done.code == 0, done
+  assert 'GFLOPs forward per image' in done.out
+
+  run = tmp_path / 'run'
+  arguments += [
+    '--config.train.epochs=1',
+    '--config.log.progress=False',
+    '--config.log.tensorboard=False',
+  ]
+  done = command('train', config, f'--workdir={run}', *arguments)
+  assert done.code == 0, done
+  summary = json.loads((run / 'summary.json').read_text())
+  assert 0 <= summary['v_rand'] <= 1
+  record = json.loads((run / 'metrics.jsonl').read_text())
+  gates = {k.split('/')[1] for k in record if k.startswith('valid_gate/')}
+  pictures = list((run / 'samples').glob('*_gates.png'))
+  assert bool(gates) == bool(pictures) == (name == 'f_clmser_s')
+  with np.load(run / 'gradient_flow.npz') as flow:
+    assert flow['net_change'].shape == (1, len(flow['layers']))
+    assert (flow['net_change'] > 0).all()
+
+  scores = tmp_path / 'scores.json'
+  done = command('evaluate', f'--workdir={run}', f'--output={scores}')
+  assert done.code == 0, done
+  found = json.loads(scores.read_text())
+  assert found['v_rand'] == pytest.approx(summary['v_rand'], abs=1e-6)
+
+  pixels = np.random.default_rng(0).integers(0, 255, (2, 40, 50))
+  volume.write_stack(tmp_path / 'in.tif', pixels.astype(np.uint8), {})
+  done = command(
+    'predict',
+    f'--workdir={run}',
+    f'--input={tmp_path / "in.tif"}',
+    f'--output={tmp_path / "out.tif"}',
+  )
+  assert done.code == 0, done
+  probability = tifffile.imread(tmp_path / 'out.tif')
+  assert probability.shape == (2, 40, 50)
+  assert probability.dtype == np.float32
+  assert 0 <= probability.min() < probability.max() <= 1
+
+
+@functools.cache
+def setting(name):
+  config = test_parallel._config(**{'data.size': 32})
+  config.model = models.model_config(name, **SYSTEMS[name][1])
+  return test_parallel.Setting(config)
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'sharded'])
+@pytest.mark.parametrize('name', [n for n in SYSTEMS if n != 'fc_resnet'])
+def test_modes_give_the_parameters_of_one_device(name, mode):
+  # FC-ResNet: tests/test_parallel.py, more closely.
+  test_parallel._compare(setting(name), mode, 4)
+
+
+@each
+def test_its_gradient_is_taken_apart_by_its_skips(name):
+  model, variables = made(name)
+  found = routes.Routes(model, variables, make_batch(), bce)
+  parts = found.by_skip()
+  whole = gradient_flow.layer_gradients(model, variables, make_batch(), bce)
+  for layer, gradient in whole.items():
+    total = sum(part[layer] for part in parts.values())
+    scale = float(jnp.abs(gradient).max())
+    np.testing.assert_allclose(total, gradient, atol=1e-3 * scale + 1e-7)
+  size = {
+    kind: sum(float(np.square(g).sum()) for g in part.values())
+    for kind, part in parts.items()
+  }
+  assert size['long'] > 0
+  assert (size['short'] > 0) == bool(found.branches) == (name != 'unet')
+
+
+@each
+def test_its_skips_can_be_taken_away(name):
+  image = make_batch()['image']
+  model = build(name)
+  kinds = [k for k in ('long_skips', 'short_skips') if hasattr(model, k)]
+  assert len(kinds) == SWITCHES[name]
+  for kind in kinds:
+    less = build(name, **{kind: False})
+    variables = jax.eval_shape(
+      lambda x, m=less: m.init(jax.random.key(0), x, train=False), image
+    )
+    seen = []
+
+    def note(next_fun, args, kwargs, context, seen=seen):
+      seen.append(getattr(context.module, 'skip_kind', None))
+      return next_fun(*args, **kwargs)
+
+    with models.nn.intercept_methods(note):
+      jax.eval_shape(
+        lambda v, x, m=less: m.apply(v, x, train=False), variables, image
+      )
+    assert kind.removesuffix('_skips') not in seen
+  if 'short_skips' not in kinds:
+    with pytest.raises(errors.InputError, match='no short skips'):
+      build(name, short_skips=False)
+
+
+@each
+def test_bfloat16_is_inside_only(name):
+  model = build(name, dtype='bfloat16')
+  image = make_batch()['image']
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), image
+  )
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+  outputs = jax.eval_shape(
+    lambda v, x: model.apply(v, x, train=False), variables, image
+  )
+  assert outputs['logits'].dtype == jnp.float32
+  assert outputs['logits'].shape == image.shape
+  with pytest.raises(errors.InputError, match='float32 or bfloat16'):
+    build(name, dtype='float16')
+
+
+@each
+def test_it_is_measured(name, smoke):
+  config = smoke({'data.size': 32})
+  config.model = models.model_config(name, **SYSTEMS[name][1])
+  bench = workload.Bench(config)
+  work = bench.build(plan.Cell('eval', 'compute', 'jit', 1, 'float32', 2))
+  call = work.start(work.jitted.lower(*work.arguments).compile())
+  assert np.isfinite(float(call()['bce']))
+  assert work.flops > 0
+  assert bench.describe()['model'] == name
