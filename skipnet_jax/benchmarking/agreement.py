@@ -17,6 +17,9 @@ import numpy as np
 from skipnet_jax.training import losses
 
 CLOSE = 1e-4  # Of the norm, in float32, with raised biases.
+# Of the gradient's, where there is no BatchNorm: nothing keeps ReLUs from
+# turning over. The outputs, which are continuous there, stay CLOSE.
+TURNED = 1e-2
 RAISED = 4.0
 
 
@@ -28,6 +31,17 @@ def raise_biases(variables: dict[str, Any]) -> dict[str, Any]:
     if path[-1] == 'bias' and (*path[:-1], 'scale') in flat:
       flat[path] = flat[path] + RAISED
   return flax.traverse_util.unflatten_dict(flat)
+
+
+def limit(part: str, variables: dict[str, Any]) -> float:
+  """How far two programs may be apart in float32, at raised biases.
+
+  Args:
+    part: of what `point` returns.
+    variables: params and batch_stats.
+  """
+  turned = part == 'gradient' and not variables.get('batch_stats')
+  return TURNED if turned else CLOSE
 
 
 def point(
