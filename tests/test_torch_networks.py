@@ -17,12 +17,12 @@ SWITCHES = [
   ('fc_resnet', {}),
   *[('f_clmser_s', {'gates': gates}) for gates in clmser.VARIANTS],
   ('f_clmser_s', {'deconv_kernel': 3, 'short_skips': False}),
-  ('f_clmser_s', {'long_skips': False, 'base_width': 4}),
+  ('f_clmser_s', {'long_skips': False}),
   ('unet', {}),
   ('unet', {'up_kernel': 3, 'padding': 'VALID'}),
-  ('unet', {'long_skips': False, 'base_width': 4}),
+  ('unet', {'long_skips': False}),
   ('fusionnet', {}),
-  ('fusionnet', {'long_skips': False, 'short_skips': False, 'base_width': 4}),
+  ('fusionnet', {'long_skips': False, 'short_skips': False}),
 ]
 
 
@@ -52,14 +52,13 @@ def test_names_and_shapes_are_those_of_the_flax_network(
 ):
   from skipnet_jax.benchmarking import torch_weights
 
-  model, network = meta(name, **fields)
+  model, network = meta(name, base_width=4, **fields)
   image = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32)
   shapes = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image
   )
   expected = torch_weights.to_torch(
-    # Views of one number: nothing is filled.
-    jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
+    jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
   )
   found = {
     name: tuple(value.shape)
