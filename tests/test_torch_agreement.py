@@ -51,6 +51,9 @@ def both(smoke):
       noise = 0.1 * rng.uniform(-1, 1, leaf.shape)
       if path[-1].key == 'kernel':
         return leaf * LARGER.get(name, 1)
+      if path[-2].key == 'reduce':
+        # The channel gates' few ReLUs: some would give nothing else.
+        noise += 1
       return leaf + noise.astype(leaf.dtype)
 
     variables = {'params': state.params, 'batch_stats': state.batch_stats}

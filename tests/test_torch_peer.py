@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import conftest
+import jax
 import pytest
 
 from skipnet_jax import environment
@@ -82,7 +83,9 @@ def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
   )
   config = conftest.experiment('f_clmser_s').get_config('smoke')
   config.data.border_weight = 10.0
-  found = torch_peer.race(config, rounds=1, say=str, forms=EAGER[:1])
+  # optax's Adam mixes dtypes.
+  with jax.numpy_dtype_promotion('standard'):
+    found = torch_peer.race(config, rounds=1, say=str, forms=EAGER[:1])
   batch = (config.train.batch_size, *found['image_size'], 1)
   assert seen == [('TorchFCLmserS', 'smooth_l1', batch)]
   assert found['dropout'] == 0
