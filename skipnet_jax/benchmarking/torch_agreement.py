@@ -11,6 +11,7 @@ none to raise: what is strict there is float64, and the outputs in float32.
 
 from collections.abc import Iterable
 import copy
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -133,7 +134,9 @@ def _distance(
   names = list(names)
   apart = _norm(a[name] - b[name] for name in names)
   size = max(_norm(b[name] for name in names), least)
-  return apart / size if size else apart
+  if not size:
+    return math.inf if apart else 0.0
+  return apart / size
 
 
 def _distances(a: Point, b: Point) -> dict[str, float]:

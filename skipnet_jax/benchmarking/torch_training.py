@@ -135,6 +135,7 @@ def make_step(
     image = image.to(memory_format=torch.channels_last)
   optimizer = make_optimizer(config.optim, network)
   half = config.model.dtype == 'bfloat16'
+  loss_name = config.train.loss
 
   def objective(
     image: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None
@@ -143,7 +144,7 @@ def make_step(
       logits = network(image)
     # As in the Flax network, the loss is taken in the parameters' dtype.
     logits = logits.to(label.dtype)
-    return torch_losses.mean(config.train.loss, logits, label, weight)
+    return torch_losses.mean(loss_name, logits, label, weight)
 
   if form.compiled:
     objective = torch.compile(objective, mode=form.mode, dynamic=False)
