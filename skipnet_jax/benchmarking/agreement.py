@@ -69,7 +69,6 @@ def point(
   fields = {'dropout': 0.0} if hasattr(model, 'dropout') else {}
   model = model.clone(**fields, dtype=dtype)
   batch = {k: batch[k] for k in ('image', 'label', 'weight') if k in batch}
-
   chosen = losses.LOSSES[loss]
 
   @jax.jit
