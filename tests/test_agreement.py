@@ -54,6 +54,38 @@ def test_only_the_biases_of_batch_norms_are_raised(case):
     assert by == (agreement.RAISED if norm else 0), (layer, name)
 
 
+def test_a_batch_norm_is_known_by_its_scale():
+  one = np.ones(2, np.float32)
+  params = {
+    'up_0_norm': {'scale': one, 'bias': one},
+    'up': {'block': {'scale': one, 'bias': one}, 'conv': {'bias': one}},
+  }
+  raised = agreement.raise_biases({'params': params, 'batch_stats': {}})
+  assert raised['batch_stats'] == {}
+  found = raised['params']
+  assert found['up_0_norm']['bias'][0] == 1 + agreement.RAISED
+  assert found['up']['block']['bias'][0] == 1 + agreement.RAISED
+  assert found['up']['block']['scale'][0] == 1
+  assert found['up']['conv']['bias'][0] == 1
+
+
+def test_a_point_counts_pixels_by_their_weight():
+  model = models.build_model(models.model_config('unet', base_width=2))
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(1, 32, 32, 1)).astype(np.float32)
+  variables = model.init(jax.random.key(0), image, train=False)
+  batch = {'image': image, 'label': np.ones_like(image)}
+  whole = agreement.point(model, variables, batch, 'float32')
+  # Only the half with weight counts: bce of the logits there.
+  weight = np.zeros_like(image)
+  weight[:, :16] = 3.0
+  half = agreement.point(
+    model, variables, batch | {'weight': weight}, 'float32'
+  )
+  expected = np.log1p(np.exp(-whole['logits'][:, :16])).mean()
+  assert half['loss'] == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_settings_of_the_device_are_put_back(case):
   model, variables, batch = case
   before = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision

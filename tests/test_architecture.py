@@ -99,7 +99,10 @@ def test_the_scores_know_neither_networks_nor_training():
       'torch',
       {
         f'skipnet_jax.benchmarking.torch_{name}'
-        for name in ('agreement', 'network', 'peer', 'training', 'weights')
+        for name in (
+          *('clmser', 'fusionnet', 'layers', 'network', 'networks', 'unet'),
+          *('agreement', 'losses', 'peer', 'training', 'weights'),
+        )
       },
     ),
   ],

@@ -1,4 +1,4 @@
-"""Flax and PyTorch, all three kinds of block, as one function."""
+"""Flax and PyTorch, every network and its switches, as one function."""
 
 import jax
 import numpy as np
@@ -6,11 +6,21 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax.benchmarking import agreement
 from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
 
 pytestmark = pytest.mark.peer
 
+SMALL = {
+  'fc_resnet': dict(base_width=4, repetitions=(1, 1, 1, 2, 1, 1, 1)),
+  'f_clmser_s': dict(base_width=2, pad=0),
+  'unet': dict(base_width=2),
+  'fusionnet': dict(base_width=2),
+}
+# F-CLmser-S starts with outputs of nearly zero, so that its gates are 1/2 and
+# its masks 1 everywhere: its kernels are taken times this.
+LARGER = {'f_clmser_s': 10}
 MIXED = 'simple,basic,bottleneck,simple,bottleneck,basic,simple'
 
 
@@ -24,14 +34,11 @@ def torch_agreement():
 @pytest.fixture(scope='module')
 def both(smoke):
   """Makes (model, variables, network) whose statistics are not the first."""
-  from skipnet_jax.benchmarking import torch_network
+  from skipnet_jax.benchmarking import torch_networks
   from skipnet_jax.benchmarking import torch_weights
 
-  def make(**fields):
-    config = models.model_config(
-      'fc_resnet',
-      **dict(base_width=4, repetitions=(1, 1, 1, 2, 1, 1, 1)) | fields,
-    )
+  def make(name='fc_resnet', **fields):
+    config = models.model_config(name, **SMALL[name] | fields)
     model = models.build_model(config)
     optimizer = optim.make_optimizer(
       smoke().optim, optim.make_schedule(smoke().optim, 1, 1)
@@ -42,25 +49,43 @@ def both(smoke):
     def moved(path, leaf):
       # Scales and variances stay near one, biases and means near zero.
       noise = 0.1 * rng.uniform(-1, 1, leaf.shape)
-      kernel = path[-1].key == 'kernel'
-      return leaf if kernel else leaf + noise.astype(leaf.dtype)
+      if path[-1].key == 'kernel':
+        return leaf * LARGER.get(name, 1)
+      if path[-2].key == 'reduce':
+        # The channel gates' few ReLUs: some would give nothing else.
+        noise += 1
+      return leaf + noise.astype(leaf.dtype)
 
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     variables = jax.tree_util.tree_map_with_path(moved, variables)
-    network = torch_network.TorchFCResNet(model)
+    network = torch_networks.build(model)
     torch_weights.load(network, variables)
     return model, variables, network
 
   return make
 
 
-def make_batch(count=2, side=64):
+def make_batch(count=2, size=(64, 64), weight=False):
   rng = np.random.default_rng(1)
-  image = rng.normal(size=(count, side, side, 1))
-  return {
+  image = rng.normal(size=(count, *size, 1))
+  batch = {
     'image': image.astype(np.float32),
     'label': (image + rng.normal(size=image.shape) > 0).astype(np.float32),
   }
+  if weight:
+    batch['weight'] = rng.uniform(0.5, 2, image.shape).astype(np.float32)
+  return batch
+
+
+def assert_equal(ours, theirs):
+  for part in ('logits', 'loss', 'gradient', 'statistics'):
+    assert ours[part].keys() == theirs[part].keys()
+    for name, value in theirs[part].items():
+      # Of the whole part: a bias before a BatchNorm has no gradient.
+      whole = max(np.abs(v).max() for v in theirs[part].values())
+      np.testing.assert_allclose(
+        ours[part][name], value, rtol=1e-6, atol=1e-6 * whole
+      )
 
 
 @pytest.mark.parametrize(
@@ -78,27 +103,54 @@ def test_outputs_and_gradients_are_equal_in_float64(
   batch = make_batch()
   ours = torch_agreement.ours(model, variables, batch, 'float64')
   theirs = torch_agreement.theirs(network, batch, 'float64')
-  for part in ('logits', 'loss', 'gradient', 'statistics'):
-    assert ours[part].keys() == theirs[part].keys()
-    for name, value in theirs[part].items():
-      # Of the whole part: a bias before a BatchNorm has no gradient.
-      whole = max(np.abs(v).max() for v in theirs[part].values())
-      np.testing.assert_allclose(
-        ours[part][name], value, rtol=1e-6, atol=1e-6 * whole
-      )
+  assert_equal(ours, theirs)
   assert network.classifier.weight.grad is None
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields', 'loss'),
+  [
+    ('f_clmser_s', {'pad': 32, 'gamma': 2}, 'smooth_l1'),
+    (
+      'f_clmser_s',
+      {'gates': 'cg+full_pg', 'deconv_kernel': 3, 'short_skips': False},
+      'bce',
+    ),
+    ('f_clmser_s', {'long_skips': False}, 'smooth_l1'),
+    ('unet', {'dropout': 0.3}, 'bce'),
+    ('unet', {'padding': 'VALID', 'up_kernel': 3}, 'bce'),
+    ('unet', {'long_skips': False}, 'smooth_l1'),
+    ('fusionnet', {}, 'bce'),
+    ('fusionnet', {'long_skips': False, 'short_skips': False}, 'bce'),
+  ],
+)
+def test_other_networks_are_equal_in_float64(
+  name, fields, loss, both, torch_agreement
+):
+  model, variables, network = both(name, **fields)
+  batch = make_batch(2, (32, 64), weight=True)
+  ours = torch_agreement.ours(model, variables, batch, 'float64', loss)
+  theirs = torch_agreement.theirs(network, batch, 'float64', loss)
+  assert_equal(ours, theirs)
+  # In a gate the rounding of float32 logits cancels out less than the rest.
+  for layer, apart in torch_agreement._by_layer(ours, theirs).items():
+    assert apart < (1e-5 if 'gate' in layer else 1e-6), layer
+  whole = max(np.abs(v).max() for v in theirs['gradient'].values())
+  for layer, value in theirs['gradient'].items():
+    if 'gate' in layer or 'mask' in layer:
+      assert np.abs(value).max() > 1e-5 * whole, layer
 
 
 def test_a_check_tells_how_close_they_are(both, torch_agreement, monkeypatch):
   model, variables, network = both(blocks=MIXED)
-  batch = make_batch(1, 96)
+  batch = make_batch(1, (96, 96))
   monkeypatch.setattr(torch_agreement, 'SIDE', 64)
   ours, kept = torch_agreement.ours, {}
 
   # Compiled once for the right and the wrong weights of the other side.
-  def once(model, variables, batch, dtype):
+  def once(model, variables, batch, dtype, loss):
     if dtype not in kept:
-      kept[dtype] = ours(model, variables, batch, dtype)
+      kept[dtype] = ours(model, variables, batch, dtype, loss)
     return kept[dtype]
 
   monkeypatch.setattr(torch_agreement, 'ours', once)
@@ -113,6 +165,43 @@ def test_a_check_tells_how_close_they_are(both, torch_agreement, monkeypatch):
   weight.data[0, 0, 0, 0] += 0.01
   with pytest.raises(errors.RunError, match='does not agree'):
     torch_agreement.check(model, variables, network, batch)
+
+
+def test_only_without_batch_norm_may_gradients_in_float32_be_apart(
+  both, torch_agreement, monkeypatch
+):
+  def turned(network):
+    def ours(model, variables, batch, dtype, loss):
+      point = torch_agreement.theirs(network, batch, dtype, loss)
+      if dtype == 'float32':
+        gradient = point['gradient']
+        point['gradient'] = {k: 1.001 * v for k, v in gradient.items()}
+      return point
+
+    return ours
+
+  batch = make_batch(1)
+  model, variables, network = both('unet')
+  monkeypatch.setattr(torch_agreement, 'ours', turned(network))
+  found = torch_agreement.check(model, variables, network, batch)
+  assert found['float32']['gradient'] == pytest.approx(1e-3)
+
+  model, variables, network = both('fusionnet')
+  assert agreement.limit('gradient', variables) == agreement.CLOSE
+  monkeypatch.setattr(torch_agreement, '_raised_network', lambda n: n)
+  monkeypatch.setattr(torch_agreement, 'ours', turned(network))
+  with pytest.raises(errors.RunError, match='gradient in float32 differs'):
+    torch_agreement.check(model, variables, network, batch)
+
+
+def test_a_gradient_that_cancels_out_is_compared_with_the_whole(
+  torch_agreement,
+):
+  theirs = {'a.weight': np.ones(3), 'b.weight': np.full(3, 1e-9)}
+  ours = theirs | {'b.weight': np.full(3, 1.0001e-9)}
+  found = torch_agreement._by_layer({'gradient': ours}, {'gradient': theirs})
+  assert found['a'] == 0
+  assert 0 < found['b'] < torch_agreement.EXACT
 
 
 def test_a_network_with_other_layers_is_refused(both, torch_agreement):

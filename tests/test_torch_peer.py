@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import conftest
+import jax
 import pytest
 
 from skipnet_jax import environment
@@ -69,6 +70,29 @@ def test_a_result_is_json_and_a_table_of_100_columns(raced):
 
 
 @pytest.mark.peer
+def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
+  from skipnet_jax.benchmarking import torch_agreement
+
+  seen = []
+  monkeypatch.setattr(
+    torch_agreement,
+    'check',
+    lambda model, variables, network, batch, loss: seen.append(
+      (type(network).__name__, loss, batch['weight'].shape)
+    ),
+  )
+  config = conftest.experiment('f_clmser_s').get_config('smoke')
+  config.data.border_weight = 10.0
+  # optax's Adam mixes dtypes.
+  with jax.numpy_dtype_promotion('standard'):
+    found = torch_peer.race(config, rounds=1, say=str, forms=EAGER[:1])
+  batch = (config.train.batch_size, *found['image_size'], 1)
+  assert seen == [('TorchFCLmserS', 'smooth_l1', batch)]
+  assert found['dropout'] == 0
+  assert found['best'] == EAGER[0]
+
+
+@pytest.mark.peer
 def test_networks_that_differ_are_not_raced(smoke, monkeypatch):
   from skipnet_jax.benchmarking import torch_weights
 
@@ -105,7 +129,8 @@ def test_a_race_against_nobody_is_an_error(smoke, monkeypatch):
   ('changes', 'message'),
   [
     ({'model.scan': True}, 'set --config.model.scan=False'),
-    ({'train.loss': 'dice'}, "only 'bce'"),
+    ({'train.loss': 'dice'}, 'a counterpart of bce, smooth_l1 only'),
+    ({'model.name': 'other'}, "model.name is 'other'"),
     ({'optim.accumulate': 2}, 'optim.accumulate is 2'),
     ({'optim.ema': 0.9}, 'optim.ema is 0.9'),
     ({'model.dtype': 'bfloat16'}, 'on a CPU the race is run in float32'),

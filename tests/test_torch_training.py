@@ -79,8 +79,16 @@ def test_an_optimizer_makes_the_updates_of_optax(
         )
 
 
+def test_transposed_kernels_are_decayed_too(smoke, torch, torch_training):
+  network = torch.nn.Sequential(torch.nn.ConvTranspose2d(2, 3, 2))
+  optimizer = torch_training.make_optimizer(smoke().optim, network)
+  decayed, others = (group['params'] for group in optimizer.param_groups)
+  assert decayed == [network[0].weight]
+  assert others == [network[0].bias]
+
+
 def make_network(config):
-  from skipnet_jax.benchmarking import torch_network
+  from skipnet_jax.benchmarking import torch_networks
   from skipnet_jax.benchmarking import torch_weights
 
   model = models.build_model(config.model)
@@ -88,7 +96,7 @@ def make_network(config):
     config.optim, optax.constant_schedule(config.optim.learning_rate)
   )
   state = state_lib.create_state(model, optimizer, 0)
-  network = torch_network.TorchFCResNet(model)
+  network = torch_networks.build(model)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   torch_weights.load(network, variables)
   return model, optimizer, state, network
@@ -128,12 +136,11 @@ def test_a_step_leaves_the_parameters_of_the_package(smoke, torch_training):
     )
     new, metrics = jax.jit(step)(state, batch)
     expected = torch_weights.to_torch({'params': new.params})
-  image, label = (
-    torch_weights.image(batch[name]) for name in ('image', 'label')
-  )
-  form = torch_training.FORMS['channels_last eager']
   loss = torch_training.make_step(
-    config, network.double(), image, label, form
+    config,
+    network.double(),
+    torch_weights.batch(batch, 'cpu'),
+    torch_training.FORMS['channels_last eager'],
   )()
   assert float(loss) == pytest.approx(float(metrics['loss']), rel=1e-6)
   for name, value in network.named_parameters():
@@ -158,11 +165,11 @@ def test_a_step_in_bfloat16_trains_too(name, smoke, torch, torch_training):
     lambda module, inputs, output: seen.append(output.dtype)
   )
   batch = make_batch(np.float32)
-  image, label = (
-    torch_weights.image(batch[n]).to('cuda') for n in ('image', 'label')
-  )
   step = torch_training.make_step(
-    config, network, image, label, torch_training.FORMS[name]
+    config,
+    network,
+    torch_weights.batch(batch, 'cuda'),
+    torch_training.FORMS[name],
   )
   curve = [float(step()) for _ in range(12)]
   assert curve[-1] < curve[0]

@@ -9,6 +9,7 @@ by RAISED, few inputs are near zero: there the same networks differ by 1e-5.
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +17,31 @@ import numpy as np
 from skipnet_jax.training import losses
 
 CLOSE = 1e-4  # Of the norm, in float32, with raised biases.
+# Of the gradient's, where there is no BatchNorm: nothing keeps ReLUs from
+# turning over. The outputs, which are continuous there, stay CLOSE.
+TURNED = 1e-2
 RAISED = 4.0
 
 
 def raise_biases(variables: dict[str, Any]) -> dict[str, Any]:
   """Variables of a Flax network with the BatchNorms' biases raised."""
+  flat = flax.traverse_util.flatten_dict(variables, keep_empty_nodes=True)
+  for path in flat:
+    # Only a BatchNorm has a scale.
+    if path[-1] == 'bias' and (*path[:-1], 'scale') in flat:
+      flat[path] = flat[path] + RAISED
+  return flax.traverse_util.unflatten_dict(flat)
 
-  def raised(path, leaf):
-    layer, name = path[-2].key, path[-1].key
-    return leaf + RAISED if (layer[:4], name) == ('norm', 'bias') else leaf
 
-  return jax.tree_util.tree_map_with_path(raised, variables)
+def limit(part: str, variables: dict[str, Any]) -> float:
+  """How far two programs may be apart in float32, at raised biases.
+
+  Args:
+    part: of what `point` returns.
+    variables: params and batch_stats.
+  """
+  turned = part == 'gradient' and not variables.get('batch_stats')
+  return TURNED if turned else CLOSE
 
 
 def point(
@@ -35,34 +50,38 @@ def point(
   batch: losses.Batch,
   dtype: str,
   device: Any = None,
+  loss: str = 'bce',
 ) -> dict[str, Any]:
   """Runs a network forward and backward once, in full precision.
 
   Args:
     model: its dropout and dtype are set here.
     variables: params and batch_stats.
-    batch: image and label `[b, y, x, 1]`, numpy.
+    batch: image, label and perhaps weight `[b, y, x, 1]`, numpy.
     dtype: 'float32' or 'float64', of everything.
     device: where; None: JAX's default.
+    loss: a key of `losses.LOSSES`.
 
   Returns:
     On the host: logits `[b, y, x, 1]`, loss, gradient (as params), statistics
     (as batch_stats, after the step).
   """
-  model = model.clone(dropout=0.0, dtype=dtype)
+  fields = {'dropout': 0.0} if hasattr(model, 'dropout') else {}
+  model = model.clone(**fields, dtype=dtype)
+  batch = {k: batch[k] for k in ('image', 'label', 'weight') if k in batch}
+  chosen = losses.LOSSES[loss]
 
   @jax.jit
-  def run(params, batch_stats, image, label):
+  def run(params, batch_stats, batch):
     def objective(params):
       outputs, updated = model.apply(
         {'params': params, 'batch_stats': batch_stats},
-        image,
+        batch['image'],
         train=True,
         mutable=['batch_stats'],
       )
-      loss = losses.LOSSES['bce']
-      whole = {'label': label, 'mask': jnp.ones_like(label)}
-      value = loss.value(loss.sums(outputs, whole))
+      whole = batch | {'mask': jnp.ones_like(batch['label'])}
+      value = chosen.value(chosen.sums(outputs, whole))
       return value, (outputs['logits'], updated.get('batch_stats', {}))
 
     return jax.value_and_grad(objective, has_aux=True)(params)
@@ -78,8 +97,7 @@ def point(
       (
         variables['params'],
         variables.get('batch_stats', {}),
-        batch['image'],
-        batch['label'],
+        batch,
       ),
     )
     placed = jax.device_put(given, device)

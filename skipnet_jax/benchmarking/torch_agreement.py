@@ -5,25 +5,29 @@ difference over the norm: logits, loss, gradient, and the running statistics
 after the step. In float64 the gradient of every layer must agree (kernel with
 bias, scale with bias: a bias before a BatchNorm has no gradient but rounding).
 
-In float32 both have raised biases, see `agreement`.
+In float32 both have raised biases, see `agreement`. Without BatchNorm there are
+none to raise: what is strict there is float64, and the outputs in float32.
 """
 
 from collections.abc import Iterable
 import copy
+import math
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 import torch
-from torch.nn import functional
 
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import agreement
-from skipnet_jax.benchmarking import torch_network
+from skipnet_jax.benchmarking import torch_losses
 from skipnet_jax.benchmarking import torch_weights
 from skipnet_jax.training import losses
 
 EXACT = 1e-6  # float64; the logits and the loss of the Flax side are float32.
+# Of the whole gradient: a layer's is not compared with less. What cancels out
+# nearly, as in gates at their start, leaves the rounding of float32 logits.
+LEAST = 1e-6
 # The centre of one example: XLA has no fast float64 convolution on a CPU.
 SIDE = 128
 
@@ -40,17 +44,22 @@ def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def ours(
-  model: nn.Module, variables: dict[str, Any], batch: losses.Batch, dtype: str
+  model: nn.Module,
+  variables: dict[str, Any],
+  batch: losses.Batch,
+  dtype: str,
+  loss: str = 'bce',
 ) -> Point:
   """What the Flax network makes of a batch.
 
   Args:
-    model: an unscanned `FCResNet`; its dropout and dtype are set here.
+    model: an unscanned network; its dropout and dtype are set here.
     variables: params and batch_stats.
-    batch: image and label `[b, y, x, 1]`, numpy.
+    batch: image, label and perhaps weight `[b, y, x, 1]`, numpy.
     dtype: 'float32' or 'float64', of everything.
+    loss: a key of `losses.LOSSES`.
   """
-  found = agreement.point(model, variables, batch, dtype)
+  found = agreement.point(model, variables, batch, dtype, loss=loss)
   gradient, stats = found['gradient'], found['statistics']
   logits = np.asarray(found['logits'], np.float64)
   return {
@@ -61,9 +70,7 @@ def ours(
   }
 
 
-def _raised_network(
-  network: torch_network.TorchFCResNet,
-) -> torch_network.TorchFCResNet:
+def _raised_network(network: torch.nn.Module) -> torch.nn.Module:
   network = copy.deepcopy(network)
   for module in network.modules():
     if isinstance(module, torch.nn.BatchNorm2d):
@@ -72,15 +79,16 @@ def _raised_network(
 
 
 def theirs(
-  network: torch_network.TorchFCResNet, batch: losses.Batch, dtype: str
+  network: torch.nn.Module,
+  batch: losses.Batch,
+  dtype: str,
+  loss: str = 'bce',
 ) -> Point:
   """What the PyTorch network makes of it; the network is left as it is."""
   network = copy.deepcopy(network).to(getattr(torch, dtype)).train()
   place = next(network.parameters())
-  image, label = (
-    torch_weights.image(batch[name]).to(place) for name in ('image', 'label')
-  )
-  image = image.to(memory_format=torch.channels_last)
+  tensors = torch_weights.batch(batch, place)
+  image = tensors.pop('image').to(memory_format=torch.channels_last)
   count = {}
   for name, module in network.named_modules():
     if isinstance(module, torch.nn.Dropout):
@@ -93,35 +101,42 @@ def theirs(
       )
   before = _arrays(dict(network.named_buffers()))
   logits = network(image)
-  loss = functional.binary_cross_entropy_with_logits(logits, label)
-  loss.backward()
+  value = torch_losses.mean(loss, logits, **tensors)
+  value.backward()
   statistics = {}
-  for name, value in _arrays(dict(network.named_buffers())).items():
+  for name, after in _arrays(dict(network.named_buffers())).items():
     layer, _, kind = name.rpartition('.')
     if kind == 'running_var':
       # PyTorch averages the unbiased variance, Flax the biased one.
       kept = 0.9 * before[name]
-      value = kept + (value - kept) * (count[layer] - 1) / count[layer]
+      after = kept + (after - kept) * (count[layer] - 1) / count[layer]
     if kind != 'num_batches_tracked':
-      statistics[name] = value
+      statistics[name] = after
   return {
-    **{
-      name: _arrays({'': value})
-      for name, value in (('logits', logits), ('loss', loss))
-    },
+    'logits': _arrays({'': logits}),
+    'loss': _arrays({'': value}),
     'gradient': _arrays({k: p.grad for k, p in network.named_parameters()}),
     'statistics': statistics,
   }
 
 
+def _norm(arrays: Iterable[np.ndarray]) -> float:
+  return float(np.sqrt(sum(np.sum(np.square(array)) for array in arrays)))
+
+
 def _distance(
-  a: dict[str, np.ndarray], b: dict[str, np.ndarray], names: Iterable[str]
+  a: dict[str, np.ndarray],
+  b: dict[str, np.ndarray],
+  names: Iterable[str],
+  least: float = 0.0,
 ) -> float:
-  """Norm of a - b over the norm of b, over all the named arrays together."""
+  """Norm of a - b over that of b, at least `least`, of all named arrays."""
   names = list(names)
-  apart = sum(np.sum(np.square(a[name] - b[name])) for name in names)
-  size = sum(np.sum(np.square(b[name])) for name in names)
-  return float(np.sqrt(apart / size)) if apart else 0.0
+  apart = _norm(a[name] - b[name] for name in names)
+  size = max(_norm(b[name] for name in names), least)
+  if not size:
+    return math.inf if apart else 0.0
+  return apart / size
 
 
 def _distances(a: Point, b: Point) -> dict[str, float]:
@@ -129,18 +144,19 @@ def _distances(a: Point, b: Point) -> dict[str, float]:
 
 
 def _by_layer(a: Point, b: Point) -> dict[str, float]:
+  least = LEAST * _norm(b['gradient'].values())
   layers: dict[str, list[str]] = {}
   for name in b['gradient']:
     layers.setdefault(name.rpartition('.')[0], []).append(name)
   return {
-    layer: _distance(a['gradient'], b['gradient'], names)
+    layer: _distance(a['gradient'], b['gradient'], names, least)
     for layer, names in layers.items()
   }
 
 
 def _centre(batch: losses.Batch) -> dict[str, np.ndarray]:
   found = {}
-  for name in ('image', 'label'):
+  for name in batch.keys() & {'image', 'label', 'weight'}:
     array = np.asarray(batch[name])
     y, x = (max(0, (side - SIDE) // 2) for side in array.shape[1:3])
     found[name] = array[:1, y : y + SIDE, x : x + SIDE]
@@ -150,16 +166,18 @@ def _centre(batch: losses.Batch) -> dict[str, np.ndarray]:
 def check(
   model: nn.Module,
   variables: dict[str, Any],
-  network: torch_network.TorchFCResNet,
+  network: torch.nn.Module,
   batch: losses.Batch,
+  loss: str = 'bce',
 ) -> dict[str, Any]:
   """Compares both on the centre of the first example.
 
   Args:
-    model: an unscanned `FCResNet`.
+    model: an unscanned network of `models.MODELS`.
     variables: its params and batch_stats, float32.
     network: what they were loaded into.
-    batch: image and label `[b, y, x, 1]`.
+    batch: image, label and perhaps weight `[b, y, x, 1]`.
+    loss: a key of `losses.LOSSES`.
 
   Returns:
     The relative differences: `float64` (logits, loss, gradient, statistics;
@@ -180,18 +198,19 @@ def check(
       f'{", ".join(sorted(unshared))}.'
     )
   batch = _centre(batch)
-  our = ours(model, variables, batch, 'float64')
-  their = theirs(network, batch, 'float64')
+  our = ours(model, variables, batch, 'float64', loss)
+  their = theirs(network, batch, 'float64', loss)
   exact, layers = _distances(our, their), _by_layer(our, their)
   layer = max(layers, key=layers.__getitem__)
   close = _distances(
-    ours(model, agreement.raise_biases(variables), batch, 'float32'),
-    theirs(_raised_network(network), batch, 'float32'),
+    ours(model, agreement.raise_biases(variables), batch, 'float32', loss),
+    theirs(_raised_network(network), batch, 'float32', loss),
   )
   judged = [(f'{part} in float64', exact[part], EXACT) for part in exact]
   judged.append((f'gradient of {layer} in float64', layers[layer], EXACT))
   judged += [
-    (f'{part} in float32', close[part], agreement.CLOSE) for part in close
+    (f'{part} in float32', close[part], agreement.limit(part, variables))
+    for part in close
   ]
   for what, found, limit in judged:
     # Not `found > limit`: NaN is no agreement.

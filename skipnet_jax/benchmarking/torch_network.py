@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skipnet_jax.benchmarking import torch_layers
 from skipnet_jax.models import blocks
 from skipnet_jax.models import fc_resnet
 
@@ -23,11 +24,7 @@ def _up(x: Tensor) -> Tensor:
 
 
 def _norm(channels: int, batch_norm: bool) -> nn.Module:
-  # PyTorch's momentum is one minus Flax's 0.9. It averages the unbiased
-  # variance, Flax the biased one: the step does not depend on it.
-  if not batch_norm:
-    return nn.Identity()
-  return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
+  return torch_layers.norm(channels) if batch_norm else nn.Identity()
 
 
 class ShortSkip(nn.Module):

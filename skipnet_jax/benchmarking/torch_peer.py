@@ -46,6 +46,9 @@ from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
 
 OURS = 'skipnet_jax'
+# What PyTorch has a counterpart of; told before PyTorch is imported.
+MODELS = ('fc_resnet', 'f_clmser_s', 'unet', 'fusionnet')
+LOSSES = ('bce', 'smooth_l1')
 MEMORY_SHARE = '0.45'
 _MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
@@ -65,10 +68,17 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       "pip install '.[peer]'."
     )
   config_lib.validate(config)
+  for field, value, known in (
+    ('model.name', config.model.name, MODELS),
+    ('train.loss', config.train.loss, LOSSES),
+  ):
+    if value not in known:
+      raise errors.InputError(
+        f'{field} is {value!r}; the race against PyTorch has a counterpart of '
+        f'{", ".join(known)} only.'
+      )
   for field, value, only in (
-    ('model.name', config.model.name, 'fc_resnet'),
     ('model.scan', config.model.get('scan', False), False),
-    ('train.loss', config.train.loss, 'bce'),
     ('optim.accumulate', config.optim.accumulate, 1),
     ('optim.ema', config.optim.ema, 0),
   ):
@@ -163,9 +173,7 @@ def _make_theirs(
   from skipnet_jax.benchmarking import torch_weights
 
   device = next(network.parameters()).device
-  image, label = (
-    torch_weights.image(batch[name]).to(device) for name in ('image', 'label')
-  )
+  tensors = torch_weights.batch(batch, device)
 
   def waiting(step):
     def call():
@@ -177,9 +185,7 @@ def _make_theirs(
 
   return {
     name: waiting(
-      torch_training.make_step(
-        config, copy.deepcopy(network), image, label, form
-      )
+      torch_training.make_step(config, copy.deepcopy(network), tensors, form)
     )
     for name, form in torch_training.FORMS.items()
     if (names is None or name in names)
@@ -230,7 +236,7 @@ def race(
   check_config(config)
   os.environ.setdefault(_MEMORY, MEMORY_SHARE)
   from skipnet_jax.benchmarking import torch_agreement
-  from skipnet_jax.benchmarking import torch_network
+  from skipnet_jax.benchmarking import torch_networks
   from skipnet_jax.benchmarking import torch_training
   from skipnet_jax.benchmarking import torch_weights
 
@@ -243,12 +249,14 @@ def race(
   import torch
 
   torch.manual_seed(config.seed)
-  network = torch_network.TorchFCResNet(model)
+  network = torch_networks.build(model)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   torch_weights.load(network, variables)
   network.to(device)
   say('comparing outputs and gradients of the two networks')
-  agreement = torch_agreement.check(model, variables, network, batch)
+  agreement = torch_agreement.check(
+    model, variables, network, batch, config.train.loss
+  )
   calls = {OURS: ours, **_make_theirs(config, network, batch, forms)}
   contestants = turns.first_calls(calls, say=say)
   _require_runners(contestants)
@@ -272,7 +280,7 @@ def race(
     'image_size': list(batch['image'].shape[1:3]),
     'dataset': data.name,
     'parameters': state_lib.parameter_count(state.params),
-    'dropout': config.model.dropout,
+    'dropout': config.model.get('dropout', 0),
     'optimizer': config.optim.name,
     'device': jax.devices()[0].device_kind,
     'settings': settings

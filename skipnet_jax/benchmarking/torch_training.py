@@ -1,6 +1,6 @@
-"""The training step of the PyTorch network, and the ways in which it runs.
+"""The training step of a PyTorch network, and the ways in which it runs.
 
-It imports torch, as `torch_network` does. The optimizers are PyTorch's own with
+It imports torch, as the networks do. The optimizers are PyTorch's own with
 the config's numbers. For rmsprop (epsilon outside the root), sgd, adam and
 adamw they make the same updates as optax's at a constant learning rate, L2 on
 kernels included.
@@ -12,10 +12,9 @@ from typing import Any
 
 import ml_collections
 import torch
-from torch.nn import functional
 
 from skipnet_jax import environment
-from skipnet_jax.benchmarking import torch_network
+from skipnet_jax.benchmarking import torch_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ def make_optimizer(
   kernels = [
     module.weight
     for module in network.modules()
-    if isinstance(module, torch.nn.Conv2d)
+    if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
   ]
   known = set(map(id, kernels))
   others = [p for p in network.parameters() if id(p) not in known]
@@ -112,18 +111,16 @@ def make_optimizer(
 
 def make_step(
   config: ml_collections.ConfigDict,
-  network: torch_network.TorchFCResNet,
-  image: torch.Tensor,
-  label: torch.Tensor,
+  network: torch.nn.Module,
+  batch: dict[str, torch.Tensor],
   form: Form,
 ) -> Callable[[], torch.Tensor]:
   """A call that trains the network by one step on one batch.
 
   Args:
-    config: `optim`, and `model.dtype`: autocast with bfloat16.
+    config: `optim`, `train.loss`, and `model.dtype`: autocast with bfloat16.
     network: on its device; changed in place.
-    image: `[b, 1, y, x]`, on the device.
-    label: the same shape, 1 inside cells.
+    batch: on the device, as `torch_weights.batch` makes it.
     form: how to run.
 
   Returns:
@@ -131,26 +128,30 @@ def make_step(
     the device.
   """
   network.train()
+  image, label = batch['image'], batch['label']
+  weight = batch.get('weight')
   if form.channels_last:
     network.to(memory_format=torch.channels_last)
     image = image.to(memory_format=torch.channels_last)
   optimizer = make_optimizer(config.optim, network)
   half = config.model.dtype == 'bfloat16'
+  loss_name = config.train.loss
 
-  def objective(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+  def objective(
+    image: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None
+  ) -> torch.Tensor:
     with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
       logits = network(image)
     # As in the Flax network, the loss is taken in the parameters' dtype.
-    return functional.binary_cross_entropy_with_logits(
-      logits.to(label.dtype), label
-    )
+    logits = logits.to(label.dtype)
+    return torch_losses.mean(loss_name, logits, label, weight)
 
   if form.compiled:
     objective = torch.compile(objective, mode=form.mode, dynamic=False)
 
   def step() -> torch.Tensor:
     optimizer.zero_grad(set_to_none=True)
-    loss = objective(image, label)
+    loss = objective(image, label, weight)
     loss.backward()
     optimizer.step()
     return loss.detach()

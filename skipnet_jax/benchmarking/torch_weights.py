@@ -14,14 +14,16 @@ _NAMES = {
   'mean': 'running_mean',
   'var': 'running_var',
 }
+# Transposed convolutions are called so, in every network.
+_TRANSPOSED = '_up'
 
 
 def to_torch(variables: dict[str, Any]) -> dict[str, torch.Tensor]:
   """Flax arrays under PyTorch's names and in its layout.
 
   Args:
-    variables: collections of an unscanned `FCResNet`, params and batch_stats,
-      or the gradient of one.
+    variables: collections of an unscanned network, params and batch_stats, or
+      the gradient of one.
 
   Returns:
     Name as in `state_dict` to a tensor on the host, of the same dtype.
@@ -31,7 +33,8 @@ def to_torch(variables: dict[str, Any]) -> dict[str, torch.Tensor]:
     for path, leaf in flax.traverse_util.flatten_dict(tree).items():
       value = np.array(leaf)
       if path[-1] == 'kernel':
-        value = value.transpose(3, 2, 0, 1)
+        transposed = path[-2].endswith(_TRANSPOSED)
+        value = value.transpose((2, 3, 0, 1) if transposed else (3, 2, 0, 1))
       name = '.'.join((*path[:-1], _NAMES[path[-1]]))
       found[name] = torch.from_numpy(np.ascontiguousarray(value))
   return found
@@ -53,3 +56,20 @@ def load(network: nn.Module, variables: dict[str, Any]) -> None:
 def image(array: Any) -> torch.Tensor:
   """`[b, y, x, c]` as a tensor `[b, c, y, x]` on the host."""
   return torch.from_numpy(np.array(array).transpose(0, 3, 1, 2).copy())
+
+
+def batch(arrays: dict[str, Any], place: Any) -> dict[str, torch.Tensor]:
+  """What a training step needs of a batch, as tensors.
+
+  Args:
+    arrays: image, label and perhaps weight `[b, y, x, 1]`.
+    place: a device, or a tensor whose device and dtype they take.
+
+  Returns:
+    The same names to tensors `[b, 1, y, x]`.
+  """
+  return {
+    name: image(arrays[name]).to(place)
+    for name in ('image', 'label', 'weight')
+    if name in arrays
+  }

@@ -1,0 +1,106 @@
+"""What the PyTorch networks share; activations are `[b, c, y, x]`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Tensor = torch.Tensor
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+  """BatchNorm with the numbers of the Flax networks."""
+  # PyTorch's momentum is one minus Flax's 0.9. It averages the unbiased
+  # variance, Flax the biased one: the step does not depend on it.
+  return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
+
+
+def double(
+  channels: int, features: int, kernel_size: int, bias: bool = True
+) -> nn.ConvTranspose2d:
+  """A transposed convolution of kernel 2 or 3 that doubles both sides."""
+  odd = kernel_size - 2
+  return nn.ConvTranspose2d(
+    channels,
+    features,
+    kernel_size,
+    stride=2,
+    padding=odd,
+    output_padding=odd,
+    bias=bias,
+  )
+
+
+class ConvNorm(nn.Module):
+  """A 3x3 convolution, BatchNorm and, unless it is left out, ReLU."""
+
+  def __init__(
+    self, channels: int, features: int, *, bias: bool, relu: bool = True
+  ):
+    super().__init__()
+    self.conv = nn.Conv2d(channels, features, 3, padding=1, bias=bias)
+    self.norm = norm(features)
+    self.relu = relu
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Maps `[b, channels, y, x]` to `[b, features, y, x]`."""
+    x = self.norm(self.conv(x))
+    return functional.relu(x, inplace=True) if self.relu else x
+
+
+class ResidualBlock(nn.Module):
+  """`ConvNorm`s in a row and the sum of what they make with the input.
+
+  Args:
+    channels: of input and output.
+    convolutions: how many.
+    short_skip: whether the input is added.
+    relu: whether ReLU follows the sum.
+    bias: of the convolutions.
+  """
+
+  def __init__(
+    self,
+    channels: int,
+    convolutions: int,
+    *,
+    short_skip: bool,
+    relu: bool,
+    bias: bool,
+  ):
+    super().__init__()
+    self.short_skip = short_skip
+    self.relu = relu
+    for i in range(1, convolutions + 1):
+      last = i == convolutions
+      conv = ConvNorm(channels, channels, bias=bias, relu=not last)
+      self.add_module(f'conv_{i}', conv)
+
+  def forward(self, x: Tensor) -> Tensor:
+    """Maps `[b, channels, y, x]` to the same shape."""
+    residual = x
+    for conv in self.children():
+      residual = conv(residual)
+    if self.short_skip:
+      residual += x
+    return functional.relu(residual, inplace=True) if self.relu else residual
+
+
+def centre(x: Tensor, size: Sequence[int]) -> Tensor:
+  """The middle of `[b, c, y, x]`, of sides `size`; an odd rest is cut below."""
+  height, width = size
+  top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+  return x[:, :, top : top + height, left : left + width]
+
+
+def mirror(x: Tensor, pad: Sequence[tuple[int, int]]) -> Tensor:
+  """`[b, c, y, x]` continued by reflection, by `pad` before and after y, x."""
+  # left, right, above, below; PyTorch reflects an image once at a time.
+  rest = [*pad[1], *pad[0]]
+  while any(rest):
+    most = [x.shape[3] - 1] * 2 + [x.shape[2] - 1] * 2
+    now = [min(a, b) for a, b in zip(rest, most, strict=True)]
+    x = functional.pad(x, now, mode='reflect')
+    rest = [a - b for a, b in zip(rest, now, strict=True)]
+  return x
