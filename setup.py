@@ -33,7 +33,12 @@ setuptools.setup(
     'cuda12': ['jax[cuda12]', 'nvidia-ml-py'],
     'cuda13': ['jax[cuda13]', 'nvidia-ml-py'],
     'tpu': ['jax[tpu]'],
-    'test': ['hypothesis>=6.100', 'pytest>=8.3', 'ruff>=0.9'],
+    'test': [
+      'hypothesis>=6.100',
+      'pytest>=8.3',
+      'pytest-xdist>=3.6',
+      'ruff>=0.9',
+    ],
     'peer': ['torch>=2.6'],
   },
   classifiers=[

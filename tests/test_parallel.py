@@ -48,8 +48,8 @@ def _config(**changes):
 class Setting:
   """A network, its data and its loss, to be run in any mode."""
 
-  def __init__(self, config):
-    self.config = config
+  def __init__(self, config, begin=lambda params: params):
+    self.config, self.begin = config, begin
     self.data = sources.load(config)
     self.loss = losses.LOSSES[config.train.loss]
 
@@ -74,6 +74,7 @@ class Setting:
     )
     call = calls.make_train_call(step, pipeline, parallel, 1)
     state = state_lib.create_state(model, optimizer, config.seed)
+    state = state.replace(params=self.begin(state.params))
     return parallel, pipeline, call, state, model
 
   @functools.cache  # noqa: B019
