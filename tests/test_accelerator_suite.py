@@ -110,7 +110,14 @@ def test_a_budget_of_nothing_is_refused(run):
 
 def test_the_pieces_are_in_order_of_worth_and_fit_in_eight_files():
   names = list(accelerator.PIECES)
-  assert names == ['parity', 'throughput', 'peer', 'scan', 'epoch']
+  assert names == [
+    'parity',
+    'throughput',
+    'peer',
+    'systems',
+    'scan',
+    'epoch',
+  ]
   assert len(names) + 2 <= 8
 
 
@@ -121,9 +128,10 @@ def test_distances_are_relative():
 
 @pytest.mark.parametrize('apart', [2e-4, float('nan')])
 def test_parity_refuses_what_is_not_close(apart):
-  accelerator.judge({'loss': 9e-5}, 1e-4)
+  limits = {'loss': 1e-4, 'logits': 1e-4}
+  accelerator.judge({'loss': 9e-5}, limits)
   with pytest.raises(errors.RunError, match='loss differs'):
-    accelerator.judge({'logits': 9e-5, 'loss': apart}, 1e-4)
+    accelerator.judge({'logits': 9e-5, 'loss': apart}, limits)
 
 
 def test_parity_of_a_device_with_itself(smoke):
@@ -131,10 +139,8 @@ def test_parity_of_a_device_with_itself(smoke):
   config.benchmark = plan.get_default()
   results = []
   accelerator.parity(config, results.append)
-  assert set(results[0]['apart']) == {
-    'logits',
-    'loss',
-    'gradient',
-    'statistics',
-  }
-  assert max(results[0]['apart'].values()) == 0
+  found = results[-1]
+  parts = {'logits', 'loss', 'gradient'}
+  assert set(found['fc_resnet']) == parts | {'statistics'}
+  assert set(found['unet']) == parts
+  assert max(max(found[n].values()) for n in ('fc_resnet', 'unet')) == 0

@@ -4,7 +4,7 @@ A piece is given `save(result)`, which it calls whenever it has found something:
 what it had when it was stopped is kept. `lines` of a result is for the table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
 import importlib.util
 from typing import Any
@@ -18,6 +18,12 @@ Result = dict[str, Any]
 Save = Callable[[Result], None]
 SIDE = 128  # Pixels, of parity: a CPU computes it too.
 ROUNDS = 10
+# The systems beside the config's own: fields of their networks, and losses.
+OTHERS = {
+  'unet': ({'padding': 'VALID'}, 'bce'),
+  'f_clmser_s': ({}, 'smooth_l1'),
+  'fusionnet': ({}, 'bce'),
+}
 
 
 def _split(config: Config) -> Config:
@@ -27,7 +33,7 @@ def _split(config: Config) -> Config:
 
 
 def parity(config: Config, save: Save) -> None:
-  """The network on the accelerator beside the CPU, in float32.
+  """Each network on the accelerator beside the CPU, in float32.
 
   Logits, loss, gradient and statistics of one batch without dropout, each as
   the norm of the difference over the norm; with raised biases, see `agreement`.
@@ -36,13 +42,44 @@ def parity(config: Config, save: Save) -> None:
     RunError: they do not agree.
   """
   import jax
+
+  found, lines = {}, []
+  for one in (config, *_others(config)):
+    bare = _split(one)
+    name = bare.model.name
+    apart, limits = _apart(bare)
+    found[name] = apart
+    lines += [
+      f'{name}, {part}: differs by {x:.1e}' for part, x in apart.items()
+    ]
+    save({'device': jax.devices()[0].device_kind, **found, 'lines': lines})
+    judge(apart, limits)
+
+
+def _others(config: Config) -> Iterator[Config]:
+  """The config with the other systems in place of its network."""
+  from skipnet_jax import models
+
+  small = bool(config.data.size)  # Slices are cut for a CPU.
+  for name, (fields, loss) in list(OTHERS.items())[: 1 if small else None]:
+    one = config.copy_and_resolve_references()
+    with one.unlocked():
+      one.model = models.model_config(name, dtype=config.model.dtype, **fields)
+    if small:
+      one.model.update(base_width=2, padding='SAME')
+    one.train.loss = loss
+    yield one
+
+
+def _apart(bare: Config) -> tuple[dict[str, float], dict[str, float]]:
+  """How far each part is off, and how far it may be."""
+  import jax
   import jax.numpy as jnp
   import numpy as np
 
   from skipnet_jax import models
   from skipnet_jax.benchmarking import agreement
 
-  bare = _split(config)
   rng = np.random.default_rng(bare.seed)
   side = min(SIDE, bare.data.size or SIDE)
   image = rng.normal(size=(1, side, side, 1))
@@ -55,23 +92,19 @@ def parity(config: Config, save: Save) -> None:
   batch = {'image': image, 'label': label}
 
   def point(device):
-    found = agreement.point(model, variables, batch, 'float32', device)
+    found = agreement.point(
+      model, variables, batch, 'float32', device, bare.train.loss
+    )
+    leaves = {name: jax.tree.leaves(tree) for name, tree in found.items()}
+    # A network without BatchNorm has no statistics.
     return {
-      name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-      for name, tree in found.items()
+      name: np.concatenate([np.ravel(x) for x in arrays])
+      for name, arrays in leaves.items()
+      if arrays
     }
 
-  here = jax.devices()[0]
-  apart = distances(point(here), point(jax.devices('cpu')[0]))
-  save(
-    {
-      'device': here.device_kind,
-      'image_size': [side, side],
-      'apart': apart,
-      'lines': [f'{name}: differs by {x:.1e}' for name, x in apart.items()],
-    }
-  )
-  judge(apart, agreement.CLOSE)
+  apart = distances(point(jax.devices()[0]), point(jax.devices('cpu')[0]))
+  return apart, {part: agreement.limit(part, variables) for part in apart}
 
 
 def distances(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
@@ -85,36 +118,49 @@ def distances(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
   }
 
 
-def judge(apart: dict[str, float], limit: float) -> None:
-  """Refuses a difference beyond the limit.
+def judge(apart: dict[str, float], limits: dict[str, float]) -> None:
+  """Refuses a difference beyond its limit.
 
   Raises:
     RunError: naming the first.
   """
   for name, found in apart.items():
     # Not `found > limit`: NaN is no agreement.
-    if not found <= limit:
+    if not found <= limits[name]:
       raise errors.RunError(
         f'The accelerator does not agree with the CPU: {name} differs by '
-        f'{found:.1e} of its norm, and {limit:.1e} is allowed.'
+        f'{found:.1e} of its norm, and {limits[name]:.1e} is allowed.'
       )
 
 
 def throughput(config: Config, save: Save) -> None:
   """The benchmark's training rows, one at a time, with the roofline."""
+  section = config.benchmark
+  _throughput(
+    [(config, b, d) for b in section.batches for d in section.dtypes], save
+  )
+
+
+def systems(config: Config, save: Save) -> None:
+  """The first of those rows for each of the other systems."""
+  section = config.benchmark
+  _throughput(
+    [(o, section.batches[0], section.dtypes[0]) for o in _others(config)], save
+  )
+
+
+def _throughput(rows: list[tuple[Config, int, str]], save: Save) -> None:
   from skipnet_jax.benchmarking import report as report_lib
   from skipnet_jax.benchmarking import sweep
 
-  section = config.benchmark
   reports, lines = [], []
-  for batch in section.batches:
-    for dtype in section.dtypes:
-      one = config.copy_and_resolve_references()
-      one.benchmark.batches, one.benchmark.dtypes = (batch,), (dtype,)
-      report, _ = sweep.run(one, functools.partial(print, flush=True))
-      reports.append(report)
-      lines += report_lib.format_table(report).splitlines()
-      save({'reports': reports, 'lines': lines})
+  for config, batch, dtype in rows:
+    one = config.copy_and_resolve_references()
+    one.benchmark.batches, one.benchmark.dtypes = (batch,), (dtype,)
+    report, _ = sweep.run(one, functools.partial(print, flush=True))
+    reports.append(report)
+    lines += report_lib.format_table(report).splitlines()
+    save({'reports': reports, 'lines': lines})
   failed = [r['error'] for one in reports for r in one['results'] if r['error']]
   if failed:
     raise errors.RunError(f'{len(failed)} row(s) failed: {failed[0]}')
@@ -209,6 +255,7 @@ PIECES: dict[str, Callable[[Config, Save], None]] = {
   'parity': parity,
   'throughput': throughput,
   'peer': peer,
+  'systems': systems,
   'scan': scan,
   'epoch': epoch,
 }

@@ -30,8 +30,8 @@ def gate_maps(
     image: `[y, x]` float32, normalised, of sides that the network takes.
 
   Returns:
-    Name of the gate, in call order, to `[y, x]` float32 in 0..1; the masks of
-    lower resolutions by repetition. `{}` for a network without.
+    Name of the gate, sorted, to `[y, x]` float32 in 0..1; the masks of lower
+    resolutions by repetition. `{}` for a network without.
   """
   found = flax.traverse_util.flatten_dict(
     jax.device_get(_sown(model, variables, image[None, ..., None]))

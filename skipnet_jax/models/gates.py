@@ -21,6 +21,16 @@ def _sow(module: nn.Module, mask: jax.Array) -> None:
     module.sow(GATES, 'value', mask, lambda _, new: new, lambda: None)
 
 
+def _to_one_channel(gate: nn.Module, x: jax.Array) -> jax.Array:
+  return layers.Conv(
+    1,
+    use_bias=False,
+    kernel_init=gate.kernel_init,
+    dtype=gate.dtype,
+    name='conv',
+  )(x)
+
+
 class ChannelGate(nn.Module):
   """A weight for each channel, from the channels' means over the image.
 
@@ -68,14 +78,7 @@ class PixelGate(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[b, y, x, c]` to the same shape."""
     mask = jnp.mean(x, -1, keepdims=True)
-    mask = layers.Conv(
-      1,
-      use_bias=False,
-      kernel_init=self.kernel_init,
-      dtype=self.dtype,
-      name='conv',
-    )(mask)
-    mask = nn.sigmoid(mask)
+    mask = nn.sigmoid(_to_one_channel(self, mask))
     _sow(self, mask)
     return x * mask
 
@@ -99,13 +102,7 @@ class ConfidenceMask(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[b, y, x, c]` to a mask `[b, y, x, 1]`."""
-    t = layers.Conv(
-      1,
-      use_bias=False,
-      kernel_init=self.kernel_init,
-      dtype=self.dtype,
-      name='conv',
-    )(x)
-    mask = (1 - jnp.square(jnp.tanh(t))) ** self.gamma
+    t = jnp.tanh(_to_one_channel(self, x))
+    mask = (1 - jnp.square(t)) ** self.gamma
     _sow(self, mask)
     return mask
