@@ -93,13 +93,13 @@ def test_base_width_scales_every_stage(base):
 
 
 def test_hundreds_of_layers_build():
-  params = _abstract(_build(base_width=1, repetitions=(100,) * 7))
+  params = _abstract(_build(base_width=1, repetitions=(30,) * 7))
   kernels = [
     k
     for k in flax.traverse_util.flatten_dict(params)
     if k[-1] == 'kernel' and 'conv' in k[-2]
   ]
-  assert len(kernels) == 7 * 100 * 3 + 2
+  assert len(kernels) == 7 * 30 * 3 + 2
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def _compare_with_the_transcription(changes):
     **settings, blocks=tuple(kinds) * (7 // len(kinds))
   )
   keys = jax.random.split(jax.random.key(1), 3)
-  image = jax.random.normal(keys[0], (2, 64, 96, 1))
+  image = jax.random.normal(keys[0], (2, 32, 64, 1))
   label = jax.random.bernoulli(keys[1], 0.7, image.shape).astype(float)
   variables = jax.jit(lambda k: ours.init(k, image, train=False))(keys[2])
   # Biases and scales away from zero and one, or a swap would not be seen.
