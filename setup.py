@@ -36,7 +36,7 @@ setuptools.setup(
     'test': [
       'hypothesis>=6.100',
       'pytest>=8.3',
-      'pytest-xdist>=3.6',
+      'pytest-xdist>=3.7',
       'ruff>=0.9',
     ],
     'peer': ['torch>=2.6'],

@@ -38,6 +38,16 @@ import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
+# Files of minutes, begun first where several processes share the tests.
+LONG = {
+  'test_systems',
+  'test_fc_resnet',
+  'test_benchmark',
+  'test_scan',
+  'test_parallel',
+  'test_resume',
+  'test_gradflow',
+}
 # Added to the smoke preset: quick to compile, and quiet.
 SHORT = {
   'model.blocks': 'simple',
@@ -50,6 +60,8 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_collection_modifyitems(items):
+  # Or one process would be left with a long file at the end.
+  items.sort(key=lambda item: item.path.stem not in LONG)
   absent = {
     'gpu': all(device.platform == 'cpu' for device in jax.devices())
     and 'needs a GPU',

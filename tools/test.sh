@@ -5,4 +5,5 @@ source "$(dirname "$0")/venv.sh" '[test]'
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # Compiling keeps one core busy; a process takes up to 4 GB.
-.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile "$@"
+.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile \
+  --no-loadscope-reorder "$@"
