@@ -7,13 +7,12 @@ import textwrap
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 import tifffile
 
 from skipnet_jax import errors
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import isbi2012_tfds
-
-tfds = pytest.importorskip('tensorflow_datasets')
 
 SHAPE = (4, 16, 24)
 
