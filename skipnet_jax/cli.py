@@ -121,6 +121,8 @@ def run(
       refuse(str(e))
     except errors.RunError as e:
       _fail(str(e))
+    except errors.Stopped as e:
+      print(e)
     except OSError as e:
       if e.errno not in _FULL:
         raise
@@ -128,6 +130,15 @@ def run(
       _fail(
         f'{name} could not be written ({e.strerror}): make space and give '
         'the same command again.'
+      )
+    except RuntimeError as e:
+      # JAX's error, without importing JAX for its name.
+      if 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      _fail(
+        f'The device is out of memory ({str(e).splitlines()[0][:160]}): a '
+        'smaller train.batch_size, data.crop or --tile needs less, and so does '
+        'model.dtype=bfloat16.'
       )
     except KeyboardInterrupt:
       print(f'\nInterrupted; {interrupted}')

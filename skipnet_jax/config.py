@@ -25,7 +25,16 @@ SCHEDULES = ('constant', 'step', 'cosine')
 
 # Fields that leave the trained parameters of a given epoch unchanged, so that a
 # run may be continued with other values.
-_FREE = ('parallel', 'log', 'data.dir', 'data.device_share', 'train.epochs')
+_FREE = (
+  'parallel',
+  'log',
+  'data.dir',
+  'data.device_share',
+  'train.epochs',
+  'train.steps_per_call',
+  'train.checkpoint_every',
+  'train.deterministic',
+)
 
 # Presets that all systems share: seconds of training, and the budget under
 # which they are compared on two CPU cores.
@@ -115,6 +124,9 @@ def get_default() -> ConfigDict:
   # Steps in one compiled call; 0: one on a CPU, an epoch elsewhere.
   t.steps_per_call = 0
   t.checkpoint_every = 1  # Epochs.
+  # GPU: the same command gives the same bits, at the price of speed. (A CPU
+  # always does.)
+  t.deterministic = False
 
   c.parallel = p = ConfigDict()
   p.mode = 'jit'

@@ -14,3 +14,10 @@ class RunError(RuntimeError):
 
   Mains print it without a traceback and exit with code 1.
   """
+
+
+class Stopped(Exception):
+  """A run that was told to stop, and has kept all it did.
+
+  Mains print it and exit with code 0.
+  """

@@ -55,7 +55,7 @@ def add_records(path, epochs=4):
   model = models.build_model(config.model)
   names = gradient_flow.conv_names(model, (1, 64, 64, 1))
   rng = np.random.default_rng(len(names))
-  file = telemetry.FlowFile(path / 'gradient_flow.npz', names, 0)
+  file = telemetry.FlowFile(path / 'gradient_flow.npz', names, 0, print)
   lines = []
   for epoch in range(1, epochs + 1):
     flow = rng.uniform(1e-4, 1e-2, (5, len(names))).astype(np.float32)

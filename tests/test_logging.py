@@ -72,11 +72,31 @@ def test_resuming_keeps_each_record_once(tmp_path, tail):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(record(e)) + '\n' for e in (1, 2, 3)]
   path.write_text(''.join(lines) + tail)
-  logging.keep_records(path, 2)
+  assert not logging.keep_records(path, 2)
   assert path.read_text() == ''.join(lines[:2])
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
 
 
 def test_there_may_be_nothing_to_keep(tmp_path):
-  logging.keep_records(tmp_path / 'metrics.jsonl', 2)
+  assert logging.keep_records(tmp_path / 'metrics.jsonl', 2) == [
+    'metrics.jsonl is damaged: the records of 2 epochs are lost.'
+  ]
+  assert not logging.keep_records(tmp_path / 'metrics.jsonl', 0)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('cut', [1, 5, 30])
+def test_the_checkpoint_s_own_records_fill_what_is_lost(tmp_path, cut):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [json.dumps(record(e)) + '\n' for e in (1, 2, 3)]
+  path.write_text(''.join(lines)[:-cut])
+  assert not logging.keep_records(path, 3, [record(3)])
+  assert path.read_text() == ''.join(lines)
+
+
+def test_what_is_no_record_goes_and_twice_becomes_once(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [json.dumps(record(e)).encode() + b'\n' for e in (1, 2, 2, 3)]
+  path.write_bytes(b'\xff\xfe\n'.join([b'7\n', b'[]\n', b'{}\n', *lines]))
+  assert not logging.keep_records(path, 3)
+  assert [row['epoch'] for row in logging.read_records(path)] == [1, 2, 3]

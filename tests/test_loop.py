@@ -17,6 +17,7 @@ from skipnet_jax.training import loop
 def test_the_folder_holds_what_the_readme_says(finished):
   folder, config, summary = finished
   assert {p.name for p in folder.iterdir()} == {
+    '.lock',
     'checkpoints',
     'config.json',
     'environment.json',

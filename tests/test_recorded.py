@@ -126,12 +126,12 @@ def test_the_net_change_is_that_of_two_checkpoints(smoke, tmp_path):
   found = recorded.open_run(tmp_path / 'run')
   like = run.parallel.unreplicate(run.state)
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run', create=False)
-  latest, _ = checkpoints.restore_latest(like, lambda _: None)
+  latest, *_ = checkpoints.restore_latest(like, lambda _: None)
   steps = sorted((tmp_path / 'run/checkpoints/latest').iterdir())
   shutil.rmtree(steps[-1])
   checkpoints.close()
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run', create=False)
-  before, meta = checkpoints.restore_latest(like, lambda _: None)
+  before, meta, _ = checkpoints.restore_latest(like, lambda _: None)
   checkpoints.close()
   assert meta['epoch'] == 2
   for i, layer in enumerate(found.layers):

@@ -33,7 +33,7 @@ def last_state(config, folder):
   )
   reader = checkpoint.Checkpoints(folder, create=False)
   warnings = []
-  state, meta = reader.restore_latest(like, warnings.append)
+  state, meta, _ = reader.restore_latest(like, warnings.append)
   reader.close()
   assert not warnings
   state = state.replace(key=jax.random.key_data(state.key))

@@ -50,11 +50,14 @@ def test_copies_outlive_donated_parameters():
 
 
 def fill(path, epochs, start=0):
-  file = telemetry.FlowFile(path, NAMES, start)
+  """What there was to say of the file that was there."""
+  said = []
+  file = telemetry.FlowFile(path, NAMES, start, said.append)
   for epoch in range(start, epochs):
     file.append(
       np.full(2, epoch, np.float32), np.full((4, 2), 10 + epoch, np.float32)
     )
+  return said
 
 
 def read(path):
@@ -76,7 +79,7 @@ def test_the_file_grows_by_epoch_in_forward_order(tmp_path):
 def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path):
   path = tmp_path / 'gradient_flow.npz'
   fill(path, 5)
-  fill(path, 4, start=2)
+  assert not fill(path, 4, start=2)
   np.testing.assert_array_equal(read(path)['net_change'][:, 0], [0, 1, 2, 3])
 
 
@@ -90,7 +93,9 @@ def test_lost_records_are_gaps(tmp_path, damage):
     path.write_bytes(b'no archive at all')
   else:
     path.unlink()
-  fill(path, 4, start=3)
+  assert fill(path, 4, start=3) == [
+    'gradient_flow.npz is lost or damaged: its epochs up to 3 are gone.'
+  ]
   found = read(path)['net_change'][:, 0]
   assert np.isnan(found[:3]).all()
   assert found[3] == 3

@@ -297,8 +297,8 @@ def _epochs(
   held = [state]
 
   def call():
-    held[0], sums, _ = epoch(held[0])
-    return held[0], sums
+    held[0], done = epoch(held[0])
+    return held[0], done.sums
 
   return call
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import flax.linen as nn
@@ -74,7 +75,9 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
   )
   checkpoints = checkpoint.Checkpoints(path, create=False)
   try:
-    state, meta = checkpoints.restore_best(like)
+    state, meta = checkpoints.restore_best(
+      like, lambda text: print(text, file=sys.stderr)
+    )
   finally:
     checkpoints.close()
   return TrainedRun(

@@ -1,19 +1,27 @@
-"""Checkpoints by orbax: the latest ones to go on from, the best to use."""
+"""Checkpoints by orbax: the latest ones to go on from, the best to use.
+
+Each carries a checksum of every array and of what is kept beside them. One that
+is damaged is told and passed over for the one before.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
+import json
 import pathlib
 import shutil
 from typing import Any
+import zlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from skipnet_jax import errors
+from skipnet_jax.training import parallel
 from skipnet_jax.training import state as state_lib
 
 TrainState = state_lib.TrainState
+Warn = Callable[[str], None]
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
@@ -52,6 +60,24 @@ def _check_shapes(folder: Any, abstract: dict[str, Any]) -> None:
         )
 
 
+def _checksum(tree: Any, meta: dict[str, Any]) -> int:
+  """CRC-32 of all that a checkpoint holds, but for the checksum itself."""
+  kept = {name: value for name, value in meta.items() if name != 'crc32'}
+  crc = zlib.crc32(json.dumps(kept, sort_keys=True).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    leaf = np.ascontiguousarray(parallel.to_host(leaf))
+    head = f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'
+    crc = zlib.crc32(
+      leaf.reshape(-1).view(np.uint8), zlib.crc32(head.encode(), crc)
+    )
+  return crc
+
+
+def _reason(error: Exception) -> str:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:200]
+
+
 class Checkpoints:
   """The folder `checkpoints/` of a run: `latest/` and `best/` by step.
 
@@ -80,12 +106,17 @@ class Checkpoints:
       )
 
     self._root = root
-    # The one before the latest is there should the latest be damaged.
+    # The one before is there should the newest be damaged.
     self._latest = manager('latest', 2)
-    self._best = manager('best', 1)
+    self._best = manager('best', 2)
 
   def save(
-    self, state: TrainState, meta: dict[str, Any], *, best: bool
+    self,
+    state: TrainState,
+    meta: dict[str, Any],
+    *,
+    best: bool = False,
+    kernels: list[jax.Array] | None = None,
   ) -> None:
     """Starts to write a checkpoint in the background.
 
@@ -93,12 +124,16 @@ class Checkpoints:
       state: one copy, see `Parallel.unreplicate`.
       meta: JSON values kept beside it.
       best: whether it is also the best so far.
+      kernels: of an epoch that was cut short, as they were at its beginning.
 
     Raises:
       RunError: this one, or the one before, could not be written.
     """
     step = int(meta['step'])
     tree = _to_tree(state)
+    if kernels is not None:
+      tree['kernels'] = kernels
+    meta = meta | {'crc32': _checksum(tree, meta)}
     self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
     for manager in (self._best, self._latest) if best else (self._latest,):
       # A run cut off between the two writes makes the same best once more.
@@ -149,26 +184,33 @@ class Checkpoints:
     return sorted(self._latest.all_steps(), reverse=True)
 
   def restore_latest(
-    self, like: TrainState, warn: Callable[[str], None]
-  ) -> tuple[TrainState, dict[str, Any]] | None:
+    self,
+    like: TrainState,
+    warn: Warn,
+    kernels: list[jax.Array] | None = None,
+  ) -> tuple[TrainState, dict[str, Any], list[jax.Array] | None] | None:
     """The newest readable checkpoint, or None where there is none.
 
     Args:
       like: abstract or concrete state of the same shapes and shardings.
       warn: told of each checkpoint that could not be read.
+      kernels: the same of what `save` took as `kernels`.
+
+    Returns:
+      The state, what was kept beside it, and the kernels at the beginning of
+      an epoch that was cut short.
 
     Raises:
       RunError: there are checkpoints, and none can be read.
     """
     for step in self.steps():
       try:
-        return self._restore(self._latest, step, like)
+        return self._restore(self._latest, step, like, kernels)
       # Whatever a damaged file makes the reader raise.
       except Exception as e:
-        lines = str(e).strip().splitlines() or [type(e).__name__]
         warn(
-          f'The checkpoint of step {step} is damaged ({lines[0][:200]}); '
-          'falling back to the one before.'
+          f'The checkpoint of step {step} is damaged ({_reason(e)}); falling '
+          'back to the one before.'
         )
     if self.steps():
       raise errors.RunError(
@@ -177,52 +219,75 @@ class Checkpoints:
       )
     return None
 
-  def restore_best(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+  def restore_best(
+    self, like: TrainState, warn: Warn
+  ) -> tuple[TrainState, dict[str, Any]]:
     """The checkpoint with the best validation loss.
 
     Args:
       like: as in `restore_latest`.
+      warn: told of a best one that could not be read; the best one before it
+        then stands in.
 
     Raises:
       InputError: there is none, or it is of another model.
     """
-    step = self._best.latest_step()
-    if step is None:
-      raise errors.InputError(
-        f'{self._root.parent} has no best checkpoint: train first, or name '
-        'the --workdir of a run that has finished an epoch.'
-      )
-    try:
-      return self._restore(self._best, step, like)
-    except Exception as e:
-      lines = str(e).strip().splitlines() or [type(e).__name__]
+    reason = None
+    for step in sorted(self._best.all_steps(), reverse=True):
+      for manager in (self._best, self._latest):
+        if step not in manager.all_steps():
+          continue
+        try:
+          found = self._restore(manager, step, like)[:2]
+        except Exception as e:
+          reason = reason or _reason(e)
+          continue
+        if reason:
+          warn(
+            f'The best checkpoint in {self._root.parent} is damaged '
+            f'({reason}): that of step {step} stands in.'
+          )
+        return found
+    if reason:
       raise errors.InputError(
         f'The best checkpoint in {self._root.parent} does not fit the model of '
-        f'its config.json, or is damaged ({lines[0][:200]}): use the config '
-        'that it was trained with.'
-      ) from e
+        f'its config.json, or is damaged ({reason}): use the config that it '
+        'was trained with.'
+      )
+    raise errors.InputError(
+      f'{self._root.parent} has no best checkpoint: train first, or name the '
+      '--workdir of a run that has finished an epoch.'
+    )
 
   def _restore(
-    self, manager: ocp.CheckpointManager, step: int, like: TrainState
-  ) -> tuple[TrainState, dict[str, Any]]:
+    self,
+    manager: ocp.CheckpointManager,
+    step: int,
+    like: TrainState,
+    kernels: list[jax.Array] | None = None,
+  ) -> tuple[TrainState, dict[str, Any], list[jax.Array] | None]:
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    meta = manager.restore(step, args=args)['meta']
+    tree = _to_tree(like)
+    if 'cut_short' in meta:
+      tree['kernels'] = kernels
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      _to_tree(like),
+      tree,
     )
     _check_shapes(manager.directory / str(step) / 'state', abstract)
-    restored = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-      ),
-    )
-    state = _from_tree(restored['state'])
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    tree = manager.restore(step, args=args)['state']
     for old, new in zip(
-      jax.tree.leaves(abstract), jax.tree.leaves(_to_tree(state)), strict=True
+      jax.tree.leaves(abstract), jax.tree.leaves(tree), strict=True
     ):
       if old.shape != np.shape(new):
         raise ValueError(f'shape {np.shape(new)} where {old.shape} is needed')
-    return state, restored['meta']
+    # Those of earlier versions carry none.
+    if meta.get('crc32', -1) not in (-1, _checksum(tree, meta)):
+      raise ValueError('its checksum is another')
+    started = tree.pop('kernels', None)
+    return _from_tree(tree), meta, started
 
   def close(self) -> None:
     """Waits, and ends the background threads."""

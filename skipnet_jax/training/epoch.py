@@ -1,7 +1,9 @@
 """One epoch: the compiled call, fed from the device or from the host."""
 
 from collections.abc import Callable
+import dataclasses
 import itertools
+import math
 import os
 import time
 from typing import Any
@@ -20,8 +22,36 @@ from skipnet_jax.training import step as step_lib
 TrainState = state_lib.TrainState
 
 
+@dataclasses.dataclass
+class Progress:
+  """How far an epoch has come.
+
+  Attributes:
+    steps: done so far.
+    sums: of these steps' metrics, numpy float64.
+    seconds: they took, without compiling.
+    stopped: whether the run was told to stop.
+  """
+
+  steps: int = 0
+  sums: dict[str, Any] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
+  stopped: bool = False
+
+  def to_json(self) -> dict[str, Any]:
+    """JSON values that `from_json` reads back exactly."""
+    sums = {name: np.asarray(v).tolist() for name, v in self.sums.items()}
+    return {'steps': self.steps, 'sums': sums, 'seconds': self.seconds}
+
+  @classmethod
+  def from_json(cls, value: dict[str, Any]) -> 'Progress':
+    """What `to_json` gave."""
+    sums = {name: np.float64(v) for name, v in value['sums'].items()}
+    return cls(value['steps'], sums, value['seconds'])
+
+
 class Epoch:
-  """Trains an epoch whenever called; compiled at the first step.
+  """Trains an epoch whenever called; `compile` before, or the first call does.
 
   Attributes:
     on_device: whether the data set lies on the devices.
@@ -35,6 +65,8 @@ class Epoch:
     arrays: the data set on the host, from `pipeline.host_arrays`.
     log: told of progress.
     refused: called with the state when a step was not finite; it raises.
+    done: steps of the epoch that were done before, if it was cut short.
+    stop: asked after each call whether to stop there.
   """
 
   def __init__(
@@ -46,10 +78,13 @@ class Epoch:
     arrays: pipeline_lib.Arrays,
     log: logging.RunLog,
     refused: Callable[[TrainState], None],
+    *,
+    done: int = 0,
+    stop: Callable[[], bool] = lambda: False,
   ):
     self._seed, self._log, self._refused = config.seed, log, refused
     self._pipeline, self._parallel = pipeline, parallel
-    self._arrays = arrays
+    self._arrays, self._stop = arrays, stop
     self._compiled: Any = None
     device, per_epoch = parallel.devices[0], pipeline.steps_per_epoch
     self.on_device = _fits(arrays, device, config.data.device_share)
@@ -59,8 +94,9 @@ class Epoch:
         1 if device.platform == 'cpu' else per_epoch
       )
       # Calls of one length, so that only one is compiled.
+      whole = math.gcd(per_epoch, done)
       self.steps = max(
-        k for k in range(1, min(wanted, per_epoch) + 1) if per_epoch % k == 0
+        k for k in range(1, min(wanted, whole) + 1) if whole % k == 0
       )
       self._call = calls.make_train_call(step, pipeline, parallel, self.steps)
       self._data = parallel.replicate(arrays)
@@ -85,28 +121,41 @@ class Epoch:
     """Trains by a compiled `program`, which is then not compiled again."""
     self._compiled = compiled
 
+  def compile(self, state: TrainState) -> None:
+    """Compiles the call and says how long that took."""
+    call, arguments = self.program(state)
+    begin = time.perf_counter()
+    self._compiled = call.lower(*arguments).compile()
+    self._log.say(
+      f'Compiled the training step in {time.perf_counter() - begin:.1f} s.'
+    )
+
   def __call__(
-    self, state: TrainState
-  ) -> tuple[TrainState, dict[str, Any], float]:
-    """Trains an epoch.
+    self, state: TrainState, before: Progress | None = None
+  ) -> tuple[TrainState, Progress]:
+    """Trains an epoch, or what is left of one.
 
     Args:
       state: as replicated; its buffers are reused.
+      before: what was done of it.
 
     Returns:
-      The new state, the sums of the steps' metrics as numpy float64, and the
-      seconds it took without compiling.
+      The new state, and what is done now.
     """
+    before = before or Progress()
+    left = range(before.steps, self._pipeline.steps_per_epoch, self.steps)
+    if not left:
+      return state, before
+    if self._compiled is None:
+      self.compile(state)
     feed = self._feed(state)
     arguments = iter(feed) if feed else itertools.repeat(self._data)
     try:
       argument = next(arguments)
-      if self._compiled is None:
-        self._compile(state, argument)
-      sums = _Sums(self._log, self.steps, self._pipeline.batch_size)
+      sums = _Sums(self._log, self.steps, self._pipeline.batch_size, before)
       pending = []
-      for i in range(self._pipeline.steps_per_epoch // self.steps):
-        argument = argument if i == 0 else next(arguments)
+      for step in left:
+        argument = argument if step == left[0] else next(arguments)
         state, metrics = self._compiled(state, argument)
         pending.append(self._parallel.unreplicate(metrics))
         # One call stays under way while the one before is read. Not from the
@@ -115,6 +164,9 @@ class Epoch:
           sums.add(pending.pop(0))
         if not sums.finite:
           self._refused(state)
+        stopped = self._stop()
+        if stopped:
+          break
       for metrics in pending:
         sums.add(metrics)
       if not sums.finite:
@@ -122,14 +174,7 @@ class Epoch:
     finally:
       if feed:
         feed.close()
-    return state, sums.total, time.perf_counter() - sums.begin
-
-  def _compile(self, state: TrainState, argument: Any) -> None:
-    begin = time.perf_counter()
-    self._compiled = self._call.lower(state, argument).compile()
-    self._log.say(
-      f'Compiled the training step in {time.perf_counter() - begin:.1f} s.'
-    )
+    return state, dataclasses.replace(sums.progress(), stopped=stopped)
 
   def _feed(self, state: TrainState) -> pipeline_lib.HostFeed | None:
     if self.on_device:
@@ -150,28 +195,38 @@ class Epoch:
 class _Sums:
   """Adds up the metrics of calls and moves the progress bar."""
 
-  def __init__(self, log: logging.RunLog, steps: int, batch_size: int):
-    self.total: dict[str, Any] = {}
-    self.begin = time.perf_counter()
+  def __init__(
+    self, log: logging.RunLog, steps: int, batch_size: int, before: Progress
+  ):
+    self._total, self._before = dict(before.sums), before
+    self._begin = time.perf_counter()
     self._log, self._steps, self._batch_size = log, steps, batch_size
     self._calls = 0
 
   @property
   def finite(self) -> bool:
     """Whether no step was refused so far."""
-    return not self.total.get('nonfinite')
+    return not self._total.get('nonfinite')
 
   def add(self, metrics: Any) -> None:
     """Waits for the metrics of a call and adds them."""
     metrics = parallel_lib.to_host(metrics)
     for name, value in metrics.items():
-      self.total[name] = self.total.get(name, 0.0) + value.astype(np.float64)
+      self._total[name] = self._total.get(name, 0.0) + value.astype(np.float64)
     self._calls += 1
     images = self._calls * self._steps * self._batch_size
     self._log.advance(
       self._steps,
       float(metrics['loss'] / metrics['steps']),
-      images / (time.perf_counter() - self.begin),
+      images / (time.perf_counter() - self._begin),
+    )
+
+  def progress(self) -> Progress:
+    """All that was added, and what was done before."""
+    return Progress(
+      self._before.steps + self._calls * self._steps,
+      self._total,
+      self._before.seconds + time.perf_counter() - self._begin,
     )
 
 

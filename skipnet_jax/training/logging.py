@@ -1,6 +1,8 @@
 """What a run tells: JSON lines, TensorBoard, a progress bar; process 0 only."""
 
+from collections.abc import Sequence
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -66,6 +68,8 @@ class RunLog:
     if self._file is not None:
       self._file.write(json.dumps(record, allow_nan=False) + '\n')
       self._file.flush()
+      # Before the checkpoint that is to follow it.
+      os.fsync(self._file.fileno())
     if self._board is not None:
       for name, value in record.items():
         if name not in ('epoch', 'step'):
@@ -87,24 +91,47 @@ class RunLog:
       self._board.close()
 
 
-def keep_records(path: pathlib.Path, last_epoch: int) -> None:
-  """Drops records after `last_epoch`, which the resumed run writes again.
+def keep_records(
+  path: pathlib.Path, last_epoch: int, saved: Sequence[dict[str, Any]] = ()
+) -> list[str]:
+  """Leaves one record of each epoch up to `last_epoch`.
 
-  A line that a crash cut short is dropped too.
+  The resumed run writes the later ones again. What is no record goes, such as a
+  line that a crash cut short.
+
+  Args:
+    path: the run's metrics.jsonl.
+    last_epoch: of the checkpoint.
+    saved: the checkpoint's own copies of the newest records.
+
+  Returns:
+    What there is to say of records that are lost.
   """
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines(keepends=True):
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if record['epoch'] <= last_epoch:
-      kept.append(line)
-  replacement = path.with_suffix('.tmp')
-  replacement.write_text(''.join(kept))
-  replacement.replace(path)
+  found = {record['epoch']: record for record in saved}
+  content = path.read_bytes() if path.exists() else b''
+  for line in content.decode(errors='replace').splitlines():
+    record = _record(line)
+    if record is not None:
+      found[record['epoch']] = record
+  kept = [found[epoch] for epoch in sorted(found) if epoch <= last_epoch]
+  text = ''.join(json.dumps(record) + '\n' for record in kept)
+  if text.encode() != content:
+    replacement = path.with_suffix('.tmp')
+    replacement.write_text(text)
+    replacement.replace(path)
+  lost = last_epoch - len(kept)
+  if not lost:
+    return []
+  return [f'metrics.jsonl is damaged: the records of {lost} epochs are lost.']
+
+
+def _record(line: str) -> dict[str, Any] | None:
+  try:
+    value = json.loads(line)
+  except json.JSONDecodeError:
+    return None
+  known = isinstance(value, dict) and isinstance(value.get('epoch'), int)
+  return value if known and value['epoch'] > 0 else None
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:

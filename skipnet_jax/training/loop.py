@@ -1,5 +1,6 @@
 """`train_and_evaluate`: a run from its config to its summary."""
 
+from collections.abc import Iterator
 import math
 import os
 from typing import Any
@@ -25,6 +26,7 @@ from skipnet_jax.training import logging
 from skipnet_jax.training import losses
 from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.training import preemption
 from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
 from skipnet_jax.training import summary as summary_lib
@@ -50,10 +52,14 @@ def train_and_evaluate(
     InputError: a config, data set or folder that cannot be used; before
       anything is compiled or overwritten.
     RunError: a loss that is not finite, a checkpoint that cannot be written.
+    Stopped: SIGTERM; a checkpoint of all that was trained is written.
   """
   config_lib.validate(config)
   parallel_lib.start_processes(config.parallel)
-  return Run(config, workdir).finish()
+  with preemption.Preemption() as told:
+    with told.nothing_to_lose():
+      run = Run(config, workdir, told)
+    return run.finish()
 
 
 class Run:
@@ -62,10 +68,17 @@ class Run:
   Args:
     config: a validated config.
     workdir: the run's folder.
+    told: when to stop; never by default.
   """
 
-  def __init__(self, config: Config, workdir: str | os.PathLike):
+  def __init__(
+    self,
+    config: Config,
+    workdir: str | os.PathLike,
+    told: preemption.Preemption | None = None,
+  ):
     self.config = config
+    self.told = told or preemption.Preemption()
     self.parallel = parallel = parallel_lib.make_parallel(config.parallel)
     self.model = models.build_model(config.model, parallel.axis_name)
     self.data = sources.load(config)
@@ -78,6 +91,7 @@ class Run:
     self.constant_bce = summary_lib.constant_bce(self.data)
     self.main_process = jax.process_index() == 0
     self.path = workdir_lib.check(workdir, config, dataset)
+    self.claim = workdir_lib.claim(self.path) if self.main_process else None
     # Or a slower process would find a folder that the first began to fill.
     parallel_lib.wait_for_processes()
 
@@ -111,19 +125,19 @@ class Run:
     self.checkpoints = checkpoint.Checkpoints(self.path)
     # What the latest checkpoint carries beside the arrays.
     self.meta: dict[str, Any] = {'epoch': 0, 'step': 0, 'best_loss': math.inf}
-    messages: list[str] = []
-    restored = self.checkpoints.restore_latest(
-      parallel.unreplicate(self.state), messages.append
-    )
-    if restored is not None:
-      state, self.meta = restored
-      self.state = parallel.replicate(state) if parallel.axis_name else state
-      messages.append(f'Resuming after epoch {self.meta["epoch"]}.')
+    messages = self._restore()
     if self.main_process:
       workdir_lib.describe(self.path, config, dataset)
-      logging.keep_records(self.path / 'metrics.jsonl', self.meta['epoch'])
+      messages += logging.keep_records(
+        self.path / 'metrics.jsonl',
+        self.meta['epoch'],
+        self.meta.get('records', []),
+      )
       self.flow_file = telemetry.FlowFile(
-        self.path / 'gradient_flow.npz', self.kernels, self.meta['epoch']
+        self.path / 'gradient_flow.npz',
+        self.kernels,
+        self.meta['epoch'],
+        messages.append,
       )
     self.log = logging.RunLog(
       self.path,
@@ -135,6 +149,29 @@ class Run:
     )
     for message in (self._banner(), *messages):
       self.log.say(message)
+
+  def _restore(self) -> list[str]:
+    """Goes on from the latest checkpoint; what there is to say of it."""
+    messages: list[str] = []
+    # Of an epoch that was cut short: how far it came, its first kernels.
+    self.progress = self.first_kernels = None
+    # Since the latest checkpoint.
+    self.records: list[dict[str, Any]] = []
+    like = self.parallel.unreplicate(self.state)
+    found = self.checkpoints.restore_latest(
+      like, messages.append, telemetry.kernels(self.kernels, like.params)
+    )
+    if found is None:
+      return messages
+    restored, self.meta, kernels = found
+    place = self.parallel.replicate if self.parallel.axis_name else lambda x: x
+    self.state = place(restored)
+    resuming = f'Resuming after epoch {self.meta["epoch"]}'
+    if kernels is not None:
+      progress = epoch_lib.Progress.from_json(self.meta.pop('cut_short'))
+      self.progress, self.first_kernels = progress, place(kernels)
+      resuming += f' and {progress.steps} steps'
+    return [*messages, f'{resuming}.']
 
   def _banner(self) -> str:
     c, p, pipe = self.config, self.parallel, self.pipeline
@@ -164,14 +201,17 @@ class Run:
     try:
       if self.meta['epoch'] < self.config.train.epochs:
         self._train()
-      return self._summarise()
+      with self.told.nothing_to_lose():
+        return self._summarise()
     finally:
       self.log.close()
       self.checkpoints.close()
+      if self.claim:
+        self.claim.close()
 
   def _train(self) -> None:
     epochs, every = self.config.train.epochs, self.config.train.checkpoint_every
-    sample_every = self.config.log.sample_every
+    progress = self.progress
     train_epoch = epoch_lib.Epoch(
       self.config,
       self.train_step,
@@ -180,6 +220,8 @@ class Run:
       self.arrays,
       self.log,
       self._refuse,
+      done=progress.steps if progress else 0,
+      stop=self.told.reached,
     )
     copy_kernels = self.parallel.compile(
       lambda params: telemetry.kernels(self.kernels, params)
@@ -187,14 +229,21 @@ class Run:
     net_change = self.parallel.compile(
       lambda before, params: telemetry.net_change(self.kernels, before, params)
     )
+    with self.told.nothing_to_lose():
+      train_epoch.compile(self.state)
+      self._compile_evaluation()
+    self._samples_due()
     for epoch in range(self.meta['epoch'] + 1, epochs + 1):
-      before = copy_kernels(self.state.params)
-      self.state, sums, seconds = train_epoch(self.state)
+      before = self.first_kernels or copy_kernels(self.state.params)
+      self.state, progress = train_epoch(self.state, progress)
+      if progress.stopped:
+        self._stop(before, progress)
       change = net_change(before, self.state.params)
-      record = self._record(epoch, sums, seconds)
+      record = self._record(epoch, progress.sums, progress.seconds)
       best = record['valid_loss'] < self.meta['best_loss']
       self.meta |= {'epoch': epoch, 'step': record['step']}
-      self.meta['seconds'] = self.meta.get('seconds', 0.0) + seconds
+      self.meta['seconds'] = self.meta.get('seconds', 0.0) + progress.seconds
+      self.records.append(record)
       if best:
         self.meta |= {
           'best_loss': record['valid_loss'],
@@ -203,7 +252,9 @@ class Run:
         }
       if self.main_process:
         change = parallel_lib.to_host(self.parallel.unreplicate(change))
-        self.flow_file.append(change, sums['flow'] / sums['steps'])
+        self.flow_file.append(
+          change, progress.sums['flow'] / progress.sums['steps']
+        )
       self.log.write(record)
       self.log.say(
         f'epoch {epoch:4d}  loss {record["train_loss"]:.4f}  '
@@ -214,22 +265,48 @@ class Run:
       )
       if best or epoch % every == 0 or epoch == epochs:
         self.checkpoints.save(
-          self.parallel.unreplicate(self.state), dict(self.meta), best=best
+          self.parallel.unreplicate(self.state),
+          self.meta | {'records': self.records},
+          best=best,
         )
-      if sample_every and epoch % sample_every == 0:
-        state = self.parallel.unreplicate(self.state)
-        self._samples(self._predictor(state), f'epoch_{epoch:04d}')
+        self.records = []
+      self._samples_due()
+      progress = self.first_kernels = None
     self.checkpoints.wait()
 
-  def _evaluate(self) -> dict[str, float]:
+  def _stop(self, before: list[Any], progress: epoch_lib.Progress) -> None:
+    """Keeps an epoch that is cut short, and raises Stopped."""
+    epoch = self.meta['epoch']
+    step = epoch * self.pipeline.steps_per_epoch + progress.steps
+    self.checkpoints.save(
+      self.parallel.unreplicate(self.state),
+      self.meta
+      | {'step': step, 'records': self.records}
+      | {'cut_short': progress.to_json()},
+      kernels=self.parallel.unreplicate(before),
+    )
+    self.checkpoints.wait()
+    raise errors.Stopped(
+      f'Stopped by SIGTERM after epoch {epoch} and {progress.steps} steps: all '
+      'is kept, and the same command goes on from there.'
+    )
+
+  def _compile_evaluation(self) -> None:
+    """Now, when nothing is lost by a long compilation that is cut off."""
+    arguments = next(self._eval_batches())
+    self.eval_call = self.eval_call.lower(self.state, *arguments).compile()
+
+  def _eval_batches(self) -> Iterator[Any]:
     shards = self.parallel.num_shards
     size = -(-min(self.pipeline.batch_size, len(self.data.valid)) // shards)
-    total: dict[str, float] = {}
     for plan in self.pipeline.eval_plans(size * shards):
       raw = pipeline_lib.read_host(self.arrays, plan, self.pipeline.window)
-      metrics = self.eval_call(
-        self.state, *self.parallel.place_batch((raw, plan['seen']))
-      )
+      yield self.parallel.place_batch((raw, plan['seen']))
+
+  def _evaluate(self) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for arguments in self._eval_batches():
+      metrics = self.eval_call(self.state, *arguments)
       metrics = parallel_lib.to_host(self.parallel.unreplicate(metrics))
       for name, value in metrics.items():
         total[name] = total.get(name, 0.0) + float(value)
@@ -288,6 +365,19 @@ class Run:
       models.build_model(self.config.model), [parallel_lib.to_host(variables)]
     )
 
+  def _samples_due(self) -> None:
+    """Draws the pictures of this epoch, unless they are there."""
+    epoch, every = self.meta['epoch'], self.config.log.sample_every
+    name = f'epoch_{epoch:04d}'
+    if not (every and epoch) or epoch % every:
+      return
+    if summary_lib.has_samples(self.path / 'samples', name, self.data):
+      return
+    self.checkpoints.wait()
+    with self.told.nothing_to_lose():
+      state = self.parallel.unreplicate(self.state)
+      self._samples(self._predictor(state), name)
+
   def _samples(self, predictor: inference.Predictor, name: str) -> None:
     if self.main_process:
       summary_lib.write_samples(
@@ -303,7 +393,7 @@ class Run:
   def _summarise(self) -> dict[str, Any]:
     """Scores the best checkpoint on the validation slices."""
     like = self.parallel.unreplicate(self.state)
-    state, meta = self.checkpoints.restore_best(like)
+    state, meta = self.checkpoints.restore_best(like, self.log.say)
     record = meta['best_record']
     summary: dict[str, Any] = {
       'experiment': self.config.experiment or self.config.model.name,

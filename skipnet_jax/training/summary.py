@@ -30,6 +30,11 @@ def side_by_side(
   return np.round(255 * row).astype(np.uint8)
 
 
+def has_samples(folder: pathlib.Path, name: str, data: sources.DataSet) -> bool:
+  """Whether `write_samples` has ended there under this name."""
+  return (folder / f'{name}_slice_{data.valid[0]:03d}.png').exists()
+
+
 def write_samples(
   folder: pathlib.Path,
   name: str,
@@ -45,16 +50,17 @@ def write_samples(
   """
   folder.mkdir(exist_ok=True)
   tiling = predictor.tiling(data.image.shape[1:], say=log.say)
-  for z in data.valid[:count]:
-    mean, _ = predictor(data.image[z], tiling)
-    picture = side_by_side(data.image[z], data.label[z], mean)
-    volume.write_png(folder / f'{name}_slice_{z:03d}.png', picture)
-    log.picture(f'slice_{z:03d}', picture, step)
+  # The first slice's picture comes last: see `has_samples`.
+  for z in reversed(data.valid[:count]):
     masks = predictor.gates(data.image[z])
     if masks:
       picture = gate_maps.gate_panel(data.image[z], masks)
       volume.write_png(folder / f'{name}_slice_{z:03d}_gates.png', picture)
       log.picture(f'gates_{z:03d}', picture, step)
+    mean, _ = predictor(data.image[z], tiling)
+    picture = side_by_side(data.image[z], data.label[z], mean)
+    volume.write_png(folder / f'{name}_slice_{z:03d}.png', picture)
+    log.picture(f'slice_{z:03d}', picture, step)
 
 
 def format_summary(summary: dict[str, Any], path: pathlib.Path) -> str:

@@ -4,7 +4,7 @@ Accumulated on the device inside the compiled step and read once an epoch
 (Drozdzal et al. 2016, section 3.4 and Figure 4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any
 import zipfile
@@ -187,9 +187,16 @@ class FlowFile:
     path: the file.
     names: layers in forward order.
     epochs: epochs done; later records are dropped.
+    warn: told of a file that is lost or damaged.
   """
 
-  def __init__(self, path: pathlib.Path, names: Sequence[str], epochs: int):
+  def __init__(
+    self,
+    path: pathlib.Path,
+    names: Sequence[str],
+    epochs: int,
+    warn: Callable[[str], None],
+  ):
     self._path = path
     self._names = list(names)
     self._table = {
@@ -200,7 +207,10 @@ class FlowFile:
     try:
       layers, old = read_flow(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-      # Lost or damaged: those epochs stay NaN, which the report shows as gaps.
+      # Those epochs stay NaN, which the report shows as gaps.
+      warn(
+        f'{path.name} is lost or damaged: its epochs up to {epochs} are gone.'
+      )
       return
     if layers == self._names:
       for q, rows in self._table.items():

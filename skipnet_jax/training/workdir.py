@@ -1,11 +1,14 @@
 """A run's folder: whose it is, and what made it."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
 import platform
+import sys
 import tempfile
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import ml_collections
@@ -99,8 +102,9 @@ def check(
       )
     return path
   old = _read(path)
-  then = ml_collections.ConfigDict(old['config'])
-  # A run made before the network had a field was made with its default.
+  # A run made before there was a field was made with its default.
+  then = config_lib.get_default()
+  then.update(old['config'])
   then.model = models.model_config(**then.model)
   then = config_lib.identity(then)
   changed = config_lib.differences(then, config_lib.identity(config))
@@ -116,6 +120,35 @@ def check(
       'the data it began with.'
     )
   return path
+
+
+def claim(path: pathlib.Path) -> TextIO:
+  """Makes the folder this process's own until the file it returns is closed.
+
+  The system lets go of it whenever the process ends, however that is.
+
+  Raises:
+    InputError: another process trains there.
+  """
+  file = (path / '.lock').open('a+')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as e:
+    if e.errno not in (errno.EAGAIN, errno.EACCES):
+      # Some file systems of clusters have no locks.
+      print(f'{path} cannot be locked ({e.strerror}).', file=sys.stderr)
+      return file
+    file.seek(0)
+    owner = file.read(200).strip() or 'another process'
+    file.close()
+    raise errors.InputError(
+      f'The workdir {path} is in use by {owner}: wait until it ends, or choose '
+      'another --workdir.'
+    ) from e
+  file.truncate(0)
+  file.write(f'process {os.getpid()} on {platform.node()}\n')
+  file.flush()
+  return file
 
 
 def describe(
