@@ -1,9 +1,12 @@
-"""Two processes of four devices each train what one device trains."""
+"""Several processes train what one device trains, and end together."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 
 from conftest import ROOT
@@ -14,7 +17,10 @@ import pytest
 from test_resume import last_state
 from test_resume import records
 
+from skipnet_jax.data import pipeline
+from skipnet_jax.data import sources
 from skipnet_jax.training import loop
+from skipnet_jax.training import parallel as parallel_lib
 
 CHANGES = {
   'optim.name': 'sgd',
@@ -32,63 +38,101 @@ def free_port():
     return s.getsockname()[1]
 
 
-def environment():
-  """Of one of several processes, with four devices of its own."""
-  flags = os.environ['XLA_FLAGS'].replace('count=8', 'count=4')
+def environment(devices):
+  """Of one of several processes, with devices of its own."""
+  flags = os.environ['XLA_FLAGS'].replace('count=8', f'count={devices}')
   return os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags}
 
 
-def start(folder, port, process, count, output):
-  """One of several processes."""
-  fields = (
-    SHORT
-    | CHANGES
-    | {
-      'parallel.mode': 'sharded',
-      'parallel.coordinator': f'127.0.0.1:{port}',
-      'parallel.num_processes': count,
-      'parallel.process_id': process,
-    }
-  )
-  with output.open('w') as file:
-    return subprocess.Popen(
-      [
-        sys.executable,
-        '-m',
-        'skipnet_jax.train',
-        '--config=experiments/long_short.py:smoke',
-        f'--workdir={folder}',
-        *(f'--config.{name}={value}' for name, value in fields.items()),
-      ],
-      cwd=ROOT,
-      env=environment(),
-      stdout=file,
-      stderr=subprocess.STDOUT,
-    )
+class Processes:
+  """The same command in several processes of eight devices in all.
+
+  Args:
+    folder: of the run.
+    count: how many processes.
+    changes: fields of the config; by process, where it is a list.
+  """
+
+  def __init__(self, folder, count, changes=CHANGES):
+    port = free_port()
+    self.folder = folder
+    self.outputs = [
+      folder.with_name(f'{folder.name}_{port}_{i}.txt') for i in range(count)
+    ]
+    self.started = []
+    for i, output in enumerate(self.outputs):
+      fields = (
+        SHORT
+        | (changes[i] if isinstance(changes, list) else changes)
+        | {
+          'parallel.mode': 'sharded',
+          'parallel.coordinator': f'127.0.0.1:{port}',
+          'parallel.num_processes': count,
+          'parallel.process_id': i,
+        }
+      )
+      with output.open('w') as file:
+        self.started.append(
+          subprocess.Popen(
+            [
+              sys.executable,
+              '-m',
+              'skipnet_jax.train',
+              '--config=experiments/long_short.py:smoke',
+              f'--workdir={folder}',
+              *(f'--config.{name}={value}' for name, value in fields.items()),
+            ],
+            cwd=ROOT,
+            env=environment(8 // count),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+          )
+        )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for process in self.started:
+      process.kill()
+      process.wait()
+    print(*self.texts(), sep='\n')
+
+  def texts(self):
+    return [output.read_text() for output in self.outputs]
+
+  def wait_for_epoch(self, epoch):
+    end = time.monotonic() + 240
+    while f'epoch {epoch:4d}' not in self.outputs[0].read_text():
+      assert all(process.poll() is None for process in self.started)
+      assert time.monotonic() < end
+      time.sleep(0.05)
+
+  def codes(self, seconds):
+    """Exit codes of all, which must end within so many seconds."""
+    end = time.monotonic() + seconds
+    for process in self.started:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.1, end - time.monotonic()))
+    return [process.poll() for process in self.started]
 
 
 @pytest.fixture(scope='module')
 def both(tmp_path_factory):
   """The folder of a run of two processes, and what each printed."""
-  home = tmp_path_factory.mktemp('both')
-  folder, port = home / 'run', free_port()
-  outputs = [home / f'{i}.txt' for i in range(2)]
-  started = [start(folder, port, i, 2, outputs[i]) for i in range(2)]
-  end = time.monotonic() + 240
-  try:
-    # One that fails leaves the other waiting.
-    while any(process.poll() is None for process in started):
-      assert not any(process.poll() for process in started)
-      assert time.monotonic() < end, 'the processes wait for each other'
-      time.sleep(0.1)
-  finally:
-    for process in started:
-      process.kill()
-      process.wait()
-    outs = [output.read_text() for output in outputs]
-    print(*outs, sep='\n')
-  assert [process.returncode for process in started] == [0, 0]
-  return folder, outs
+  folder = tmp_path_factory.mktemp('both') / 'run'
+  with Processes(folder, 2) as run:
+    assert run.codes(240) == [0, 0]
+    return folder, run.texts()
+
+
+@pytest.fixture(scope='module')
+def alone(smoke, tmp_path_factory):
+  """The folder of the same run on one device, and its config."""
+  folder = tmp_path_factory.mktemp('alone') / 'run'
+  config = smoke(CHANGES)
+  loop.train_and_evaluate(config, folder)
+  return folder, config
 
 
 def _distance(a, b):
@@ -96,11 +140,8 @@ def _distance(a, b):
   return np.sqrt(sum(np.sum((x - y) ** 2, dtype=float) for x, y in pairs))
 
 
-def test_two_processes_equal_one_device(both, smoke, tmp_path):
-  folder, _ = both
-  alone = tmp_path / 'alone'
-  config = smoke(CHANGES)
-  loop.train_and_evaluate(config, alone)
+def assert_equal_runs(folder, alone):
+  alone, config = alone
   (state, meta), (want, want_meta) = (
     last_state(config, folder),
     last_state(config, alone),
@@ -115,6 +156,96 @@ def test_two_processes_equal_one_device(both, smoke, tmp_path):
     for name, value in a.items():
       np.testing.assert_allclose(value, b[name], rtol=1e-4, err_msg=name)
   assert meta['best_epoch'] == want_meta['best_epoch']
+
+
+def test_two_processes_equal_one_device(both, alone):
+  assert_equal_runs(both[0], alone)
+
+
+def test_four_of_which_one_dies_go_on_as_four_then_as_two(alone, tmp_path):
+  folder = tmp_path / 'run'
+  with Processes(folder, 4) as run:
+    # The checkpoint of the epoch before is on the disk.
+    run.wait_for_epoch(2)
+    run.started[2].kill()
+    codes = run.codes(60)
+    texts = run.texts()
+  assert codes[2] == -signal.SIGKILL
+  for i in (0, 1, 3):
+    assert codes[i] == 1
+    assert f'error: Process {i} of 4 lost another one' in texts[i]
+    assert 'Traceback' not in texts[i]
+  with Processes(folder, 4) as run:
+    run.wait_for_epoch(3)
+    run.started[3].terminate()
+    assert run.codes(60) == [0, 0, 0, 0]
+    texts = run.texts()
+  assert 'Resuming after epoch' in texts[0]
+  for text in texts:
+    assert 'Stopped by SIGTERM after epoch' in text
+  with Processes(folder, 2) as run:
+    assert run.codes(240) == [0, 0]
+  assert_equal_runs(folder, alone)
+
+
+def test_what_one_refuses_all_refuse(tmp_path):
+  folder = tmp_path / 'run'
+  missing = {'data.source': 'stack', 'data.image': '/no/i', 'data.label': '/no'}
+  with Processes(folder, 2, [CHANGES, CHANGES | missing]) as run:
+    assert run.codes(90) == [2, 2]
+    first, second = run.texts()
+  assert 'error: there is no stack at /no/i' in second
+  assert 'error: Process 1 refuses: there is no stack at /no/i' in first
+  assert [path.name for path in folder.iterdir()] == ['.lock']
+
+
+@pytest.mark.parametrize('process', [0, 1])
+def test_a_process_left_alone_names_the_address(process):
+  port = free_port()
+  code = f"""
+    from skipnet_jax import config
+    from skipnet_jax.training import processes
+    processes.JOIN, processes._NOTICE = 4, 1
+    c = config.get_default().parallel
+    c.update(
+      coordinator='127.0.0.1:{port}', num_processes=2, process_id={process}
+    )
+    processes.start(c)
+    """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code)],
+    env=environment(1),
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == 2
+  waiting, error = done.stderr.splitlines()
+  where = f'127.0.0.1:{port}'
+  assert waiting == f'Waiting at {where}, as process {process} of 2.'
+  assert error.startswith(f"error: parallel.coordinator is '{where}'")
+  assert 'within 4 s' in error
+
+
+def test_the_devices_parts_make_up_the_epoch(smoke):
+  config = smoke(
+    {'data.slices': 18, 'data.valid': '16-17'} | {'train.batch_size': 8}
+  )
+  data = sources.load(config)
+  found = pipeline.make_pipeline(config, data, 8)
+  parallel = parallel_lib.make_parallel(
+    smoke({'parallel.mode': 'sharded'}).parallel
+  )
+  seen = []
+  for step in range(found.steps_per_epoch):
+    plan = jax.jit(
+      lambda step: parallel.divide(found.plan(jax.random.key(3), step))['index']
+    )(step)
+    parts = [shard.data.tolist() for shard in plan.addressable_shards]
+    assert [len(part) for part in parts] == [1] * 8
+    seen += [index for part in parts for index in part]
+  assert sorted(seen) == list(data.train)
 
 
 def test_only_the_first_process_speaks_and_records(both):

@@ -18,7 +18,7 @@ from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import power
 from skipnet_jax.benchmarking import roofline
 from skipnet_jax.benchmarking import workload
-from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.training import processes
 
 Say = Callable[[str], None]
 # A program, compiled, and how that went.
@@ -36,7 +36,7 @@ def measure_all(journal: journal_lib.Journal, say: Say) -> None:
   """
   config = ml_collections.ConfigDict(journal.config)
   config, section = plan.split(config)
-  parallel_lib.start_processes(config.parallel)
+  processes.start(config.parallel)
   _Measuring(journal, config, section, say).run()
 
 

@@ -57,6 +57,18 @@ class TrainedRun:
     )
 
 
+def abstract_state(
+  config: ml_collections.ConfigDict,
+) -> tuple[nn.Module, state_lib.TrainState]:
+  """A config's network, and what its checkpoints hold: shapes and dtypes."""
+  model = models.build_model(config.model)
+  # Its steps an epoch are of no matter to the shapes.
+  schedule = optim.make_schedule(config.optim, 1, config.train.epochs)
+  return model, state_lib.abstract_state(
+    model, optim.make_optimizer(config.optim, schedule)
+  )
+
+
 def open_run(path: str | os.PathLike) -> TrainedRun:
   """Restores the best checkpoint of a run; compiles nothing.
 
@@ -67,12 +79,7 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
   path = pathlib.Path(path)
   config = workdir.read_config(path)
   config_lib.validate(config)
-  model = models.build_model(config.model)
-  # Its steps an epoch are of no matter to the shapes.
-  schedule = optim.make_schedule(config.optim, 1, config.train.epochs)
-  like = state_lib.abstract_state(
-    model, optim.make_optimizer(config.optim, schedule)
-  )
+  model, like = abstract_state(config)
   checkpoints = checkpoint.Checkpoints(path, create=False)
   try:
     state, meta = checkpoints.restore_best(

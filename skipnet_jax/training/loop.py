@@ -27,6 +27,7 @@ from skipnet_jax.training import losses
 from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import preemption
+from skipnet_jax.training import processes
 from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
 from skipnet_jax.training import summary as summary_lib
@@ -55,9 +56,9 @@ def train_and_evaluate(
     Stopped: SIGTERM; a checkpoint of all that was trained is written.
   """
   config_lib.validate(config)
-  parallel_lib.start_processes(config.parallel)
+  processes.start(config.parallel)
   with preemption.Preemption() as told:
-    with told.nothing_to_lose():
+    with told.nothing_to_lose(), processes.breaking_off_together():
       run = Run(config, workdir, told)
     return run.finish()
 
@@ -79,21 +80,21 @@ class Run:
   ):
     self.config = config
     self.told = told or preemption.Preemption()
-    self.parallel = parallel = parallel_lib.make_parallel(config.parallel)
-    self.model = models.build_model(config.model, parallel.axis_name)
-    self.data = sources.load(config)
-    self.pipeline = pipeline = pipeline_lib.make_pipeline(
-      config, self.data, parallel.num_shards
-    )
-    self.model.check_size(pipeline.window)
-    self.arrays = pipeline_lib.host_arrays(self.data)
-    dataset = {'name': self.data.name, 'fingerprint': self.data.fingerprint()}
-    self.constant_bce = summary_lib.constant_bce(self.data)
     self.main_process = jax.process_index() == 0
-    self.path = workdir_lib.check(workdir, config, dataset)
-    self.claim = workdir_lib.claim(self.path) if self.main_process else None
-    # Or a slower process would find a folder that the first began to fill.
-    parallel_lib.wait_for_processes()
+    with processes.refusing_together():
+      self.parallel = parallel = parallel_lib.make_parallel(config.parallel)
+      self.model = models.build_model(config.model, parallel.axis_name)
+      self.data = sources.load(config)
+      self.pipeline = pipeline = pipeline_lib.make_pipeline(
+        config, self.data, parallel.num_shards
+      )
+      self.model.check_size(pipeline.window)
+      self.arrays = pipeline_lib.host_arrays(self.data)
+      name, digits = self.data.name, self.data.fingerprint()
+      dataset = {'name': name, 'fingerprint': digits}
+      self.constant_bce = summary_lib.constant_bce(self.data)
+      self.path = workdir_lib.check(workdir, config, dataset)
+      self.claim = workdir_lib.claim(self.path) if self.main_process else None
 
     self.schedule = optim.make_schedule(
       config.optim, pipeline.steps_per_epoch, config.train.epochs
@@ -199,10 +200,11 @@ class Run:
   def finish(self) -> dict[str, Any]:
     """Trains what is left, then writes the summary."""
     try:
-      if self.meta['epoch'] < self.config.train.epochs:
-        self._train()
-      with self.told.nothing_to_lose():
-        return self._summarise()
+      with processes.breaking_off_together():
+        if self.meta['epoch'] < self.config.train.epochs:
+          self._train()
+        with self.told.nothing_to_lose():
+          return self._summarise()
     finally:
       self.log.close()
       self.checkpoints.close()

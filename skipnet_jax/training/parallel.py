@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import ml_collections
@@ -125,38 +124,6 @@ class Parallel:
     return jax.tree.map(
       lambda x: lax.with_sharding_constraint(x, sharding), tree
     )
-
-
-def start_processes(config: ml_collections.ConfigDict) -> None:
-  """Joins the other processes where the config's `parallel` names several.
-
-  Before anything touches a device. Raises InputError if they cannot be joined.
-  """
-  if not config.coordinator:
-    return
-  arguments = {}
-  if config.coordinator != 'auto':
-    arguments = dict(
-      coordinator_address=config.coordinator,
-      num_processes=config.num_processes,
-      process_id=config.process_id,
-      initialization_timeout=60,
-    )
-  try:
-    jax.distributed.initialize(**arguments)
-  except (RuntimeError, ValueError) as e:
-    raise errors.InputError(
-      f'parallel.coordinator is {config.coordinator!r}, but process '
-      f'{config.process_id} of {config.num_processes} could not join within '
-      f'60 s ({str(e).splitlines()[0]}): start process 0 there and every other '
-      'process with the same address.'
-    ) from e
-
-
-def wait_for_processes() -> None:
-  """Waits until every process has come this far."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('skipnet_jax')
 
 
 def make_parallel(config: ml_collections.ConfigDict) -> Parallel:

@@ -1,0 +1,70 @@
+"""tools/chaos.py with few kills: what it finds, and that it would find more."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from conftest import ROOT
+import numpy as np
+import pytest
+
+KILLS = 5
+
+
+@pytest.fixture(scope='module')
+def chaos(tmp_path_factory):
+  """The folder of a run that was killed, and its report."""
+  folder = tmp_path_factory.mktemp('chaos') / 'work'
+  done = subprocess.run(
+    [
+      sys.executable,
+      str(ROOT / 'tools' / 'chaos.py'),
+      f'--kills={KILLS}',
+      '--seed=7',
+      f'--workdir={folder}',
+    ],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout
+  return folder, json.loads((folder / 'chaos.json').read_text())
+
+
+def load():
+  path = ROOT / 'tools' / 'chaos.py'
+  spec = importlib.util.spec_from_file_location('chaos', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_a_run_ends_as_one_left_alone(chaos):
+  folder, report = chaos
+  assert report['kills'] == len(report['lives']) == KILLS
+  assert report['differences'] == []
+  assert report['every_record_once']
+  lines = (folder / 'run' / 'metrics.jsonl').read_text().splitlines()
+  epochs = [json.loads(line)['epoch'] for line in lines]
+  assert epochs == list(range(1, report['epochs'] + 1))
+
+
+def test_differences_are_seen(chaos, tmp_path):
+  differences = load().differences
+  whole = chaos[0] / 'whole'
+  other = shutil.copytree(whole, tmp_path / 'other')
+  assert differences(whole, other) == []
+  path = other / 'gradient_flow.npz'
+  with np.load(path, allow_pickle=False) as file:
+    arrays = {name: file[name] for name in file}
+  arrays['net_change'][0, 0] *= 1.0001
+  np.savez_compressed(path, **arrays)
+  assert differences(whole, other) == ['flow']
+  path = other / 'metrics.jsonl'
+  path.write_text(path.read_text().split('\n', 1)[1])
+  assert differences(whole, other) == ['records', 'flow']
