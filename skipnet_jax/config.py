@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import difflib
 import hashlib
 import json
+import math
 import pathlib
 import runpy
 from typing import Any
@@ -263,15 +264,22 @@ def validate(config: ConfigDict) -> None:
     ('data.augment.elastic', d.augment.elastic, 0),
     ('data.border_weight', d.border_weight, 0),
   ):
-    _require(value >= low, name, value, f'at least {low}')
+    _require(
+      low <= value < math.inf, name, value, f'at least {low}, and finite'
+    )
+  # Of what the random keys are made.
+  _require(config.seed < 2**31, 'seed', config.seed, f'below {2**31}')
   _require(
-    o.learning_rate > 0, 'optim.learning_rate', o.learning_rate, 'above 0'
+    0 < o.learning_rate < math.inf,
+    'optim.learning_rate',
+    o.learning_rate,
+    'above 0, and finite',
   )
   for name, value in (
     ('data.augment.elastic_sigma', d.augment.elastic_sigma),
     ('data.border_sigma', d.border_sigma),
   ):
-    _require(value > 0, name, value, 'above 0')
+    _require(0 < value < math.inf, name, value, 'above 0, and finite')
   share = d.augment.elastic_share
   _require(0 <= share <= 1, 'data.augment.elastic_share', share, 'in 0..1')
   _require(

@@ -57,8 +57,11 @@ def read_dataset(workdir: str | os.PathLike) -> dict[str, str]:
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / 'config.json'
   try:
-    return json.loads(path.read_text())
-  except (OSError, json.JSONDecodeError) as e:
+    content = json.loads(path.read_text())
+    # What every reader relies on.
+    content['config']['model']['name'], content['dataset']['name']
+    return content
+  except (OSError, ValueError, LookupError, TypeError) as e:
     raise errors.InputError(
       f'{path} is missing or unreadable ({type(e).__name__}): name the '
       '--workdir of a run.'
@@ -104,8 +107,14 @@ def check(
   old = _read(path)
   # A run made before there was a field was made with its default.
   then = config_lib.get_default()
-  then.update(old['config'])
-  then.model = models.model_config(**then.model)
+  try:
+    then.update(old['config'])
+    then.model = models.model_config(**then.model)
+  except (TypeError, KeyError, ValueError) as e:
+    raise errors.InputError(
+      f'{path / "config.json"} is damaged ({str(e)[:200]!r}): restore it from '
+      'a backup, or choose another --workdir.'
+    ) from e
   then = config_lib.identity(then)
   changed = config_lib.differences(then, config_lib.identity(config))
   if changed:
