@@ -24,7 +24,7 @@ ROOMS = {
 }
 # The score's arithmetic knows of no network.
 PURE_SCORES = {'scores', 'thinning', 'pixels', 'counting'}
-LOOP = {'loop', 'summary', 'study'}
+LOOP = {'loop', 'nonfinite', 'summary', 'study'}
 
 
 def modules():

@@ -37,7 +37,8 @@ def test_the_folder_holds_what_the_readme_says(finished):
     for kind in ('latest', 'best')
   }
   assert steps['latest'] == {'10', '12'}
-  assert steps['best'] == {str(2 * summary['best_epoch'])}
+  assert max(steps['best'], key=int) == str(2 * summary['best_epoch'])
+  assert len(steps['best']) <= 2
 
 
 def test_the_records_are_finite_and_of_each_epoch(finished):

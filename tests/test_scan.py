@@ -14,6 +14,7 @@ from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.training import loop
 from skipnet_jax.training import losses
+from skipnet_jax.training import nonfinite
 from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
@@ -239,7 +240,7 @@ def test_a_scanned_run_names_the_layer_that_broke(scanned_run, tmp_path):
   layer['kernel'] = layer['kernel'].at[1].set(jnp.nan)
   try:
     with pytest.raises(errors.RunError, match='across/block_3/conv_1'):
-      run._refuse(run.state)
+      nonfinite.refuse(run, run.state)
   finally:
     run.log.close()
     run.checkpoints.close()

@@ -7,23 +7,21 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax import streams
 from skipnet_jax.analysis import layers as layers_lib
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.evaluation import inference
 from skipnet_jax.evaluation import runs
-from skipnet_jax.models import fc_resnet
 from skipnet_jax.training import calls
 from skipnet_jax.training import checkpoint
 from skipnet_jax.training import epoch as epoch_lib
 from skipnet_jax.training import logging
 from skipnet_jax.training import losses
+from skipnet_jax.training import nonfinite
 from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import preemption
@@ -148,7 +146,7 @@ class Run:
       progress=config.log.progress,
       active=self.main_process,
     )
-    for message in (self._banner(), *messages):
+    for message in (summary_lib.banner(self), *messages):
       self.log.say(message)
 
   def _restore(self) -> list[str]:
@@ -174,29 +172,6 @@ class Run:
       resuming += f' and {progress.steps} steps'
     return [*messages, f'{resuming}.']
 
-  def _banner(self) -> str:
-    c, p, pipe = self.config, self.parallel, self.pipeline
-    # A backward pass does twice the work of a forward pass.
-    flops = 3 * pipe.batch_size * sum(row.flops for row in self.table)
-    lines = [
-      f'{c.experiment or c.model.name}: {c.model.name}, '
-      f'{len(self.kernels)} convolutions, {self.parameters:,} parameters, '
-      f'{c.model.dtype}',
-      f'data:    {self.data.name}, {len(pipe.train)} slices to train, '
-      f'{len(pipe.valid)} to validate, examples '
-      f'{pipe.window[0]}x{pipe.window[1]}',
-      f'devices: {len(p.devices)} x {p.devices[0].device_kind}, mode {p.mode}'
-      + (f', {jax.process_count()} processes' if p.mode == 'sharded' else ''),
-      f'step:    batch {pipe.batch_size}, {c.train.loss}, {c.optim.name}, '
-      f'about {flops / 1e9:,.3g} GFLOPs; {pipe.steps_per_epoch} steps an '
-      f'epoch, {c.train.epochs} epochs',
-      f'workdir: {self.path} (config {config_lib.hash_of(c)})',
-      f'To beat: validation BCE {self.constant_bce:.4f} of predicting '
-      "the validation slices' share of membrane everywhere",
-    ]
-    more = filter(None, [self.data.warning, self.data.remedy])
-    return '\n'.join([*lines, *more])
-
   def finish(self) -> dict[str, Any]:
     """Trains what is left, then writes the summary."""
     try:
@@ -221,7 +196,7 @@ class Run:
       self.parallel,
       self.arrays,
       self.log,
-      self._refuse,
+      lambda state: nonfinite.refuse(self, state),
       done=progress.steps if progress else 0,
       stop=self.told.reached,
     )
@@ -234,7 +209,8 @@ class Run:
     with self.told.nothing_to_lose():
       train_epoch.compile(self.state)
       self._compile_evaluation()
-    self._samples_due()
+    # Or a run cut off between a checkpoint and its pictures would lack them.
+    self._sample_epoch(missing=True)
     for epoch in range(self.meta['epoch'] + 1, epochs + 1):
       before = self.first_kernels or copy_kernels(self.state.params)
       self.state, progress = train_epoch(self.state, progress)
@@ -272,7 +248,7 @@ class Run:
           best=best,
         )
         self.records = []
-      self._samples_due()
+      self._sample_epoch()
       progress = self.first_kernels = None
     self.checkpoints.wait()
 
@@ -334,32 +310,6 @@ class Run:
       )
     return record
 
-  def _refuse(self, state: state_lib.TrainState) -> None:
-    """Raises RunError that names the step and the layer of a bad loss."""
-    state = self.parallel.unreplicate(state)
-    tree = parallel_lib.to_host(
-      {'params': state.params, 'batch_stats': state.batch_stats}
-    )
-    step = int(parallel_lib.to_host(state.step))
-    key = jax.random.key(self.config.seed)
-    plan = self.pipeline.plan(key, step)
-    raw = pipeline_lib.read_host(self.arrays, plan, self.pipeline.window)
-    layer = layers_lib.first_nonfinite(
-      models.unrolled(models.build_model(self.config.model)),
-      fc_resnet.unroll(tree),
-      self.pipeline.train_batch(raw, plan['key'])['image'],
-      {'dropout': streams.key_at(key, 'dropout', step)},
-    )
-    raise errors.RunError(
-      f'The loss or its gradient is not finite at step {step}: '
-      + (
-        f'the first layer whose output is not finite is {layer}'
-        if layer
-        else "every layer's output is finite, its gradient is not"
-      )
-      + '. Lower optim.learning_rate; the checkpoints before it are kept.'
-    )
-
   def _predictor(self, state: state_lib.TrainState) -> inference.Predictor:
     params = optim.eval_params(state.params, state.opt_state)
     variables = {'params': params, 'batch_stats': state.batch_stats}
@@ -367,13 +317,17 @@ class Run:
       models.build_model(self.config.model), [parallel_lib.to_host(variables)]
     )
 
-  def _samples_due(self) -> None:
-    """Draws the pictures of this epoch, unless they are there."""
+  def _sample_epoch(self, *, missing: bool = False) -> None:
+    """Draws the pictures of this epoch, if it is one of those that have some.
+
+    With `missing`, only where they are not there.
+    """
     epoch, every = self.meta['epoch'], self.config.log.sample_every
     name = f'epoch_{epoch:04d}'
     if not (every and epoch) or epoch % every:
       return
-    if summary_lib.has_samples(self.path / 'samples', name, self.data):
+    folder = self.path / 'samples'
+    if missing and summary_lib.has_samples(folder, name, self.data):
       return
     self.checkpoints.wait()
     with self.told.nothing_to_lose():
@@ -396,20 +350,7 @@ class Run:
     """Scores the best checkpoint on the validation slices."""
     like = self.parallel.unreplicate(self.state)
     state, meta = self.checkpoints.restore_best(like, self.log.say)
-    record = meta['best_record']
-    summary: dict[str, Any] = {
-      'experiment': self.config.experiment or self.config.model.name,
-      'dataset': self.data.name,
-      'parameters': self.parameters,
-      'epochs': self.meta['epoch'],
-      'best_epoch': meta['best_epoch'],
-      'best_val_loss': record['valid_loss'],
-      'best_val_loss_with_l2': record['valid_loss_with_l2'],
-      'best_val_bce': record['valid_bce'],
-      'constant_val_bce': self.constant_bce,
-      'train_loss_at_best': record['train_loss'],
-      'train_loss_with_l2_at_best': record['train_loss_with_l2'],
-    }
+    summary = summary_lib.losses(self, meta)
     if not self.main_process:
       return summary
     predictor = self._predictor(state)
@@ -417,17 +358,7 @@ class Run:
       predictor, self.data, self.data.valid, self.log.say
     )
     self._samples(predictor, 'best')
-    records = logging.read_records(self.path / 'metrics.jsonl')
-    rates = [record['images_per_second'] for record in records]
-    summary |= {
-      'v_rand': scores['v_rand'],
-      'v_info': scores['v_info'],
-      'threshold_v_rand': scores['threshold_v_rand'],
-      'seconds': round(self.meta['seconds'], 3),
-      'images_per_second': float(np.median(rates)),
-    }
-    if self.data.warning:
-      summary['warning'] = self.data.warning
+    summary |= summary_lib.scores(self, scores)
     workdir_lib.write_json(self.path / 'summary.json', summary)
     self.log.say(summary_lib.format_summary(summary, self.path))
     return summary

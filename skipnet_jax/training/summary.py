@@ -4,13 +4,78 @@ import math
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
+from skipnet_jax import config as config_lib
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import gate_maps
 from skipnet_jax.evaluation import inference
 from skipnet_jax.training import logging
+
+
+def banner(run: Any) -> str:
+  """The lines that begin a run: what is trained, on what.
+
+  Args:
+    run: a `loop.Run`.
+  """
+  c, p, pipe = run.config, run.parallel, run.pipeline
+  # A backward pass does twice the work of a forward pass.
+  flops = 3 * pipe.batch_size * sum(row.flops for row in run.table)
+  lines = [
+    f'{c.experiment or c.model.name}: {c.model.name}, '
+    f'{len(run.kernels)} convolutions, {run.parameters:,} parameters, '
+    f'{c.model.dtype}',
+    f'data:    {run.data.name}, {len(pipe.train)} slices to train, '
+    f'{len(pipe.valid)} to validate, examples '
+    f'{pipe.window[0]}x{pipe.window[1]}',
+    f'devices: {len(p.devices)} x {p.devices[0].device_kind}, mode {p.mode}'
+    + (f', {jax.process_count()} processes' if p.mode == 'sharded' else ''),
+    f'step:    batch {pipe.batch_size}, {c.train.loss}, {c.optim.name}, '
+    f'about {flops / 1e9:,.3g} GFLOPs; {pipe.steps_per_epoch} steps an '
+    f'epoch, {c.train.epochs} epochs',
+    f'workdir: {run.path} (config {config_lib.hash_of(c)})',
+    f'To beat: validation BCE {run.constant_bce:.4f} of predicting '
+    "the validation slices' share of membrane everywhere",
+  ]
+  more = filter(None, [run.data.warning, run.data.remedy])
+  return '\n'.join([*lines, *more])
+
+
+def losses(run: Any, meta: dict[str, Any]) -> dict[str, Any]:
+  """The part of summary.json that the best checkpoint's `meta` tells."""
+  record = meta['best_record']
+  return {
+    'experiment': run.config.experiment or run.config.model.name,
+    'dataset': run.data.name,
+    'parameters': run.parameters,
+    'epochs': run.meta['epoch'],
+    'best_epoch': meta['best_epoch'],
+    'best_val_loss': record['valid_loss'],
+    'best_val_loss_with_l2': record['valid_loss_with_l2'],
+    'best_val_bce': record['valid_bce'],
+    'constant_val_bce': run.constant_bce,
+    'train_loss_at_best': record['train_loss'],
+    'train_loss_with_l2_at_best': record['train_loss_with_l2'],
+  }
+
+
+def scores(run: Any, found: dict[str, Any]) -> dict[str, Any]:
+  """The part that `runs.score_slices` and the clock tell."""
+  records = logging.read_records(run.path / 'metrics.jsonl')
+  rates = [record['images_per_second'] for record in records]
+  part = {
+    'v_rand': found['v_rand'],
+    'v_info': found['v_info'],
+    'threshold_v_rand': found['threshold_v_rand'],
+    'seconds': round(run.meta['seconds'], 3),
+    'images_per_second': float(np.median(rates)),
+  }
+  if run.data.warning:
+    part['warning'] = run.data.warning
+  return part
 
 
 def constant_bce(data: sources.DataSet) -> float:

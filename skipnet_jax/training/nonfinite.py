@@ -1,0 +1,46 @@
+"""Where a loss that is not finite comes from."""
+
+from typing import Any, NoReturn
+
+import jax
+
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax import streams
+from skipnet_jax.analysis import layers as layers_lib
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.models import fc_resnet
+from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.training import state as state_lib
+
+
+def refuse(run: Any, state: state_lib.TrainState) -> NoReturn:
+  """Raises RunError that names the step and the layer of a bad loss.
+
+  Args:
+    run: a `loop.Run`.
+    state: before the step, as replicated.
+  """
+  state = run.parallel.unreplicate(state)
+  tree = parallel_lib.to_host(
+    {'params': state.params, 'batch_stats': state.batch_stats}
+  )
+  step = int(parallel_lib.to_host(state.step))
+  key = jax.random.key(run.config.seed)
+  plan = run.pipeline.plan(key, step)
+  raw = pipeline_lib.read_host(run.arrays, plan, run.pipeline.window)
+  layer = layers_lib.first_nonfinite(
+    models.unrolled(models.build_model(run.config.model)),
+    fc_resnet.unroll(tree),
+    run.pipeline.train_batch(raw, plan['key'])['image'],
+    {'dropout': streams.key_at(key, 'dropout', step)},
+  )
+  raise errors.RunError(
+    f'The loss or its gradient is not finite at step {step}: '
+    + (
+      f'the first layer whose output is not finite is {layer}'
+      if layer
+      else "every layer's output is finite, its gradient is not"
+    )
+    + '. Lower optim.learning_rate; the checkpoints before it are kept.'
+  )

@@ -1,0 +1,347 @@
+"""Gives the commands a corpus of broken input, and tabulates what they say.
+
+python tools/hostile.py --output runs/hostile [--stack train-volume.tif]
+
+Every input goes to a real process: `train` on one's own stack, or with a broken
+config. Wanted is exit code 2 and one sentence, no traceback, no folder, and no
+more memory than it takes to refuse a file that is not there; an unusual input
+that is sound must train. With --stack, bytes of a real stack are flipped
+besides, --fuzz times. Writes hostile.md and hostile.json; exits with 1 if
+anything is otherwise.
+"""
+
+import json
+import os
+import pathlib
+import random
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+
+from absl import flags
+
+from skipnet_jax import cli
+from skipnet_jax import errors
+
+_OUTPUT = flags.DEFINE_string('output', None, 'A new folder.')
+_STACK = flags.DEFINE_string('stack', None, 'A TIFF whose bytes are flipped.')
+_FUZZ = flags.DEFINE_integer('fuzz', 2000, 'Copies with flipped bytes.')
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SOUND, REFUSED = 0, 2
+# MiB above what refusing a missing file takes.
+MEMORY = 256
+
+
+def _patch(data: bytes, code: int, value: int, page: int = 0) -> bytes:
+  """Sets a tag of a classic little-endian TIFF to one number."""
+  data = bytearray(data)
+  at = struct.unpack_from('<I', data, 4)[0]
+  for _ in range(page):
+    count = struct.unpack_from('<H', data, at)[0]
+    at = struct.unpack_from('<I', data, at + 2 + 12 * count)[0]
+  for entry in range(struct.unpack_from('<H', data, at)[0]):
+    place = at + 2 + 12 * entry
+    if struct.unpack_from('<H', data, place)[0] == code:
+      struct.pack_into('<HII', data, place + 2, 4, 1, value)
+      return bytes(data)
+  raise ValueError(f'no tag {code}')
+
+
+def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
+  """Name to (path, exit code) of stacks of 10 slices of 64x64."""
+  import numpy as np
+  from PIL import Image
+  import tifffile
+
+  image = np.random.default_rng(0).integers(0, 255, (10, 64, 64), np.uint8)
+  found = {}
+
+  def put(name, data, code=REFUSED):
+    path = folder / f'{name.replace(" ", "_")}.tif'
+    path.write_bytes(data)
+    found[name] = path, code
+
+  def write(array, **options):
+    path = folder / 'made.tif'
+    tifffile.imwrite(path, array, **{'photometric': 'minisblack'} | options)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+  plain = write(image, metadata=None)
+  put('plain', plain, SOUND)
+  put('tiled', write(image, tile=(16, 16)), SOUND)
+  put('big-endian', write(image.astype('>u2'), byteorder='>'), SOUND)
+  put('BigTIFF', write(image, bigtiff=True), SOUND)
+  put('ZIP', write(image, compression='zlib'), SOUND)
+  put('empty', b'')
+  put('header alone', plain[:8])
+  put('cut in the first page', plain[: len(plain) // 30])
+  put('cut in the middle', plain[: len(plain) // 2])
+  put('last byte missing', plain[:-1])
+  put('text', b'not a TIFF at all\n' * 99)
+  put('PNG by another name', b'\x89PNG\r\n\x1a\n' + plain[8:])
+  put('directories in a circle', b'II*\0\x08\0\0\0\0\0\x08\0\0\0')
+  put('no directory', b'II*\0\0\0\0\0')
+  put('directory outside the file', b'II*\0\xff\xff\xff\x7f')
+  put('width 2**31-1', _patch(plain, 256, 2**31 - 1))
+  put('height 2**31-1', _patch(plain, 257, 2**31 - 1))
+  put('height 0', _patch(plain, 257, 0))
+  put('width as of negative numbers', _patch(plain, 256, 2**32 - 64))
+  put('rows per strip 0', _patch(plain, 278, 0))
+  put('strip offset outside', _patch(plain, 273, 2**32 - 16))
+  put('strip offset zero', _patch(plain, 273, 0))
+  put('strip of no bytes', _patch(plain, 279, 0))
+  put('third page of another width', _patch(plain, 256, 32, page=2))
+  put('float16', write(image.astype('f2')))
+  put('float64', write(image.astype('f8')))
+  put('int32', write(image.astype('i4')))
+  put('complex', write(image.astype('c8')))
+  put('one bit', write(image > 127))
+  put('palette', _patch(plain, 262, 3))
+  put('RGB', write(np.stack([image] * 3, -1), photometric='rgb'))
+  put(
+    'planar RGB',
+    write(np.stack([image] * 3, 1), photometric='rgb', planarconfig='separate'),
+  )
+  put('two channels', write(np.stack([image] * 2, 1), imagej=True))
+  for name, code in {'JPEG': 7, 'ZSTD': 50000, 'unknown codec': 12345}.items():
+    put(f'compressed by {name}', _patch(plain, 259, code))
+  put('LZW that is none', _patch(plain, 259, 5))
+  bomb = write(
+    np.zeros((1, 9000, 9000), 'u1'), compression='zlib', rowsperstrip=9000
+  )
+  put('ZIP bomb in a small slice', _patch(_patch(bomb, 257, 64), 278, 64))
+  put(
+    'ZIP of a declared 100000 x 100000',
+    _patch(
+      _patch(write(image[:1], compression='zlib'), 256, 10**5), 257, 10**5
+    ),
+  )
+  values = image.astype('f4')
+  values[3, 5, 7] = np.nan
+  put('NaN in slice 4', write(values))
+  values[3, 5, 7] = np.inf
+  put('infinite in slice 4', write(values))
+  # Folders of slices.
+  for name in ('folder of PNG', 'folder with a missing PNG header'):
+    path = folder / name.replace(' ', '_')
+    path.mkdir()
+    for z, page in enumerate(image):
+      Image.fromarray(page).save(path / f'{z}.png')
+    found[name] = path, SOUND
+  (path / '4.png').write_bytes((path / '4.png').read_bytes()[20:])
+  found[name] = path, REFUSED
+  path = folder / 'bomb_png'
+  path.mkdir()
+  head = struct.pack('>IIBBBBB', 50_000, 50_000, 8, 0, 0, 0, 0)
+  chunk = b'IHDR' + head
+  (path / '0.png').write_bytes(
+    b'\x89PNG\r\n\x1a\n'
+    + struct.pack('>I', len(head))
+    + chunk
+    + struct.pack('>I', zlib.crc32(chunk))
+  )
+  found['PNG of a declared 50000 x 50000'] = path, REFUSED
+  path = folder / 'empty_folder'
+  path.mkdir()
+  found['empty folder'] = path, REFUSED
+  found['a missing file'] = folder / 'nothing.tif', REFUSED
+  return found
+
+
+# Fields of the smoke preset that cannot be used.
+CONFIGS = [
+  'train.batch_size=0',
+  'train.batch_size=many',
+  'train.batch_size=99999999999999999999',
+  'train.epochs=-3',
+  'train.loss=hinge',
+  'optim.learning_rate=nan',
+  'optim.learning_rate=inf',
+  'optim.learning_rate=-1e-3',
+  'optim.learning_rat=1e-3',
+  'optim.l2=nan',
+  'seed=-1',
+  'seed=1e400',
+  'data.crop=63',
+  'data.crop=4096',
+  'data.size=99999',
+  'data.valid=7-99',
+  'data.valid=../../etc/passwd',
+  'data.source=tfds:nothing_of_this_name',
+  'data.source=http://127.0.0.1/stack.tif',
+  'model.name=resnet',
+  'model.dropout=7',
+  'model.blocks=__import__("os")',
+  'parallel.devices=4096',
+  'parallel.mode=teleport',
+  'nothing.at_all=1',
+]
+
+
+def run(arguments: list[str]) -> tuple[int, str, int]:
+  """Exit code, output and peak memory in MiB of a training command."""
+  # The child's own children are none, so its peak is the largest so far of all
+  # that this small process waits for.
+  script = (
+    'import resource, subprocess, sys\n'
+    'code = subprocess.call(sys.argv[1:])\n'
+    'peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n'
+    'print(f"\\nPEAK {peak}")\n'
+    'sys.exit(code)\n'
+  )
+  done = subprocess.run(
+    [
+      *(sys.executable, '-c', script),
+      *(sys.executable, '-m', 'skipnet_jax.train'),
+      '--config=experiments/long_short.py:smoke',
+      '--config.train.epochs=1',
+      '--config.model.blocks=simple',
+      '--config.log.tensorboard=False',
+      *arguments,
+    ],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+  text, _, peak = done.stdout.rpartition('\nPEAK ')
+  return done.returncode, text.strip(), int(peak) // 1024
+
+
+def fuzz(path: pathlib.Path, copies: int, folder: pathlib.Path) -> dict:
+  """Opens and reads copies of a stack with a few bytes changed."""
+  import tifffile
+
+  from skipnet_jax.data import volume
+
+  data = path.read_bytes()
+  with tifffile.TiffFile(path) as tiff:
+    # Most of a stack are pixels, of which any value is a good one.
+    places = [
+      (page.offset, page.offset + 12 * len(page.tags) + 6)
+      for page in tiff.pages
+    ]
+  places.append((0, 8))
+  chance = random.Random(0)
+  target = folder / 'fuzzed.tif'
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  counts = {'read': 0, 'refused': 0}
+  for _ in range(copies):
+    copy = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 5))):
+      low, high = chance.choice(places)
+      copy[chance.randrange(low, min(high, len(copy)))] = chance.randrange(256)
+    if chance.random() < 0.1:
+      del copy[chance.randrange(len(copy)) :]
+    target.write_bytes(copy)
+    refused = False
+    try:
+      with volume.open_stack(target) as stack:
+        for z in {0, len(stack) // 2, len(stack) - 1}:
+          stack[z]
+    except errors.InputError:
+      refused = True
+    counts['refused' if refused else 'read'] += 1
+  target.unlink()
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return counts | {'grown_mib': (after - before) // 1024}
+
+
+def judge(code: int, wanted: int, text: str, work: pathlib.Path) -> str:
+  """What is wrong, or ''."""
+  lines = [x for x in text.splitlines() if x.startswith('error: ')]
+  if 'Traceback' in text:
+    return 'a traceback'
+  if code != wanted:
+    return f'exit code {code}'
+  if wanted == REFUSED and (len(lines) != 1 or text.count('\n') > 1):
+    return 'not one sentence'
+  if wanted == REFUSED and (work / 'config.json').exists():
+    return 'a run was begun'
+  return ''
+
+
+def main() -> None:
+  """Corpus, configs and fuzz, one after the other."""
+  import numpy as np
+
+  from skipnet_jax import environment
+  from skipnet_jax.data import volume
+  from skipnet_jax.training import workdir
+
+  cli.require(_OUTPUT)
+  output = pathlib.Path(_OUTPUT.value).absolute()
+  if output.exists():
+    cli.refuse(f'{output} exists: name a new --output.')
+  (output / 'corpus').mkdir(parents=True)
+  labels = output / 'labels.tif'
+  stripes = np.zeros((10, 64, 64), np.uint8)
+  stripes[:, ::3] = 255
+  volume.write_stack(labels, stripes)
+  inputs = corpus(output / 'corpus')
+  todo = [
+    (
+      name,
+      wanted,
+      [
+        '--config.data.source=stack',
+        f'--config.data.image={path}',
+        f'--config.data.label={labels}',
+      ],
+    )
+    for name, (path, wanted) in inputs.items()
+  ] + [(field, REFUSED, [f'--config.{field}']) for field in CONFIGS]
+  # What refusing takes where there is nothing to read comes first.
+  todo.sort(key=lambda row: row[0] != 'a missing file')
+  rows, least = [], 0
+  for number, (name, wanted, arguments) in enumerate(todo):
+    work = output / 'runs' / str(number)
+    code, text, peak = run([*arguments, f'--workdir={work}'])
+    least = least or peak
+    fault = judge(code, wanted, text, work)
+    if wanted == REFUSED and peak > least + MEMORY:
+      fault = fault or f'{peak - least} MiB'
+    said = text.splitlines()[-1] if wanted == REFUSED and text else 'trained'
+    said = said.replace(str(output), '.').removeprefix('error: ')
+    rows.append(
+      {
+        'input': name,
+        'exit_code': code,
+        'message': said,
+        'peak_mib': peak,
+        'fault': fault,
+      }
+    )
+    print(f'{code}  {name}: {said}' + (f'  FAULT: {fault}' if fault else ''))
+    sys.stdout.flush()
+  report = {
+    'command': environment.command(),
+    'date': environment.now(),
+    'versions': environment.versions(('jax', 'tifffile', 'numpy')),
+    'rows': rows,
+  }
+  if _STACK.value:
+    path = pathlib.Path(_STACK.value)
+    report['fuzz'] = fuzz(path, _FUZZ.value, output)
+    print(json.dumps(report['fuzz']))
+  workdir.write_json(output / 'hostile.json', report)
+  table = ['| input | exit code | message |', '|---|---|---|']
+  table += [
+    f'| {row["input"]} | {row["exit_code"]} | {row["message"]} |'
+    for row in rows
+  ]
+  (output / 'hostile.md').write_text('\n'.join(table) + '\n')
+  faults = [row['input'] for row in rows if row['fault']]
+  if faults:
+    raise errors.RunError(f'Not as it should be: {", ".join(faults)}.')
+
+
+if __name__ == '__main__':
+  cli.run(main, 'nothing is kept.')
