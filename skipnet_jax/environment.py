@@ -11,6 +11,9 @@ import pathlib
 import subprocess
 import sys
 
+# The flag by which XLA gives the same bits every time on a GPU.
+DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
+
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
   """Installed version of each package; None where it is not installed."""
@@ -61,3 +64,10 @@ def git_state() -> str:
     ).stdout.strip()
   except (OSError, subprocess.SubprocessError):
     return 'unknown'
+
+
+def add_xla_flag(flag: str) -> None:
+  """Adds a flag to $XLA_FLAGS; of effect until JAX first touches a device."""
+  found = os.environ.get('XLA_FLAGS', '').split()
+  if flag not in found:
+    os.environ['XLA_FLAGS'] = ' '.join([*found, flag])

@@ -4,6 +4,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from skipnet_jax import cli
+from skipnet_jax import environment
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
@@ -20,6 +21,8 @@ def main() -> None:
   """Describes or trains."""
   cli.require_config(_CONFIG.value)
   config = _CONFIG.value
+  if config.train.deterministic:
+    environment.add_xla_flag(environment.DETERMINISTIC)
   # Only now: --help need not wait for JAX.
   from skipnet_jax.training import loop
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 
 Config = ml_collections.ConfigDict
@@ -250,6 +251,24 @@ def epoch(config: Config, save: Save) -> None:
   )
 
 
+def determinism(config: Config, save: Save) -> None:
+  """What the same bits every time cost: the first row without, then with it."""
+  section, rates, lines = config.benchmark, {}, []
+  row = (config, section.batches[0], section.dtypes[0])
+  for name in ('usual', 'deterministic'):
+    if name == 'deterministic':
+      # Of effect in the processes that measure.
+      environment.add_xla_flag(environment.DETERMINISTIC)
+    found: Result = {}
+    _throughput([row], found.update)
+    rates[name] = found['reports'][0]['results'][0]['images_per_second']
+    lines += [f'{name}:', *found['lines']]
+    save({'images_per_second': rates, 'lines': lines})
+  ratio = rates['deterministic'] / rates['usual']
+  lines.append(f'deterministic: {ratio:.3f} of the usual images/s')
+  save({'images_per_second': rates, 'ratio': ratio, 'lines': lines})
+
+
 # In order of worth; later studies go to the end.
 PIECES: dict[str, Callable[[Config, Save], None]] = {
   'parity': parity,
@@ -258,6 +277,7 @@ PIECES: dict[str, Callable[[Config, Save], None]] = {
   'systems': systems,
   'scan': scan,
   'epoch': epoch,
+  'determinism': determinism,
 }
 
 

@@ -81,6 +81,8 @@ class Run:
     self.main_process = jax.process_index() == 0
     with processes.refusing_together():
       self.parallel = parallel = parallel_lib.make_parallel(config.parallel)
+      if config.train.deterministic:
+        parallel_lib.require_determinism(parallel.devices[0].platform)
       self.model = models.build_model(config.model, parallel.axis_name)
       self.data = sources.load(config)
       self.pipeline = pipeline = pipeline_lib.make_pipeline(

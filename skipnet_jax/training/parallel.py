@@ -8,6 +8,7 @@ processes.
 
 from collections.abc import Callable
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
+from skipnet_jax import environment
 from skipnet_jax import errors
 
 AXIS = 'data'
@@ -151,6 +153,21 @@ def make_parallel(config: ml_collections.ConfigDict) -> Parallel:
       (count,), (AXIS,), devices=devices, axis_types=(AxisType.Auto,)
     )
   return Parallel(config.mode, devices, mesh)
+
+
+def require_determinism(platform: str) -> None:
+  """Raises InputError where the same command may give other bits.
+
+  Args:
+    platform: of the devices; GPUs alone add in any order unless told.
+  """
+  flags = os.environ.get('XLA_FLAGS', '').split()
+  if platform == 'gpu' and environment.DETERMINISTIC not in flags:
+    raise errors.InputError(
+      'train.deterministic is True, but JAX started without '
+      f'{environment.DETERMINISTIC}: train by python -m skipnet_jax.train, or '
+      'set XLA_FLAGS to it before.'
+    )
 
 
 def to_host(tree: Tree) -> Tree:

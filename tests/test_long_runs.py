@@ -1,0 +1,46 @@
+"""What must not grow with the length of a run."""
+
+import os
+import threading
+
+import jax
+
+from skipnet_jax.training import logging
+from skipnet_jax.training import loop
+
+COMPILED = '/jax/core/compile/backend_compile_duration'
+
+
+def test_nothing_is_compiled_or_left_open_after_the_first_epoch(
+  smoke, tmp_path, monkeypatch
+):
+  compiled, seen = [], []
+  write = logging.RunLog.write
+
+  def note(self, record):
+    write(self, record)
+    files = [
+      os.readlink(f'/proc/self/fd/{fd}')
+      for fd in os.listdir('/proc/self/fd')
+      if os.path.exists(f'/proc/self/fd/{fd}')
+    ]
+    seen.append((len(compiled), len(files), threading.active_count()))
+
+  monkeypatch.setattr(logging.RunLog, 'write', note)
+
+  def listen(event, duration, **_):
+    del duration
+    if event == COMPILED:
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    loop.train_and_evaluate(smoke({'train.epochs': 8}), tmp_path / 'run')
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert seen[0][0] > 0
+  compilations, files, threads = zip(*seen[1:], strict=True)
+  assert len(set(compilations)) == 1, compilations
+  # A checkpoint may be under way in the background.
+  assert max(files[3:]) <= max(files[:3]), files
+  assert max(threads[3:]) <= max(threads[:3]), threads
