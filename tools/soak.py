@@ -11,6 +11,7 @@ grew by more than a hundredth for each further tenth.
 import csv
 import os
 import pathlib
+import statistics
 import threading
 import time
 
@@ -77,14 +78,9 @@ def judge(rows: list[dict[str, float]], epochs: int) -> dict:
   for i in range(10):
     part = [r for r in rows if i * epochs < 10 * r['epoch'] <= (i + 1) * epochs]
     if part:
-      tenths.append(
-        {name: max(r[name] for r in part) for name in part[0]}
-        | {
-          'resident_mib': sorted(r['resident_mib'] for r in part)[
-            len(part) // 2
-          ]
-        }
-      )
+      row = {name: max(r[name] for r in part) for name in part[0]}
+      row['resident_mib'] = statistics.median(r['resident_mib'] for r in part)
+      tenths.append(row)
   first, last = tenths[1], tenths[-1]
   faults = [
     f'{name}: {first[name]} to {last[name]}'
