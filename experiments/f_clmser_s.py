@@ -7,7 +7,7 @@ Command: python -m skipnet_jax.train --config=experiments/f_clmser_s.py \
            --workdir=runs/f_clmser_s
 Presets: paper (default; for an accelerator) and the four others, which differ
          in their gates alone; budget (256x256 crops, 500 steps, as
-         tools/systems.py compares systems); smoke (seconds).
+         tools/reproduce.py compares systems); smoke (seconds).
 Expect:  8,308,941 parameters (8,293,704 to 8,306,223 the others). paper is not
          measured yet; what `budget` gave: experiments/README.md.
 """

@@ -4,7 +4,7 @@ Claim:   V_rand .97804, V_info .98893 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/fusionnet.py \
            --workdir=runs/fusionnet
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
-         a quarter of the width, as tools/systems.py compares systems); smoke
+         a quarter of the width, as tools/reproduce.py compares systems); smoke
          (seconds).
 Expect:  78,531,137 parameters; 31 M are quoted, which its levels of 64 to 1024
          channels do not give. paper is not measured yet; what `budget` gave:

@@ -6,8 +6,9 @@ Command: python -m skipnet_jax.train --config=experiments/long_short.py \
            --workdir=runs/long_short
 Presets: paper (default; 500 epochs, for an accelerator: on two shared CPU cores
          an epoch took 70 s); quick (a smaller network of the same shape, centre
-         crops: under 3 minutes on two CPU cores); budget (256x256 crops, 500
-         steps, as tools/systems.py compares systems); smoke (seconds).
+         crops: under 3 minutes on two CPU cores); small (the paper's depth at
+         half its width, centre crops); budget (256x256 crops, 500 steps, as
+         tools/reproduce.py compares systems); smoke (seconds).
 Expect:  seed 0 on a CPU, jax 0.10.2, 2026-11-20. paper, the first 30 of its
          epochs on isbi2012: best validation BCE .2540 (.4990 for a constant
          prediction), V_rand .889, V_info .947. quick: .2567 (.5529) on
@@ -24,6 +25,8 @@ QUICK = {
   'train.batch_size': 1,
   'train.epochs': 40,
 }
+SMALL = {'model.base_width': 16, 'data.crop': 0, 'data.size': 256}
+SMALL = config_lib.BUDGET | SMALL | {'train.epochs': 100}
 SMOKE = config_lib.SMOKE | {
   'model.base_width': 4,
   'model.repetitions': (1, 1, 1, 2, 1, 1, 1),
@@ -31,6 +34,7 @@ SMOKE = config_lib.SMOKE | {
 PRESETS = {
   'paper': {},
   'quick': QUICK,
+  'small': SMALL,
   'budget': config_lib.BUDGET,
   'smoke': SMOKE,
 }

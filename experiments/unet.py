@@ -7,7 +7,7 @@ Presets: paper (default; unpadded convolutions, weighted borders; for an
          accelerator); same (padded ones); gpu_benchmark (3x3 transposed
          convolutions, 388 pixels of 572: the U-Net that public GPU benchmarks
          time); budget (256x256 crops, 500 steps, a quarter of the width, as
-         tools/systems.py compares systems); smoke (seconds).
+         tools/reproduce.py compares systems); smoke (seconds).
 Expect:  31,030,658 parameters (gpu_benchmark 34,512,258). paper is not measured
          yet; what `budget` gave: experiments/README.md.
 """

@@ -20,7 +20,8 @@ ROOMS = {
   'analysis': 3,
   'loop': 4,
   'benchmarking': 4,
-  'mains': 5,
+  'studies': 5,
+  'mains': 6,
 }
 # The score's arithmetic knows of no network.
 PURE_SCORES = {'scores', 'thinning', 'pixels', 'counting'}

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 from conftest import ROOT
+import jax
 import pytest
 
 from skipnet_jax import cli
+from skipnet_jax import errors
 from skipnet_jax.training import loop
 
 CONFIG = f'--config={ROOT}/experiments'
@@ -123,6 +125,25 @@ def test_a_full_disk_is_told_in_a_sentence(train, code):
     'error: runs/metrics.jsonl could not be written'
   )
   assert 'make space' in outcome.err
+
+
+def test_memory_that_is_out_is_told_in_a_sentence(train):
+  outcome = train(
+    jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nMore'
+    )
+  )
+  assert outcome.code == 1
+  assert 'allocating 5 bytes.): a smaller train.batch_size' in outcome.err
+  assert 'Traceback' not in outcome.err
+  with pytest.raises(RuntimeError, match='INTERNAL'):
+    train(jax.errors.JaxRuntimeError('INTERNAL: something else'))
+
+
+def test_a_run_told_to_stop_ends_well(train):
+  outcome = train(errors.Stopped('Stopped by SIGTERM after epoch 3.'))
+  assert (outcome.code, outcome.err) == (0, '')
+  assert outcome.out == 'Stopped by SIGTERM after epoch 3.\n'
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(train):

@@ -9,19 +9,40 @@ import textwrap
 import time
 
 from conftest import ROOT
+from conftest import SHORT
 import jax
 import numpy as np
 import pytest
 from test_resume import assert_same
 from test_resume import last_state
 from test_resume import records
-from test_resume import start
 
 from skipnet_jax import errors
 from skipnet_jax.training import epoch
 from skipnet_jax.training import loop
 from skipnet_jax.training import preemption
 from skipnet_jax.training import telemetry
+
+EPOCHS = 6
+
+
+def start(folder):
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'skipnet_jax.train',
+      '--config=experiments/long_short.py:smoke',
+      f'--workdir={folder}',
+      f'--config.train.epochs={EPOCHS}',
+      *(f'--config.{name}={value}' for name, value in SHORT.items()),
+    ],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 class After(preemption.Preemption):
@@ -70,7 +91,7 @@ def test_an_epoch_cut_short_goes_on_bit_for_bit(
 
 
 def test_eight_devices_then_four_then_one_train_what_one_trains(
-  smoke, tmp_path
+  smoke, tmp_path, capsys
 ):
   changes = {
     'data.slices': 18,
@@ -83,9 +104,14 @@ def test_eight_devices_then_four_then_one_train_what_one_trains(
   }
   folder, alone = tmp_path / 'run', tmp_path / 'alone'
   pmap = {'parallel.mode': 'pmap', 'parallel.devices': 8}
-  sharded = {'parallel.mode': 'sharded', 'parallel.devices': 4}
+  sharded = {
+    'parallel.mode': 'sharded',
+    'parallel.devices': 4,
+    'data.device_share': 1e-9,
+  }
   cut_short(smoke(changes | pmap), folder, 1)
   cut_short(smoke(changes | sharded), folder, 2)
+  assert 'The data set stays on the host' in capsys.readouterr().out
   # Two steps a call would jump over the epoch's end.
   loop.train_and_evaluate(smoke(changes | {'train.steps_per_call': 2}), folder)
   config = smoke(changes)

@@ -1,7 +1,13 @@
 """Whose a workdir is."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
+import textwrap
 
+from conftest import ROOT
 import pytest
 
 from skipnet_jax import config as config_lib
@@ -101,3 +107,42 @@ def test_a_run_from_before_a_field_of_the_network_goes_on(tmp_path):
   other.model.scan = True
   with pytest.raises(errors.InputError, match=r'model.scan \(False, now True'):
     workdir.check(tmp_path, other, DATASET)
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
+  code = f"""
+    import pathlib, sys, time
+    from skipnet_jax.training import workdir
+    file = workdir.claim(pathlib.Path({str(tmp_path)!r}))
+    print('mine', flush=True)
+    sys.stdin.read()
+    """
+  first = subprocess.Popen(
+    [sys.executable, '-c', textwrap.dedent(code)],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert first.stdout.readline() == 'mine\n'
+    with pytest.raises(errors.InputError, match='in use by process') as e:
+      workdir.claim(tmp_path)
+    assert f'process {first.pid} on ' in str(e.value)
+  finally:
+    first.kill()
+    first.communicate()
+  workdir.claim(tmp_path).close()
+  # Let go of by closing, too.
+  workdir.claim(tmp_path).close()
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+  tmp_path, monkeypatch, capsys
+):
+  def refuse(*_):
+    raise OSError(errno.ENOTSUP, 'Operation not supported')
+
+  monkeypatch.setattr(workdir.fcntl, 'flock', refuse)
+  workdir.claim(tmp_path).close()
+  assert 'cannot be locked' in capsys.readouterr().err

@@ -36,13 +36,16 @@ Config = ml_collections.ConfigDict
 
 
 def train_and_evaluate(
-  config: Config, workdir: str | os.PathLike
+  config: Config,
+  workdir: str | os.PathLike,
+  told: preemption.Preemption | None = None,
 ) -> dict[str, Any]:
   """Trains, validates, checkpoints and scores; resumes what is there.
 
   Args:
     config: a whole config.
     workdir: the run's folder, see the README for what it holds.
+    told: when to stop; at SIGTERM by default.
 
   Returns:
     What summary.json holds.
@@ -51,11 +54,11 @@ def train_and_evaluate(
     InputError: a config, data set or folder that cannot be used; before
       anything is compiled or overwritten.
     RunError: a loss that is not finite, a checkpoint that cannot be written.
-    Stopped: SIGTERM; a checkpoint of all that was trained is written.
+    Stopped: told so; a checkpoint of all that was trained is written.
   """
   config_lib.validate(config)
   processes.start(config.parallel)
-  with preemption.Preemption() as told:
+  with told or preemption.Preemption() as told:
     with told.nothing_to_lose(), processes.breaking_off_together():
       run = Run(config, workdir, told)
     return run.finish()
@@ -267,8 +270,8 @@ class Run:
     )
     self.checkpoints.wait()
     raise errors.Stopped(
-      f'Stopped by SIGTERM after epoch {epoch} and {progress.steps} steps: all '
-      'is kept, and the same command goes on from there.'
+      f'Stopped {self.told.reason} after epoch {epoch} and {progress.steps} '
+      'steps: all is kept, and the same command goes on from there.'
     )
 
   def _compile_evaluation(self) -> None:

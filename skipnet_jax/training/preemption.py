@@ -10,8 +10,6 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-from skipnet_jax import errors
-
 SIGNAL = signal.SIGTERM
 
 
@@ -26,6 +24,8 @@ class Preemption:
   has them all stop after the same call. In a thread other than the main one,
   where Python takes no signals, nothing is done.
   """
+
+  reason = 'by SIGTERM'
 
   def __init__(self):
     self._told = threading.Event()
@@ -98,10 +98,3 @@ class Preemption:
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(self._calls)
     return self._told.is_set()
-
-
-def stopped(where: str) -> errors.Stopped:
-  """What ends a run that was told to stop, and has written its checkpoint."""
-  return errors.Stopped(
-    f'Stopped by SIGTERM {where}; the same command goes on from there.'
-  )

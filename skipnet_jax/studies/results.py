@@ -1,0 +1,280 @@
+"""What a study found: tables with spread, paired tests, curves with bands."""
+
+from collections.abc import Sequence
+import csv
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from skipnet_jax import environment
+from skipnet_jax import plots
+from skipnet_jax.analysis import report
+from skipnet_jax.analysis import shown
+from skipnet_jax.studies import plan
+from skipnet_jax.studies import runner
+from skipnet_jax.training import logging
+from skipnet_jax.training import workdir
+
+SCORES = {
+  'best_val_loss': 'validation loss',
+  'best_val_loss_with_l2': 'with L2',
+  'train_loss_at_best': 'training loss there',
+  'train_loss_with_l2_at_best': 'training with L2',
+  'best_val_bce': 'validation BCE',
+  'v_rand': 'V_rand',
+  'v_info': 'V_info',
+}
+Summaries = dict[str, dict[str, Any]]
+
+
+def read(study: plan.Study, folder: pathlib.Path) -> Summaries:
+  """Summaries of the finished runs, by run."""
+  found = {name: runner.summary_of(folder / name) for name in study.runs}
+  return {name: summary for name, summary in found.items() if summary}
+
+
+def spread(values: Sequence[float]) -> str:
+  """Mean, and the least and the most of several."""
+  mean = statistics.mean(values)
+  if len(values) == 1:
+    return f'{mean:.4f}'
+  return f'{mean:.4f} ({min(values):.4f} to {max(values):.4f})'
+
+
+def score_table(study: plan.Study, summaries: Summaries) -> report.Table:
+  """A line a row: what was published, and what was found."""
+  published = list(
+    dict.fromkeys(name for row in study.rows.values() for name in row.published)
+  )
+  lines = []
+  for label, row in study.rows.items():
+    found = [s for name, s in summaries.items() if study.row_of[name] == label]
+    if not found:
+      continue
+    lines.append(
+      [
+        label,
+        *(row.published.get(name, '-') for name in published),
+        found[0]['parameters'],
+        len(found),
+        *(spread([s[key] for s in found]) for key in SCORES),
+      ]
+    )
+  return report.Table(
+    'Scores',
+    'Mean, least and most over the runs; each of the epoch with the best '
+    'validation loss, V_rand and V_info by thresholding alone. Published: as '
+    'printed, on other slices.',
+    [
+      'row',
+      *(f'published {name}' for name in published),
+      'parameters',
+      'runs',
+      *SCORES.values(),
+    ],
+    lines,
+  )
+
+
+def paired(
+  better: Sequence[float], worse: Sequence[float], lower: bool
+) -> dict[str, float]:
+  """Whether one row beats another, seed by seed.
+
+  Args:
+    better: of the row that is claimed to be, `[n]`.
+    worse: of the other, the same seeds, `[n]`.
+    lower: whether less is better.
+
+  Returns:
+    difference: mean of (better - worse); wins: of how many seeds; p: of a
+    one-sided paired t-test, NaN for fewer than two pairs.
+  """
+  a, b = np.asarray(better, float), np.asarray(worse, float)
+  sign = -1 if lower else 1
+  wins = int(np.sum(sign * (a - b) > 0))
+  p = float('nan')
+  if len(a) > 1 and np.ptp(a - b) > 0:
+    side = 'less' if lower else 'greater'
+    p = float(scipy.stats.ttest_rel(a, b, alternative=side).pvalue)
+  return {'difference': float(np.mean(a - b)), 'wins': wins, 'p': p}
+
+
+def ordering_table(study: plan.Study, summaries: Summaries) -> report.Table:
+  """A line a claim of the paper: does it hold?"""
+
+  def values(label):
+    # By what follows the row's name: its seed, or its fold.
+    return {
+      name.rsplit('_', 1)[1]: s[study.compared]
+      for name, s in summaries.items()
+      if study.row_of[name] == label
+    }
+
+  lines = []
+  for first, second in study.orderings:
+    a, b = values(first), values(second)
+    both = sorted(a.keys() & b.keys())
+    if not both:
+      continue
+    found = paired([a[k] for k in both], [b[k] for k in both], study.lower)
+    p = found['p']
+    lines.append(
+      [
+        f'{first} beats {second}',
+        f'{found["wins"]} of {len(both)}',
+        f'{found["difference"]:+.4f}',
+        '-' if np.isnan(p) else f'{p:.3f}',
+      ]
+    )
+  return report.Table(
+    'Orderings',
+    f'Of {SCORES[study.compared]}, run by run with the same seed or fold; p of '
+    'a one-sided paired t-test, which so few runs can hardly bring below '
+    'one in twenty.',
+    ['claim', 'holds in', 'mean difference', 'p'],
+    lines,
+  )
+
+
+def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
+  """Loss and accuracy by epoch: median and range over the finished runs."""
+  figure, axes = shown.make_grid(2, 4.0)
+  # Of different losses, none can be compared.
+  losses = {config.train.loss for config in study.runs.values()}
+  loss = 'loss' if len(losses) == 1 else 'bce'
+  lines, ends = [], []
+  finished = read(study, folder)
+  for label, colour in zip(study.rows, plots.CYCLE, strict=False):
+    tables = [
+      logging.read_records(folder / name / 'metrics.jsonl')
+      for name in finished
+      if study.row_of[name] == label
+    ]
+    if not tables:
+      continue
+    length = min(map(len, tables))
+    epochs = np.arange(1, length + 1)
+    for ax, kind in zip(axes, (loss, 'accuracy'), strict=True):
+      for part, style in (('train', ':'), ('valid', '-')):
+        values = np.array(
+          [[r[f'{part}_{kind}'] for r in table[:length]] for table in tables]
+        )
+        middle = np.median(values, axis=0)
+        ax.plot(
+          epochs,
+          middle,
+          style,
+          color=colour,
+          lw=1.2,
+          label=label if part == 'valid' else None,
+        )
+        if part == 'valid':
+          low, high = values.min(axis=0), values.max(axis=0)
+          ax.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
+        if kind == loss:
+          ends.append(middle[length // 10 :])
+        lines += [
+          (label, f'{part}_{kind}', int(e), *map(float, np.sort(v)))
+          for e, v in zip(epochs, values.T, strict=True)
+        ]
+  low, high = np.percentile(np.concatenate(ends), (0, 95))
+  margin = 0.05 * (high - low) + 1e-6
+  axes[0].set_ylim(low - margin, high + margin)
+  axes[0].set_ylabel('BCE' if loss == 'bce' else f'{losses.pop()}, without L2')
+  axes[1].set_ylabel('share of pixels right at threshold 1/2')
+  for ax in axes:
+    ax.set_xlabel('epoch')
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+  axes[1].legend(fontsize=8, title='solid: validation, dotted: training')
+  figure.suptitle('Median, and the range of the validation over runs')
+  width = max(len(line) for line in lines) - 3
+  return shown.Shown(
+    'curves',
+    'Loss and accuracy',
+    'Median of the runs of each row; shaded, the range of their validation.',
+    figure,
+    ('row', 'quantity', 'epoch', *(f'run_{i}' for i in range(width))),
+    lines,
+  )
+
+
+def _trained_by(path: pathlib.Path) -> dict[str, Any]:
+  kept = ('date', 'git', 'packages', 'devices', 'cpu_cores')
+  found = json.loads((path / 'environment.json').read_text())
+  return {name: found[name] for name in kept if name in found}
+
+
+def markdown(table: report.Table) -> str:
+  """A table of a page as Markdown."""
+  lines = [
+    f'| {" | ".join(table.columns)} |',
+    '|' + '---|' * len(table.columns),
+  ]
+  for row in table.rows:
+    cells = [f'{x:,}' if isinstance(x, int) else str(x) for x in row]
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines) + '\n'
+
+
+def write(
+  study: plan.Study,
+  folder: pathlib.Path,
+  output: pathlib.Path,
+  more: Sequence[report.Table] = (),
+) -> str:
+  """Writes report.html, table.md, table.csv, runs.json and the figures.
+
+  Args:
+    study: of which at least one run is finished.
+    folder: of its runs.
+    output: of the results; what an earlier call wrote is replaced.
+    more: tables after the scores.
+
+  Returns:
+    The tables as Markdown.
+  """
+  summaries = read(study, folder)
+  tables = [score_table(study, summaries), *more]
+  orderings = ordering_table(study, summaries)
+  tables += [orderings] if orderings.rows else []
+  datasets = dict.fromkeys(s['dataset'] for s in summaries.values())
+  warnings = {s['warning'] for s in summaries.values() if 'warning' in s}
+  page = report.Page(
+    title=study.title,
+    subtitle=f'{len(summaries)} of {len(study.runs)} runs, on '
+    f'{" and ".join(datasets)}.',
+    figures=[curves(study, folder)],
+    tables=tables,
+    warnings=sorted(warnings),
+  )
+  target = report.check(output, overwrite=True)
+  report.write(target, page)
+  text = '\n'.join(f'{t.title}: {t.text}\n\n{markdown(t)}' for t in tables)
+  text = '\n'.join([*page.warnings, page.subtitle, '', text])
+  (target / 'table.md').write_text(text)
+  with (target / 'table.csv').open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['run', 'row', *SCORES, 'seconds'])
+    for name, s in summaries.items():
+      row = [name, study.row_of[name], *(s[key] for key in SCORES)]
+      writer.writerow([*row, s['seconds']])
+  workdir.write_json(
+    target / 'runs.json',
+    {
+      'command': environment.command(),
+      'date': environment.now(),
+      'git': environment.git_state(),
+      'versions': environment.versions(('jax', 'jaxlib', 'flax', 'optax')),
+      'configs': {n: json.loads(c.to_json()) for n, c in study.runs.items()},
+      'summaries': summaries,
+      # Of the process that last went on with each run.
+      'trained_by': {n: _trained_by(folder / n) for n in summaries},
+    },
+  )
+  return text
