@@ -19,7 +19,7 @@ from skipnet_jax import errors
 
 ConfigDict = ml_collections.ConfigDict
 
-LOSSES = ('bce', 'dice', 'smooth_l1')
+LOSSES = ('bce', 'dice', 'bce_dice', 'smooth_l1')
 MODES = ('jit', 'pmap', 'sharded')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
 SCHEDULES = ('constant', 'step', 'cosine')
@@ -97,6 +97,11 @@ def get_default() -> ConfigDict:
   a.elastic = 0.0
   a.elastic_sigma = 15.0  # Pixels, of the Gaussian that smooths it.
   a.elastic_share = 0.5  # Of the examples that are displaced.
+  # Of the normalised image: its contrast times uniform 1 +- contrast, plus
+  # uniform +- brightness, plus noise of this standard deviation.
+  a.contrast = 0.0
+  a.brightness = 0.0
+  a.noise = 0.0
   # w0 of U-Net's pixel weights, which also balance the classes; 0: all alike.
   d.border_weight = 0.0
   d.border_sigma = 5.0  # Pixels, sigma of the same.
@@ -262,6 +267,9 @@ def validate(config: ConfigDict) -> None:
     ('data.augment.shear', d.augment.shear, 0),
     ('data.augment.warp', d.augment.warp, 0),
     ('data.augment.elastic', d.augment.elastic, 0),
+    ('data.augment.contrast', d.augment.contrast, 0),
+    ('data.augment.brightness', d.augment.brightness, 0),
+    ('data.augment.noise', d.augment.noise, 0),
     ('data.border_weight', d.border_weight, 0),
   ):
     _require(

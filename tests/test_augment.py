@@ -1,5 +1,7 @@
 """Augmentation against scipy, and labels that move with images."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,3 +220,32 @@ def test_one_key_gives_one_transform():
   )
   np.testing.assert_array_equal(a, b)
   assert np.abs(np.asarray(a) - np.asarray(c)).max() > 0.1
+
+
+def test_contrast_and_brightness_are_one_line_within_their_limits():
+  settings = dataclasses.replace(STILL, contrast=0.3, brightness=0.2)
+  image = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)), 'float32')
+  lines = []
+  for seed in range(200):
+    key = jax.random.key(seed)
+    found, label = augment.transform(key, image, image, settings)
+    np.testing.assert_array_equal(label, image)
+    gain, bias = np.polyfit(np.ravel(image), np.ravel(found), 1)
+    np.testing.assert_allclose(found, gain * image + bias, atol=1e-5)
+    lines.append((gain, bias))
+  gains, biases = np.transpose(lines)
+  assert 0.7 - 1e-5 <= gains.min() < 0.72
+  assert 1.28 < gains.max() <= 1.3 + 1e-5
+  assert abs(biases).max() <= 0.2 + 1e-5
+  assert np.ptp(biases) > 0.38
+  assert abs(np.corrcoef(gains, biases)[0, 1]) < 0.2
+
+
+def test_noise_has_its_standard_deviation_and_moves_nothing():
+  settings = dataclasses.replace(STILL, noise=0.25)
+  key = jax.random.key(3)
+  image = jnp.zeros((64, 64), 'float32')
+  noisy, label = augment.transform(key, image, image, settings)
+  assert np.std(noisy) == pytest.approx(0.25, rel=0.05)
+  assert abs(np.mean(noisy)) < 0.02
+  assert not label.any()

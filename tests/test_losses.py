@@ -66,6 +66,13 @@ def test_dice_is_of_the_membrane_over_the_whole_batch():
   assert value('dice', logits, label, mask) == pytest.approx(expected, rel=1e-6)
 
 
+def test_bce_and_dice_together_are_their_sum():
+  case = make_case(7)
+  found = value('bce_dice', *case)
+  want = value('bce', *case) + value('dice', *case)
+  assert found == pytest.approx(want, rel=1e-6)
+
+
 def test_dice_of_a_perfect_prediction_is_minus_one():
   _, label, _ = make_case(2)
   mask = np.ones_like(label)

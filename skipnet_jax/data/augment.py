@@ -31,6 +31,9 @@ class Settings:
       which a Gaussian then smooths (and makes small).
     elastic_sigma: pixels, of that Gaussian.
     elastic_share: probability that an example is displaced so.
+    contrast: the image is multiplied by uniform 1 +- contrast.
+    brightness: then uniform +-brightness is added to all of it.
+    noise: standard deviation of what is added to each pixel.
   """
 
   flip: bool = True
@@ -41,9 +44,12 @@ class Settings:
   elastic: float = 0.0
   elastic_sigma: float = 15.0
   elastic_share: float = 0.5
+  contrast: float = 0.0
+  brightness: float = 0.0
+  noise: float = 0.0
 
   def active(self) -> bool:
-    """Whether anything is transformed at all."""
+    """Whether anything moves at all."""
     exact = self.flip or self.rot90
     return bool(
       exact or self.rotation or self.shear or self.warp or self.elastic
@@ -135,10 +141,29 @@ def transform(
     are reflected.
   """
   if not settings.active():
-    return image, label, *more
+    return intensity(key, image, settings), label, *more
   where = list(coordinates(key, image.shape, settings))
 
   def sample(x: Array, order: int) -> Array:
     return ndimage.map_coordinates(x, where, order, 'reflect')
 
-  return sample(image, 1), sample(label, 0), *(sample(x, 1) for x in more)
+  image, label = sample(image, 1), sample(label, 0)
+  return intensity(key, image, settings), label, *(sample(x, 1) for x in more)
+
+
+def intensity(key: Array, image: Array, settings: Settings) -> Array:
+  """Changes contrast and brightness of `[y, x]`, and adds noise."""
+  k_gain, k_bias, k_noise = (jax.random.fold_in(key, i) for i in (3, 4, 5))
+  if settings.contrast:
+    spread = settings.contrast
+    image = image * jax.random.uniform(
+      k_gain, (), minval=1 - spread, maxval=1 + spread
+    )
+  if settings.brightness:
+    spread = settings.brightness
+    image = image + jax.random.uniform(
+      k_bias, (), minval=-spread, maxval=spread
+    )
+  if settings.noise:
+    image = image + settings.noise * jax.random.normal(k_noise, image.shape)
+  return image

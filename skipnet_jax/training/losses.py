@@ -80,14 +80,21 @@ def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
 # 'bce': mean binary cross-entropy over the pixels that count, in nats.
 # 'dice': -(2 sum(o y) + 1) / (sum(o) + sum(y) + 1) over all pixels of the batch
 # together, o and y of the membrane (Drozdzal et al. 2016, section 2.2).
+# 'bce_dice': the sum of these two.
 # 'smooth_l1': mean of 0.5 d^2 below |d| = 1 and |d| - 0.5 above, d the
 # difference of the tanh output from -1 on membrane and 1 inside (Guo et al.
 # 2019).
+_BCE = _mean(optax.sigmoid_binary_cross_entropy)
+_DICE = Loss(
+  sums=_dice_sums,
+  value=lambda sums: -(2 * sums['overlap'] + 1) / (sums['total'] + 1),
+)
 LOSSES = {
-  'bce': _mean(optax.sigmoid_binary_cross_entropy),
-  'smooth_l1': _mean(_smooth_l1),
-  'dice': Loss(
-    sums=_dice_sums,
-    value=lambda sums: -(2 * sums['overlap'] + 1) / (sums['total'] + 1),
+  'bce': _BCE,
+  'dice': _DICE,
+  'bce_dice': Loss(
+    sums=lambda *given: _BCE.sums(*given) | _DICE.sums(*given),
+    value=lambda sums: _BCE.value(sums) + _DICE.value(sums),
   ),
+  'smooth_l1': _mean(_smooth_l1),
 }
