@@ -17,6 +17,8 @@ from skipnet_jax import errors
 
 # A disk, a quota or a limit on file sizes is exhausted.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# In what JAX raises, by backend.
+_OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory')
 
 
 def _parse(several: str, argv: list[str]) -> list[str]:
@@ -88,6 +90,12 @@ def _keep_compiled() -> None:
   )
 
 
+def _pass_over(hook: Callable, unraisable) -> None:
+  """A hook without what tensorstore's threads say of a failed write."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    hook(unraisable)
+
+
 def run(
   main: Callable[[], None],
   interrupted: str = 'the same command goes on from the last checkpoint.',
@@ -133,7 +141,7 @@ def run(
       )
     except RuntimeError as e:
       # JAX's error, without importing JAX for its name.
-      if 'RESOURCE_EXHAUSTED' not in str(e):
+      if not any(word in str(e) for word in _OUT_OF_MEMORY):
         raise
       _fail(
         f'The device is out of memory ({str(e).splitlines()[0][:160]}): a '
@@ -147,6 +155,7 @@ def run(
   # What orbax and its event loop log of a failed write, the RunError says.
   logging.set_verbosity(logging.FATAL)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
+  sys.unraisablehook = functools.partial(_pass_over, sys.unraisablehook)
   app.run(call, flags_parser=functools.partial(_parse, several))
 
 

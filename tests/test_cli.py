@@ -127,10 +127,12 @@ def test_a_full_disk_is_told_in_a_sentence(train, code):
   assert 'make space' in outcome.err
 
 
-def test_memory_that_is_out_is_told_in_a_sentence(train):
+# As GPUs and CPUs say it.
+@pytest.mark.parametrize('words', ['RESOURCE_EXHAUSTED: ', 'INTERNAL: Error: '])
+def test_memory_that_is_out_is_told_in_a_sentence(train, words):
   outcome = train(
     jax.errors.JaxRuntimeError(
-      'RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nMore'
+      f'{words}Out of memory allocating 5 bytes.\nMore'
     )
   )
   assert outcome.code == 1
