@@ -94,14 +94,17 @@ def test_json_is_replaced_whole(tmp_path):
   assert json.loads(path.read_text()) == {'a': 1}
 
 
-def test_a_run_from_before_a_field_of_the_network_goes_on(tmp_path):
+def test_a_run_from_before_a_field_goes_on_and_is_read(tmp_path):
   workdir.describe(tmp_path, make(), DATASET)
   path = tmp_path / 'config.json'
   content = json.loads(path.read_text())
   del content['config']['model']['scan']
+  del content['config']['data']['augment']['noise']
   path.write_text(json.dumps(content))
   workdir.check(tmp_path, make(), DATASET)
   read = workdir.read_config(tmp_path)
+  config_lib.validate(read)
+  assert read.data.augment.noise == 0
   assert models.build_model(read.model) == models.build_model(make().model)
   other = make()
   other.model.scan = True

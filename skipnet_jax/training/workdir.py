@@ -37,12 +37,29 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """The config of a run.
+  """The whole config of a run, also of one from before there was a field.
 
   Raises:
     InputError: the folder is no run's.
   """
-  return ml_collections.ConfigDict(_read(pathlib.Path(workdir))['config'])
+  path = pathlib.Path(workdir)
+  return _complete(path, _read(path)['config'])
+
+
+def _complete(
+  path: pathlib.Path, kept: dict[str, Any]
+) -> ml_collections.ConfigDict:
+  # A run made before there was a field was made with its default.
+  config = config_lib.get_default()
+  try:
+    config.update(kept)
+    config.model = models.model_config(**config.model)
+  except (TypeError, KeyError, ValueError) as e:
+    raise errors.InputError(
+      f'{path / "config.json"} is damaged ({str(e)[:200]!r}): restore it from '
+      'a backup, or choose another --workdir.'
+    ) from e
+  return config
 
 
 def read_dataset(workdir: str | os.PathLike) -> dict[str, str]:
@@ -105,17 +122,7 @@ def check(
       )
     return path
   old = _read(path)
-  # A run made before there was a field was made with its default.
-  then = config_lib.get_default()
-  try:
-    then.update(old['config'])
-    then.model = models.model_config(**then.model)
-  except (TypeError, KeyError, ValueError) as e:
-    raise errors.InputError(
-      f'{path / "config.json"} is damaged ({str(e)[:200]!r}): restore it from '
-      'a backup, or choose another --workdir.'
-    ) from e
-  then = config_lib.identity(then)
+  then = config_lib.identity(_complete(path, old['config']))
   changed = config_lib.differences(then, config_lib.identity(config))
   if changed:
     raise errors.InputError(
