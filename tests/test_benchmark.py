@@ -234,7 +234,7 @@ def test_two_processes_measure_together(folder):
       subprocess.Popen(
         [sys.executable, '-m', 'skipnet_jax.benchmark', *arguments],
         cwd=ROOT,
-        env=environment(),
+        env=environment(4),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
