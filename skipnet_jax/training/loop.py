@@ -33,6 +33,8 @@ from skipnet_jax.training import telemetry
 from skipnet_jax.training import workdir as workdir_lib
 
 Config = ml_collections.ConfigDict
+# Records in a checkpoint beyond those since the one before.
+_SPARE = 10
 
 
 def train_and_evaluate(
@@ -159,8 +161,6 @@ class Run:
     messages: list[str] = []
     # Of an epoch that was cut short: how far it came, its first kernels.
     self.progress = self.first_kernels = None
-    # Since the latest checkpoint.
-    self.records: list[dict[str, Any]] = []
     like = self.parallel.unreplicate(self.state)
     found = self.checkpoints.restore_latest(
       like, messages.append, telemetry.kernels(self.kernels, like.params)
@@ -226,7 +226,9 @@ class Run:
       best = record['valid_loss'] < self.meta['best_loss']
       self.meta |= {'epoch': epoch, 'step': record['step']}
       self.meta['seconds'] = self.meta.get('seconds', 0.0) + progress.seconds
-      self.records.append(record)
+      # The newest ones, should metrics.jsonl lose its end.
+      kept = [*self.meta.get('records', []), record]
+      self.meta['records'] = kept[-(every + _SPARE) :]
       if best:
         self.meta |= {
           'best_loss': record['valid_loss'],
@@ -249,10 +251,9 @@ class Run:
       if best or epoch % every == 0 or epoch == epochs:
         self.checkpoints.save(
           self.parallel.unreplicate(self.state),
-          self.meta | {'records': self.records},
+          dict(self.meta),
           best=best,
         )
-        self.records = []
       self._sample_epoch()
       progress = self.first_kernels = None
     self.checkpoints.wait()
@@ -263,9 +264,7 @@ class Run:
     step = epoch * self.pipeline.steps_per_epoch + progress.steps
     self.checkpoints.save(
       self.parallel.unreplicate(self.state),
-      self.meta
-      | {'step': step, 'records': self.records}
-      | {'cut_short': progress.to_json()},
+      self.meta | {'step': step, 'cut_short': progress.to_json()},
       kernels=self.parallel.unreplicate(before),
     )
     self.checkpoints.wait()
