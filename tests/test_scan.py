@@ -244,3 +244,4 @@ def test_a_scanned_run_names_the_layer_that_broke(scanned_run, tmp_path):
   finally:
     run.log.close()
     run.checkpoints.close()
+    run.claim.close()
