@@ -1,13 +1,10 @@
-"""Building blocks of an experiment's config: defaults, checks, identity, JSON.
+"""Building blocks of an experiment's config: defaults, presets, checks.
 
 An experiment file has `get_config(preset)`, which calls `get_default`, sets
 what differs, and picks one of its presets. Every field is documented here.
 """
 
-from collections.abc import Sequence
 import difflib
-import hashlib
-import json
 import math
 import pathlib
 import runpy
@@ -23,19 +20,6 @@ LOSSES = ('bce', 'dice', 'bce_dice', 'smooth_l1')
 MODES = ('jit', 'pmap', 'sharded')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
 SCHEDULES = ('constant', 'step', 'cosine')
-
-# Fields that leave the trained parameters of a given epoch unchanged, so that a
-# run may be continued with other values.
-_FREE = (
-  'parallel',
-  'log',
-  'data.dir',
-  'data.device_share',
-  'train.epochs',
-  'train.steps_per_call',
-  'train.checkpoint_every',
-  'train.deterministic',
-)
 
 # Presets that all systems share: seconds of training, and the budget under
 # which they are compared on two CPU cores.
@@ -357,58 +341,3 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
     validate(whole)
     found[name] = whole
   return found
-
-
-def to_flat(config: ConfigDict) -> dict[str, Any]:
-  """Dotted field names to plain values; tuples become lists, as in JSON."""
-  flat = {}
-  for section, value in json.loads(config.to_json()).items():
-    todo = [(section, value)]
-    while todo:
-      name, value = todo.pop(0)
-      if isinstance(value, dict):
-        todo += [(f'{name}.{key}', v) for key, v in value.items()]
-      else:
-        flat[name] = value
-  return flat
-
-
-def identity(config: ConfigDict) -> dict[str, Any]:
-  """The flat fields that decide over the parameters of a given epoch.
-
-  Left out is what a run may be continued with: devices, log, places, and the
-  number of epochs unless the learning rate follows it.
-  """
-  free = _FREE
-  if config.optim.schedule == 'cosine':
-    free = tuple(name for name in free if name != 'train.epochs')
-  return {
-    name: value
-    for name, value in to_flat(config).items()
-    if not any(name == f or name.startswith(f + '.') for f in free)
-  }
-
-
-def hash_of(config: ConfigDict) -> str:
-  """Twelve hex digits of the SHA-256 of the config's identity."""
-  text = json.dumps(identity(config), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-  """Fields that differ between two flat dicts, as 'name (old, now new)'."""
-  return [
-    f'{name} ({a.get(name)!r}, now {b.get(name)!r})'
-    for name in sorted(a.keys() | b.keys())
-    if a.get(name) != b.get(name)
-  ]
-
-
-def varied(configs: Sequence[ConfigDict]) -> dict[str, list[Any]]:
-  """Fields that are not equal in all configs, to the value in each."""
-  flat = [to_flat(config) for config in configs]
-  names = sorted({name for one in flat for name in one} - {'experiment'})
-  values = {name: [one.get(name) for one in flat] for name in names}
-  return {
-    name: row for name, row in values.items() if any(v != row[0] for v in row)
-  }

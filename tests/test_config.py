@@ -6,6 +6,7 @@ import ml_collections
 import pytest
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
 
@@ -104,12 +105,12 @@ def test_identity_leaves_out_what_a_run_may_continue_with():
   b.train.epochs = 900
   b.log.progress = False
   b.data.dir = '/elsewhere'
-  assert config_lib.hash_of(a) == config_lib.hash_of(b)
+  assert config_identity.hash_of(a) == config_identity.hash_of(b)
   b.optim.learning_rate = 0.5
   b.model.base_width = 16
-  assert config_lib.hash_of(a) != config_lib.hash_of(b)
-  changed = config_lib.differences(
-    config_lib.identity(a), config_lib.identity(b)
+  assert config_identity.hash_of(a) != config_identity.hash_of(b)
+  changed = config_identity.differences(
+    config_identity.identity(a), config_identity.identity(b)
   )
   assert changed == [
     'model.base_width (32, now 16)',
@@ -121,7 +122,7 @@ def test_the_number_of_epochs_matters_to_a_cosine():
   a, b = make(), make()
   a.optim.schedule = b.optim.schedule = 'cosine'
   b.train.epochs = 900
-  assert config_lib.hash_of(a) != config_lib.hash_of(b)
+  assert config_identity.hash_of(a) != config_identity.hash_of(b)
 
 
 def test_presets_are_applied_and_unknown_ones_named():
@@ -185,7 +186,7 @@ def test_variants_are_whole_configs():
   # Neither the other nor the experiment is changed.
   assert found['deep'].optim.learning_rate == config.optim.learning_rate == 1e-3
   assert 'variants' in config
-  assert config_lib.varied(list(found.values())) == {
+  assert config_identity.varied(list(found.values())) == {
     'model.long_skips': [True, False],
     'model.repetitions': [[9] * 7, [3, 8, 10, 3, 10, 8, 3]],
     'optim.learning_rate': [1e-3, 1e-4],

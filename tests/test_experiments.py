@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import models
 from skipnet_jax.benchmarking import plan
 
@@ -87,7 +88,7 @@ def test_a_system_has_its_published_parameters(name, preset):
 def test_systems_share_their_budget(name):
   config = load(name, 'budget')
   config_lib.validate(config)
-  flat = config_lib.to_flat(config)
+  flat = config_identity.to_flat(config)
   assert {k: flat[k] for k in config_lib.BUDGET} == config_lib.BUDGET
 
 

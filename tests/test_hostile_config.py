@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import pipeline
@@ -57,7 +58,7 @@ def configs(draw):
     st.sampled_from(['long_short', 'f_clmser_s', 'unet', 'fusionnet'])
   )
   config = experiment(name).get_config('smoke')
-  flat = list(config_lib.to_flat(config))
+  flat = list(config_identity.to_flat(config))
   for _ in range(draw(st.integers(1, 3))):
     field = draw(st.sampled_from(flat))
     section, *rest = field.split('.')
@@ -90,7 +91,7 @@ def prepare(config):
     ),
   )
   parallel.make_parallel(config.parallel)
-  config_lib.hash_of(config)
+  config_identity.hash_of(config)
 
 
 @hypothesis.settings(
@@ -109,7 +110,7 @@ def test_any_value_is_used_or_refused_in_one_sentence(config):
     refusal = str(e)
   else:
     jax.random.key(config.seed)
-    numbers = config_lib.to_flat(config).values()
+    numbers = config_identity.to_flat(config).values()
     assert all(math.isfinite(x) for x in numbers if isinstance(x, float))
   assert '\n' not in refusal
 

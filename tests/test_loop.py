@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 from test_resume import records
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax.training import loop
 
@@ -28,7 +28,7 @@ def test_the_folder_holds_what_the_readme_says(finished):
     'tensorboard',
   }
   content = json.loads((folder / 'config.json').read_text())
-  assert content['hash'] == config_lib.hash_of(config)
+  assert content['hash'] == config_identity.hash_of(config)
   assert content['dataset']['name'] == 'synthetic 10x64x64'
   assert json.loads((folder / 'summary.json').read_text()) == summary
   assert list((folder / 'tensorboard').iterdir())
@@ -106,7 +106,7 @@ def test_the_banner_says_what_is_trained_on_what(finished, capsys):
     '1 x cpu, mode jit',
     'batch 4, bce, rmsprop',
     '2 steps an epoch, 6 epochs',
-    f'config {config_lib.hash_of(config)}',
+    f'config {config_identity.hash_of(config)}',
     'To beat: validation BCE 0.6',
     'SYNTHETIC DATA',
   ):

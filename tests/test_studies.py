@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
@@ -27,7 +27,7 @@ def test_every_study_can_be_planned_at_every_scale(name, scale):
   study = study_of(name, 2, scale)
   assert len(study.runs) == 2 * len(study.rows)
   assert set(study.row_of.values()) == set(study.rows)
-  hashes = {config_lib.hash_of(config) for config in study.runs.values()}
+  hashes = {config_identity.hash_of(config) for config in study.runs.values()}
   assert len(hashes) == len(study.runs)
   for better, worse in study.orderings:
     assert {better, worse} <= set(study.rows)
@@ -53,10 +53,10 @@ def test_seeds_come_one_after_the_other_and_folds_begin_with_the_papers():
 
 def test_what_differs_between_rows_is_the_rows_subject():
   study = study_of('gates', 1, 'paper')
-  differences = config_lib.varied(list(study.runs.values()))
+  differences = config_identity.varied(list(study.runs.values()))
   assert list(differences) == ['model.gates']
   study = study_of('table_3', 1, 'small')
-  differences = config_lib.varied(list(study.runs.values()))
+  differences = config_identity.varied(list(study.runs.values()))
   assert set(differences) == {'model.long_skips', 'model.short_skips'}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax.analysis import depth
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import measure
@@ -216,7 +216,7 @@ def of_depths(
     figures=[shown],
     tables=[table],
     warnings=_warnings([sources.load(config)]),
-    details={'config': json.dumps(config_lib.to_flat(config), indent=2)},
+    details={'config': json.dumps(config_identity.to_flat(config), indent=2)},
   )
 
 
@@ -244,15 +244,15 @@ def _warnings(data) -> list[str]:
 
 def _details(configs: dict[str, Config]) -> dict[str, str]:
   return {
-    f'{name}: config {config_lib.hash_of(config)}': json.dumps(
-      config_lib.to_flat(config), indent=2
+    f'{name}: config {config_identity.hash_of(config)}': json.dumps(
+      config_identity.to_flat(config), indent=2
     )
     for name, config in configs.items()
   }
 
 
 def _differences(configs: dict[str, Config]) -> report.Table:
-  varied = config_lib.varied(list(configs.values()))
+  varied = config_identity.varied(list(configs.values()))
 
   def cell(value: Any) -> str:
     return json.dumps(value) if not isinstance(value, str) else value

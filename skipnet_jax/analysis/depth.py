@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax import plots
@@ -93,7 +94,7 @@ def _cells(config: Config) -> dict[tuple[str, int], Config]:
   cells = {}
   for repetitions in depths.repetitions:
     for variant, whole in config_lib.variants(base).items():
-      changed = config_lib.varied([base, whole])
+      changed = config_identity.varied([base, whole])
       if any(name.split('.')[0] in ('data', 'seed') for name in changed):
         raise errors.InputError(
           f'The variant {variant!r} changes data or seed: the sweep over depth '

@@ -11,7 +11,7 @@ import zipfile
 import ml_collections
 import numpy as np
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax.training import logging
 from skipnet_jax.training import telemetry
@@ -163,13 +163,13 @@ def _check_alike(first: RecordedRun, other: RecordedRun) -> None:
   a, b = (
     {
       name: value
-      for name, value in config_lib.identity(run.config).items()
+      for name, value in config_identity.identity(run.config).items()
       if not name.startswith('model.') and name != 'experiment'
     }
     | {'epochs recorded': run.epochs}
     for run in (first, other)
   )
-  changed = config_lib.differences(a, b)
+  changed = config_identity.differences(a, b)
   if changed:
     raise errors.InputError(
       f'{pair} differ in more than their networks: '

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import bounds
@@ -68,8 +68,8 @@ def predict(
   step = tpu_step.Step(config, _window(config), slices.devices(known))
   identity = {
     'experiment': config.experiment,
-    'config_hash': config_lib.hash_of(config),
-    'config': config_lib.to_flat(config),
+    'config_hash': config_identity.hash_of(config),
+    'config': config_identity.to_flat(config),
     'git': environment.git_state(),
     'command': environment.command(),
     'date': environment.now(),

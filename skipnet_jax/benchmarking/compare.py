@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import text_table
 
@@ -67,7 +67,7 @@ def compare(old: Report, new: Report) -> Comparison:
   Raises:
     InputError: they are of different workloads, or one has a row twice.
   """
-  changed = config_lib.differences(old['workload'], new['workload'])
+  changed = config_identity.differences(old['workload'], new['workload'])
   if changed:
     raise errors.InputError(
       'The two reports are of different workloads: '
@@ -86,7 +86,7 @@ def compare(old: Report, new: Report) -> Comparison:
     differences=tuple(
       f'{section}.{one}'
       for section, fields in _CIRCUMSTANCES.items()
-      for one in config_lib.differences(
+      for one in config_identity.differences(
         {name: old[section][name] for name in fields or old[section]},
         {name: new[section][name] for name in fields or new[section]},
       )

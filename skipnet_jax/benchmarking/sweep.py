@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax.benchmarking import children
 from skipnet_jax.benchmarking import journal as journal_lib
@@ -65,7 +65,7 @@ def run(
     'schema': 1,
     'identity': {
       'experiment': config.experiment,
-      'config_hash': config_lib.hash_of(config),
+      'config_hash': config_identity.hash_of(config),
       'config': whole,
       'git': environment.git_state(),
       'command': environment.command(),

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import sources
@@ -111,7 +112,7 @@ def make_predictor(
   """
   first = runs[0]
   for other in runs[1:]:
-    changed = config_lib.differences(
+    changed = config_identity.differences(
       *(
         {f'model.{name}': value for name, value in run.config.model.items()}
         for run in (first, other)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import gate_maps
@@ -36,7 +36,7 @@ def banner(run: Any) -> str:
     f'step:    batch {pipe.batch_size}, {c.train.loss}, {c.optim.name}, '
     f'about {flops / 1e9:,.3g} GFLOPs; {pipe.steps_per_epoch} steps an '
     f'epoch, {c.train.epochs} epochs',
-    f'workdir: {run.path} (config {config_lib.hash_of(c)})',
+    f'workdir: {run.path} (config {config_identity.hash_of(c)})',
     f'To beat: validation BCE {run.constant_bce:.4f} of predicting '
     "the validation slices' share of membrane everywhere",
   ]

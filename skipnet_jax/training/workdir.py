@@ -14,6 +14,7 @@ import jax
 import ml_collections
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
 from skipnet_jax import environment as environment_lib
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -122,8 +123,8 @@ def check(
       )
     return path
   old = _read(path)
-  then = config_lib.identity(_complete(path, old['config']))
-  changed = config_lib.differences(then, config_lib.identity(config))
+  then = config_identity.identity(_complete(path, old['config']))
+  changed = config_identity.differences(then, config_identity.identity(config))
   if changed:
     raise errors.InputError(
       f'The workdir {path} is of a run with another config: '
@@ -176,7 +177,7 @@ def describe(
   write_json(
     path / 'config.json',
     {
-      'hash': config_lib.hash_of(config),
+      'hash': config_identity.hash_of(config),
       'dataset': dataset,
       'config': json.loads(config.to_json()),
     },
