@@ -261,13 +261,9 @@ def validate(config: ConfigDict) -> None:
     )
   # Of what the random keys are made.
   _require(config.seed < 2**31, 'seed', config.seed, f'below {2**31}')
-  _require(
-    0 < o.learning_rate < math.inf,
-    'optim.learning_rate',
-    o.learning_rate,
-    'above 0, and finite',
-  )
   for name, value in (
+    ('optim.learning_rate', o.learning_rate),
+    ('optim.step_factor', o.step_factor),
     ('data.augment.elastic_sigma', d.augment.elastic_sigma),
     ('data.border_sigma', d.border_sigma),
   ):
