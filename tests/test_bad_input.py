@@ -93,7 +93,7 @@ def test_a_stack_of_other_pixels(stack, image, word):
 def test_pixels_that_are_not_finite(stack):
   image = IMAGE.astype(np.float32)
   image[2, 5, 5] = np.nan
-  assert 'Slice 2 of the image stack has NaN' in stack(image)
+  assert 'has 1 pixels in slice 3 that are not finite' in stack(image)
 
 
 def test_labels_of_another_shape(stack):

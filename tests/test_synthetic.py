@@ -203,6 +203,8 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     ({'size': (64, 8)}, r'size is \(64, 8\)'),
     ({'size': (64, 64, 64)}, 'size is'),
     ({'size': 64.5}, 'size is 64.5'),
+    ({'size': 99999}, 'at most 268435456'),
+    ({'slices': 10**6}, 'at most 268435456'),
     ({'slices': 0}, 'slices is 0'),
     ({'slices': -2}, 'slices is -2'),
     ({'seed': -1}, 'seed is -1'),

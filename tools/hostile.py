@@ -3,9 +3,10 @@
 python tools/hostile.py --output runs/hostile [--stack train-volume.tif]
 
 Every input goes to a real process: `train` on one's own stack, or with a broken
-config. Wanted is exit code 2 and one sentence, no traceback, no folder, and no
-more memory than it takes to refuse a file that is not there; an unusual input
-that is sound must train. With --stack, bytes of a real stack are flipped
+config. Wanted is exit code 2 and one sentence, no traceback, no run begun, nothing
+written but to the workdir and the cache, and no more memory than it takes to
+refuse a file that is not there; an unusual input that is sound must give its
+pixels and train. With --stack, bytes of a real stack are flipped
 besides, --fuzz times. Writes hostile.md and hostile.json; exits with 1 if
 anything is otherwise.
 """
@@ -49,14 +50,20 @@ def _patch(data: bytes, code: int, value: int, page: int = 0) -> bytes:
   raise ValueError(f'no tag {code}')
 
 
+def pixels():
+  """What every sound input holds, `[10, 64, 64] uint8`."""
+  import numpy as np
+
+  return np.random.default_rng(0).integers(0, 255, (10, 64, 64), np.uint8)
+
+
 def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
   """Name to (path, exit code) of stacks of 10 slices of 64x64."""
   import numpy as np
   from PIL import Image
   import tifffile
 
-  image = np.random.default_rng(0).integers(0, 255, (10, 64, 64), np.uint8)
-  found = {}
+  image, found = pixels(), {}
 
   def put(name, data, code=REFUSED):
     path = folder / f'{name.replace(" ", "_")}.tif'
@@ -80,7 +87,8 @@ def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
   put('header alone', plain[:8])
   put('cut in the first page', plain[: len(plain) // 30])
   put('cut in the middle', plain[: len(plain) // 2])
-  put('last byte missing', plain[:-1])
+  planes = write(image, imagej=True)
+  put('last pixel missing', planes[:-1])
   put('text', b'not a TIFF at all\n' * 99)
   put('PNG by another name', b'\x89PNG\r\n\x1a\n' + plain[8:])
   put('directories in a circle', b'II*\0\x08\0\0\0\0\0\x08\0\0\0')
@@ -90,10 +98,11 @@ def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
   put('height 2**31-1', _patch(plain, 257, 2**31 - 1))
   put('height 0', _patch(plain, 257, 0))
   put('width as of negative numbers', _patch(plain, 256, 2**32 - 64))
-  put('rows per strip 0', _patch(plain, 278, 0))
+  # Uncompressed pixels lie from where the first strip begins.
+  put('rows per strip 0', _patch(plain, 278, 0), SOUND)
+  put('strip of no bytes', _patch(plain, 279, 0), SOUND)
   put('strip offset outside', _patch(plain, 273, 2**32 - 16))
   put('strip offset zero', _patch(plain, 273, 0))
-  put('strip of no bytes', _patch(plain, 279, 0))
   put('third page of another width', _patch(plain, 256, 32, page=2))
   put('float16', write(image.astype('f2')))
   put('float64', write(image.astype('f8')))
@@ -182,7 +191,17 @@ CONFIGS = [
 ]
 
 
-def run(arguments: list[str]) -> tuple[int, str, int]:
+def files(folder: pathlib.Path) -> dict[str, int]:
+  """Every file below a folder and when it was changed, caches left out."""
+  found = {}
+  for path in folder.rglob('*'):
+    passed = {'.git', '__pycache__', '.venv'} & set(path.parts)
+    if path.is_file() and not passed:
+      found[str(path)] = path.stat().st_mtime_ns
+  return found
+
+
+def run(arguments: list[str], home: pathlib.Path) -> tuple[int, str, int]:
   """Exit code, output and peak memory in MiB of a training command."""
   # The child's own children are none, so its peak is the largest so far of all
   # that this small process waits for.
@@ -204,7 +223,13 @@ def run(arguments: list[str]) -> tuple[int, str, int]:
       *arguments,
     ],
     cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    env=os.environ
+    | {
+      'PYTHONPATH': str(ROOT),
+      'HOME': str(home),
+      'TMPDIR': str(home),
+      'SKIPNET_CACHE_DIR': str(home / 'cache'),
+    },
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -245,7 +270,7 @@ def fuzz(path: pathlib.Path, copies: int, folder: pathlib.Path) -> dict:
     try:
       with volume.open_stack(target) as stack:
         for z in {0, len(stack) // 2, len(stack) - 1}:
-          stack[z]
+          stack.read(z)
     except errors.InputError:
       refused = True
     counts['refused' if refused else 'read'] += 1
@@ -301,11 +326,18 @@ def main() -> None:
   # What refusing takes where there is nothing to read comes first.
   todo.sort(key=lambda row: row[0] != 'a missing file')
   rows, least = [], 0
+  home = output / 'home'
+  home.mkdir()
+  before = [files(ROOT), files(output / 'corpus')]
   for number, (name, wanted, arguments) in enumerate(todo):
     work = output / 'runs' / str(number)
-    code, text, peak = run([*arguments, f'--workdir={work}'])
+    code, text, peak = run([*arguments, f'--workdir={work}'], home)
     least = least or peak
     fault = judge(code, wanted, text, work)
+    if wanted == SOUND and not fault:
+      with volume.open_stack(inputs[name][0]) as stack:
+        if not np.array_equal(stack.read_all(), pixels()):
+          fault = 'other pixels'
     if wanted == REFUSED and peak > least + MEMORY:
       fault = fault or f'{peak - least} MiB'
     said = text.splitlines()[-1] if wanted == REFUSED and text else 'trained'
@@ -327,6 +359,10 @@ def main() -> None:
     'versions': environment.versions(('jax', 'tifffile', 'numpy')),
     'rows': rows,
   }
+  # What a command may write lies in its workdir and in the cache.
+  after = [files(ROOT), files(output / 'corpus')]
+  stray = [p for p in files(home) if not p.startswith(str(home / 'cache'))]
+  report['written_elsewhere'] = stray + ['changed'] * (before != after)
   if _STACK.value:
     path = pathlib.Path(_STACK.value)
     report['fuzz'] = fuzz(path, _FUZZ.value, output)
@@ -339,6 +375,7 @@ def main() -> None:
   ]
   (output / 'hostile.md').write_text('\n'.join(table) + '\n')
   faults = [row['input'] for row in rows if row['fault']]
+  faults += report['written_elsewhere']
   if faults:
     raise errors.RunError(f'Not as it should be: {", ".join(faults)}.')
 

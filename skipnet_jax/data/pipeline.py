@@ -21,6 +21,7 @@ from skipnet_jax import errors
 from skipnet_jax import streams
 from skipnet_jax.data import augment
 from skipnet_jax.data import sources
+from skipnet_jax.data import volume
 
 Array = jax.Array
 Arrays = dict[str, Any]
@@ -221,12 +222,8 @@ def statistics(image: np.ndarray) -> Arrays:
   """
   table = []
   for z, page in enumerate(image):
+    volume.check_finite(page, 'the image stack', z)
     mean, std = page.mean(dtype=np.float64), page.std(dtype=np.float64)
-    if not np.isfinite(mean + std):
-      raise errors.InputError(
-        f'Slice {z} of the image stack has NaN or infinite pixels: replace '
-        'them by finite values.'
-      )
     # An empty slice has nothing to scale: it becomes zeros.
     table.append((mean, std or 1.0))
   mean, std = np.asarray(table, np.float32).T

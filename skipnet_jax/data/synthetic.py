@@ -12,6 +12,7 @@ smooth warp. All random fields and draws come from one seed.
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import tempfile
@@ -27,6 +28,7 @@ from skipnet_jax.data import synthetic_cells
 # other bits.
 VERSION = 1
 MIN_SIZE = 32
+MAX_PIXELS = 2**28  # of the whole stack; making it takes some bytes of each.
 
 
 def _draw_membranes(image, distance, width, oblique, gap, dense):
@@ -168,7 +170,14 @@ def _checked_shape(seed, slices, size):
       f'size is {size!r}; a synthetic slice takes one whole number or (y, x) '
       f'of at least {MIN_SIZE} pixels: ask for larger slices.'
     )
-  return int(slices), int(plane[0]), int(plane[1])
+  shape = int(slices), int(plane[0]), int(plane[1])
+  if math.prod(shape) > MAX_PIXELS:
+    raise errors.InputError(
+      f'{shape[0]} slices of {shape[1]}x{shape[2]} are {math.prod(shape)} '
+      f'pixels; the synthetic stack has at most {MAX_PIXELS}: ask for fewer or '
+      'smaller slices.'
+    )
+  return shape
 
 
 def _whole(number):
@@ -183,7 +192,8 @@ def generate(
   Args:
     seed: 0 or more; equal arguments give equal bits.
     slices: number of slices, 50 nm apart, at least 1.
-    size: side of a slice, or (y, x), in pixels of 4 nm, at least 32.
+    size: side of a slice, or (y, x), in pixels of 4 nm, at least 32; the stack
+      has at most `MAX_PIXELS`.
 
   Returns:
     image: [z, y, x] uint8.
