@@ -241,7 +241,7 @@ def test_a_crop_larger_than_the_slices_is_refused():
 def test_pixels_that_are_not_finite_are_refused():
   image = np.ones((3, 4, 4), np.float32)
   image[1, 2, 3] = np.nan
-  with pytest.raises(errors.InputError, match='Slice 1'):
+  with pytest.raises(errors.InputError, match='slice 2 '):
     pipeline_lib.statistics(image)
 
 

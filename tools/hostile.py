@@ -3,10 +3,10 @@
 python tools/hostile.py --output runs/hostile [--stack train-volume.tif]
 
 Every input goes to a real process: `train` on one's own stack, or with a broken
-config. Wanted is exit code 2 and one sentence, no traceback, no run begun, nothing
-written but to the workdir and the cache, and no more memory than it takes to
-refuse a file that is not there; an unusual input that is sound must give its
-pixels and train. With --stack, bytes of a real stack are flipped
+config. Wanted is exit code 2 and one sentence, no traceback, no run begun,
+nothing written but to the workdir and the cache, and no more memory than it
+takes to refuse a file that is not there; an unusual input that is sound must
+give its pixels and train. With --stack, bytes of a real stack are flipped
 besides, --fuzz times. Writes hostile.md and hostile.json; exits with 1 if
 anything is otherwise.
 """
