@@ -78,9 +78,7 @@ def test_the_gradient_at_initialisation_is_the_layers_own(swept):
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
   key = jax.random.key(config.seed)
   plan = pipeline.plan(key, 0)
-  raw = pipeline_lib.read_host(
-    pipeline_lib.host_arrays(data), plan, pipeline.window
-  )
+  raw = pipeline.read_host(pipeline_lib.host_arrays(data), plan)
   batch = pipeline.train_batch(raw, plan['key'])
   scanned = models.build_model(config.model)
   variables = jax.jit(

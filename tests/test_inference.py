@@ -41,6 +41,17 @@ class Pooled(nn.Module):
     return {'logits': nn.Conv(1, (1, 1), name='last')(x)}
 
 
+class Triple(nn.Module):
+  """Looks at three slices."""
+
+  inner: nn.Module
+  slices: int = 3
+
+  def __call__(self, image, train, sample=False):
+    weighted = image * jnp.array([[[[1.0, 2.0, -4.0]]]])
+    return self.inner(weighted.sum(-1, keepdims=True), train, sample)
+
+
 def pooled(**fields):
   model = Pooled(next(NAMES), **fields)
   variables = [
@@ -291,5 +302,19 @@ def test_constant_and_not_finite_slices(dtype):
   assert np.isfinite(mean).all()
   if dtype == 'float32':
     image[3, 3] = np.nan
-    with pytest.raises(errors.InputError, match='NaN'):
+    with pytest.raises(errors.InputError, match='not finite'):
       predictor(image, predictor.tiling((20, 20)))
+
+
+def test_a_slice_is_predicted_from_its_neighbours():
+  model, variables = pooled()
+  three = Triple(model)
+  params = {'params': {'inner': variables[0]['params']}}
+  predictor = inference.Predictor(three, [params], multiple=4)
+  pages = noise(3, 40, 60).astype(np.uint16) * np.array([[[1]], [[3]], [[9]]])
+  mean, _ = predictor(pages, predictor.tiling((40, 60)))
+  normal = [(page - page.mean()) / page.std() for page in pages.astype(float)]
+  image = np.float32(normal[0] + 2 * normal[1] - 4 * normal[2])
+  expected = model.apply(variables[0], image[None, ..., None], train=False)
+  expected = jax.nn.sigmoid(expected['logits'])[0, ..., 0]
+  np.testing.assert_allclose(mean, expected, atol=1e-5)

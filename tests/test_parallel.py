@@ -168,7 +168,7 @@ def test_evaluation_sums_are_those_of_one_device(bce, mode):
   call = calls.make_eval_call(step, pipeline, parallel)
   arrays = pipeline_lib.host_arrays(bce.data)
   (plan,) = pipeline.eval_plans(2)
-  raw = pipeline_lib.read_host(arrays, plan, pipeline.window)
+  raw = pipeline.read_host(arrays, plan)
   metrics = call(
     parallel.replicate(state), *parallel.place_batch((raw, plan['seen']))
   )

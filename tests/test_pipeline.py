@@ -25,8 +25,9 @@ def make_data(shape=(10, 48, 40), dtype=np.uint8):
   )
 
 
-def make(data, batch_size=4, crop=0, shards=1, **augment):
+def make(data, batch_size=4, crop=0, shards=1, slices=1, **augment):
   config = config_lib.get_default()
+  config.model.slices = slices
   config.train.batch_size = batch_size
   config.data.crop = crop
   config.data.augment.update(augment)
@@ -111,11 +112,41 @@ def test_the_host_reads_what_the_device_reads():
   arrays = pipeline_lib.host_arrays(data)
   plan = pipe.plan(KEY, 3)
   device = pipe.read(arrays_on_device(arrays), plan)
-  host = pipeline_lib.read_host(arrays, plan, pipe.window)
+  host = pipe.read_host(arrays, plan)
   assert device.keys() == host.keys()
   for name in host:
     np.testing.assert_array_equal(host[name], device[name])
     assert host[name].dtype == device[name].dtype
+
+
+@pytest.mark.parametrize('slices', [3, 5])
+def test_an_example_of_several_slices(slices):
+  """Each channel is what an example of that slice alone would be."""
+  data = make_data((6, 48, 40))
+  several, alone = (make(data, crop=32, slices=s) for s in (slices, 1))
+  arrays = arrays_on_device(pipeline_lib.host_arrays(data))
+  plan = several.plan(KEY, 2)
+  raw = several.read(arrays, plan)
+  host = several.read_host(pipeline_lib.host_arrays(data), plan)
+  jax.tree.map(np.testing.assert_array_equal, raw, host)
+  batch = several.train_batch(raw, plan['key'])
+  assert batch['image'].shape == (4, 32, 32, slices)
+  for channel in range(slices):
+    # Slice -1 is 1, slice -2 is 2, and so at the other end.
+    mirrored = [4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 4, 3, 2, 1]
+    other = [mirrored[4 + i + channel - slices // 2] for i in plan['index']]
+    other = plan | {'index': jnp.asarray(other)}
+    single = alone.train_batch(alone.read(arrays, other), plan['key'])
+    np.testing.assert_allclose(
+      batch['image'][..., channel], single['image'][..., 0], atol=1e-5
+    )
+  middle = alone.train_batch(alone.read(arrays, plan), plan['key'])
+  np.testing.assert_array_equal(batch['label'], middle['label'])
+
+
+def test_more_slices_than_the_stack_has_are_refused():
+  with pytest.raises(errors.InputError, match=r'model.slices is 7.* has 6'):
+    make(make_data((6, 48, 40)), slices=7)
 
 
 def test_integer_and_float_stacks_give_the_same_input():
@@ -150,7 +181,7 @@ def test_evaluation_counts_every_pixel_once(shape, crop, batch_size):
   total = 0.0
   for plan in pipe.eval_plans(batch_size):
     assert plan['index'].shape == (batch_size,)
-    raw = pipeline_lib.read_host(arrays, plan, pipe.window)
+    raw = pipe.read_host(arrays, plan)
     batch = pipe.eval_batch(raw, jnp.asarray(plan['seen']))
     mask = np.asarray(batch['mask'])[..., 0].astype(int)
     total += float((batch['label'] * batch['mask']).sum())
@@ -171,7 +202,7 @@ def test_weights_move_with_labels():
   arrays = pipeline_lib.host_arrays(weighted)
   plan = pipe.plan(KEY, 0)
   raw = pipe.read(arrays, plan)
-  host = pipeline_lib.read_host(arrays, plan, pipe.window)
+  host = pipe.read_host(arrays, plan)
   assert set(host) == set(raw)
   np.testing.assert_array_equal(host['weight'], raw['weight'])
   batch = pipe.train_batch(raw, plan['key'])

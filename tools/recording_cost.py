@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
   arrays = pipeline_lib.host_arrays(data)
   key = jax.random.key(config.seed)
   plan = jax.jit(pipeline.plan)(key, 0)
-  raw = pipeline_lib.read_host(arrays, plan, pipeline.window)
+  raw = pipeline.read_host(arrays, plan)
   batch = jax.jit(pipeline.train_batch)(raw, plan['key'])
 
   model = models.build_model(config.model)

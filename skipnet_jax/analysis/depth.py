@@ -200,7 +200,7 @@ def _train(
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
   model = models.build_model(config.model)
   names = gradient_flow.conv_names(
-    models.unrolled(model), (1, *pipeline.window, 1)
+    models.unrolled(model), models.input_shape(model, pipeline.window)
   )
   optimizer = optim.make_optimizer(
     config.optim,

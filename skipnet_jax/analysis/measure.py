@@ -52,7 +52,7 @@ def centre_batch(
     side: of the window in pixels, at most; a multiple of 32.
 
   Returns:
-    image, label and mask, `[1, y, x, 1]` float32.
+    image, label and mask, `[1, y, x, c]` float32.
 
   Raises:
     InputError: a window that the pipeline refuses.
@@ -67,9 +67,9 @@ def centre_batch(
     'offset': np.array([corner], np.int32),
   }
   arrays = pipeline_lib.host_arrays(data)
-  raw = pipeline_lib.read_host(arrays, plan, window)
-  seen = jnp.zeros((1, 2), jnp.int32)
   cut = dataclasses.replace(pipeline, window=window)
+  seen = jnp.zeros((1, 2), jnp.int32)
+  raw = cut.read_host(arrays, plan)
   return jax.tree.map(jnp.asarray, cut.eval_batch(raw, seen))
 
 
@@ -91,9 +91,11 @@ def initial_variables(
 ) -> gradient_flow.Variables:
   """Those with which a run of this config begins, up to rounding."""
   key = streams.key_at(jax.random.key(config.seed), 'init')
-  image = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32)
+  model = models.build_model(config.model)
+  shape = models.input_shape(model, (64, 64))
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
   # Not jitted: `propagate` draws by the same small compiled functions.
-  return models.build_model(config.model).lazy_init(key, image, train=False)
+  return model.lazy_init(key, image, train=False)
 
 
 def convolutions(config: ml_collections.ConfigDict) -> list[str]:
@@ -102,7 +104,8 @@ def convolutions(config: ml_collections.ConfigDict) -> list[str]:
   Raises:
     InputError: a model without convolutions.
   """
-  return gradient_flow.conv_names(_without_dropout(config), (1, 64, 64, 1))
+  model = _without_dropout(config)
+  return gradient_flow.conv_names(model, models.input_shape(model, (64, 64)))
 
 
 def at_points(

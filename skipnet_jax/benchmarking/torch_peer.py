@@ -126,7 +126,7 @@ def _make_batch(
   plans = [pipeline.plan(key, i) for i in range(config.train.batch_size)]
   plan = jax.tree.map(lambda *parts: jnp.concatenate(parts), *plans)
   arrays = pipeline_lib.host_arrays(data)
-  raw = pipeline_lib.read_host(arrays, plan, pipeline.window)
+  raw = pipeline.read_host(arrays, plan)
   return jax.jit(pipeline.train_batch)(raw, plan['key'])
 
 

@@ -50,7 +50,7 @@ class Step:
         'model.scan is True, and of a scan the compiler counts one repetition '
         'only: set model.scan=False for a prediction.'
       )
-    self._table = layers.layer_table(model, (1, *window, 1))
+    self._table = layers.layer_table(model, models.input_shape(model, window))
     schedule = optim.make_schedule(config.optim, 1, config.train.epochs)
     optimizer = optim.make_optimizer(config.optim, schedule)
     step = step_lib.make_train_step(

@@ -96,7 +96,7 @@ class Bench:
     model = models.build_model(config.model)
     model.check_size(self.window)
     self.table = layers.layer_table(
-      models.unrolled(model), (1, *self.window, 1)
+      models.unrolled(model), models.input_shape(model, self.window)
     )
     self._kernels = [row.name for row in self.table if row.flops]
     schedule = optim.make_schedule(
@@ -218,7 +218,7 @@ class Bench:
       axis_name=parallel.axis_name,
     )
     windows = pipeline.eval_plans(cell.batch)[0]
-    raw = pipeline_lib.read_host(self._arrays, windows, self.window)
+    raw = self._pipeline.read_host(self._arrays, windows)
     placed = _settle(parallel, (raw, windows['seen']))
     arguments = (state, *placed)
     return Work(
@@ -236,8 +236,9 @@ class Bench:
   def _inference(self, cell, model) -> Work:
     y, x = self.window
     # Mirrored at its borders: no edge that tissue would not have.
-    corner = self.data.image[self.data.valid[0], :y, :x]
-    image = np.pad(np.asarray(corner), ((0, y), (0, x)), 'symmetric')
+    slices = models.slices(model)
+    corner = self.data.around(self.data.valid[0], slices)[:, :y, :x]
+    image = np.pad(corner, ((0, 0), (0, y), (0, x)), 'symmetric')
     overlap = min(y, x) // 4
     tiling = inference.Tiling((y, x), overlap, overlap * 3 // 8)
     variables = {
@@ -245,8 +246,8 @@ class Bench:
       'batch_stats': self._first.batch_stats,
     }
     predictor = inference.Predictor(model, [variables])
-    tile = np.zeros((y, x), np.float32)
-    tiles = len(tiling.starts(image.shape))
+    tile = np.zeros((y, x, slices), np.float32)
+    tiles = len(tiling.starts(image.shape[1:]))
 
     def predict():
       return predictor(image, tiling)

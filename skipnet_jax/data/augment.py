@@ -131,7 +131,7 @@ def transform(
 
   Args:
     key: the example's own.
-    image: `[y, x]` float32, sampled bilinearly.
+    image: `[..., y, x]` float32, sampled bilinearly.
     label: `[y, x]` float32, sampled by nearest neighbour.
     settings: strengths.
     *more: `[y, x]` float32, sampled bilinearly.
@@ -142,17 +142,19 @@ def transform(
   """
   if not settings.active():
     return intensity(key, image, settings), label, *more
-  where = list(coordinates(key, image.shape, settings))
+  where = list(coordinates(key, label.shape, settings))
 
   def sample(x: Array, order: int) -> Array:
     return ndimage.map_coordinates(x, where, order, 'reflect')
 
-  image, label = sample(image, 1), sample(label, 0)
+  planes = image.reshape(-1, *label.shape)
+  planes = jax.vmap(lambda plane: sample(plane, 1))(planes)
+  image, label = planes.reshape(image.shape), sample(label, 0)
   return intensity(key, image, settings), label, *(sample(x, 1) for x in more)
 
 
 def intensity(key: Array, image: Array, settings: Settings) -> Array:
-  """Changes contrast and brightness of `[y, x]`, and adds noise."""
+  """Changes contrast and brightness of all alike, and adds noise."""
   k_gain, k_bias, k_noise = (jax.random.fold_in(key, i) for i in (3, 4, 5))
   if settings.contrast:
     spread = settings.contrast

@@ -41,6 +41,8 @@ class Pipeline:
     window: sides y and x of an example.
     batch_size: examples in a batch, over all devices.
     settings: strength of the augmentation.
+    count: slices of the stack.
+    slices: slices that an example's image consists of.
   """
 
   train: tuple[int, ...]
@@ -49,6 +51,8 @@ class Pipeline:
   window: tuple[int, int]
   batch_size: int
   settings: augment.Settings
+  count: int
+  slices: int = 1
 
   @property
   def steps_per_epoch(self) -> int:
@@ -85,23 +89,50 @@ class Pipeline:
     """Cuts a plan's windows out of the data set on the device.
 
     Returns:
-      image, label `[b, y, x]` in the data set's dtype, mean and std `[b]`;
-      weight `[b, y, x]` where the data set has one.
+      image `[b, slices, y, x]` and label `[b, y, x]` in the data set's dtype,
+      mean and std `[b, slices]`; weight `[b, y, x]` where the data set has one.
     """
 
-    def cut(stack):
-      def one(i, offset):
-        return lax.dynamic_slice(
-          stack, (i, offset[0], offset[1]), (1, *self.window)
-        )[0]
+    def one(stack, i, offset):
+      return lax.dynamic_slice(stack, (i, *offset), (1, *self.window))[0]
 
-      return jax.vmap(one)(plan['index'], plan['offset'])
+    cut = jax.vmap(one, (None, 0, 0))
+    several = jax.vmap(cut, (None, 1, None), 1)
+    index, around = plan['index'], self._around(plan)
 
+    def read(name, stack):
+      if name in ('mean', 'std'):
+        return stack[around]
+      if name == 'image':
+        return several(stack, around, plan['offset'])
+      return cut(stack, index, plan['offset'])
+
+    return {name: read(name, stack) for name, stack in data.items()}
+
+  def read_host(self, arrays: Arrays, plan: Arrays) -> Arrays:
+    """`read` in numpy: touches only the pixels it returns."""
+    index, around = np.asarray(plan['index']), self._around(plan)
+    height, width = self.window
+    windows = [
+      (slice(y, y + height), slice(x, x + width))
+      for y, x in np.asarray(plan['offset'])
+    ]
+
+    def read(name, stack):
+      if name in ('mean', 'std'):
+        return stack[around]
+      if name == 'image':
+        # One slice after the other: of a file, no others are read.
+        pairs = zip(around, windows, strict=True)
+        return np.stack([np.stack([stack[i, *w] for i in r]) for r, w in pairs])
+      pairs = zip(index, windows, strict=True)
+      return np.stack([stack[i, *where] for i, where in pairs])
+
+    return {name: read(name, stack) for name, stack in arrays.items()}
+
+  def _around(self, plan: Arrays) -> Array:
     index = plan['index']
-    return {
-      name: stack[index] if name in ('mean', 'std') else cut(stack)
-      for name, stack in data.items()
-    }
+    return sources.neighbours(index, self.count, self.slices)
 
   def train_batch(self, raw: Arrays, keys: Array) -> Arrays:
     """Normalises and augments: a `Batch` with a mask of ones."""
@@ -112,7 +143,7 @@ class Pipeline:
       )
     )(keys, _normalise(raw), raw['label'].astype(jnp.float32), *weight)
     return {
-      'image': image[..., None],
+      'image': jnp.moveaxis(image, 1, -1),
       'label': label[..., None],
       'mask': jnp.ones((*label.shape, 1), jnp.float32),
       **{name: w[..., None] for name, w in zip(_WEIGHT, weight, strict=False)},
@@ -144,7 +175,7 @@ class Pipeline:
       x[None, None, :] >= seen[:, 1:, None]
     )
     return {
-      'image': _normalise(raw)[..., None],
+      'image': jnp.moveaxis(_normalise(raw), 1, -1),
       'label': raw['label'][..., None].astype(jnp.float32),
       'mask': mask[..., None].astype(jnp.float32),
       **{name: raw[name][..., None] for name in _WEIGHT if name in raw},
@@ -153,7 +184,7 @@ class Pipeline:
 
 def _normalise(raw: Arrays) -> Array:
   image = raw['image'].astype(jnp.float32)
-  return (image - raw['mean'][:, None, None]) / raw['std'][:, None, None]
+  return (image - raw['mean'][..., None, None]) / raw['std'][..., None, None]
 
 
 def _cover(size: int, window: int) -> list[tuple[int, int]]:
@@ -174,13 +205,20 @@ def make_pipeline(
 
   Raises:
     InputError: a crop larger than the slices, a batch size that does not divide
-      the training slices or is not divided by the devices.
+      the training slices or is not divided by the devices, more slices of an
+      example than the stack has.
   """
   size, crop = data.image.shape[1:], config.data.crop
   if crop > min(size):
     raise errors.InputError(
       f'data.crop is {crop}, but the slices are {size[0]}x{size[1]}: give at '
       f'most {min(size)}.'
+    )
+  slices = config.model.get('slices', 1)
+  if slices > len(data.image):
+    raise errors.InputError(
+      f'model.slices is {slices}, but the stack has {len(data.image)} slices: '
+      'give an odd number of at most that, or a larger stack.'
     )
   count, batch = len(data.train), config.train.batch_size
   fitting = [
@@ -209,6 +247,8 @@ def make_pipeline(
     window=(crop, crop) if crop else size,
     batch_size=batch,
     settings=augment.Settings(**config.data.augment),
+    count=len(data.image),
+    slices=slices,
   )
 
 
@@ -238,20 +278,6 @@ def host_arrays(data: sources.DataSet) -> Arrays:
     **statistics(data.image),
   }
   return arrays if data.weight is None else arrays | {'weight': data.weight}
-
-
-def read_host(arrays: Arrays, plan: Arrays, window: tuple[int, int]) -> Arrays:
-  """`Pipeline.read` in numpy: touches only the pixels it returns."""
-  index = np.asarray(plan['index'])
-  raw = {'mean': arrays['mean'][index], 'std': arrays['std'][index]}
-  for name in arrays.keys() - raw.keys():
-    raw[name] = np.stack(
-      [
-        arrays[name][i, y : y + window[0], x : x + window[1]]
-        for i, (y, x) in zip(index, np.asarray(plan['offset']), strict=True)
-      ]
-    )
-  return raw
 
 
 class HostFeed:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import re
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -40,6 +41,10 @@ class DataSet:
   remedy: str = ''
   weight: np.ndarray | None = None
 
+  def around(self, z: int, slices: int) -> np.ndarray:
+    """Slice `z` in the middle of its neighbours, `[slices, y, x]`."""
+    return self.image[neighbours(np.asarray(z), len(self.image), slices)]
+
   def fingerprint(self) -> str:
     """Twelve hex digits of name, shape, dtype and the first slice's pixels."""
     head = f'{self.name} {self.image.shape} {self.image.dtype}'
@@ -47,6 +52,22 @@ class DataSet:
     for array in (self.image, self.label):
       digest.update(np.ascontiguousarray(array[0]).tobytes())
     return digest.hexdigest()[:12]
+
+
+def neighbours(z: Any, count: int, slices: int) -> Any:
+  """The slices that an example of several slices consists of.
+
+  Args:
+    z: the slices in the middle, integers `[...]`, an array of NumPy or JAX.
+    count: slices of the stack, at least `slices`.
+    slices: of an example, odd.
+
+  Returns:
+    `[..., slices]`; beyond the stack's ends, those inside by reflection.
+  """
+  offsets = np.arange(slices).reshape(z.ndim * (1,) + (slices,)) - slices // 2
+  at = abs(z[..., None] + offsets)
+  return count - 1 - abs(count - 1 - at)
 
 
 def load(config: ml_collections.ConfigDict) -> DataSet:

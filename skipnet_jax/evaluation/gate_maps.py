@@ -27,14 +27,15 @@ def gate_maps(
   Args:
     model: as in `inference.Predictor`.
     variables: params and batch_stats.
-    image: `[y, x]` float32, normalised, of sides that the network takes.
+    image: `[y, x, slices]` float32, normalised, of sides that the network
+      takes.
 
   Returns:
     Name of the gate, sorted, to `[y, x]` float32 in 0..1; the masks of lower
     resolutions by repetition. `{}` for a network without.
   """
   found = flax.traverse_util.flatten_dict(
-    jax.device_get(_sown(model, variables, image[None, ..., None]))
+    jax.device_get(_sown(model, variables, image[None]))
   )
   maps = {}
   for path, value in found.items():
@@ -47,7 +48,7 @@ def gate_maps(
       value[0, ..., 0].astype(np.float32).repeat(times, 0).repeat(times, 1)
     )
     top, left = (
-      (a - b) // 2 for a, b in zip(whole.shape, image.shape, strict=True)
+      (a - b) // 2 for a, b in zip(whole.shape, image.shape, strict=False)
     )
     maps['/'.join(path[:-1])] = whole[
       top : top + image.shape[0], left : left + image.shape[1]

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from skipnet_jax import errors
+from skipnet_jax import models
 from skipnet_jax.data import pipeline
 from skipnet_jax.evaluation import gate_maps
 from skipnet_jax.training import losses
@@ -95,7 +96,7 @@ def predict_tile(
     model: as in `Predictor`.
     sample: whether dropout is on.
     variables: of one checkpoint.
-    image: `[y, x]` float32, normalised.
+    image: `[y, x, slices]` float32, normalised.
     key: of the dropout sample.
 
   Returns:
@@ -103,7 +104,7 @@ def predict_tile(
   """
   outputs = model.apply(
     variables,
-    image[None, ..., None],
+    image[None],
     train=False,
     sample=sample,
     rngs={'dropout': key},
@@ -118,7 +119,7 @@ class Predictor:
   with orientations of tiles that are not square, a second one.
 
   Args:
-    model: maps `(image [b, y, x, 1], train, sample)` to outputs.
+    model: maps `(image [b, y, x, slices], train, sample)` to outputs.
     variables: params and batch_stats of one or several checkpoints, whose
       predictions are averaged.
     tta: whether the eight flips and rotations are averaged.
@@ -143,6 +144,7 @@ class Predictor:
     self._samples = mc_samples
     self._keys = jax.random.split(jax.random.key(seed), max(1, mc_samples))
     self._multiple = multiple
+    self.slices = models.slices(model)
 
   @property
   def count(self) -> int:
@@ -153,7 +155,7 @@ class Predictor:
     """What the first checkpoint's pixel gates let through, in 0..1.
 
     Args:
-      image: `[y, x]` as stored; of a side above 1536 pixels the first ones.
+      image: as for `__call__`; of a side above 1536 pixels the first ones.
 
     Returns:
       As `gate_maps.gate_maps`, of the image's size.
@@ -161,8 +163,8 @@ class Predictor:
     Raises:
       InputError: NaN or infinite pixels.
     """
-    image = image[:WHOLE, :WHOLE]
-    y, x = image.shape
+    image = image[..., :WHOLE, :WHOLE]
+    y, x = image.shape[-2:]
     m = self._multiple
     found = gate_maps.gate_maps(
       self._model,
@@ -187,7 +189,7 @@ class Predictor:
       compiler_options=options,
     )
     for length in (_FAR // 2, 2 * _FAR + block):
-      strip = np.ones((1, block, length, 1), np.float32)
+      strip = np.ones((1, block, length, self.slices), np.float32)
       first = length // 2 // block * block
       strip[:, :, first : first + block] = np.nan
       reached = np.isnan(predict(self._variables[0], strip)).any((0, 1, 3))
@@ -263,10 +265,11 @@ class Predictor:
     tiling: Tiling,
     advance: Callable[[], object] = lambda: None,
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicts one slice.
+    """Predicts the slice in the middle.
 
     Args:
-      image: `[y, x]` uint8, uint16 or float32, as stored.
+      image: `[slices, y, x]`, see `sources.neighbours`, or `[y, x]` where
+        that is one; uint8, uint16 or float32, as stored.
       tiling: from `tiling`.
       advance: called after each of `count` predictions of each tile.
 
@@ -277,7 +280,7 @@ class Predictor:
     Raises:
       InputError: NaN or infinite pixels.
     """
-    size = image.shape
+    size = image.shape[-2:]
     sides = tiling.padded(size)
     image = _prepare(image, sides)
     mean, std, weights = np.zeros((3, *sides), np.float32)
@@ -297,7 +300,7 @@ class Predictor:
     self, tile: np.ndarray, advance: Callable[[], object]
   ) -> tuple[np.ndarray, np.ndarray]:
     # Welford's running mean and squared deviation: no list of predictions.
-    mean, squared = np.zeros((2, *tile.shape), np.float32)
+    mean, squared = np.zeros((2, *tile.shape[:2]), np.float32)
     for number, value in enumerate(self._predictions(tile), start=1):
       delta = value - mean
       mean += delta / np.float32(number)
@@ -316,15 +319,16 @@ class Predictor:
 
 
 def _prepare(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-  """Normalised and continued by reflection to `sides`, float32."""
-  stats = pipeline.statistics(image[None])
-  normalised = (image.astype(np.float32) - stats['mean']) / stats['std']
-  rest = [(0, a - b) for a, b in zip(sides, image.shape, strict=True)]
-  return np.pad(normalised, rest, 'symmetric')
+  """Normalised and continued by reflection: `[*sides, slices]` float32."""
+  image = image.reshape(-1, *image.shape[-2:])
+  mean, std = (x[:, None, None] for x in pipeline.statistics(image).values())
+  normalised = np.moveaxis((image.astype(np.float32) - mean) / std, 0, -1)
+  rest = [(0, a - b) for a, b in zip(sides, image.shape[1:], strict=True)]
+  return np.pad(normalised, (*rest, (0, 0)), 'symmetric')
 
 
 def _turn(image: np.ndarray, turn: int) -> np.ndarray:
-  """One of the eight orientations of `[y, x]`."""
+  """One of the eight orientations of `[y, x, ...]`."""
   image = np.rot90(image, turn % 4)
   return np.ascontiguousarray(image[:, ::-1] if turn >= 4 else image)
 

@@ -168,7 +168,10 @@ def score_slices(
   """
   tiling = predictor.tiling(data.image.shape[1:], say=say)
   predictions = np.stack(
-    [predictor(data.image[z], tiling, advance)[0] for z in slices]
+    [
+      predictor(data.around(z, predictor.slices), tiling, advance)[0]
+      for z in slices
+    ]
   )
   result = scores.score_stack(predictions, data.label[list(slices)])
   for z, row in zip(slices, result['per_slice'], strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import functools
 import os
 import pathlib
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import tqdm
 
 from skipnet_jax import errors
+from skipnet_jax.data import sources
 from skipnet_jax.data import stack_folder
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import inference
@@ -56,12 +58,17 @@ def predict_stack(
 
   Raises:
     InputError: files that cannot be read or written, a tile or a threshold
-      that does not fit, pixels that are not finite; before anything is
-      compiled.
+      that does not fit, pixels that are not finite, fewer slices than the
+      network looks at; before anything is compiled.
   """
   if not 0 <= threshold <= 1:
     raise errors.InputError(
       f'--threshold is {threshold:g}; it must be in 0..1, as probabilities are.'
+    )
+  if len(source) < predictor.slices:
+    raise errors.InputError(
+      f'{source.path} has {len(source)} slice(s), but the network looks at '
+      f'{predictor.slices} at a time: give a larger stack.'
     )
   paths = [p for p in (output, std_output, segmentation) if p]
   places = [pathlib.Path(p).resolve() for p in (source.path, *paths)]
@@ -89,8 +96,12 @@ def predict_stack(
     tiling = predictor.tiling(size, tile, overlap, say)
     each = len(tiling.starts(size)) * predictor.count
     bar = stack.enter_context(progress(len(source) * each, 'prediction'))
-    for page in source:
-      mean, std = predictor(page, tiling, bar.update)
+    # Neighbours are wanted again by the next slice.
+    read = functools.lru_cache(predictor.slices)(source.read)
+    for z in range(len(source)):
+      around = sources.neighbours(np.asarray(z), len(source), predictor.slices)
+      pages = np.stack([read(int(i)) for i in around])
+      mean, std = predictor(pages, tiling, bar.update)
       mean_out.write(mean)
       if std_out:
         std_out.write(std)

@@ -1,5 +1,6 @@
 """Networks by name: pure Linen modules, nothing of data, training or files."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import flax.linen as nn
@@ -60,7 +61,7 @@ def build_model(
     axis_name: mapped axis of a pmapped call, or None.
 
   Returns:
-    A module mapping `(image [b, y, x, 1], train)` to a dict of outputs.
+    A module mapping `(image [b, y, x, slices], train)` to a dict of outputs.
 
   Raises:
     InputError: unknown name or field, or a value the network refuses.
@@ -91,9 +92,26 @@ def build_model(
       f'model.dropout is {fields["dropout"]}; it must be at least 0 and '
       'below 1.'
     )
+  if fields.get('slices', 1) < 1 or fields.get('slices', 1) % 2 == 0:
+    raise errors.InputError(
+      f'model.slices is {fields["slices"]}; it must be odd, for there to be a '
+      'slice in the middle.'
+    )
   module = model(**fields, axis_name=axis_name)
   module.check()
   return module
+
+
+def slices(model: nn.Module) -> int:
+  """How many neighbouring slices the module's image consists of."""
+  return getattr(model, 'slices', 1)
+
+
+def input_shape(
+  model: nn.Module, window: Sequence[int], batch: int = 1
+) -> tuple[int, ...]:
+  """Shape of the module's image: the slices are its channels."""
+  return (batch, *window, slices(model))
 
 
 def unrolled(model: nn.Module) -> nn.Module:

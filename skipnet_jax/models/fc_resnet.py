@@ -124,6 +124,8 @@ class FCResNet(nn.Module):
     repetitions: blocks in down_3, down_4, down_5, across, up_1, up_2, up_3.
       `across` has at least two, the one that halves and the one that doubles.
     long_skip_projection: 'decoder' or 'both', see `skips.LongSkip`.
+    slices: neighbouring slices that the image consists of, as channels; odd,
+      the one in the middle is predicted.
     dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
     scan: compile the equal repetitions of a stage once, as a scan over their
       stacked parameters, see `Stage`: for hundreds of layers.
@@ -138,6 +140,7 @@ class FCResNet(nn.Module):
   blocks: str = 'bottleneck'
   repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
   long_skip_projection: str = 'decoder'
+  slices: int = 1
   dtype: str = 'float32'
   scan: bool = False
   axis_name: str | None = None
@@ -189,7 +192,7 @@ class FCResNet(nn.Module):
     """Logits of the probability that a pixel is inside a cell.
 
     Args:
-      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 32.
+      image: `[b, y, x, slices]` float32, normalised; y and x multiples of 32.
       train: batch statistics and dropout if True.
       sample: dropout without batch statistics, as at the paper's test time.
 

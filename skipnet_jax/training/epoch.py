@@ -187,7 +187,7 @@ class Epoch:
 
   def _read(self, step: int) -> Any:
     plan = jax.jit(self._pipeline.plan)(jax.random.key(self._seed), step)
-    raw = pipeline_lib.read_host(self._arrays, plan, self._pipeline.window)
+    raw = self._pipeline.read_host(self._arrays, plan)
     keys = np.asarray(jax.random.key_data(plan['key']))
     return self._parallel.place_batch((raw, keys))
 

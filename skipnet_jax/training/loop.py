@@ -107,7 +107,8 @@ class Run:
     optimizer = optim.make_optimizer(config.optim, self.schedule)
     self.loss = losses.LOSSES[config.train.loss]
     self.table = layers_lib.layer_table(
-      models.unrolled(self.model), (1, *pipeline.window, 1)
+      models.unrolled(self.model),
+      models.input_shape(self.model, pipeline.window),
     )
     self.kernels = [row.name for row in self.table if row.flops]
     self.train_step = step_lib.make_train_step(
@@ -282,7 +283,7 @@ class Run:
     shards = self.parallel.num_shards
     size = -(-min(self.pipeline.batch_size, len(self.data.valid)) // shards)
     for plan in self.pipeline.eval_plans(size * shards):
-      raw = pipeline_lib.read_host(self.arrays, plan, self.pipeline.window)
+      raw = self.pipeline.read_host(self.arrays, plan)
       yield self.parallel.place_batch((raw, plan['seen']))
 
   def _evaluate(self) -> dict[str, float]:
@@ -378,5 +379,6 @@ def describe(config: Config) -> str:
   side = config.data.crop or config.data.size or 512
   model = models.build_model(config.model)
   model.check_size((side, side))
-  table = layers_lib.layer_table(models.unrolled(model), (1, side, side, 1))
+  shape = models.input_shape(model, (side, side))
+  table = layers_lib.layer_table(models.unrolled(model), shape)
   return layers_lib.format_table(table)

@@ -8,7 +8,6 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax import streams
 from skipnet_jax.analysis import layers as layers_lib
-from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import state as state_lib
@@ -28,7 +27,7 @@ def refuse(run: Any, state: state_lib.TrainState) -> NoReturn:
   step = int(parallel_lib.to_host(state.step))
   key = jax.random.key(run.config.seed)
   plan = run.pipeline.plan(key, step)
-  raw = pipeline_lib.read_host(run.arrays, plan, run.pipeline.window)
+  raw = run.pipeline.read_host(run.arrays, plan)
   layer = layers_lib.first_nonfinite(
     models.unrolled(models.build_model(run.config.model)),
     fc_resnet.unroll(tree),

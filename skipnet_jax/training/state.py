@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from skipnet_jax import models
 from skipnet_jax import streams
 
 
@@ -35,7 +36,7 @@ def _creator(
   model: nn.Module, optimizer: optax.GradientTransformation
 ) -> Callable[[jax.Array], TrainState]:
   def create(key: jax.Array) -> TrainState:
-    image = jnp.zeros((1, 64, 64, 1), jnp.float32)
+    image = jnp.zeros(models.input_shape(model, (64, 64)), jnp.float32)
     variables = model.init(streams.key_at(key, 'init'), image, train=False)
     params = variables['params']
     return TrainState(

@@ -39,7 +39,7 @@ def make_train_step(
   stays at the step that failed.
 
   Args:
-    model: maps image `[b, y, x, 1]` to outputs.
+    model: maps image `[b, y, x, slices]` to outputs.
     optimizer: applies L2 itself, see `optim.make_optimizer`.
     loss: see `losses.Loss`.
     l2: coefficient by which the L2 term is reported.

@@ -117,12 +117,13 @@ def write_samples(
   tiling = predictor.tiling(data.image.shape[1:], say=log.say)
   # The first slice's picture comes last: see `has_samples`.
   for z in reversed(data.valid[:count]):
-    masks = predictor.gates(data.image[z])
+    pages = data.around(z, predictor.slices)
+    masks = predictor.gates(pages)
     if masks:
       picture = gate_maps.gate_panel(data.image[z], masks)
       volume.write_png(folder / f'{name}_slice_{z:03d}_gates.png', picture)
       log.picture(f'gates_{z:03d}', picture, step)
-    mean, _ = predictor(data.image[z], tiling)
+    mean, _ = predictor(pages, tiling)
     picture = side_by_side(data.image[z], data.label[z], mean)
     volume.write_png(folder / f'{name}_slice_{z:03d}.png', picture)
     log.picture(f'slice_{z:03d}', picture, step)
