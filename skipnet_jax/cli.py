@@ -5,6 +5,7 @@ import errno
 import functools
 import logging as python_logging
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -34,10 +35,16 @@ def _parse(several: str, argv: list[str]) -> list[str]:
     refuse(_unreadable(e))
   except (AttributeError, KeyError) as e:
     # An unknown config field; ml_collections names the nearest.
-    message = str(e).replace('\\n', ' ').replace('\\', '').strip('\'" ')
-    if 'mean' not in message:
-      message += ': neither this model nor skipnet_jax/config.py has it.'
-    refuse(f'Unknown config field: {message}')
+    field = re.search(r'\w+', str(e))
+    near = re.search(r'Did you mean \W*(\w+)', str(e))
+    refuse(
+      f'Unknown config field {field[0] if field else e}: '
+      + (
+        f'did you mean {near[1]}?'
+        if near
+        else 'neither this model nor skipnet_jax/config.py has it.'
+      )
+    )
 
 
 def spread(name: str, argv: list[str]) -> list[str]:

@@ -123,6 +123,14 @@ def test_labels_with_more_than_two_values(stack):
     (['--config.optim.learning_rat=1'], 'learning_rate'),
     (['--config.optimizer.name=sgd'], 'optim'),
     (['--config.train.epochs=many'], 'epochs'),
+    (
+      ['--config.optim.learning_rat=1'],
+      'Unknown config field learning_rat: did you mean learning_rate?',
+    ),
+    (
+      ['--config.nothing.at_all=1'],
+      'Unknown config field nothing: neither this model',
+    ),
     (['--config.model.name=fcresnet'], "did you mean 'fc_resnet'"),
     (['--config.model.blocks=bottle'], "did you mean 'bottleneck'"),
     (['--config.optim.name=rmsprob'], 'one of rmsprop, sgd, adam'),
