@@ -140,7 +140,8 @@ def breaking_off_together() -> Iterator[None]:
       traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.process_index() == 0:
-      # With it goes the service that would end the others without a sentence.
+    if jax.process_index() == 0 and 'heartbeat' not in reason:
+      # With it goes the service, which would end the others without a sentence.
+      # Where it found the dead one itself, it ends this one too, in no time.
       time.sleep(LINGER)
     os._exit(1)
