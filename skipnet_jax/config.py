@@ -89,6 +89,8 @@ def get_default() -> ConfigDict:
   # w0 of U-Net's pixel weights, which also balance the classes; 0: all alike.
   d.border_weight = 0.0
   d.border_sigma = 5.0  # Pixels, sigma of the same.
+  # Pixels by which the membranes of training labels grow on either side.
+  d.widen = 0
 
   c.optim = o = ConfigDict()
   o.name = 'rmsprop'
@@ -106,9 +108,16 @@ def get_default() -> ConfigDict:
   o.warmup_epochs = 0  # Linear, from zero.
   o.accumulate = 1  # Batches whose gradients are averaged for an update.
   o.ema = 0.0  # Decay of averaged parameters used for evaluation; 0: none.
+  # Of a discriminator, where the network has one; it follows the schedule too.
+  o.discriminator_learning_rate = 2e-4
 
   c.train = t = ConfigDict()
   t.loss = 'bce'
+  # Weights of the loss of each auxiliary output, where the network has some:
+  # from the first epoch on, and after each number of epochs in auxiliary_at.
+  t.auxiliary = (1.0,)
+  t.auxiliary_at = ()
+  t.adversarial = 0.1  # Weight of what the discriminator says, if there is one.
   t.batch_size = 5  # Over all devices.
   t.epochs = 500
   # Steps in one compiled call; 0: one on a CPU, an epoch elsewhere.
@@ -255,6 +264,9 @@ def validate(config: ConfigDict) -> None:
     ('data.augment.brightness', d.augment.brightness, 0),
     ('data.augment.noise', d.augment.noise, 0),
     ('data.border_weight', d.border_weight, 0),
+    ('data.widen', d.widen, 0),
+    ('train.adversarial', t.adversarial, 0),
+    *(('train.auxiliary', weight, 0) for weight in t.auxiliary),
   ):
     _require(
       low <= value < math.inf, name, value, f'at least {low}, and finite'
@@ -264,17 +276,29 @@ def validate(config: ConfigDict) -> None:
   for name, value in (
     ('optim.learning_rate', o.learning_rate),
     ('optim.step_factor', o.step_factor),
+    ('optim.discriminator_learning_rate', o.discriminator_learning_rate),
     ('data.augment.elastic_sigma', d.augment.elastic_sigma),
     ('data.border_sigma', d.border_sigma),
   ):
     _require(0 < value < math.inf, name, value, 'above 0, and finite')
   share = d.augment.elastic_share
   _require(0 <= share <= 1, 'data.augment.elastic_share', share, 'in 0..1')
+  for name, at in (
+    ('optim.step_at', o.step_at),
+    ('train.auxiliary_at', t.auxiliary_at),
+  ):
+    _require(
+      list(at) == sorted(set(at)) and min(at, default=1) > 0,
+      name,
+      tuple(at),
+      'growing numbers of epochs, the first at least 1',
+    )
   _require(
-    list(o.step_at) == sorted(set(o.step_at)) and min(o.step_at, default=1) > 0,
-    'optim.step_at',
-    tuple(o.step_at),
-    'growing numbers of epochs, the first at least 1',
+    len(t.auxiliary) == len(t.auxiliary_at) + 1,
+    'train.auxiliary',
+    tuple(t.auxiliary),
+    f'{len(t.auxiliary_at) + 1} weights, one more than train.auxiliary_at has '
+    'epochs',
   )
   for name, value in (
     ('optim.decay', o.decay),

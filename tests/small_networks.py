@@ -15,11 +15,11 @@ def bce(outputs, batch):
   return loss.value(loss.sums(outputs, batch))
 
 
-def make_batch(size=32, dtype=jnp.float32):
+def make_batch(size=32, dtype=jnp.float32, slices=1):
   key_x, key_y = jax.random.split(jax.random.key(1))
   shape = (2, size, size, 1)
   return {
-    'image': jax.random.normal(key_x, shape, dtype),
+    'image': jax.random.normal(key_x, (*shape[:3], slices), dtype),
     'label': jax.random.bernoulli(key_y, 0.8, shape).astype(dtype),
     'mask': jnp.ones(shape, dtype),
   }

@@ -37,6 +37,12 @@ SYSTEMS = {
     'gpu_benchmark': 31_030_658 + 5 * (1024 + 256 + 64 + 16) * 512,
   },
   'fusionnet': {'paper': 78_531_137},
+  'polymtl': {'paper': 13_392_579, 'budget': 13_392_579},
+  'cumedvision': {'paper': 7_933_126},
+  'm2fcn': {'paper': 5_732_820},
+  'fcn_lstm': {'paper': 16_761_761},
+  'addn': {'paper': 8_994_058},
+  'sfcnn': {'paper': 2_810_001},
 }
 # Those that compare several networks.
 STUDIES = {
@@ -55,7 +61,7 @@ def load(name, preset):
 def count(config):
   model = models.build_model(config.model)
   side = config.data.size or 512
-  image = jnp.zeros((1, side, side, 1))
+  image = jnp.zeros(models.input_shape(model, (side, side)))
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), image, train=False)
   )

@@ -17,6 +17,7 @@ from skipnet_jax import models
 from skipnet_jax.data import pipeline
 from skipnet_jax.data import sources
 from skipnet_jax.training import logging
+from skipnet_jax.training import losses
 from skipnet_jax.training import optim
 from skipnet_jax.training import parallel
 from skipnet_jax.training import workdir
@@ -55,7 +56,12 @@ def values(default):
 def configs(draw):
   """A config of an experiment with up to three fields of any value."""
   name = draw(
-    st.sampled_from(['long_short', 'f_clmser_s', 'unet', 'fusionnet'])
+    st.sampled_from(
+      [
+        *('long_short', 'f_clmser_s', 'unet', 'fusionnet', 'polymtl'),
+        *('cumedvision', 'm2fcn', 'fcn_lstm', 'addn', 'sfcnn'),
+      ]
+    )
   )
   config = experiment(name).get_config('smoke')
   flat = list(config_identity.to_flat(config))
@@ -90,6 +96,7 @@ def prepare(config):
       config.optim, found.steps_per_epoch, config.train.epochs
     ),
   )
+  losses.make_terms(config.train, found.steps_per_epoch)
   parallel.make_parallel(config.parallel)
   config_identity.hash_of(config)
 

@@ -39,6 +39,7 @@ def _config(**changes):
     dropout=0.1,
   )
   config.data.update(source='synthetic', slices=10, size=64, valid='8-9')
+  config.train.update(auxiliary=(1.0, 0.5), auxiliary_at=(1,))
   config.optim.update(name='sgd', learning_rate=0.1, momentum=0.9)
   config.train.batch_size = 8
   config.update_from_flattened_dict(changes)
@@ -68,9 +69,12 @@ class Setting:
       l2=config.optim.l2,
       # What is recorded of each layer is compared like all other metrics.
       record=gradient_flow.conv_names(
-        models.build_model(config.model), (1, *pipeline.window, 1)
+        models.build_model(config.model),
+        models.input_shape(model, pipeline.window),
       ),
       axis_name=parallel.axis_name,
+      # From the second step on, another weight of auxiliary outputs.
+      terms=losses.make_terms(config.train, 1),
     )
     call = calls.make_train_call(step, pipeline, parallel, 1)
     state = state_lib.create_state(model, optimizer, config.seed)

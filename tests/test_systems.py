@@ -31,8 +31,35 @@ SYSTEMS = {
   'f_clmser_s': ('f_clmser_s', {'base_width': 2, 'pad': 0}),
   'unet': ('unet', {'base_width': 2, 'padding': 'SAME'}),
   'fusionnet': ('fusionnet', {'base_width': 2}),
+  'polymtl': (
+    'polymtl',
+    {
+      'base_width': 2,
+      'blocks': 'simple',
+      'repetitions': (1,) * 7,
+      'normaliser_width': 2,
+    },
+  ),
+  'cumedvision': ('cumedvision', {'base_width': 2}),
+  'm2fcn': ('m2fcn', {'base_width': 2, 'stages': 2}),
+  'fcn_lstm': ('fcn_lstm', {'base_width': 2, 'hidden': 2}),
+  'addn': ('addn', {'base_width': 2}),
+  'sfcnn': ('sfcnn', {'base_width': 1, 'kernel_size': 3}),
 }
-SWITCHES = {'fc_resnet': 2, 'f_clmser_s': 2, 'unet': 1, 'fusionnet': 2}
+# Which kinds of skips each has, and has a switch for.
+BOTH, LONG = ('long', 'short'), ('long',)
+SKIPS = {
+  'fc_resnet': BOTH,
+  'f_clmser_s': BOTH,
+  'unet': LONG,
+  'fusionnet': BOTH,
+  'polymtl': BOTH,
+  'cumedvision': (),
+  'm2fcn': (),
+  'fcn_lstm': LONG,
+  'addn': LONG,
+  'sfcnn': LONG,
+}
 each = pytest.mark.parametrize('name', SYSTEMS)
 
 
@@ -56,12 +83,17 @@ def test_the_list_is_complete():
 @functools.cache
 def made(name):
   """Model without dropout, and its variables."""
-  fields = {'dropout': 0.0} if name in ('fc_resnet', 'unet') else {}
-  model = build(name, **fields)
-  image = make_batch()['image']
-  return model, jax.jit(
-    lambda: model.init(jax.random.key(0), image, train=False)
-  )()
+  model = build(name)
+  if hasattr(model, 'dropout'):
+    model = build(name, dropout=0.0)
+  batch = make_batch(slices=models.slices(model))
+  return (
+    model,
+    jax.jit(
+      lambda: model.init(jax.random.key(0), batch['image'], train=False)
+    )(),
+    batch,
+  )
 
 
 @each
@@ -99,7 +131,10 @@ def test_trains_and_is_described_scored_and_used(
   found = json.loads(scores.read_text())
   assert found['v_rand'] == pytest.approx(summary['v_rand'], abs=1e-6)
 
-  pixels = np.random.default_rng(0).integers(0, 255, (2, 40, 50))
+  normalised = list((run / 'samples').glob('*_normalised.png'))
+  assert bool(normalised) == (name == 'polymtl')
+
+  pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 50))
   volume.write_stack(tmp_path / 'in.tif', pixels.astype(np.uint8), {})
   done = command(
     'predict',
@@ -109,7 +144,7 @@ def test_trains_and_is_described_scored_and_used(
   )
   assert done.code == 0, done
   probability = tifffile.imread(tmp_path / 'out.tif')
-  assert probability.shape == (2, 40, 50)
+  assert probability.shape == (3, 40, 50)
   assert probability.dtype == np.float32
   assert 0 <= probability.min() < probability.max() <= 1
 
@@ -133,10 +168,10 @@ def test_modes_give_the_parameters_of_one_device(name, mode):
 
 @each
 def test_its_gradient_is_taken_apart_by_its_skips(name):
-  model, variables = made(name)
-  found = routes.Routes(model, variables, make_batch(), bce)
+  model, variables, batch = made(name)
+  found = routes.Routes(model, variables, batch, bce)
   parts = found.by_skip()
-  whole = gradient_flow.layer_gradients(model, variables, make_batch(), bce)
+  whole = gradient_flow.layer_gradients(model, variables, batch, bce)
   for layer, gradient in whole.items():
     total = sum(part[layer] for part in parts.values())
     scale = float(jnp.abs(gradient).max())
@@ -145,16 +180,17 @@ def test_its_gradient_is_taken_apart_by_its_skips(name):
     kind: sum(float(np.square(g).sum()) for g in part.values())
     for kind, part in parts.items()
   }
-  assert size['long'] > 0
-  assert (size['short'] > 0) == bool(found.branches) == (name != 'unet')
+  for kind in BOTH:
+    assert (size.get(kind, 0) > 0) == (kind in SKIPS[name])
+  assert bool(found.branches) == ('short' in SKIPS[name])
 
 
 @each
 def test_its_skips_can_be_taken_away(name):
-  image = make_batch()['image']
   model = build(name)
+  image = make_batch(slices=models.slices(model))['image']
   kinds = [k for k in ('long_skips', 'short_skips') if hasattr(model, k)]
-  assert len(kinds) == SWITCHES[name]
+  assert kinds == [f'{kind}_skips' for kind in SKIPS[name]]
   for kind in kinds:
     less = build(name, **{kind: False})
     variables = jax.eval_shape(
@@ -171,15 +207,16 @@ def test_its_skips_can_be_taken_away(name):
         lambda v, x, m=less: m.apply(v, x, train=False), variables, image
       )
     assert kind.removesuffix('_skips') not in seen
-  if 'short_skips' not in kinds:
-    with pytest.raises(errors.InputError, match='no short skips'):
-      build(name, short_skips=False)
+  for kind in BOTH:
+    if kind not in SKIPS[name]:
+      with pytest.raises(errors.InputError, match=f'no {kind} skips'):
+        build(name, **{f'{kind}_skips': False})
 
 
 @each
 def test_bfloat16_is_inside_only(mixed, name):
   model = build(name, dtype='bfloat16')
-  image = make_batch()['image']
+  image = make_batch(slices=models.slices(model))['image']
   variables = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image
   )
@@ -188,7 +225,7 @@ def test_bfloat16_is_inside_only(mixed, name):
     lambda v, x: model.apply(v, x, train=False), variables, image
   )
   assert outputs['logits'].dtype == jnp.float32
-  assert outputs['logits'].shape == image.shape
+  assert outputs['logits'].shape == (*image.shape[:3], 1)
   with pytest.raises(errors.InputError, match='float32 or bfloat16'):
     build(name, dtype='float16')
 

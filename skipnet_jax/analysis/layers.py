@@ -66,11 +66,13 @@ def visit(
 def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
   """The model's layers in call order; nothing is computed.
 
+  One that is called several times is one row, with the sum of its products.
+
   Args:
     model: maps `(image, train)` to outputs.
     shape: of the image, `(b, y, x, c)`.
   """
-  rows: list[Layer] = []
+  rows: dict[str, Layer] = {}
 
   def seen(module, own, output, args):
     parameters = sum(math.prod(leaf.shape) for leaf in own.values())
@@ -80,19 +82,21 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
       transposed = isinstance(module, nn.ConvTranspose)
       transposed |= getattr(module, 'transposed', False)
       over = args[0] if transposed else output
-      flops = 2 * math.prod(over.shape[:-1]) * math.prod(own['kernel'].shape)
+      products = getattr(module, 'products', math.prod)(own['kernel'].shape)
+      flops = 2 * math.prod(over.shape[:-1]) * products
       if getattr(module, 'repeated', False):
         # Of the 9 products, those on the same pixel are one.
         flops = flops * 4 // 9
-    rows.append(
-      Layer(
-        name='/'.join(module.path),
-        block=type(module.parent).__name__,
-        shape=output.shape,
-        parameters=parameters,
-        flops=flops,
-        read=math.prod(args[0].shape),
-      )
+    name, read = '/'.join(module.path), math.prod(args[0].shape)
+    if name in rows:
+      flops, read = flops + rows[name].flops, read + rows[name].read
+    rows[name] = Layer(
+      name=name,
+      block=type(module.parent).__name__,
+      shape=output.shape,
+      parameters=parameters,
+      flops=flops,
+      read=read,
     )
 
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -104,7 +108,7 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     return visit(lambda: model.apply(v, x, train=False), seen)
 
   jax.eval_shape(forward, variables, image)
-  return rows
+  return list(rows.values())
 
 
 def format_table(rows: list[Layer]) -> str:

@@ -43,6 +43,7 @@ class Pipeline:
     settings: strength of the augmentation.
     count: slices of the stack.
     slices: slices that an example's image consists of.
+    widen: pixels by which the membranes of training labels grow.
   """
 
   train: tuple[int, ...]
@@ -53,6 +54,7 @@ class Pipeline:
   settings: augment.Settings
   count: int
   slices: int = 1
+  widen: int = 0
 
   @property
   def steps_per_epoch(self) -> int:
@@ -142,6 +144,11 @@ class Pipeline:
         key, image, label, self.settings, *weight
       )
     )(keys, _normalise(raw), raw['label'].astype(jnp.float32), *weight)
+    if self.widen:
+      side = 2 * self.widen + 1
+      label = lax.reduce_window(
+        label, jnp.inf, lax.min, (1, side, side), (1, 1, 1), 'SAME'
+      )
     return {
       'image': jnp.moveaxis(image, 1, -1),
       'label': label[..., None],
@@ -249,6 +256,7 @@ def make_pipeline(
     settings=augment.Settings(**config.data.augment),
     count=len(data.image),
     slices=slices,
+    widen=config.data.widen,
   )
 
 

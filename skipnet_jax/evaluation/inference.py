@@ -112,6 +112,14 @@ def predict_tile(
   return losses.prediction(outputs)[0, ..., 0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _normalised(
+  model: nn.Module, variables: Variables, image: jax.Array
+) -> jax.Array:
+  outputs = model.apply(variables, image[None], train=False)
+  return outputs['normalised'][0, ..., 0]
+
+
 class Predictor:
   """Averages a model's predictions over all that was asked for.
 
@@ -163,15 +171,34 @@ class Predictor:
     Raises:
       InputError: NaN or infinite pixels.
     """
+    prepared, (y, x) = self._whole(image)
+    found = gate_maps.gate_maps(self._model, self._variables[0], prepared)
+    return {name: mask[:y, :x] for name, mask in found.items()}
+
+  def normalised(self, image: np.ndarray) -> np.ndarray | None:
+    """What the first checkpoint's normaliser makes of an image.
+
+    Args:
+      image: as for `gates`.
+
+    Returns:
+      `[y, x]` float32, or None for a network without.
+
+    Raises:
+      InputError: NaN or infinite pixels.
+    """
+    if not getattr(self._model, 'normalises', False):
+      return None
+    prepared, (y, x) = self._whole(image)
+    found = _normalised(self._model, self._variables[0], prepared)
+    return np.asarray(found)[:y, :x]
+
+  def _whole(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The image as the network takes it in one piece, and its own sides."""
     image = image[..., :WHOLE, :WHOLE]
     y, x = image.shape[-2:]
     m = self._multiple
-    found = gate_maps.gate_maps(
-      self._model,
-      self._variables[0],
-      _prepare(image, (_ceil(y, m), _ceil(x, m))),
-    )
-    return {name: mask[:y, :x] for name, mask in found.items()}
+    return _prepare(image, (_ceil(y, m), _ceil(x, m))), (y, x)
 
   def receptive_field(self) -> int | None:
     """How far, in pixels, a pixel of the image reaches in the prediction.

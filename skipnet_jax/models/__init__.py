@@ -8,9 +8,15 @@ import ml_collections
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax.models import addn
 from skipnet_jax.models import clmser
+from skipnet_jax.models import cumedvision
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import fcn_lstm
 from skipnet_jax.models import fusionnet
+from skipnet_jax.models import m2fcn
+from skipnet_jax.models import polymtl
+from skipnet_jax.models import sfcnn
 from skipnet_jax.models import unet
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -18,6 +24,12 @@ MODELS: dict[str, type[nn.Module]] = {
   'f_clmser_s': clmser.F_CLmser_S,
   'unet': unet.UNet,
   'fusionnet': fusionnet.FusionNet,
+  'polymtl': polymtl.PolyMtl,
+  'cumedvision': cumedvision.CUMedVision,
+  'm2fcn': m2fcn.M2FCN,
+  'fcn_lstm': fcn_lstm.FCNLSTM,
+  'addn': addn.ADDN,
+  'sfcnn': sfcnn.SFCNN,
 }
 
 

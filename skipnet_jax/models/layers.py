@@ -32,6 +32,7 @@ class Conv(nn.Module):
     repeated: whether the input is first upsampled as by `repeat`; for 3x3
       kernels, which then cost 4 products a pixel instead of 9.
     padding: 'SAME', or 'VALID': k - 1 pixels fewer in y and x.
+    dilation: distance of the pixels that the kernel sees.
   """
 
   features: int
@@ -42,6 +43,7 @@ class Conv(nn.Module):
   dtype: Dtype = jnp.float32
   repeated: bool = False
   padding: str = 'SAME'
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -63,26 +65,40 @@ class Conv(nn.Module):
         (((3,), (0,)), ((), ())),
       )
     else:
-      x = _conv(x, kernel.astype(self.dtype), s, self.padding)
+      x = conv(
+        x, kernel.astype(self.dtype), s, self.padding, dilation=self.dilation
+      )
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return x
 
 
-def _conv(
+def conv(
   x: jax.Array,
   kernel: jax.Array,
-  stride: int,
-  padding: Any,
+  stride: int = 1,
+  padding: Any = 'SAME',
   spread: int = 1,
+  dilation: int = 1,
 ) -> jax.Array:
+  """Convolves `[b, y, x, c]` with `[k, k, c, features]`.
+
+  Args:
+    x: the input.
+    kernel: the weights, of x's dtype.
+    stride: decimation of the output.
+    padding: 'SAME', 'VALID', or pixels before and after, in y and x.
+    spread: distance to which the input's pixels are first pulled apart.
+    dilation: distance of the pixels that the kernel sees.
+  """
   return lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
     padding,
     lhs_dilation=(spread, spread),
+    rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
@@ -126,14 +142,15 @@ def _conv_of_repeat(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class ConvTranspose(nn.Module):
-  """A transposed convolution of stride 2, which doubles both sides.
+  """A transposed convolution, which multiplies both sides by its stride.
 
   An input pixel (i, j) adds `kernel[p, q]` of itself to the output pixel
-  (2i + p, 2j + q) for a side of 2, to (2i + p - 1, 2j + q - 1) for one of 3.
+  (s i + p - c, s j + q - c), where c is half of k - s, rounded up.
 
   Attributes:
     features: output channels.
-    kernel_size: 2 or 3.
+    kernel_size: k, at least the stride.
+    strides: s.
     use_bias: whether a bias is added.
     kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
     dtype: compute dtype.
@@ -142,6 +159,7 @@ class ConvTranspose(nn.Module):
 
   features: int
   kernel_size: int = 2
+  strides: int = 2
   use_bias: bool = True
   kernel_init: Any = nn.initializers.he_normal()
   dtype: Dtype = jnp.float32
@@ -149,18 +167,19 @@ class ConvTranspose(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[b, y, x, c_in]` to `[b, 2y, 2x, features]`."""
+    """Maps `[b, y, x, c_in]` to `[b, s y, s x, features]`."""
     b, h, w, c = x.shape
-    k = self.kernel_size
+    k, s = self.kernel_size, self.strides
     kernel = self.param('kernel', self.kernel_init, (k, k, c, self.features))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    if k == 2:
+    if k == s:
       # Output pixels come from one input pixel each: a matrix product.
       x = x @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
-      x = x.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-      x = x.reshape(b, 2 * h, 2 * w, -1)
+      x = x.reshape(b, h, w, s, s, -1).transpose(0, 1, 3, 2, 4, 5)
+      x = x.reshape(b, s * h, s * w, -1)
     else:
-      x = _conv(x, kernel[::-1, ::-1], 1, ((1, 2), (1, 2)), spread=2)
+      pad = (s + k - 2) // 2, (s + k - 1) // 2
+      x = conv(x, kernel[::-1, ::-1], 1, (pad, pad), spread=s)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)

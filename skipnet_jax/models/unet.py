@@ -30,6 +30,62 @@ def valid_pad(side: int) -> tuple[int, int]:
   return before, least + more - side - before
 
 
+def contract_and_expand(
+  x: jax.Array,
+  drop: bool,
+  *,
+  base_width: int,
+  long_skips: bool = True,
+  padding: str = 'SAME',
+  up_kernel: int = 2,
+  dropout: float = 0.0,
+  dtype: layers.Dtype = jnp.float32,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """All of a U-Net but its classifier, within a compact method.
+
+  Args:
+    x: `[b, y, x, c]`.
+    drop: whether dropout is on.
+    base_width: as in `UNet`, like what follows.
+    long_skips: as in `UNet`.
+    padding: as in `UNet`.
+    up_kernel: as in `UNet`.
+    dropout: as in `UNet`.
+    dtype: compute dtype.
+    axis_name: as in `UNet`.
+
+  Returns:
+    `[b, y, x, base_width]`, in 'VALID' 2 `VALID_BORDER` pixels smaller.
+  """
+
+  def level(name, x, features):
+    for i in (1, 2):
+      x = layers.Conv(
+        features, padding=padding, dtype=dtype, name=f'{name}_conv_{i}'
+      )(x)
+      x = nn.relu(x)
+    return x
+
+  down = []
+  for i in range(DEPTH + 1):
+    x = level(f'down_{i}', x, base_width * 2**i)
+    if i >= DEPTH - 1:
+      x = layers.Dropout(dropout, axis_name)(x, drop)
+    if i < DEPTH:
+      down.append(x)
+      x = layers.max_pool(x)
+  for i in reversed(range(DEPTH)):
+    features = base_width * 2**i
+    x = layers.ConvTranspose(
+      features, up_kernel, dtype=dtype, name=f'up_{i}_up'
+    )(x)
+    if long_skips:
+      x = skips.LongConcatenation(name=f'long_skip_{i}')(x, down[i])
+    x = level(f'up_{i}', x, features)
+  return x
+
+
 class UNet(nn.Module):
   """U-Net with its long skips as concatenations.
 
@@ -103,35 +159,20 @@ class UNet(nn.Module):
     size = image.shape[1:3]
     self.check_size(size)
     dtype = jnp.dtype(self.dtype)
-
-    def level(name, x, features):
-      for i in (1, 2):
-        x = layers.Conv(
-          features, padding=self.padding, dtype=dtype, name=f'{name}_conv_{i}'
-        )(x)
-        x = nn.relu(x)
-      return x
-
     x = image
     if self.padding == 'VALID':
       x = layers.mirror(x, [valid_pad(side) for side in size])
-    down = []
-    for i in range(DEPTH + 1):
-      x = level(f'down_{i}', x, self.base_width * 2**i)
-      if i >= DEPTH - 1:
-        drop = layers.Dropout(self.dropout, self.axis_name)
-        x = drop(x, train or sample)
-      if i < DEPTH:
-        down.append(x)
-        x = layers.max_pool(x)
-    for i in reversed(range(DEPTH)):
-      features = self.base_width * 2**i
-      x = layers.ConvTranspose(
-        features, self.up_kernel, dtype=dtype, name=f'up_{i}_up'
-      )(x)
-      if self.long_skips:
-        x = skips.LongConcatenation(name=f'long_skip_{i}')(x, down[i])
-      x = level(f'up_{i}', x, features)
+    x = contract_and_expand(
+      x,
+      train or sample,
+      base_width=self.base_width,
+      long_skips=self.long_skips,
+      padding=self.padding,
+      up_kernel=self.up_kernel,
+      dropout=self.dropout,
+      dtype=dtype,
+      axis_name=self.axis_name,
+    )
     x = layers.Conv(2, 1, dtype=dtype, name='classifier')(x)
     x = layers.centre(x, size).astype(jnp.float32)
     return {'logits': x[..., 1:] - x[..., :1]}

@@ -53,6 +53,12 @@ SYSTEMS = {
   'U-Net': _row('unet', '.97276', '.98662'),
   'FusionNet': _row('fusionnet', '.97804', '.98893'),
   **GATES,
+  'CUMedVision': _row('cumedvision', '.97682', '.98865'),
+  'M2FCN': _row('m2fcn', '.97805', '.98919'),
+  'PolyMtl': _row('polymtl', '.98058', '.98816'),
+  'ADDN': _row('addn', '.98317', '.99088'),
+  'FCN+LSTM': _row('fcn_lstm', '.97537', '.98743'),
+  'SFCNN': _row('sfcnn', '.98680', '.99144'),
 }
 TABLE_3 = {
   'long and short': _losses('long_short', '.162', '.163'),

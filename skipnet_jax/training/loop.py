@@ -118,6 +118,7 @@ class Run:
       l2=config.optim.l2,
       record=self.kernels,
       axis_name=parallel.axis_name,
+      terms=losses.make_terms(config.train, pipeline.steps_per_epoch),
     )
     eval_step = step_lib.make_eval_step(
       self.model, self.loss, l2=config.optim.l2, axis_name=parallel.axis_name

@@ -7,14 +7,15 @@ loss counts them by it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 Array = jax.Array
-Outputs = dict[str, Array]
+Outputs = dict[str, Any]
 Batch = dict[str, Array]
 
 
@@ -29,6 +30,70 @@ class Loss(NamedTuple):
 
   sums: Callable[[Outputs, Batch], dict[str, Array]]
   value: Callable[[dict[str, Array]], Array]
+
+
+class Terms(NamedTuple):
+  """What else the loss of a training step consists of, by the outputs.
+
+  Attributes:
+    auxiliary: weight of every auxiliary output's loss, by the step.
+    adversarial: weight of the generator's wish to be taken for labels.
+  """
+
+  auxiliary: Callable[[Array], Array | float] = lambda step: 1.0
+  adversarial: float = 0.0
+
+
+NO_TERMS = Terms()
+
+
+def make_terms(
+  config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> Terms:
+  """The terms of a config's `train` section."""
+  weights = jnp.asarray(config.auxiliary, jnp.float32)
+  ends = jnp.asarray(config.auxiliary_at, jnp.int32) * steps_per_epoch
+  return Terms(lambda step: weights[jnp.sum(step >= ends)], config.adversarial)
+
+
+def training_sums(
+  loss: Loss, outputs: Outputs, batch: Batch
+) -> dict[str, dict[str, Array]]:
+  """What `training_value` is made of: sums by output.
+
+  `logits`, every auxiliary output, and `judged` where a discriminator judged.
+  """
+  found = {'logits': loss.sums(outputs, batch)}
+  for name, logits in outputs.get('auxiliary', {}).items():
+    found[f'auxiliary/{name}'] = loss.sums({'logits': logits}, batch)
+  if 'judged' in outputs:
+    judged = outputs['judged']
+    found['judged'] = {
+      # Binary cross-entropies: softplus(-x) if it should be real.
+      'real': jnp.sum(jax.nn.softplus(-judged['real'])),
+      'fake': jnp.sum(jax.nn.softplus(judged['fake'])),
+      'fooled': jnp.sum(jax.nn.softplus(-judged['fooled'])),
+      'patches': jnp.asarray(judged['real'].size, jnp.float32),
+    }
+  return found
+
+
+def training_value(
+  loss: Loss, terms: Terms, sums: dict[str, dict[str, Array]], step: Array
+) -> tuple[Array, dict[str, Array]]:
+  """The loss that a step minimises, and its parts that records show."""
+  value, parts = loss.value(sums['logits']), {}
+  auxiliary = [v for k, v in sums.items() if k.startswith('auxiliary/')]
+  if auxiliary:
+    parts['auxiliary'] = sum(loss.value(each) for each in auxiliary)
+    value = value + terms.auxiliary(step) * parts['auxiliary']
+  if 'judged' in sums:
+    judged = dict(sums['judged'])
+    patches = judged.pop('patches')
+    parts |= {f'judged_{k}': v / patches for k, v in judged.items()}
+    value = value + terms.adversarial * parts['judged_fooled']
+    value = value + parts['judged_real'] + parts['judged_fake']
+  return value, parts
 
 
 def prediction(outputs: Outputs) -> Array:

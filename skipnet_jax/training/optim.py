@@ -58,6 +58,10 @@ def make_schedule(
   return lambda n: schedule(n) * jnp.minimum(1.0, (n + 1) / warmup)
 
 
+# Name of a discriminator's parameters.
+DISCRIMINATOR = 'discriminator'
+
+
 class EmaState(NamedTuple):
   """Averaged parameters, found again by their field's name."""
 
@@ -81,6 +85,29 @@ def _track_ema(decay: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(init, update)
 
 
+def _apart(
+  others: optax.GradientTransformation, own: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """`own` for the parameters under DISCRIMINATOR, if there are any."""
+
+  def labels(params):
+    return {
+      name: 'own' if name == DISCRIMINATOR else 'others' for name in params
+    }
+
+  both = optax.partition({'own': own, 'others': others}, labels)
+
+  def choose(params):
+    return both if DISCRIMINATOR in params else others
+
+  return optax.GradientTransformation(
+    lambda params: choose(params).init(params),
+    lambda updates, state, params=None: choose(updates).update(
+      updates, state, params
+    ),
+  )
+
+
 def make_optimizer(
   config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -88,19 +115,22 @@ def make_optimizer(
 
   L2 enters as its gradient `2 * l2 * w` before the optimizer, as it does when
   the penalty is part of the loss; with adamw it is decoupled weight decay.
+  Parameters under `discriminator` have an optimizer of the same kind and of
+  their own, with its learning rate.
   """
   eps, b1, b2 = config.eps, config.momentum, config.decay
   make = {
-    'rmsprop': lambda: optax.rmsprop(
-      schedule, b2, eps, momentum=b1 or None, eps_in_sqrt=False
+    'rmsprop': lambda rate: optax.rmsprop(
+      rate, b2, eps, momentum=b1 or None, eps_in_sqrt=False
     ),
-    'sgd': lambda: optax.sgd(schedule, momentum=b1 or None),
-    'adam': lambda: optax.adam(schedule, b1, b2, eps),
-    'adamw': lambda: optax.adamw(
-      schedule, b1, b2, eps, weight_decay=config.l2, mask=kernel_mask
+    'sgd': lambda rate: optax.sgd(rate, momentum=b1 or None),
+    'adam': lambda rate: optax.adam(rate, b1, b2, eps),
+    'adamw': lambda rate: optax.adamw(
+      rate, b1, b2, eps, weight_decay=config.l2, mask=kernel_mask
     ),
-  }
-  chain = [make[config.name]()]
+  }[config.name]
+  factor = config.discriminator_learning_rate / config.learning_rate
+  chain = [_apart(make(schedule), make(lambda count: factor * schedule(count)))]
   if config.l2 and config.name != 'adamw':
     chain.insert(0, optax.add_decayed_weights(2 * config.l2, kernel_mask))
   if config.ema:

@@ -32,6 +32,7 @@ def make_train_step(
   l2: float = 0.0,
   record: Sequence[str] = (),
   axis_name: str | None = None,
+  terms: losses.Terms = losses.NO_TERMS,
 ) -> Step:
   """Makes the training step.
 
@@ -46,13 +47,16 @@ def make_train_step(
     record: layers whose kernels' changes are recorded.
     axis_name: mapped axis of a pmapped call: sums and gradients go over all of
       its devices.
+    terms: what auxiliary and judged outputs add to the loss.
 
   Returns:
     `(state, batch) -> (state, metrics)`. Metrics, float32 scalars to be summed:
     loss (without L2), l2, grad_norm, steps (divide these three by it); bce,
     correct, pixels; nonfinite (1 for a step that was refused). With `record`
-    also flow `[4, layers]`, see `telemetry.step_flow`.
+    also flow `[4, layers]`, see `telemetry.step_flow`; `part/<name>` as
+    `losses.training_value` names them, to be divided by steps too.
   """
+  adversarial = getattr(model, 'adversarial', False)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     rngs = {'dropout': streams.key_at(state.key, 'dropout', state.step)}
@@ -64,13 +68,18 @@ def make_train_step(
         train=True,
         mutable=['batch_stats'],
         rngs=rngs,
+        **({'label': batch['label']} if adversarial else {}),
       )
-      sums = (loss.sums(outputs, batch), losses.pixel_sums(outputs, batch))
+      sums = (
+        losses.training_sums(loss, outputs, batch),
+        losses.pixel_sums(outputs, batch),
+      )
       if axis_name is not None:
         sums = lax.psum(sums, axis_name)
-      return loss.value(sums[0]), (sums[1], updated.get('batch_stats', {}))
+      value, parts = losses.training_value(loss, terms, sums[0], state.step)
+      return value, (parts, sums[1], updated.get('batch_stats', {}))
 
-    (value, (pixels, batch_stats)), grads = jax.value_and_grad(
+    (value, (parts, pixels, batch_stats)), grads = jax.value_and_grad(
       objective, has_aux=True
     )(state.params)
     if axis_name is not None:
@@ -96,6 +105,7 @@ def make_train_step(
       'steps': jnp.ones(()),
       'nonfinite': (~finite).astype(jnp.float32),
       **pixels,
+      **{f'part/{name}': part for name, part in parts.items()},
     }
     if record:
       metrics['flow'] = telemetry.step_flow(
@@ -154,6 +164,11 @@ def divide(sums: dict[str, float]) -> dict[str, float]:
     'bce': sums['bce'] / pixels,
     'accuracy': sums['correct'] / pixels,
     'grad_norm': sums['grad_norm'] / steps,
+    **{
+      name.removeprefix('part/'): value / steps
+      for name, value in sums.items()
+      if name.startswith('part/')
+    },
   }
 
 

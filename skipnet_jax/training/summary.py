@@ -12,6 +12,7 @@ from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import gate_maps
 from skipnet_jax.evaluation import inference
+from skipnet_jax.evaluation import panels
 from skipnet_jax.training import logging
 
 
@@ -88,10 +89,10 @@ def side_by_side(
   image: np.ndarray, label: np.ndarray, prediction: np.ndarray
 ) -> np.ndarray:
   """Image, label and prediction, each `[y, x]`, as one `[y, 3x+8]` uint8."""
-  low, high = np.percentile(image, (0.5, 99.5))
-  grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
   gap = np.full((image.shape[0], 4), 1.0)
-  row = np.hstack([grey, gap, label.astype(float), gap, prediction])
+  row = np.hstack(
+    [panels.stretch(image), gap, label.astype(float), gap, prediction]
+  )
   return np.round(255 * row).astype(np.uint8)
 
 
@@ -111,7 +112,8 @@ def write_samples(
 ) -> None:
   """Writes `side_by_side` of the first `count` validation slices as PNG.
 
-  And, for a network with pixel gates, what they let through.
+  And, for a network with pixel gates, what they let through; for one with a
+  normaliser, the slice beside what that makes of it.
   """
   folder.mkdir(exist_ok=True)
   tiling = predictor.tiling(data.image.shape[1:], say=log.say)
@@ -123,6 +125,13 @@ def write_samples(
       picture = gate_maps.gate_panel(data.image[z], masks)
       volume.write_png(folder / f'{name}_slice_{z:03d}_gates.png', picture)
       log.picture(f'gates_{z:03d}', picture, step)
+    normalised = predictor.normalised(pages)
+    if normalised is not None:
+      both = [panels.stretch(p) for p in (data.image[z], normalised)]
+      picture = np.round(255 * np.hstack(both)).astype(np.uint8)
+      path = folder / f'{name}_slice_{z:03d}_normalised.png'
+      volume.write_png(path, picture)
+      log.picture(f'normalised_{z:03d}', picture, step)
     mean, _ = predictor(pages, tiling)
     picture = side_by_side(data.image[z], data.label[z], mean)
     volume.write_png(folder / f'{name}_slice_{z:03d}.png', picture)

@@ -1,0 +1,106 @@
+"""M2FCN (Shen et al. 2017): stages of nets with side outputs."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax import errors
+from skipnet_jax.models import layers
+from skipnet_jax.models import vgg
+
+
+class Stage(nn.Module):
+  """A net with a side output of each level (Xie and Tu 2015), and their fusion.
+
+  A side output: 1x1 convolution to one channel, then a transposed convolution
+  to full size.
+
+  Attributes:
+    base_width: channels of the first level; the last has 8 times as many.
+    dtype: compute dtype.
+  """
+
+  base_width: int
+  dtype: layers.Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maps `[b, y, x, c]` to `[b, y, x, 4]` of the sides, `[b, y, x, 1]`."""
+    sides = []
+    for level, side in enumerate(
+      vgg.Trunk(self.base_width, self.dtype, name='trunk')(x)
+    ):
+      side = layers.Conv(1, 1, dtype=self.dtype, name=f'side_{level}')(side)
+      if level:
+        stride = 2**level
+        side = layers.ConvTranspose(
+          1, 2 * stride, stride, dtype=self.dtype, name=f'side_{level}_up'
+        )(side)
+      sides.append(side)
+    sides = jnp.concatenate(sides, -1)
+    return sides, layers.Conv(1, 1, dtype=self.dtype, name='fusion')(sides)
+
+
+class M2FCN(nn.Module):
+  """Stages, each of which sees the image and all side outputs of the last.
+
+  Every side output and every fusion is an auxiliary output, but for the last
+  fusion, which is the prediction. Widths are not published; here each stage is
+  half as wide as VGG.
+
+  Attributes:
+    stages: how many.
+    base_width: channels of a stage's first level.
+    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    axis_name: mapped axis of a pmapped call, or None; of no matter here.
+  """
+
+  stages: int = 3
+  base_width: int = 32
+  dtype: str = 'float32'
+  axis_name: str | None = None
+
+  def check(self) -> None:
+    """Raises InputError for a setting that no network can be built from."""
+    for name in ('stages', 'base_width'):
+      if getattr(self, name) < 1:
+        raise errors.InputError(
+          f'model.{name} is {getattr(self, name)}; it must be at least 1.'
+        )
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises InputError unless both sides (y, x) are multiples of 8."""
+    layers.check_size(size, vgg.SIZE_MULTIPLE)
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, train: bool, sample: bool = False
+  ) -> dict[str, jax.Array]:
+    """Logits of the probability that a pixel is inside a cell.
+
+    Args:
+      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 8.
+      train: no meaning here: the network has no BatchNorm and no dropout.
+      sample: no meaning here either.
+
+    Returns:
+      `{'logits': [b, y, x, 1] float32, 'auxiliary': {name: the same}}`.
+
+    Raises:
+      InputError: a side is no multiple of 8.
+    """
+    del train, sample
+    self.check_size(image.shape[1:3])
+    dtype = jnp.dtype(self.dtype)
+    x, auxiliary = image, {}
+    for number in range(1, self.stages + 1):
+      sides, fused = Stage(self.base_width, dtype, name=f'stage_{number}')(x)
+      sides, fused = sides.astype(jnp.float32), fused.astype(jnp.float32)
+      for level in range(sides.shape[-1]):
+        name = f'stage_{number}_side_{level}'
+        auxiliary[name] = sides[..., level : level + 1]
+      auxiliary[f'stage_{number}'] = fused
+      # Probabilities: no side can drown the image by its scale.
+      x = jnp.concatenate([image, nn.sigmoid(sides)], -1)
+    del auxiliary[f'stage_{self.stages}']
+    return {'logits': fused, 'auxiliary': auxiliary}

@@ -1,0 +1,102 @@
+"""PolyMtl (Drozdzal et al. 2018): a learned normalisation before FC-ResNet."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from skipnet_jax import errors
+from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import layers
+from skipnet_jax.models import unet
+
+
+class PolyMtl(nn.Module):
+  """A small U-Net makes the image that FC-ResNet then segments.
+
+  Both are trained together, by the loss of the segmentation alone.
+
+  Attributes:
+    short_skips: of FC-ResNet.
+    long_skips: of both.
+    dropout: of FC-ResNet.
+    base_width: of FC-ResNet, see `fc_resnet.FCResNet`.
+    blocks: of FC-ResNet.
+    repetitions: of FC-ResNet.
+    normaliser_width: channels of the small U-Net's first level.
+    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  short_skips: bool = True
+  long_skips: bool = True
+  dropout: float = 0.1
+  base_width: int = 32
+  blocks: str = 'bottleneck'
+  repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
+  normaliser_width: int = 16
+  dtype: str = 'float32'
+  axis_name: str | None = None
+  # Its outputs have an image of their own, which samples show.
+  normalises = True
+
+  def check(self) -> None:
+    """Raises InputError for a setting that no network can be built from."""
+    if self.normaliser_width < 1:
+      raise errors.InputError(
+        f'model.normaliser_width is {self.normaliser_width}; it must be at '
+        'least 1.'
+      )
+    fc_resnet.FCResNet(**_segmenter_fields(self), parent=None).check()
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises InputError unless both sides (y, x) are multiples of 32."""
+    layers.check_size(size, fc_resnet.SIZE_MULTIPLE)
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, train: bool, sample: bool = False
+  ) -> dict[str, jax.Array]:
+    """Logits of the probability that a pixel is inside a cell.
+
+    Args:
+      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 32.
+      train: batch statistics and dropout if True.
+      sample: dropout without batch statistics.
+
+    Returns:
+      `{'logits': [b, y, x, 1] float32, 'normalised': the same}`, the latter
+      what FC-ResNet is given.
+
+    Raises:
+      InputError: a side is no multiple of 32.
+    """
+    self.check_size(image.shape[1:3])
+    normaliser = unet.UNet(
+      long_skips=self.long_skips,
+      dropout=0.0,
+      base_width=self.normaliser_width,
+      dtype=self.dtype,
+      axis_name=self.axis_name,
+      name='normaliser',
+    )
+    # One channel: the difference of the U-Net's two.
+    image = normaliser(image, train, sample)['logits']
+    segmenter = fc_resnet.FCResNet(**_segmenter_fields(self), name='segmenter')
+    return segmenter(image, train, sample) | {'normalised': image}
+
+
+def _segmenter_fields(model: PolyMtl) -> dict[str, Any]:
+  return {
+    name: getattr(model, name)
+    for name in (
+      'short_skips',
+      'long_skips',
+      'dropout',
+      'base_width',
+      'blocks',
+      'repetitions',
+      'dtype',
+      'axis_name',
+    )
+  }

@@ -1,0 +1,113 @@
+"""SFCNN (Weiler et al. 2018): a U-Net of steerable-filter convolutions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax import errors
+from skipnet_jax.models import layers
+from skipnet_jax.models import skips
+from skipnet_jax.models import steerable
+
+# Halvings between the four levels.
+DEPTH = 3
+SIZE_MULTIPLE = 2**DEPTH
+
+
+class SFCNN(nn.Module):
+  """A U-Net equivariant under rotations by 22.5 degrees.
+
+  Exactly so under quarter turns, which map the pixels onto themselves. Each
+  level: two steerable convolutions with BatchNorm and ReLU; max pooling and
+  repetition between the levels; at the end the largest of the orientations, and
+  a 1x1 convolution. Widths are not published.
+
+  Attributes:
+    long_skips: concatenations from the contracting to the expanding path.
+    base_width: channels of the first level at each of the 16 orientations;
+      each level has twice as many as the one before.
+    kernel_size: side of the kernels, in pixels: 3, 5 or 7.
+    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  long_skips: bool = True
+  base_width: int = 8
+  kernel_size: int = 5
+  dtype: str = 'float32'
+  axis_name: str | None = None
+
+  def check(self) -> None:
+    """Raises InputError for a setting that no network can be built from."""
+    if self.base_width < 1:
+      raise errors.InputError(
+        f'model.base_width is {self.base_width}; it must be at least 1.'
+      )
+    if self.kernel_size not in (3, 5, 7):
+      raise errors.InputError(
+        f'model.kernel_size is {self.kernel_size}; it must be 3, 5 or 7.'
+      )
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises InputError unless both sides (y, x) are multiples of 8."""
+    layers.check_size(size, SIZE_MULTIPLE)
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, train: bool, sample: bool = False
+  ) -> dict[str, jax.Array]:
+    """Logits of the probability that a pixel is inside a cell.
+
+    Args:
+      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 8.
+      train: batch statistics if True.
+      sample: no meaning here: the network has no dropout.
+
+    Returns:
+      `{'logits': [b, y, x, 1] float32}`.
+
+    Raises:
+      InputError: a side is no multiple of 8.
+    """
+    del sample
+    self.check_size(image.shape[1:3])
+    dtype = jnp.dtype(self.dtype)
+
+    def level(name, x, features):
+      for i in (1, 2):
+        x = steerable.SteerableConv(
+          features,
+          self.kernel_size,
+          lift=x.shape[-1] == 1,
+          dtype=dtype,
+          name=f'{name}_conv_{i}',
+        )(x)
+        x = steerable.OrientedNorm(
+          dtype, self.axis_name, name=f'{name}_norm_{i}'
+        )(x, train)
+      return x
+
+    x, down = image, []
+    for i in range(DEPTH + 1):
+      x = level(f'down_{i}', x, self.base_width * 2**i)
+      if i < DEPTH:
+        down.append(x)
+        x = layers.max_pool(x)
+    for i in reversed(range(DEPTH)):
+      x = layers.repeat(x)
+      if self.long_skips:
+        x = _join(f'long_skip_{i}', x, down[i])
+      x = level(f'up_{i}', x, self.base_width * 2**i)
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h, w, steerable.ORIENTATIONS, -1).max(3)
+    x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
+    return {'logits': x.astype(jnp.float32)}
+
+
+def _join(name: str, x: jax.Array, encoder: jax.Array) -> jax.Array:
+  """Concatenates the channels of each orientation."""
+  shape = (*x.shape[:3], steerable.ORIENTATIONS, -1)
+  both = skips.LongConcatenation(name=name)(
+    x.reshape(shape), encoder.reshape(shape)
+  )
+  return both.reshape(*x.shape[:3], -1)

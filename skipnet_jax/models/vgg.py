@@ -1,0 +1,41 @@
+"""The contracting path of VGG, which nets with side outputs share."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax.models import layers
+
+# Convolutions of each level.
+CONVOLUTIONS = (2, 2, 3, 3)
+# What the sides of an image must be multiples of: of the three halvings.
+SIZE_MULTIPLE = 2 ** (len(CONVOLUTIONS) - 1)
+
+
+class Trunk(nn.Module):
+  """3x3 convolutions with ReLU, and max pooling between the levels.
+
+  Attributes:
+    base_width: channels of the first level; each has twice as many as the one
+      before.
+    dtype: compute dtype.
+  """
+
+  base_width: int
+  dtype: layers.Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> list[jax.Array]:
+    """Maps `[b, y, x, c]` to the levels' `[b, y / 2^i, x / 2^i, w 2^i]`."""
+    found = []
+    for level, count in enumerate(CONVOLUTIONS):
+      x = layers.max_pool(x) if level else x
+      for i in range(1, count + 1):
+        x = layers.Conv(
+          self.base_width * 2**level,
+          dtype=self.dtype,
+          name=f'level_{level}_conv_{i}',
+        )(x)
+        x = nn.relu(x)
+      found.append(x)
+    return found

@@ -1,0 +1,183 @@
+"""ADDN: who learns from what, with which optimizer."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_networks import make_batch
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax.training import losses
+from skipnet_jax.training import optim
+from skipnet_jax.training import state as state_lib
+from skipnet_jax.training import step as step_lib
+
+PLAYERS = ('discriminator', 'generator')
+
+
+@functools.cache
+def made():
+  model = models.build_model(models.model_config('addn', base_width=2))
+  batch = make_batch()
+  variables = jax.jit(
+    lambda: model.init(jax.random.key(0), batch['image'], train=False)
+  )()
+  return model, variables, batch
+
+
+def test_its_parameters():
+  model = models.build_model(models.model_config('addn'))
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False),
+    jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32),
+  )
+  sizes = {
+    name: sum(x.size for x in jax.tree.leaves(tree))
+    for name, tree in variables['params'].items()
+  }
+  widths = (2, 64, 128, 256, 512)
+  pairs = itertools.pairwise(widths)
+  judge = sum(9 * a * b + b for a, b in pairs) + 512 + 1
+  assert sizes == {'discriminator': judge, 'generator': 7_443_145}
+  assert sum(sizes.values()) == 8_994_058
+
+
+def gradient(part):
+  """Of one term of the loss."""
+  model, variables, batch = made()
+
+  def value(params):
+    outputs, _ = model.apply(
+      {'params': params, 'batch_stats': variables['batch_stats']},
+      batch['image'],
+      train=True,
+      label=batch['label'],
+      mutable=['batch_stats'],
+    )
+    loss = losses.LOSSES['dice']
+    sums = losses.training_sums(loss, outputs, batch)
+    if part == 'dice':
+      return loss.value(sums['logits'])
+    return sums['judged'][part]
+
+  return jax.jit(jax.grad(value))(variables['params'])
+
+
+@pytest.mark.parametrize(
+  ('part', 'learns'),
+  [
+    ('dice', 'generator'),
+    ('fooled', 'generator'),
+    ('real', 'discriminator'),
+    ('fake', 'discriminator'),
+  ],
+)
+def test_a_gradient_reaches_one_of_the_two(part, learns):
+  found = gradient(part)
+  for name in PLAYERS:
+    size = float(optax.tree.norm(found[name]))
+    assert (size > 0) == (name == learns), (name, size)
+
+
+def test_what_fools_is_the_discriminator_itself():
+  """The same judgement of the prediction, whoever learns from it."""
+  model, variables, batch = made()
+  outputs, _ = model.apply(
+    variables,
+    batch['image'],
+    train=True,
+    label=batch['label'],
+    mutable=['batch_stats'],
+  )
+  judged = outputs['judged']
+  np.testing.assert_allclose(judged['fooled'], judged['fake'], atol=1e-6)
+  assert float(jnp.abs(judged['real'] - judged['fake']).max()) > 1e-4
+  assert judged['real'].shape == (2, 2, 2, 1)
+
+
+def test_the_terms_are_cross_entropies():
+  rng = np.random.default_rng(0)
+  judged = {
+    name: jnp.asarray(rng.normal(size=(2, 3, 3, 1)), jnp.float32)
+    for name in ('real', 'fake', 'fooled')
+  }
+  batch = make_batch(8)
+  outputs = {'logits': batch['image'], 'judged': judged}
+  loss = losses.LOSSES['dice']
+  sums = losses.training_sums(loss, outputs, batch)
+  terms = losses.Terms(adversarial=0.3)
+  value, parts = losses.training_value(loss, terms, sums, jnp.zeros(()))
+
+  def entropy(name, target):
+    p = 1 / (1 + np.exp(-np.asarray(judged[name], np.float64)))
+    return -np.mean(np.log(p if target else 1 - p))
+
+  expected = {
+    'judged_real': entropy('real', 1),
+    'judged_fake': entropy('fake', 0),
+    'judged_fooled': entropy('fooled', 1),
+  }
+  assert {k: float(v) for k, v in parts.items()} == pytest.approx(expected)
+  dice = float(loss.value(sums['logits']))
+  total = dice + 0.3 * expected.pop('judged_fooled') + sum(expected.values())
+  assert float(value) == pytest.approx(total, rel=1e-5)
+
+
+def settings(**changes):
+  config = config_lib.get_default()
+  config.optim.update(
+    {'name': 'adam', 'momentum': 0.5, 'decay': 0.999, 'l2': 0.0} | changes
+  )
+  config_lib.validate(config)
+  return config.optim
+
+
+def test_each_has_its_optimizer():
+  model, variables, batch = made()
+  config = settings(learning_rate=1e-3, discriminator_learning_rate=4e-3)
+  schedule = optim.make_schedule(config, 1, 10)
+  optimizer = optim.make_optimizer(config, schedule)
+  state = state_lib.create_state(model, optimizer, 0)
+  step = step_lib.make_train_step(
+    model,
+    optimizer,
+    losses.LOSSES['dice'],
+    terms=losses.Terms(adversarial=0.1),
+  )
+  # Adam mixes dtypes inside.
+  with jax.numpy_dtype_promotion('standard'):
+    new, metrics = jax.jit(step)(state, batch)
+  # Adam's first step is the learning rate, whatever the gradient.
+  for name, rate in (('generator', 1e-3), ('discriminator', 4e-3)):
+    moved = jax.tree.map(
+      lambda a, b: float(jnp.abs(a - b).max()),
+      new.params[name],
+      state.params[name],
+    )
+    assert max(jax.tree.leaves(moved)) == pytest.approx(rate, rel=1e-2)
+  record = step_lib.divide({k: float(v) for k, v in metrics.items()})
+  assert {'judged_real', 'judged_fake', 'judged_fooled'} <= record.keys()
+  # An average of the parameters is kept of both.
+  averaged = optim.make_optimizer(settings(ema=0.9), schedule)
+  kept = optim.eval_params(variables['params'], averaged.init(state.params))
+  assert jax.tree.structure(kept) == jax.tree.structure(state.params)
+
+
+def test_without_a_discriminator_the_state_is_the_plain_one():
+  params = {'layer': {'kernel': jnp.ones((1, 1, 2, 2))}}
+  config = settings()
+  mine = optim.make_optimizer(config, lambda count: 1e-3).init(params)
+  plain = optax.chain(optax.adam(lambda count: 1e-3, 0.5, 0.999, 1e-8))
+  assert jax.tree.structure(mine) == jax.tree.structure(plain.init(params))
+
+
+@pytest.mark.parametrize('rate', [0.0, -1.0, float('nan'), float('inf')])
+def test_a_discriminator_that_cannot_learn_is_refused(rate):
+  with pytest.raises(errors.InputError, match='discriminator_learning_rate'):
+    settings(discriminator_learning_rate=rate)
