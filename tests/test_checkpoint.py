@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from skipnet_jax import errors
@@ -129,10 +130,9 @@ def flip(path, byte):
 def test_a_flipped_bit_is_never_trained_on(tmp_path):
   """In every file, at places all over it: told, or without any effect."""
   save(tmp_path / 'whole', [2, 4])
-  told = 0
+  told = set()
   newest = tmp_path / 'whole' / 'checkpoints' / 'latest' / '4'
   files = [p for p in newest.rglob('*') if p.is_file()]
-  arrays = max(files, key=lambda p: p.stat().st_size)
   for file in files:
     for byte in range(0, file.stat().st_size, file.stat().st_size // 6 + 1):
       folder = shutil.copytree(tmp_path / 'whole', tmp_path / 'copy')
@@ -141,10 +141,12 @@ def test_a_flipped_bit_is_never_trained_on(tmp_path):
       state, meta, _ = read(folder, 'restore_latest', warnings.append)
       assert_same(state, make(2 if warnings else 4))
       assert meta['epoch'] == (2 if warnings else 4)
-      told += bool(warnings)
-      assert warnings or file != arrays
+      if warnings:
+        told.add(str(file.relative_to(newest)))
       shutil.rmtree(folder)
-  assert told > len(files) / 2
+  # Of the state's files some are left over from how it was written.
+  assert any(name.startswith('state/') for name in told), told
+  assert any(name.startswith('meta/') for name in told), told
 
 
 def test_other_arrays_in_whole_files_are_found_by_the_checksum(tmp_path):
@@ -187,11 +189,22 @@ def test_an_epoch_cut_short_carries_its_first_kernels(tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_checkpoint_without_a_checksum_is_read(tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoint, '_checksum', lambda *_: -1)
+def test_a_checkpoint_of_arrays_apart_is_read(tmp_path):
+  """As earlier versions wrote them."""
   save(tmp_path, [2])
-  monkeypatch.undo()
-  assert_same(read(tmp_path, 'restore_latest', print)[0], make(2))
+  writer = checkpoint.Checkpoints(tmp_path)
+  tree = checkpoint._to_tree(make(4))
+  writer._latest.save(
+    4,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(tree),
+      meta=ocp.args.JsonSave({'step': 4, 'epoch': 2, 'crc32': 7}),
+    ),
+  )
+  writer.close()
+  state, meta, _ = read(tmp_path, 'restore_latest', print)
+  assert_same(state, make(4))
+  assert meta['epoch'] == 2
 
 
 def test_nothing_readable_is_no_new_beginning(tmp_path):
@@ -222,7 +235,9 @@ def test_another_network_is_named(tmp_path):
   save(tmp_path, [2], best=[2])
   with pytest.raises(errors.InputError, match='does not fit the model') as e:
     read(tmp_path, 'restore_best', print, like=make(0, width=4))
-  assert 'params.conv.bias is (3,), and (4,) is needed' in str(e.value)
+  assert 'params.conv.bias is float32 (3,), and float32 (4,) is needed' in str(
+    e.value
+  )
 
 
 def test_a_reader_makes_no_folders(tmp_path):
