@@ -147,7 +147,7 @@ def test_reports_of_other_workloads_are_not_compared(command, reports, folder):
       'either --aot',
     ),
     ((SMOKE, '--output=o.json', *fields(repetitions=0)), 'repetitions is 0'),
-    ((SMOKE, '--output=o.json', *fields(reps=1)), 'field: reps'),
+    ((SMOKE, '--output=o.json', *fields(reps=1)), 'field reps'),
     (
       (SMOKE, '--output=o.json', *fields(modes="('gpu',)")),
       'among jit, pmap, sharded',
