@@ -13,13 +13,14 @@ from skipnet_jax.evaluation import stacks
 
 def test_memory_does_not_grow_with_the_slices(tmp_path):
   class Grey:
-    count = 1
+    count = slices = 1
 
     def tiling(self, size, *_):
       return inference.Tiling(size)
 
-    def __call__(self, page, tiling, advance):
+    def __call__(self, pages, tiling, advance):
       advance()
+      (page,) = pages
       return page.astype(np.float32) / 255, np.zeros(page.shape, np.float32)
 
   peaks = []
@@ -45,7 +46,7 @@ def test_memory_does_not_grow_with_the_slices(tmp_path):
 
 def test_files_appear_only_when_all_is_done(tmp_path):
   class Broken:
-    count = 1
+    count = slices = 1
 
     def tiling(self, size, *_):
       return inference.Tiling(size)
