@@ -19,8 +19,9 @@ class SFCNN(nn.Module):
 
   Exactly so under quarter turns, which map the pixels onto themselves. Each
   level: two steerable convolutions with BatchNorm and ReLU; max pooling and
-  repetition between the levels; at the end the largest of the orientations, and
-  a 1x1 convolution. Widths are not published.
+  repetition between the levels; at the end the mean over the orientations, and
+  a 1x1 convolution. (The largest instead would turn over by rounding.) Widths
+  are not published.
 
   Attributes:
     long_skips: concatenations from the contracting to the expanding path.
@@ -99,7 +100,7 @@ class SFCNN(nn.Module):
         x = _join(f'long_skip_{i}', x, down[i])
       x = level(f'up_{i}', x, self.base_width * 2**i)
     b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, steerable.ORIENTATIONS, -1).max(3)
+    x = x.reshape(b, h, w, steerable.ORIENTATIONS, -1).mean(3)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
     return {'logits': x.astype(jnp.float32)}
 
