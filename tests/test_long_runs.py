@@ -35,12 +35,12 @@ def test_nothing_is_compiled_or_left_open_after_the_first_epoch(
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    loop.train_and_evaluate(smoke({'train.epochs': 8}), tmp_path / 'run')
+    loop.train_and_evaluate(smoke({'train.epochs': 16}), tmp_path / 'run')
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert seen[0][0] > 0
   compilations, files, threads = zip(*seen[1:], strict=True)
   assert len(set(compilations)) == 1, compilations
-  # A checkpoint may be under way in the background.
-  assert max(files[3:]) <= max(files[:3]), files
-  assert max(threads[3:]) <= max(threads[:3]), threads
+  # The fewest: a checkpoint may be under way in the background.
+  assert min(files[8:]) <= min(files[:8]), files
+  assert min(threads[8:]) <= min(threads[:8]), threads

@@ -281,7 +281,7 @@ def test_refuses_runs_that_do_not_fit(command, run, state, tmp_path):
     *predict(command, wider, source),
     'wider',
     'config.json',
-    'is (32,), and (64,) is needed',
+    'is float32 (32,), and float32 (64,) is needed',
   )
   deeper = copy('deeper', repetitions=[1, 1, 1, 3, 1, 1, 1])
   refused(

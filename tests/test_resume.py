@@ -3,8 +3,11 @@
 Where it is killed: test_chaos; where it is told to stop: test_preemption.
 """
 
+import itertools
 import json
+import os
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -87,3 +90,32 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   assert 'Resuming after epoch 3.' in out
   assert_same(last_state(config, folder)[0], last_state(config, whole)[0])
   assert records(folder) == records(whole)
+
+
+def test_a_clock_that_jumps_changes_nothing(
+  smoke, finished, four, tmp_path, monkeypatch, capsys
+):
+  whole, config, _ = finished
+  folder = shutil.copytree(four, tmp_path / 'run')
+  # The oldest checkpoint seems the newest, and every look at the clock, from
+  # any thread, is a day before or a year after the last.
+  steps = sorted(
+    (folder / 'checkpoints' / 'latest').iterdir(), key=lambda p: int(p.name)
+  )
+  assert len(steps) > 1
+  for age, step in enumerate(steps):
+    for path in (step, *step.rglob('*')):
+      os.utime(path, (2e9 - 1e7 * age,) * 2)
+  jumps, now = itertools.cycle((-86_400, 31_536_000)), time.time()
+  monkeypatch.setattr(time, 'time', lambda: now + next(jumps))
+  monkeypatch.setattr(time, 'time_ns', lambda: int(1e9 * (now + next(jumps))))
+  capsys.readouterr()
+  loop.train_and_evaluate(smoke({'train.epochs': 6}), folder)
+  assert 'Resuming after epoch 4.' in capsys.readouterr().out
+  monkeypatch.undo()
+  assert_same(last_state(config, folder)[0], last_state(config, whole)[0])
+  assert records(folder) == records(whole)
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  for row in map(json.loads, lines):
+    assert 0 < row['seconds'] < 3600
+    assert row['images_per_second'] > 0

@@ -26,6 +26,7 @@ from skipnet_jax.training import state as state_lib
 
 TrainState = state_lib.TrainState
 Warn = Callable[[str], None]
+YEARS = 10**9  # Seconds.
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
@@ -128,6 +129,11 @@ class Checkpoints:
           max_to_keep=keep,
           create=create,
           cleanup_tmp_directories=create,
+          # Orbax's limits go by the wall clock: one set forward, or a machine
+          # that slept, would end a save that lacks nothing.
+          async_options=ocp.options.AsyncOptions(
+            timeout_secs=YEARS, create_directories_asynchronously=False
+          ),
           # Several processes wait for each other by name, in the background
           # too: under one name the two managers would mistake each other.
           multiprocessing_options=ocp.options.MultiprocessingOptions(

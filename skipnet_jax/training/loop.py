@@ -218,6 +218,7 @@ class Run:
       self._compile_evaluation()
     # Or a run cut off between a checkpoint and its pictures would lack them.
     self._sample_epoch(missing=True)
+    processes.meet('compiled')
     for epoch in range(self.meta['epoch'] + 1, epochs + 1):
       before = self.first_kernels or copy_kernels(self.state.params)
       self.state, progress = train_epoch(self.state, progress)

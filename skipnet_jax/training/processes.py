@@ -9,15 +9,17 @@ import time
 import traceback
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
 from skipnet_jax import errors
 
-# Seconds: for all to join; until one that gives no sign counts as dead, and JAX
-# ends the others; until the first lets the others go before it.
+# Seconds: for all to join; to compile; until one that gives no sign counts as
+# dead, and JAX ends the others; until the first lets the others go before it.
 JOIN = 300
+COMPILED = 3600
 DEAD = 30
 LINGER = 5
 _NOTICE = 10
@@ -84,6 +86,18 @@ def start(config: ml_collections.ConfigDict) -> None:
     ) from e
   finally:
     joined.set()
+
+
+def meet(place: str) -> None:
+  """Waits until every process is there; each place is met once.
+
+  Between CPUs a first collective gives up on a process that comes 30 s later,
+  having compiled for longer; this waits up to an hour, or until one is dead.
+  """
+  if jax.process_count() > 1:
+    # JAX shows no barrier that is not itself a collective.
+    client = distributed.global_state.client
+    client.wait_at_barrier(place, 1000 * COMPILED)
 
 
 @contextlib.contextmanager
