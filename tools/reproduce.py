@@ -14,10 +14,13 @@ from absl import flags
 
 from skipnet_jax import cli
 
-_STUDY = flags.DEFINE_string('study', None, 'table_3, table_2, figure_4, ...')
+_STUDY = flags.DEFINE_string('study', None, 'table_3, table_2, recipe, ...')
 _SCALE = flags.DEFINE_string('scale', 'small', 'small, paper or smoke.')
 _SEEDS = flags.DEFINE_integer(
-  'seeds', 3, 'Runs of each row; for table_2 its folds.', lower_bound=1
+  'seeds',
+  3,
+  'Runs of each row: seeds, or folds (table_2, recipe).',
+  lower_bound=1,
 )
 _BUDGET = flags.DEFINE_float('budget_minutes', None, 'Then stop, resumably.')
 _WORKDIR = flags.DEFINE_string(
@@ -73,11 +76,13 @@ def main() -> None:
     say(runner.format_status(study, folder))
     return
   more = []
-  if _STUDY.value == 'table_2':
-    averaging.measure(study, folder, say)
-    more.append(averaging.table(study, folder))
-    if _LABELS.value:
-      more.append(averaging.official(study, folder, _LABELS.value, say))
+  if ways := averaging.WAYS.get(study.name):
+    averaging.measure(study, folder, ways, say)
+    more.append(averaging.table(study, folder, ways))
+  if study.name == 'recipe':
+    more.append(averaging.together(study, folder, ways, say))
+  if _LABELS.value:
+    more.append(averaging.official(study, folder, _LABELS.value, say))
   output = pathlib.Path(_OUTPUT.value or folder / 'results')
   print(results.write(study, folder, output, more))
   print(f'results: {output}/report.html, table.md, table.csv, runs.json')

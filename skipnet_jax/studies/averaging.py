@@ -1,8 +1,12 @@
-"""Dropout samples averaged (Drozdzal et al. 2016, Table 2)."""
+"""Predictions averaged: dropout samples, orientations, several networks.
+
+Dropout samples are Table 2 of Drozdzal et al. 2016.
+"""
 
 from collections.abc import Callable, Sequence
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -20,70 +24,122 @@ from skipnet_jax.studies import runner
 from skipnet_jax.training import workdir
 
 Say = Callable[[str], None]
-# 0: no dropout, one prediction.
-SAMPLES = (0, 1, 5, 10, 30, 100)
+Ways = dict[str, dict[str, Any]]
+# Study: what a table calls a way to predict, and its options.
+PLAIN, TURNED = 'one prediction', '8 orientations'
+WAYS: dict[str, Ways] = {
+  'table_2': {
+    'no dropout': {},
+    **{f'{n} dropout samples': {'mc_samples': n} for n in (1, 5, 10, 30, 100)},
+  },
+  'recipe': {PLAIN: {}, TURNED: {'tta': True}},
+}
 FILE = 'averaging.json'
+KEYS = ('v_rand', 'v_info')
 
 
 def measure(
-  study: plan.Study, folder: pathlib.Path, say: Say, samples=SAMPLES
+  study: plan.Study, folder: pathlib.Path, ways: Ways, say: Say
 ) -> None:
-  """Scores every finished run with each number of samples; keeps what is there.
+  """Scores every finished run in each way; keeps what is there.
 
-  In `averaging.json` of the run's folder: samples to v_rand and v_info on the
+  In `averaging.json` of the run's folder: the way to v_rand and v_info on the
   run's validation slices.
   """
-  for name in study.runs:
-    path = folder / name
-    if runner.summary_of(path) is None:
-      continue
-    found = _read(path)
-    todo = [n for n in samples if str(n) not in found]
-    if not todo:
-      continue
-    run = runs_lib.open_run(path)
-    data = runs_lib.load_data(run)
-    for n in todo:
-      predictor = runs_lib.make_predictor([run], mc_samples=n)
-      _, scored = runs_lib.score_slices(predictor, data, data.valid)
-      found[str(n)] = {key: scored[key] for key in ('v_rand', 'v_info')}
-      say(f'{name}, {n} samples: {found[str(n)]}')
-      workdir.write_json(path / FILE, found)
+  for name in results.read(study, folder):
+    _score(folder / name / FILE, [folder / name], ways, say, name)
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _score(
+  file: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  ways: Ways,
+  say: Say,
+  label: str,
+) -> dict[str, Any]:
+  """Adds to a file what it lacks: scores of the paths' networks averaged."""
+  found = _read(file)
+  todo = [way for way in ways if way not in found]
+  if not todo:
+    return found
+  runs = [runs_lib.open_run(path) for path in paths]
+  data = runs_lib.load_data(runs[0])
+  for way in todo:
+    predictor = runs_lib.make_predictor(runs, **ways[way])
+    _, scored = runs_lib.score_slices(predictor, data, data.valid)
+    found[way] = {key: scored[key] for key in KEYS}
+    say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
+    workdir.write_json(file, found)
+  return found
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads((path / FILE).read_text())
+    return json.loads(file.read_text())
   except (OSError, ValueError):
     return {}
 
 
-def table(
-  study: plan.Study, folder: pathlib.Path, samples=SAMPLES
-) -> report.Table:
-  """A line for each loss and number of samples, with the spread over folds."""
+def _lines(label: str, found: Sequence[dict[str, Any]], ways: Ways) -> list:
+  lines = []
+  for way in ways:
+    scored = [kept[way] for kept in found if way in kept]
+    if scored:
+      spreads = (results.spread([s[key] for s in scored]) for key in KEYS)
+      lines.append([label, way, len(scored), *spreads])
+  return lines
+
+
+def table(study: plan.Study, folder: pathlib.Path, ways: Ways) -> report.Table:
+  """A line for each row and way, with the spread over folds."""
   lines = []
   for label in study.rows:
     names = [name for name, row in study.row_of.items() if row == label]
-    found = [kept for name in names if (kept := _read(folder / name))]
-    for n in samples:
-      scored = [kept[str(n)] for kept in found if str(n) in kept]
-      if scored:
-        lines.append(
-          [
-            label,
-            n or 'no dropout',
-            len(scored),
-            *(
-              results.spread([s[key] for s in scored])
-              for key in ('v_rand', 'v_info')
-            ),
-          ]
-        )
+    found = [kept for name in names if (kept := _read(folder / name / FILE))]
+    lines += _lines(label, found, ways)
   return report.Table(
     'Averaging',
     'Mean, least and most over the folds, on the validation slices of each.',
-    ['loss', 'dropout samples', 'folds', 'V_rand', 'V_info'],
+    ['row', 'predicted by', 'folds', 'V_rand', 'V_info'],
+    lines,
+  )
+
+
+def together(
+  study: plan.Study, folder: pathlib.Path, ways: Ways, say: Say
+) -> report.Table:
+  """What the networks of all rows give, averaged fold by fold.
+
+  Of those rows whose network is the first row's. Kept in the study's folder,
+  by the rows that took part.
+  """
+  done = results.read(study, folder)
+  first = next(iter(study.runs.values())).model
+  members: dict[str, list[str]] = {}
+  for name in done:
+    if study.runs[name].model == first:
+      members.setdefault(name.rsplit('_', 1)[1], []).append(name)
+  lines, by_rows = [], {}
+  for fold, names in members.items():
+    rows = tuple(study.row_of[name] for name in names)
+    by_rows.setdefault(rows, []).append((fold, names))
+  for rows, folds in by_rows.items():
+    if len(rows) < 2:
+      continue
+    found = []
+    for fold, names in folds:
+      label = re.sub(r'[^a-z0-9]+', '_', '_'.join(rows).lower())
+      file = folder / f'together_{fold}_{label}'[:200]
+      paths = [folder / name for name in names]
+      found.append(
+        _score(file.with_suffix('.json'), paths, ways, say, f'fold {fold}')
+      )
+    lines += _lines(', '.join(rows), found, ways)
+  return report.Table(
+    'Averaged networks',
+    'All networks of a fold averaged, each trained without its validation '
+    'slices.',
+    ['rows', 'predicted by', 'folds', 'V_rand', 'V_info'],
     lines,
   )
 

@@ -30,9 +30,14 @@ class Row:
   published: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _row(experiment: str, v_rand: str, v_info: str, **changes) -> Row:
+def _but(experiment: str = 'long_short', **changes) -> Row:
   changes = {name.replace('__', '.'): value for name, value in changes.items()}
-  return Row(experiment, changes, {'V_rand': v_rand, 'V_info': v_info})
+  return Row(experiment, changes)
+
+
+def _row(experiment: str, v_rand: str, v_info: str, **changes) -> Row:
+  published = {'V_rand': v_rand, 'V_info': v_info}
+  return dataclasses.replace(_but(experiment, **changes), published=published)
 
 
 def _losses(experiment: str, valid: str, train: str) -> Row:
@@ -69,6 +74,36 @@ TABLE_3 = {
 TABLE_2 = {
   'BCE': _row('long_short', '.957', '.980'),
   'Dice': _row('long_short', '.969', '.986', train__loss='dice'),
+}
+
+
+# The paper's training, and one change at a time.
+RECIPE = {
+  'base': _but(),
+  'Dice': _but(train__loss='dice'),
+  'BCE + Dice': _but(train__loss='bce_dice'),
+  'no warp': _but(data__augment__warp=0.0),
+  'half the warp': _but(data__augment__warp=5.0),
+  'twice the warp': _but(data__augment__warp=20.0),
+  'quarter turns': _but(data__augment__rot90=True),
+  'intensity': _but(
+    data__augment__contrast=0.2,
+    data__augment__brightness=0.2,
+    data__augment__noise=0.1,
+  ),
+  'EMA': _but(optim__ema=0.99),
+  'cosine': _but(optim__schedule='cosine', optim__warmup_epochs=2),
+  'AdamW, cosine': _but(
+    optim__name='adamw',
+    optim__momentum=0.9,
+    optim__decay=0.999,
+    optim__l2=1e-2,
+    optim__schedule='cosine',
+    optim__warmup_epochs=2,
+  ),
+  'labels widened': _but(data__widen=1),
+  'borders weighted': _but(data__border_weight=10.0),
+  'three slices': _but(model__slices=3),
 }
 
 
@@ -124,6 +159,15 @@ _STUDIES = {
     (('Dice', 'BCE'),),
     True,
   ),
+  'recipe': (
+    'The recipe, one change at a time',
+    RECIPE,
+    'quick',
+    'v_rand',
+    False,
+    tuple((row, 'base') for row in RECIPE if row != 'base'),
+    True,
+  ),
   'gates': (
     'Gated skips (Guo et al. 2019, Table 1)',
     GATES,
@@ -159,8 +203,8 @@ def make(
     name: one of `NAMES`.
     scale: 'small' for two CPU cores, 'paper' for an accelerator, 'smoke' for
       seconds.
-    repeats: runs of each row: seeds from 0, and for table_2 folds from the
-      papers' own split on.
+    repeats: runs of each row: seeds from 0, and for table_2 and recipe folds
+      from the papers' own split on.
     experiments: the folder of the experiment files.
     change: applied to every config.
 
@@ -192,7 +236,7 @@ def make(
       config.experiment = label
       change(config)
       config_lib.validate(config)
-      key = f'{label.replace(" ", "_")}_{part}'
+      key = f'{label.replace(",", "").replace(" ", "_")}_{part}'
       runs[key], row_of[key] = config, label
   return Study(name, title, rows, runs, row_of, compared, lower, orderings)
 

@@ -1,0 +1,86 @@
+"""Predictions averaged for a study's tables."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from skipnet_jax.evaluation import runs as runs_lib
+from skipnet_jax.studies import averaging
+from skipnet_jax.studies import plan
+from skipnet_jax.studies import results
+
+WAYS = {'plain': {}, 'two samples': {'mc_samples': 2}, 'turned': {'tta': True}}
+
+
+@pytest.fixture
+def study(finished, tmp_path):
+  """Two rows with the same finished run in fold 5, the first also in 4."""
+  path, config, _ = finished
+  folder = tmp_path / 'study'
+  rows = {'a': 'a', 'b': 'b'}
+  row_of = {'a_5': 'a', 'b_5': 'b', 'a_4': 'a', 'b_4': 'b'}
+  for name in ('a_5', 'b_5', 'a_4'):
+    shutil.copytree(path, folder / name)
+  made = plan.Study(
+    name='made',
+    title='Made',
+    rows={row: plan.Row('long_short') for row in rows},
+    runs=dict.fromkeys(row_of, config),
+    row_of=row_of,
+    compared='v_rand',
+    lower=False,
+    orderings=(),
+  )
+  assert set(results.read(made, folder)) == {'a_5', 'b_5', 'a_4'}
+  return made, folder
+
+
+def test_every_finished_run_is_scored_once_in_each_way(
+  study, finished, monkeypatch
+):
+  study, folder = study
+  averaging.measure(study, folder, WAYS, lambda _: None)
+  found = json.loads((folder / 'a_4' / averaging.FILE).read_text())
+  assert set(found) == set(WAYS)
+  plain = found['plain']
+  assert plain['v_rand'] == pytest.approx(finished[2]['v_rand'], abs=1e-4)
+  assert len({row['v_info'] for row in found.values()}) == 3
+  rows = averaging.table(study, folder, WAYS).rows
+  assert [row[:3] for row in rows] == [
+    ['a', 'plain', 2],
+    ['a', 'two samples', 2],
+    ['a', 'turned', 2],
+    ['b', 'plain', 1],
+    ['b', 'two samples', 1],
+    ['b', 'turned', 1],
+  ]
+  assert rows[3][3] == f'{plain["v_rand"]:.4f}'
+
+  def refuse(_):
+    raise AssertionError('nothing is to be done')
+
+  monkeypatch.setattr(runs_lib, 'open_run', refuse)
+  averaging.measure(study, folder, WAYS, lambda _: None)
+  assert averaging.table(study, folder, WAYS).rows == rows
+
+
+def test_the_networks_of_a_fold_are_averaged(study, finished):
+  study, folder = study
+  table = averaging.together(study, folder, {'plain': {}}, lambda _: None)
+  # Only fold 5 has two; the same network twice is that network.
+  assert [row[:3] for row in table.rows] == [['a, b', 'plain', 1]]
+  v_rand = float(table.rows[0][3])
+  assert v_rand == pytest.approx(finished[2]['v_rand'], abs=1e-4)
+  kept = list(folder.glob('together_5_*.json'))
+  assert len(kept) == 1
+
+
+def test_another_network_is_left_out(study):
+  study, folder = study
+  other = study.runs['b_5'].copy_and_resolve_references()
+  other.model.slices = 3
+  study = dataclasses.replace(study, runs=study.runs | {'b_5': other})
+  table = averaging.together(study, folder, {'plain': {}}, lambda _: None)
+  assert not table.rows
