@@ -79,6 +79,9 @@ def judge(rows: list[dict[str, float]], epochs: int) -> dict:
     part = [r for r in rows if i * epochs < 10 * r['epoch'] <= (i + 1) * epochs]
     if part:
       row = {name: max(r[name] for r in part) for name in part[0]}
+      # The fewest: a checkpoint may be under way in the background.
+      for name in ('open_files', 'threads'):
+        row[name] = min(r[name] for r in part)
       row['resident_mib'] = statistics.median(r['resident_mib'] for r in part)
       tenths.append(row)
   first, last = tenths[1], tenths[-1]

@@ -228,5 +228,6 @@ class FlowFile:
       self._table[q] = np.vstack([self._table[q], row]).astype(np.float32)
     replacement = self._path.with_suffix('.tmp')
     with replacement.open('wb') as file:
-      np.savez_compressed(file, layers=np.asarray(self._names), **self._table)
+      # Not compressed: it is written anew each epoch, and is mostly noise.
+      np.savez(file, layers=np.asarray(self._names), **self._table)
     replacement.replace(self._path)
