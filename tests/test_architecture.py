@@ -102,6 +102,7 @@ def test_the_scores_know_neither_networks_nor_training():
         f'skipnet_jax.benchmarking.torch_{name}'
         for name in (
           *('clmser', 'fusionnet', 'layers', 'network', 'networks', 'unet'),
+          *('addn', 'fcn_lstm', 'polymtl', 'sfcnn', 'side_outputs'),
           *('agreement', 'losses', 'peer', 'training', 'weights'),
         )
       },

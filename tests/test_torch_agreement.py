@@ -7,6 +7,7 @@ import pytest
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.benchmarking import agreement
+from skipnet_jax.training import losses
 from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
 
@@ -17,6 +18,14 @@ SMALL = {
   'f_clmser_s': dict(base_width=2, pad=0),
   'unet': dict(base_width=2),
   'fusionnet': dict(base_width=2),
+  'polymtl': dict(
+    base_width=4, repetitions=(1, 1, 1, 2, 1, 1, 1), normaliser_width=2
+  ),
+  'cumedvision': dict(base_width=2),
+  'm2fcn': dict(base_width=2, stages=2),
+  'fcn_lstm': dict(base_width=2, hidden=3),
+  'addn': dict(base_width=2),
+  'sfcnn': dict(base_width=1, kernel_size=3),
 }
 # F-CLmser-S starts with outputs of nearly zero, so that its gates are 1/2 and
 # its masks 1 everywhere: its kernels are taken times this.
@@ -65,15 +74,16 @@ def both(smoke):
   return make
 
 
-def make_batch(count=2, size=(64, 64), weight=False):
+def make_batch(count=2, size=(64, 64), weight=False, slices=1):
   rng = np.random.default_rng(1)
-  image = rng.normal(size=(count, *size, 1))
+  image = rng.normal(size=(count, *size, slices))
+  middle = image[..., slices // 2, None]
   batch = {
     'image': image.astype(np.float32),
-    'label': (image + rng.normal(size=image.shape) > 0).astype(np.float32),
+    'label': (middle + rng.normal(size=middle.shape) > 0).astype(np.float32),
   }
   if weight:
-    batch['weight'] = rng.uniform(0.5, 2, image.shape).astype(np.float32)
+    batch['weight'] = rng.uniform(0.5, 2, middle.shape).astype(np.float32)
   return batch
 
 
@@ -84,7 +94,7 @@ def assert_equal(ours, theirs):
       # Of the whole part: a bias before a BatchNorm has no gradient.
       whole = max(np.abs(v).max() for v in theirs[part].values())
       np.testing.assert_allclose(
-        ours[part][name], value, rtol=1e-6, atol=1e-6 * whole
+        ours[part][name], value, rtol=1e-9, atol=1e-9 * whole
       )
 
 
@@ -122,19 +132,26 @@ def test_outputs_and_gradients_are_equal_in_float64(
     ('unet', {'long_skips': False}, 'smooth_l1'),
     ('fusionnet', {}, 'bce'),
     ('fusionnet', {'long_skips': False, 'short_skips': False}, 'bce'),
+    ('polymtl', {'dropout': 0.3}, 'dice'),
+    ('cumedvision', {}, 'bce'),
+    ('m2fcn', {}, 'bce_dice'),
+    ('fcn_lstm', {}, 'bce'),
+    ('addn', {}, 'dice'),
+    ('sfcnn', {}, 'bce'),
+    ('sfcnn', {'long_skips': False, 'kernel_size': 5}, 'bce'),
   ],
 )
 def test_other_networks_are_equal_in_float64(
   name, fields, loss, both, torch_agreement
 ):
   model, variables, network = both(name, **fields)
-  batch = make_batch(2, (32, 64), weight=True)
-  ours = torch_agreement.ours(model, variables, batch, 'float64', loss)
-  theirs = torch_agreement.theirs(network, batch, 'float64', loss)
+  batch = make_batch(2, (32, 64), weight=True, slices=models.slices(model))
+  terms = losses.Terms(lambda step: 0.3, adversarial=0.2)
+  ours = torch_agreement.ours(model, variables, batch, 'float64', loss, terms)
+  theirs = torch_agreement.theirs(network, batch, 'float64', loss, terms)
   assert_equal(ours, theirs)
-  # In a gate the rounding of float32 logits cancels out less than the rest.
   for layer, apart in torch_agreement._by_layer(ours, theirs).items():
-    assert apart < (1e-5 if 'gate' in layer else 1e-6), layer
+    assert apart < torch_agreement.EXACT, layer
   whole = max(np.abs(v).max() for v in theirs['gradient'].values())
   for layer, value in theirs['gradient'].items():
     if 'gate' in layer or 'mask' in layer:
@@ -148,18 +165,18 @@ def test_a_check_tells_how_close_they_are(both, torch_agreement, monkeypatch):
   ours, kept = torch_agreement.ours, {}
 
   # Compiled once for the right and the wrong weights of the other side.
-  def once(model, variables, batch, dtype, loss):
+  def once(model, variables, batch, dtype, *objective):
     if dtype not in kept:
-      kept[dtype] = ours(model, variables, batch, dtype, loss)
+      kept[dtype] = ours(model, variables, batch, dtype, *objective)
     return kept[dtype]
 
   monkeypatch.setattr(torch_agreement, 'ours', once)
   found = torch_agreement.check(model, variables, network, batch)
   assert found['image_size'] == [64, 64]
   for part in ('logits', 'loss', 'gradient', 'statistics'):
-    assert found['float64'][part] < 1e-6
+    assert found['float64'][part] < 1e-9
     assert found['float32'][part] < 1e-4
-  assert 0 < found['float64']['worst_layer'] < 1e-6
+  assert 0 < found['float64']['worst_layer'] < 1e-9
 
   weight = network.down_4.block_1.conv_1.weight
   weight.data[0, 0, 0, 0] += 0.01
@@ -171,8 +188,8 @@ def test_only_without_batch_norm_may_gradients_in_float32_be_apart(
   both, torch_agreement, monkeypatch
 ):
   def turned(network):
-    def ours(model, variables, batch, dtype, loss):
-      point = torch_agreement.theirs(network, batch, dtype, loss)
+    def ours(model, variables, batch, dtype, *objective):
+      point = torch_agreement.theirs(network, batch, dtype, *objective)
       if dtype == 'float32':
         gradient = point['gradient']
         point['gradient'] = {k: 1.001 * v for k, v in gradient.items()}
@@ -198,7 +215,7 @@ def test_a_gradient_that_cancels_out_is_compared_with_the_whole(
   torch_agreement,
 ):
   theirs = {'a.weight': np.ones(3), 'b.weight': np.full(3, 1e-9)}
-  ours = theirs | {'b.weight': np.full(3, 1.0001e-9)}
+  ours = theirs | {'b.weight': np.full(3, 1.0000001e-9)}
   found = torch_agreement._by_layer({'gradient': ours}, {'gradient': theirs})
   assert found['a'] == 0
   assert 0 < found['b'] < torch_agreement.EXACT

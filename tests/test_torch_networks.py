@@ -8,7 +8,6 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.benchmarking import torch_peer
 from skipnet_jax.models import clmser
 
 pytestmark = pytest.mark.peer
@@ -23,6 +22,16 @@ SWITCHES = [
   ('unet', {'long_skips': False}),
   ('fusionnet', {}),
   ('fusionnet', {'long_skips': False, 'short_skips': False}),
+  ('fc_resnet', {'slices': 3}),
+  ('polymtl', {'normaliser_width': 2}),
+  ('cumedvision', {}),
+  ('m2fcn', {}),
+  ('fcn_lstm', {'hidden': 3}),
+  ('fcn_lstm', {'long_skips': False}),
+  ('addn', {}),
+  ('addn', {'long_skips': False}),
+  ('sfcnn', {}),
+  ('sfcnn', {'long_skips': False, 'kernel_size': 3}),
 ]
 
 
@@ -53,7 +62,8 @@ def test_names_and_shapes_are_those_of_the_flax_network(
   from skipnet_jax.benchmarking import torch_weights
 
   model, network = meta(name, base_width=4, **fields)
-  image = jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32)
+  shape = models.input_shape(model, (64, 64))
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
   shapes = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image
   )
@@ -79,6 +89,12 @@ def test_names_and_shapes_are_those_of_the_flax_network(
     ('unet', {}, 31_030_658),
     ('unet', {'up_kernel': 3}, 34_512_258),
     ('fusionnet', {}, 78_531_137),
+    ('polymtl', {}, 13_392_579),
+    ('cumedvision', {}, 7_933_126),
+    ('m2fcn', {}, 5_732_820),
+    ('fcn_lstm', {}, 16_761_761),
+    ('addn', {}, 8_994_058),
+    ('sfcnn', {}, 2_810_001),
   ],
 )
 def test_it_has_the_known_number_of_parameters(name, fields, count, meta):
@@ -86,7 +102,7 @@ def test_it_has_the_known_number_of_parameters(name, fields, count, meta):
   assert sum(p.numel() for p in network.parameters()) == count
 
 
-@pytest.mark.parametrize('name', torch_peer.MODELS)
+@pytest.mark.parametrize('name', models.MODELS)
 def test_transposed_convolutions_are_known_by_their_name(name, meta, torch):
   _, network = meta(name)
   for layer, module in network.named_modules():
@@ -103,11 +119,10 @@ def test_a_transposed_kernel_keeps_its_order_of_channels():
   assert found['up_1_up.weight'][4, 6, 1, 2] == kernel[1, 2, 4, 6]
 
 
-def test_the_models_named_have_a_counterpart_and_no_other_module(torch):
+def test_every_model_has_a_counterpart_and_no_other_module(torch):
   from skipnet_jax.benchmarking import torch_networks
 
-  known = {models.MODELS[name] for name in torch_peer.MODELS}
-  assert set(torch_networks.NETWORKS) == known
+  assert set(torch_networks.NETWORKS) == set(models.MODELS.values())
   with pytest.raises(errors.InputError, match='Dense has no counterpart'):
     torch_networks.build(nn.Dense(1))
 

@@ -49,7 +49,7 @@ def test_a_race_times_both_sides_in_pairs(raced):
   assert found['best'] in EAGER
   assert found['batch'] == 3
   assert found['image_size'] == [64, 64]
-  assert found['agreement']['float64']['gradient'] < 1e-6
+  assert found['agreement']['float64']['gradient'] < 1e-9
   assert said
 
 
@@ -77,7 +77,7 @@ def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
   monkeypatch.setattr(
     torch_agreement,
     'check',
-    lambda model, variables, network, batch, loss: seen.append(
+    lambda model, variables, network, batch, loss, _: seen.append(
       (type(network).__name__, loss, batch['weight'].shape)
     ),
   )
@@ -129,8 +129,6 @@ def test_a_race_against_nobody_is_an_error(smoke, monkeypatch):
   ('changes', 'message'),
   [
     ({'model.scan': True}, 'set --config.model.scan=False'),
-    ({'train.loss': 'dice'}, 'a counterpart of bce, smooth_l1 only'),
-    ({'model.name': 'other'}, "model.name is 'other'"),
     ({'optim.accumulate': 2}, 'optim.accumulate is 2'),
     ({'optim.ema': 0.9}, 'optim.ema is 0.9'),
     ({'model.dtype': 'bfloat16'}, 'on a CPU the race is run in float32'),

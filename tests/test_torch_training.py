@@ -1,5 +1,6 @@
 """PyTorch's optimizers against optax's, its step against the package's."""
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,26 +114,47 @@ def make_batch(dtype):
 
 
 # A bias before a BatchNorm has no gradient but rounding, which rmsprop would
-# make a step of: the network is one without BatchNorm.
-def test_a_step_leaves_the_parameters_of_the_package(smoke, torch_training):
+# make a step of: its network is one without BatchNorm.
+RMSPROP = {
+  'model.batch_norm': False,
+  'model.dropout': 0.0,
+  'optim.eps': 1e-3,
+  'optim.l2': 0.01,
+}
+# Two players, each with a learning rate of its own.
+TWO_RATES = {
+  'optim.name': 'sgd',
+  'optim.learning_rate': 0.1,
+  'optim.discriminator_learning_rate': 0.03,
+  'train.adversarial': 0.2,
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes'),
+  [('long_short', RMSPROP), ('addn', TWO_RATES), ('m2fcn', {})],
+)
+def test_a_step_leaves_the_parameters_of_the_package(
+  name, changes, smoke, torch_training
+):
   from skipnet_jax.benchmarking import torch_weights
 
-  config = smoke(
-    {
-      'model.batch_norm': False,
-      'model.dropout': 0.0,
-      'optim.eps': 1e-3,
-      'optim.l2': 0.01,
-    }
-  )
+  config = conftest.experiment(name).get_config('smoke')
+  if name == 'long_short':
+    config = smoke()
+  config.update_from_flattened_dict(changes)
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
     model, optimizer, state, network = make_network(config)
-    wide = lambda x: np.asarray(x).astype(np.float64)  # noqa: E731
+    # As the other side got them.
+    wide = lambda x: np.float64(np.float32(x))  # noqa: E731
     params = jax.tree.map(wide, state.params)
     state = state.replace(params=params, opt_state=optimizer.init(params))
     batch = make_batch(np.float64)
     step = step_lib.make_train_step(
-      model.clone(dtype='float64'), optimizer, losses.LOSSES['bce']
+      model.clone(dtype='float64'),
+      optimizer,
+      losses.LOSSES[config.train.loss],
+      terms=losses.make_terms(config.train, 1),
     )
     new, metrics = jax.jit(step)(state, batch)
     expected = torch_weights.to_torch({'params': new.params})
@@ -142,10 +164,10 @@ def test_a_step_leaves_the_parameters_of_the_package(smoke, torch_training):
     torch_weights.batch(batch, 'cpu'),
     torch_training.FORMS['channels_last eager'],
   )()
-  assert float(loss) == pytest.approx(float(metrics['loss']), rel=1e-6)
+  assert float(loss) == pytest.approx(float(metrics['loss']), rel=1e-9)
   for name, value in network.named_parameters():
     np.testing.assert_allclose(
-      value.detach(), expected[name], rtol=1e-5, atol=1e-7
+      value.detach(), expected[name], rtol=1e-9, atol=1e-9
     )
 
 

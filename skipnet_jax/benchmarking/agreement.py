@@ -51,16 +51,19 @@ def point(
   dtype: str,
   device: Any = None,
   loss: str = 'bce',
+  terms: losses.Terms = losses.NO_TERMS,
 ) -> dict[str, Any]:
   """Runs a network forward and backward once, in full precision.
 
   Args:
     model: its dropout and dtype are set here.
     variables: params and batch_stats.
-    batch: image, label and perhaps weight `[b, y, x, 1]`, numpy.
+    batch: image `[b, y, x, slices]`, label and perhaps weight `[b, y, x, 1]`,
+      numpy.
     dtype: 'float32' or 'float64', of everything.
     device: where; None: JAX's default.
     loss: a key of `losses.LOSSES`.
+    terms: what other outputs add to it, at step 0.
 
   Returns:
     On the host: logits `[b, y, x, 1]`, loss, gradient (as params), statistics
@@ -70,6 +73,7 @@ def point(
   model = model.clone(**fields, dtype=dtype)
   batch = {k: batch[k] for k in ('image', 'label', 'weight') if k in batch}
   chosen = losses.LOSSES[loss]
+  adversarial = getattr(model, 'adversarial', False)
 
   @jax.jit
   def run(params, batch_stats, batch):
@@ -79,9 +83,12 @@ def point(
         batch['image'],
         train=True,
         mutable=['batch_stats'],
+        **({'label': batch['label']} if adversarial else {}),
       )
       whole = batch | {'mask': jnp.ones_like(batch['label'])}
-      value = chosen.value(chosen.sums(outputs, whole))
+      sums = losses.training_sums(chosen, outputs, whole)
+      step = jnp.zeros((), jnp.int32)
+      value, _ = losses.training_value(chosen, terms, sums, step)
       return value, (outputs['logits'], updated.get('batch_stats', {}))
 
     return jax.value_and_grad(objective, has_aux=True)(params)

@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -24,9 +25,8 @@ from skipnet_jax.benchmarking import torch_losses
 from skipnet_jax.benchmarking import torch_weights
 from skipnet_jax.training import losses
 
-EXACT = 1e-6  # float64; the logits and the loss of the Flax side are float32.
-# Of the whole gradient: a layer's is not compared with less. What cancels out
-# nearly, as in gates at their start, leaves the rounding of float32 logits.
+EXACT = 1e-9  # In float64; every system was within 2e-12.
+# Of the whole gradient: a layer's is not compared with less.
 LEAST = 1e-6
 # The centre of one example: XLA has no fast float64 convolution on a CPU.
 SIDE = 128
@@ -49,6 +49,7 @@ def ours(
   batch: losses.Batch,
   dtype: str,
   loss: str = 'bce',
+  terms: losses.Terms = losses.NO_TERMS,
 ) -> Point:
   """What the Flax network makes of a batch.
 
@@ -58,8 +59,11 @@ def ours(
     batch: image, label and perhaps weight `[b, y, x, 1]`, numpy.
     dtype: 'float32' or 'float64', of everything.
     loss: a key of `losses.LOSSES`.
+    terms: what other outputs add to it.
   """
-  found = agreement.point(model, variables, batch, dtype, loss=loss)
+  found = agreement.point(
+    model, variables, batch, dtype, loss=loss, terms=terms
+  )
   gradient, stats = found['gradient'], found['statistics']
   logits = np.asarray(found['logits'], np.float64)
   return {
@@ -83,6 +87,7 @@ def theirs(
   batch: losses.Batch,
   dtype: str,
   loss: str = 'bce',
+  terms: losses.Terms = losses.NO_TERMS,
 ) -> Point:
   """What the PyTorch network makes of it; the network is left as it is."""
   network = copy.deepcopy(network).to(getattr(torch, dtype)).train()
@@ -100,8 +105,9 @@ def theirs(
         )
       )
   before = _arrays(dict(network.named_buffers()))
-  logits = network(image)
-  value = torch_losses.mean(loss, logits, **tensors)
+  weights = float(terms.auxiliary(jnp.zeros((), int))), terms.adversarial
+  outputs = torch_losses.apply(network, image, tensors['label'])
+  value = torch_losses.objective(loss, weights, outputs, **tensors)
   value.backward()
   statistics = {}
   for name, after in _arrays(dict(network.named_buffers())).items():
@@ -110,10 +116,10 @@ def theirs(
       # PyTorch averages the unbiased variance, Flax the biased one.
       kept = 0.9 * before[name]
       after = kept + (after - kept) * (count[layer] - 1) / count[layer]
-    if kind != 'num_batches_tracked':
+    if kind in ('running_mean', 'running_var'):
       statistics[name] = after
   return {
-    'logits': _arrays({'': logits}),
+    'logits': _arrays({'': outputs['logits']}),
     'loss': _arrays({'': value}),
     'gradient': _arrays({k: p.grad for k, p in network.named_parameters()}),
     'statistics': statistics,
@@ -169,6 +175,7 @@ def check(
   network: torch.nn.Module,
   batch: losses.Batch,
   loss: str = 'bce',
+  terms: losses.Terms = losses.NO_TERMS,
 ) -> dict[str, Any]:
   """Compares both on the centre of the first example.
 
@@ -178,6 +185,7 @@ def check(
     network: what they were loaded into.
     batch: image, label and perhaps weight `[b, y, x, 1]`.
     loss: a key of `losses.LOSSES`.
+    terms: what other outputs add to it.
 
   Returns:
     The relative differences: `float64` (logits, loss, gradient, statistics;
@@ -198,13 +206,20 @@ def check(
       f'{", ".join(sorted(unshared))}.'
     )
   batch = _centre(batch)
-  our = ours(model, variables, batch, 'float64', loss)
-  their = theirs(network, batch, 'float64', loss)
+  our = ours(model, variables, batch, 'float64', loss, terms)
+  their = theirs(network, batch, 'float64', loss, terms)
   exact, layers = _distances(our, their), _by_layer(our, their)
   layer = max(layers, key=layers.__getitem__)
   close = _distances(
-    ours(model, agreement.raise_biases(variables), batch, 'float32', loss),
-    theirs(_raised_network(network), batch, 'float32', loss),
+    ours(
+      model,
+      agreement.raise_biases(variables),
+      batch,
+      'float32',
+      loss,
+      terms,
+    ),
+    theirs(_raised_network(network), batch, 'float32', loss, terms),
   )
   judged = [(f'{part} in float64', exact[part], EXACT) for part in exact]
   judged.append((f'gradient of {layer} in float64', layers[layer], EXACT))

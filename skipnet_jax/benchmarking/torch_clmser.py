@@ -87,7 +87,7 @@ class TorchFCLmserS(nn.Module):
     def double(name, channels):
       kernel = model.deconv_kernel
       self.add_module(
-        name, torch_layers.double(channels, channels, kernel, bias=False)
+        name, torch_layers.transposed(channels, channels, kernel, bias=False)
       )
 
     norm('encoder_1', 1, d)
@@ -125,7 +125,7 @@ class TorchFCLmserS(nn.Module):
       down = self.get_submodule(f'pixel_gate_{i}')(down)
     return x + down
 
-  def forward(self, image: Tensor) -> Tensor:
+  def forward(self, image: Tensor) -> dict[str, Tensor]:
     """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`; sides multiples of 32."""
     pad = (self.pad, self.pad)
     encoder_1 = self.encoder_1(torch_layers.mirror(image, (pad, pad)))
@@ -144,7 +144,8 @@ class TorchFCLmserS(nn.Module):
         x = _leaky(self.get_submodule(f'up_{i}_up')(x))
     x = self._full_resolution(x, encoder_1, encoder_2)
     # The paper's output is the tanh of half the logits.
-    return 2 * torch_layers.centre(self.classifier(x), image.shape[2:])
+    logits = 2 * self.classifier(x)
+    return {'logits': torch_layers.centre(logits, image.shape[2:])}
 
   def _full_resolution(
     self, half: Tensor, encoder_1: Tensor, encoder_2: Tensor

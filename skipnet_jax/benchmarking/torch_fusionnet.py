@@ -41,7 +41,7 @@ class TorchFusionNet(nn.Module):
     for i in (3, 2, 1, 0):
       features = base * 2**i
       self.add_module(
-        f'up_{i}_up', torch_layers.double(2 * features, features, 3)
+        f'up_{i}_up', torch_layers.transposed(2 * features, features, 3)
       )
       self.add_module(f'up_{i}_norm', torch_layers.norm(features))
       level(f'up_{i}', features, features)
@@ -52,7 +52,7 @@ class TorchFusionNet(nn.Module):
       x = self.get_submodule(part)(x)
     return x
 
-  def forward(self, image: Tensor) -> Tensor:
+  def forward(self, image: Tensor) -> dict[str, Tensor]:
     """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`; sides multiples of 16."""
     x, down = image, []
     for i in (0, 1, 2, 3):
@@ -67,4 +67,4 @@ class TorchFusionNet(nn.Module):
       if self.long_skips:
         x = x + down[i]
       x = self._level(f'up_{i}', x)
-    return self.classifier(x)
+    return {'logits': self.classifier(x)}

@@ -16,18 +16,23 @@ def norm(channels: int) -> nn.BatchNorm2d:
   return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
 
 
-def double(
-  channels: int, features: int, kernel_size: int, bias: bool = True
+def transposed(
+  channels: int,
+  features: int,
+  kernel_size: int = 2,
+  stride: int = 2,
+  bias: bool = True,
 ) -> nn.ConvTranspose2d:
-  """A transposed convolution of kernel 2 or 3 that doubles both sides."""
-  odd = kernel_size - 2
+  """A transposed convolution that multiplies both sides by its stride."""
+  rest = kernel_size - stride
+  padding = (rest + 1) // 2
   return nn.ConvTranspose2d(
     channels,
     features,
     kernel_size,
-    stride=2,
-    padding=odd,
-    output_padding=odd,
+    stride,
+    padding,
+    output_padding=2 * padding - rest,
     bias=bias,
   )
 

@@ -238,7 +238,7 @@ class TorchFCResNet(nn.Module):
 
     self.batch_norm = model.batch_norm
     self.long_skips = model.long_skips
-    self.down_1 = nn.Conv2d(1, base, 3, padding=1)
+    self.down_1 = nn.Conv2d(model.slices, base, 3, padding=1)
     down_2 = stage('down_2', base, down=True)
     down_3 = stage('down_3', down_2, down=True)
     down_4 = stage('down_4', down_3, down=True)
@@ -253,8 +253,8 @@ class TorchFCResNet(nn.Module):
     self.norm = _norm(x, model.batch_norm)
     self.classifier = nn.Conv2d(x, 1, 1)
 
-  def forward(self, image: Tensor) -> Tensor:
-    """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`."""
+  def forward(self, image: Tensor) -> dict[str, Tensor]:
+    """Maps `[b, slices, y, x]` to logits `[b, 1, y, x]`."""
     down_1 = self.down_1(image)
     down_2 = self.down_2(down_1)
     down_3 = self.down_3(down_2)
@@ -268,4 +268,4 @@ class TorchFCResNet(nn.Module):
     x = self.up_5(x)
     x = self.long_skip_up_5(x, down_1) if self.long_skips else x
     x = functional.relu(self.norm(x), inplace=self.batch_norm)
-    return self.classifier(x)
+    return {'logits': self.classifier(x)}

@@ -7,13 +7,24 @@ from flax import linen
 from torch import nn
 
 from skipnet_jax import errors
+from skipnet_jax.benchmarking import torch_addn
 from skipnet_jax.benchmarking import torch_clmser
+from skipnet_jax.benchmarking import torch_fcn_lstm
 from skipnet_jax.benchmarking import torch_fusionnet
 from skipnet_jax.benchmarking import torch_network
+from skipnet_jax.benchmarking import torch_polymtl
+from skipnet_jax.benchmarking import torch_sfcnn
+from skipnet_jax.benchmarking import torch_side_outputs
 from skipnet_jax.benchmarking import torch_unet
+from skipnet_jax.models import addn
 from skipnet_jax.models import clmser
+from skipnet_jax.models import cumedvision
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import fcn_lstm
 from skipnet_jax.models import fusionnet
+from skipnet_jax.models import m2fcn
+from skipnet_jax.models import polymtl
+from skipnet_jax.models import sfcnn
 from skipnet_jax.models import unet
 
 NETWORKS: dict[type[linen.Module], type[nn.Module]] = {
@@ -21,6 +32,12 @@ NETWORKS: dict[type[linen.Module], type[nn.Module]] = {
   clmser.F_CLmser_S: torch_clmser.TorchFCLmserS,
   unet.UNet: torch_unet.TorchUNet,
   fusionnet.FusionNet: torch_fusionnet.TorchFusionNet,
+  polymtl.PolyMtl: torch_polymtl.TorchPolyMtl,
+  cumedvision.CUMedVision: torch_side_outputs.TorchCUMedVision,
+  m2fcn.M2FCN: torch_side_outputs.TorchM2FCN,
+  fcn_lstm.FCNLSTM: torch_fcn_lstm.TorchFCNLSTM,
+  addn.ADDN: torch_addn.TorchADDN,
+  sfcnn.SFCNN: torch_sfcnn.TorchSFCNN,
 }
 
 
@@ -31,8 +48,10 @@ def build(model: linen.Module) -> nn.Module:
     model: of one of `NETWORKS`, unscanned.
 
   Returns:
-    A module mapping `[b, 1, y, x]` to logits `[b, 1, y, x]`, whose parameters
-    have the names and shapes that `torch_weights.to_torch` gives.
+    A module mapping `[b, slices, y, x]`, where its `adversarial` is True also
+    labels `[b, 1, y, x]`, to outputs as the Flax network's: a dict of logits
+    `[b, 1, y, x]` and perhaps `auxiliary` and `judged`. Its parameters have the
+    names and shapes that `torch_weights.to_torch` gives.
 
   Raises:
     InputError: it has no counterpart.

@@ -46,9 +46,6 @@ from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
 
 OURS = 'skipnet_jax'
-# What PyTorch has a counterpart of; told before PyTorch is imported.
-MODELS = ('fc_resnet', 'f_clmser_s', 'unet', 'fusionnet')
-LOSSES = ('bce', 'smooth_l1')
 MEMORY_SHARE = '0.45'
 _MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
@@ -68,15 +65,6 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       "pip install '.[peer]'."
     )
   config_lib.validate(config)
-  for field, value, known in (
-    ('model.name', config.model.name, MODELS),
-    ('train.loss', config.train.loss, LOSSES),
-  ):
-    if value not in known:
-      raise errors.InputError(
-        f'{field} is {value!r}; the race against PyTorch has a counterpart of '
-        f'{", ".join(known)} only.'
-      )
   for field, value, only in (
     ('model.scan', config.model.get('scan', False), False),
     ('optim.accumulate', config.optim.accumulate, 1),
@@ -130,6 +118,13 @@ def _make_batch(
   return jax.jit(pipeline.train_batch)(raw, plan['key'])
 
 
+def _terms(config: ml_collections.ConfigDict) -> losses.Terms:
+  """Of the first epochs throughout: PyTorch's weights are constant."""
+  first = config.train.copy_and_resolve_references()
+  first.update(auxiliary=first.auxiliary[:1], auxiliary_at=())
+  return losses.make_terms(first, 1)
+
+
 def _make_ours(
   config: ml_collections.ConfigDict, batch: losses.Batch
 ) -> tuple[nn.Module, state_lib.TrainState, Callable[[], Any]]:
@@ -139,7 +134,11 @@ def _make_ours(
     config.optim, optax.constant_schedule(config.optim.learning_rate)
   )
   step = step_lib.make_train_step(
-    model, optimizer, losses.LOSSES[config.train.loss], l2=config.optim.l2
+    model,
+    optimizer,
+    losses.LOSSES[config.train.loss],
+    l2=config.optim.l2,
+    terms=_terms(config),
   )
   first = state_lib.create_state(model, optimizer, config.seed)
   precision = 'highest' if config.model.dtype == 'float32' else None
@@ -255,7 +254,7 @@ def race(
   network.to(device)
   say('comparing outputs and gradients of the two networks')
   agreement = torch_agreement.check(
-    model, variables, network, batch, config.train.loss
+    model, variables, network, batch, config.train.loss, _terms(config)
   )
   calls = {OURS: ours, **_make_theirs(config, network, batch, forms)}
   contestants = turns.first_calls(calls, say=say)

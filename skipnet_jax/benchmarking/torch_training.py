@@ -77,20 +77,19 @@ def make_optimizer(
 
   Args:
     config: `optim`; schedule, warm-up, accumulate and ema are not read.
-    network: its convolutions' weights are decayed, nothing else is.
+    network: its convolutions' weights are decayed, nothing else is; a
+      discriminator has its own learning rate.
   """
-  kernels = [
-    module.weight
-    for module in network.modules()
-    if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
-  ]
-  known = set(map(id, kernels))
-  others = [p for p in network.parameters() if id(p) not in known]
   decay = config.l2 if config.name == 'adamw' else 2 * config.l2
-  groups = [
-    {'params': kernels, 'weight_decay': decay},
-    {'params': others, 'weight_decay': 0.0},
-  ]
+  groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+  for name, parameter in network.named_parameters():
+    kernel, judge = parameter.ndim == 4, name.startswith('discriminator.')
+    group = groups.setdefault((kernel, judge), {'params': []})
+    group['params'].append(parameter)
+    group['weight_decay'] = decay if kernel else 0.0
+    if judge:
+      group['lr'] = config.discriminator_learning_rate
+  groups = list(groups.values())
   rate, b1, b2, eps = (
     config.learning_rate,
     config.momentum,
@@ -118,7 +117,8 @@ def make_step(
   """A call that trains the network by one step on one batch.
 
   Args:
-    config: `optim`, `train.loss`, and `model.dtype`: autocast with bfloat16.
+    config: `optim`, `train` (its loss and the first weights of other terms),
+      and `model.dtype`: autocast with bfloat16.
     network: on its device; changed in place.
     batch: on the device, as `torch_weights.batch` makes it.
     form: how to run.
@@ -136,15 +136,14 @@ def make_step(
   optimizer = make_optimizer(config.optim, network)
   half = config.model.dtype == 'bfloat16'
   loss_name = config.train.loss
+  terms = config.train.auxiliary[0], config.train.adversarial
 
   def objective(
     image: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None
   ) -> torch.Tensor:
     with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
-      logits = network(image)
-    # As in the Flax network, the loss is taken in the parameters' dtype.
-    logits = logits.to(label.dtype)
-    return torch_losses.mean(loss_name, logits, label, weight)
+      outputs = torch_losses.apply(network, image, label)
+    return torch_losses.objective(loss_name, terms, outputs, label, weight)
 
   if form.compiled:
     objective = torch.compile(objective, mode=form.mode, dynamic=False)

@@ -87,7 +87,7 @@ class Generator(nn.Module):
         x = skips.LongConcatenation(name=f'long_skip_{i}')(x, down[i])
       x = block(f'up_{i}', x, width)
     x = layers.Conv(1, 1, dtype=self.dtype, name='classifier')(x)
-    return x.astype(jnp.float32)
+    return layers.wide(x)
 
 
 class Discriminator(nn.Module):
@@ -112,7 +112,7 @@ class Discriminator(nn.Module):
       x = layers.Conv(width, strides=2, dtype=self.dtype, name=f'conv_{i}')(x)
       x = nn.leaky_relu(x, 0.2)
     x = layers.Conv(1, 1, dtype=self.dtype, name='classifier')(x)
-    return x.astype(jnp.float32)
+    return layers.wide(x)
 
 
 class ADDN(nn.Module):

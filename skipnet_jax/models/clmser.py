@@ -187,4 +187,4 @@ class F_CLmser_S(nn.Module):
     x = norm('last_conv', x, d)
     x = join('encoder_1', x, encoder_1)
     x = conv(1, name='classifier')(x)
-    return {'logits': 2 * layers.centre(x, size).astype(jnp.float32)}
+    return {'logits': 2 * layers.wide(layers.centre(x, size))}

@@ -41,11 +41,11 @@ class ConvLSTM(nn.Module):
       name='gates',
     )
     shape = (*sequence[0].shape[:3], self.features)
-    cell = hidden = jnp.zeros(shape, jnp.float32)
+    cell = hidden = layers.wide(jnp.zeros(shape, self.dtype))
     found = []
     for x in sequence:
-      both = jnp.concatenate([x.astype(jnp.float32), hidden], -1)
-      z = convolve(both).astype(jnp.float32)
+      both = jnp.concatenate([layers.wide(x), hidden], -1)
+      z = layers.wide(convolve(both))
       i, f, g, o = jnp.split(z, GATES, -1)
       cell = nn.sigmoid(f + 1) * cell + nn.sigmoid(i) * jnp.tanh(g)
       hidden = nn.sigmoid(o) * jnp.tanh(cell)

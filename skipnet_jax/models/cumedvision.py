@@ -64,6 +64,7 @@ class CUMedVision(nn.Module):
       stride = 2**level
       x = layers.ConvTranspose(
         2, 2 * stride, stride, dtype=dtype, name=f'branch_{level}_up'
-      )(x).astype(jnp.float32)
+      )(x)
+      x = layers.wide(x)
       branches[f'branch_{level}'] = x[..., 1:] - x[..., :1]
     return {'logits': sum(branches.values()), 'auxiliary': branches}

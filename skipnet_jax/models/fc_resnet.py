@@ -254,4 +254,4 @@ class FCResNet(nn.Module):
     if self.batch_norm:
       x = layers.batch_norm('norm', train, dtype, self.axis_name)(x)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(nn.relu(x))
-    return {'logits': x.astype(jnp.float32)}
+    return {'logits': layers.wide(x)}

@@ -105,4 +105,4 @@ class FCNLSTM(nn.Module):
       [features[:, z] for z in range(slices)]
     )
     found = layers.Conv(1, 1, dtype=dtype, name='classifier')(states)
-    return {'logits': found.astype(jnp.float32)}
+    return {'logits': layers.wide(found)}

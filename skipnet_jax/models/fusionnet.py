@@ -93,4 +93,4 @@ class FusionNet(nn.Module):
         x = skips.LongSkip(dtype=dtype, name=f'long_skip_{i}')(x, down[i])
       x = level(f'up_{i}', x, features)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
-    return {'logits': x.astype(jnp.float32)}
+    return {'logits': layers.wide(x)}

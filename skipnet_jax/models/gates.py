@@ -55,8 +55,8 @@ class ChannelGate(nn.Module):
       )
 
     channels = x.shape[-1]
-    # Summed in float32, whatever the compute dtype.
-    mask = jnp.mean(x, (1, 2), dtype=jnp.float32, keepdims=True)
+    # Summed in float32 at least, whatever the compute dtype.
+    mask = jnp.mean(layers.wide(x), (1, 2), keepdims=True)
     mask = nn.relu(conv(channels // 8, 'reduce')(mask.astype(self.dtype)))
     mask = nn.sigmoid(conv(channels, 'expand')(mask))
     _sow(self, mask)

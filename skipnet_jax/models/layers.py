@@ -74,6 +74,11 @@ class Conv(nn.Module):
     return x
 
 
+def wide(x: jax.Array) -> jax.Array:
+  """In float32, or float64 where it is: what logits and states are kept in."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def conv(
   x: jax.Array,
   kernel: jax.Array,

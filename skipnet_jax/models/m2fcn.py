@@ -95,7 +95,7 @@ class M2FCN(nn.Module):
     x, auxiliary = image, {}
     for number in range(1, self.stages + 1):
       sides, fused = Stage(self.base_width, dtype, name=f'stage_{number}')(x)
-      sides, fused = sides.astype(jnp.float32), fused.astype(jnp.float32)
+      sides, fused = layers.wide(sides), layers.wide(fused)
       for level in range(sides.shape[-1]):
         name = f'stage_{number}_side_{level}'
         auxiliary[name] = sides[..., level : level + 1]

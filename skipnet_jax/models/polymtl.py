@@ -47,7 +47,7 @@ class PolyMtl(nn.Module):
         f'model.normaliser_width is {self.normaliser_width}; it must be at '
         'least 1.'
       )
-    fc_resnet.FCResNet(**_segmenter_fields(self), parent=None).check()
+    fc_resnet.FCResNet(**segmenter_fields(self), parent=None).check()
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 32."""
@@ -72,21 +72,26 @@ class PolyMtl(nn.Module):
       InputError: a side is no multiple of 32.
     """
     self.check_size(image.shape[1:3])
-    normaliser = unet.UNet(
-      long_skips=self.long_skips,
-      dropout=0.0,
-      base_width=self.normaliser_width,
-      dtype=self.dtype,
-      axis_name=self.axis_name,
-      name='normaliser',
-    )
+    normaliser = unet.UNet(**normaliser_fields(self), name='normaliser')
     # One channel: the difference of the U-Net's two.
     image = normaliser(image, train, sample)['logits']
-    segmenter = fc_resnet.FCResNet(**_segmenter_fields(self), name='segmenter')
+    segmenter = fc_resnet.FCResNet(**segmenter_fields(self), name='segmenter')
     return segmenter(image, train, sample) | {'normalised': image}
 
 
-def _segmenter_fields(model: PolyMtl) -> dict[str, Any]:
+def normaliser_fields(model: PolyMtl) -> dict[str, Any]:
+  """Of its `unet.UNet`."""
+  return {
+    'long_skips': model.long_skips,
+    'dropout': 0.0,
+    'base_width': model.normaliser_width,
+    'dtype': model.dtype,
+    'axis_name': model.axis_name,
+  }
+
+
+def segmenter_fields(model: PolyMtl) -> dict[str, Any]:
+  """Of its `fc_resnet.FCResNet`."""
   return {
     name: getattr(model, name)
     for name in (

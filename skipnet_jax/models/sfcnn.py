@@ -102,7 +102,7 @@ class SFCNN(nn.Module):
     b, h, w, _ = x.shape
     x = x.reshape(b, h, w, steerable.ORIENTATIONS, -1).mean(3)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
-    return {'logits': x.astype(jnp.float32)}
+    return {'logits': layers.wide(x)}
 
 
 def _join(name: str, x: jax.Array, encoder: jax.Array) -> jax.Array:

@@ -174,5 +174,5 @@ class UNet(nn.Module):
       axis_name=self.axis_name,
     )
     x = layers.Conv(2, 1, dtype=dtype, name='classifier')(x)
-    x = layers.centre(x, size).astype(jnp.float32)
+    x = layers.wide(layers.centre(x, size))
     return {'logits': x[..., 1:] - x[..., :1]}
