@@ -7,7 +7,7 @@ Command: python -m skipnet_jax.benchmark --config=experiments/benchmark.py \
 Presets: full (long_short.py at whole slices, the largest batch that fits: an
          accelerator); cpu (the same at batch 1 in float32, on one device);
          smoke (a small network: two minutes on two CPU cores).
-Expect:  see experiments/results/README.md.
+Expect:  see docs/results.md.
 """
 
 import pathlib

@@ -7,7 +7,7 @@ Command: python -m skipnet_jax.gradflow --config=experiments/depth_sweep.py \
 Presets: small (base width 8, 64x64 centre crops, batch 1, 300 steps: half an
          hour on two CPU cores); paper (width 32, 256x256, batch 5, 500 steps: a
          GPU); smoke (3 steps at two depths).
-Expect:  see experiments/results/README.md.
+Expect:  see docs/results.md.
 """
 
 import ml_collections

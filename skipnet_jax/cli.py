@@ -76,7 +76,7 @@ def _use_large_pages() -> None:
   """Starts this command over with large memory pages, on Linux with glibc.
 
   XLA's CPU backend asks for gigabytes at every step and gives them back; with
-  pages of 2 MB a step takes 0.70 to 0.84 of the time (experiments/results).
+  pages of 2 MB a step takes 0.70 to 0.84 of the time (docs/results.md).
   glibc reads the setting at the start of a process only. One that the user made
   is left alone.
   """

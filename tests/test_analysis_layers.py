@@ -47,7 +47,7 @@ def test_rows_by_hand(table):
 
 
 def test_the_text_has_every_layer_and_the_totals(table):
-  text = layers.format_table(table)
+  text = layers.format_table(table, 11_451_745)
   assert '11,451,745 parameters' in text
   assert len(text.splitlines()) == len(table) + 4
 

@@ -111,8 +111,17 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
   return list(rows.values())
 
 
-def format_table(rows: list[Layer]) -> str:
-  """The table as text, with its totals."""
+def count(model: nn.Module, shape: tuple[int, ...]) -> int:
+  """Parameters of all layers, those too that only a training step calls."""
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False),
+    jax.ShapeDtypeStruct(shape, jnp.float32),
+  )
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(variables['params']))
+
+
+def format_table(rows: list[Layer], whole: int) -> str:
+  """The table as text, with its totals; `whole` from `count`."""
   width = max(len(row.name) for row in rows)
   block = max(len(row.block) for row in rows)
   head = (
@@ -127,12 +136,18 @@ def format_table(rows: list[Layer]) -> str:
       f'{row.parameters:>12,}  {row.flops / 1e6:>10,.1f}'
     )
   convs = sum(row.flops > 0 for row in rows)
+  parameters = sum(row.parameters for row in rows)
   lines += [
     '-' * len(head),
-    f'{convs} convolutions, {sum(r.parameters for r in rows):,} parameters, '
+    f'{convs} convolutions, {parameters:,} parameters, '
     f'{sum(r.flops for r in rows) / 1e9:,.2f} GFLOPs forward per image '
     '(multiplications and additions of the kernels)',
   ]
+  if whole > parameters:
+    lines.append(
+      f'{whole - parameters:,} parameters more, {whole:,} in all, are used in '
+      'training alone'
+    )
   return '\n'.join(lines)
 
 

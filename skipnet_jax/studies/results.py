@@ -185,7 +185,8 @@ def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
   low, high = np.percentile(np.concatenate(ends), (0, 95))
   margin = 0.05 * (high - low) + 1e-6
   axes[0].set_ylim(low - margin, high + margin)
-  axes[0].set_ylabel('BCE' if loss == 'bce' else f'{losses.pop()}, without L2')
+  name = 'BCE' if 'bce' in (loss, *losses) else losses.pop()
+  axes[0].set_ylabel(name if loss == 'bce' else f'{name}, without L2')
   axes[1].set_ylabel('share of pixels right at threshold 1/2')
   for ax in axes:
     ax.set_xlabel('epoch')

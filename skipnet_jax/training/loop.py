@@ -383,4 +383,4 @@ def describe(config: Config) -> str:
   model.check_size((side, side))
   shape = models.input_shape(model, (side, side))
   table = layers_lib.layer_table(models.unrolled(model), shape)
-  return layers_lib.format_table(table)
+  return layers_lib.format_table(table, layers_lib.count(model, shape))
