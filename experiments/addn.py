@@ -20,7 +20,8 @@ from skipnet_jax import models
 PRESETS = {
   'paper': {},
   'budget': config_lib.BUDGET | {'model.base_width': 18},
-  'smoke': config_lib.SMOKE | {'model.base_width': 2},
+  'smoke': config_lib.SMOKE
+  | {'model.base_width': 2, 'model.discriminator_width': 4},
 }
 
 

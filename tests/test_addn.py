@@ -23,7 +23,9 @@ PLAYERS = ('discriminator', 'generator')
 
 @functools.cache
 def made():
-  model = models.build_model(models.model_config('addn', base_width=2))
+  model = models.build_model(
+    models.model_config('addn', base_width=2, discriminator_width=4)
+  )
   batch = make_batch()
   variables = jax.jit(
     lambda: model.init(jax.random.key(0), batch['image'], train=False)

@@ -43,7 +43,7 @@ SYSTEMS = {
   'cumedvision': ('cumedvision', {'base_width': 2}),
   'm2fcn': ('m2fcn', {'base_width': 2, 'stages': 2}),
   'fcn_lstm': ('fcn_lstm', {'base_width': 2, 'hidden': 2}),
-  'addn': ('addn', {'base_width': 2}),
+  'addn': ('addn', {'base_width': 2, 'discriminator_width': 4}),
   'sfcnn': ('sfcnn', {'base_width': 1, 'kernel_size': 3}),
 }
 # Which kinds of skips each has, and has a switch for.

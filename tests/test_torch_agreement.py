@@ -24,7 +24,7 @@ SMALL = {
   'cumedvision': dict(base_width=2),
   'm2fcn': dict(base_width=2, stages=2),
   'fcn_lstm': dict(base_width=2, hidden=3),
-  'addn': dict(base_width=2),
+  'addn': dict(base_width=2, discriminator_width=4),
   'sfcnn': dict(base_width=1, kernel_size=3),
 }
 # F-CLmser-S starts with outputs of nearly zero, so that its gates are 1/2 and

@@ -76,10 +76,11 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
   """Judges patches of an image and its map."""
 
-  def __init__(self):
+  def __init__(self, width: int):
     super().__init__()
     channels = 2
-    for i, features in enumerate(addn.DISCRIMINATOR_WIDTHS):
+    for i in range(addn.DEPTH + 1):
+      features = width * 2**i
       self.add_module(f'conv_{i}', nn.Conv2d(channels, features, 3, stride=2))
       channels = features
     self.classifier = nn.Conv2d(channels, 1, 1)
@@ -87,7 +88,7 @@ class Discriminator(nn.Module):
   def forward(self, image: Tensor, inside: Tensor) -> Tensor:
     """Maps `[b, 1, y, x]` twice to logits `[b, 1, y / 16, x / 16]`."""
     x = torch.cat([image, inside], 1)
-    for i in range(len(addn.DISCRIMINATOR_WIDTHS)):
+    for i in range(addn.DEPTH + 1):
       # 'SAME' with stride 2 pads below and to the right only.
       x = self.get_submodule(f'conv_{i}')(functional.pad(x, (0, 1, 0, 1)))
       x = functional.leaky_relu(x, 0.2)
@@ -107,7 +108,7 @@ class TorchADDN(nn.Module):
   def __init__(self, model: addn.ADDN):
     super().__init__()
     self.generator = Generator(model.base_width, model.long_skips)
-    self.discriminator = Discriminator()
+    self.discriminator = Discriminator(model.discriminator_width)
 
   def forward(
     self, image: Tensor, label: Tensor

@@ -14,7 +14,6 @@ DEPTH = 3
 SIZE_MULTIPLE = 2 ** (DEPTH + 1)
 # Of a dense block's convolutions.
 DILATIONS = (1, 2, 4)
-DISCRIMINATOR_WIDTHS = (64, 128, 256, 512)
 
 
 class DenseBlock(nn.Module):
@@ -95,8 +94,14 @@ class Discriminator(nn.Module):
 
   Strided 3x3 convolutions with LeakyReLU(0.2), no BatchNorm, so that a
   judgement does not depend on what else is in the batch.
+
+  Attributes:
+    width: channels after the first halving; each has twice as many as the one
+      before.
+    dtype: compute dtype.
   """
 
+  width: int
   dtype: layers.Dtype = jnp.float32
 
   @nn.compact
@@ -108,7 +113,8 @@ class Discriminator(nn.Module):
       inside: the map, in 0..1.
     """
     x = jnp.concatenate([image, inside], -1)
-    for i, width in enumerate(DISCRIMINATOR_WIDTHS):
+    for i in range(DEPTH + 1):
+      width = self.width * 2**i
       x = layers.Conv(width, strides=2, dtype=self.dtype, name=f'conv_{i}')(x)
       x = nn.leaky_relu(x, 0.2)
     x = layers.Conv(1, 1, dtype=self.dtype, name='classifier')(x)
@@ -126,12 +132,14 @@ class ADDN(nn.Module):
   Attributes:
     long_skips: the generator's.
     base_width: channels of its first level.
+    discriminator_width: channels of the discriminator's first level.
     dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
     axis_name: mapped axis of a pmapped call, or None.
   """
 
   long_skips: bool = True
   base_width: int = 36
+  discriminator_width: int = 64
   dtype: str = 'float32'
   axis_name: str | None = None
   # A training step gives such a model the labels too.
@@ -139,10 +147,11 @@ class ADDN(nn.Module):
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    if self.base_width < 1:
-      raise errors.InputError(
-        f'model.base_width is {self.base_width}; it must be at least 1.'
-      )
+    for name in ('base_width', 'discriminator_width'):
+      if getattr(self, name) < 1:
+        raise errors.InputError(
+          f'model.{name} is {getattr(self, name)}; it must be at least 1.'
+        )
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 16."""
@@ -183,12 +192,13 @@ class ADDN(nn.Module):
     if label is None and not self.is_initializing():
       return outputs
     fake = nn.sigmoid(logits)
-    discriminator = Discriminator(dtype, name='discriminator')
+    fields = self.discriminator_width, dtype
+    discriminator = Discriminator(*fields, name='discriminator')
     judged = {'fake': discriminator(image, lax.stop_gradient(fake))}
     if label is not None:
       judged['real'] = discriminator(image, label)
       frozen = lax.stop_gradient(discriminator.variables)
-      judged['fooled'] = Discriminator(dtype, parent=None).apply(
+      judged['fooled'] = Discriminator(*fields, parent=None).apply(
         frozen, image, fake
       )
       outputs['judged'] = judged

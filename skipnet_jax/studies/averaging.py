@@ -30,7 +30,7 @@ PLAIN, TURNED = 'one prediction', '8 orientations'
 WAYS: dict[str, Ways] = {
   'table_2': {
     'no dropout': {},
-    **{f'{n} dropout samples': {'mc_samples': n} for n in (1, 5, 10, 30, 100)},
+    **{f'dropout, N = {n}': {'mc_samples': n} for n in (1, 5, 10, 30, 100)},
   },
   'recipe': {PLAIN: {}, TURNED: {'tta': True}},
 }

@@ -128,7 +128,7 @@ def ordering_table(study: plan.Study, summaries: Summaries) -> report.Table:
         f'{first} beats {second}',
         f'{found["wins"]} of {len(both)}',
         f'{found["difference"]:+.4f}',
-        '-' if np.isnan(p) else f'{p:.3f}',
+        '-' if np.isnan(p) else '<0.001' if p < 0.001 else f'{p:.3f}',
       ]
     )
   return report.Table(
