@@ -4,6 +4,7 @@ Eight CPU devices, strict dtype and rank promotion, a cache of its own for the
 synthetic stacks, and no start over for large memory pages.
 """
 
+import atexit
 import dataclasses
 import importlib.util
 import os
@@ -27,9 +28,12 @@ os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
 # trained a small network, and ended them; with one it was never seen to.
 os.environ['OMP_NUM_THREADS'] = '1'
 _CACHE = tempfile.TemporaryDirectory(prefix='skipnet_jax_test_')
+atexit.register(_CACHE.cleanup)
 os.environ['SKIPNET_CACHE_DIR'] = _CACHE.name
-# A network compiled once need not be compiled again by a run started over.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE.name}/compiled'
+# A network compiled once need not be compiled again by a run started over, nor
+# by another of the processes that share the tests.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE.name}/compiled'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 from absl import flags  # noqa: E402

@@ -4,6 +4,7 @@ Plain SGD throughout: an adaptive optimizer would hide a wrong scale of the
 gradient.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -46,11 +47,27 @@ def _config(**changes):
   return config
 
 
+@contextlib.contextmanager
+def compilations():
+  """Lists their durations in seconds; one read from a cache is in it too."""
+  found = []
+
+  def listen(event, duration, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      found.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 class Setting:
   """A network, its data and its loss, to be run in any mode."""
 
   def __init__(self, config, begin=lambda params: params):
-    self.config, self.begin = config, begin
+    self.config, self.begin, self._state = config, begin, None
     self.data = sources.load(config)
     self.loss = losses.LOSSES[config.train.loss]
 
@@ -77,21 +94,29 @@ class Setting:
       terms=losses.make_terms(config.train, 1),
     )
     call = calls.make_train_call(step, pipeline, parallel, 1)
-    state = state_lib.create_state(model, optimizer, config.seed)
-    state = state.replace(params=self.begin(state.params))
-    return parallel, pipeline, call, state, model
+    return parallel, pipeline, call, self.state(model, optimizer), model
+
+  def state(self, model, optimizer):
+    """Before the first step: of every mode, so made once."""
+    if self._state is None:
+      state = state_lib.create_state(model, optimizer, self.config.seed)
+      state = state.replace(params=self.begin(state.params), key=None)
+      self._state = jax.tree.map(np.asarray, state)
+    return self._state.replace(key=jax.random.key(self.config.seed))
 
   @functools.cache  # noqa: B019
   def train(self, mode, devices):
     """Parameters and all metrics after some steps, and the first parameters."""
     parallel, _, call, state, _ = self.make(mode, devices)
-    begin = jax.tree.map(np.asarray, state.params)
+    begin = state.params
     state = parallel.replicate(state)
     data = parallel.replicate(pipeline_lib.host_arrays(self.data))
     history = []
     for _ in range(STEPS):
-      state, metrics = call(state, data)
+      with compilations() as compiled:
+        state, metrics = call(state, data)
       history.append(parallel_lib.to_host(parallel.unreplicate(metrics)))
+      assert len(compiled) == (len(history) == 1)
     state = state.replace(key=None)
     state = parallel_lib.to_host(parallel.unreplicate(state))
     return state, history, begin

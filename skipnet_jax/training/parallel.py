@@ -68,8 +68,11 @@ class Parallel:
   def replicate(self, tree: Tree) -> Tree:
     """Puts arrays, the same in every process, on every device."""
     if self.mode == 'pmap':
-      # One argument must be mapped.
-      copy = jax.pmap(lambda _, t: t, in_axes=(0, None), devices=self.devices)
+      # One argument must be mapped. Over the axis that calls are mapped over,
+      # or their second one would be compiled again for what the first returns.
+      copy = jax.pmap(
+        lambda _, t: t, AXIS, in_axes=(0, None), devices=self.devices
+      )
       return copy(np.arange(self.num_shards), tree)
     if jax.process_count() == 1:
       return jax.device_put(tree, self._sharding())
