@@ -225,6 +225,12 @@ def test_its_skips_can_be_taken_away(name):
 
 
 @each
+def test_a_width_of_nothing_is_refused(name):
+  with pytest.raises(errors.InputError, match='base_width is 0; it must be at'):
+    build(name, base_width=0)
+
+
+@each
 def test_bfloat16_is_inside_only(mixed, name):
   model = build(name, dtype='bfloat16')
   image = make_batch(slices=models.slices(model))['image']

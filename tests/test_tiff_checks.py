@@ -1,5 +1,4 @@
 import os
-import pathlib
 import random
 import resource
 import struct
@@ -7,38 +6,15 @@ import subprocess
 import sys
 import textwrap
 
+from made_stacks import make_pixels
+from made_stacks import refuse
+from made_stacks import write_tiff
 import numpy as np
 import pytest
 import tifffile
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
-
-
-def _pixels(dtype='uint8', shape=(5, 40, 48)) -> np.ndarray:
-  rng = np.random.default_rng(0)
-  if dtype == 'float32':
-    return rng.normal(size=shape).astype(dtype)
-  return rng.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
-
-
-def _tiff(path, array, **options) -> pathlib.Path:
-  tifffile.imwrite(path, array, **{'photometric': 'minisblack'} | options)
-  return path
-
-
-def _refused(path, *words, **options) -> str:
-  with (
-    pytest.raises(errors.InputError) as caught,
-    volume.open_stack(path, **options) as stack,
-  ):
-    stack.read_all()
-  message = str(caught.value)
-  assert '\n' not in message
-  assert str(path) in message
-  for word in words:
-    assert word in message
-  return message
 
 
 @pytest.mark.parametrize(
@@ -82,27 +58,27 @@ def _refused(path, *words, **options) -> str:
   ],
 )
 def test_refused_kinds_of_pixels(tmp_path, array, options, words):
-  _refused(_tiff(tmp_path / 'a.tif', array, **options), *words)
+  refuse(write_tiff(tmp_path / 'a.tif', array, **options), *words)
 
 
 def test_label_images_may_ask_for_other_types(tmp_path):
-  array = _pixels('uint32')
-  path = _tiff(tmp_path / 'a.tif', array)
-  _refused(path, 'uint32')
+  array = make_pixels('uint32')
+  path = write_tiff(tmp_path / 'a.tif', array)
+  refuse(path, 'uint32')
   with volume.open_stack(path, dtypes=('uint16', 'uint32')) as stack:
     np.testing.assert_array_equal(stack.read_all(), array)
 
 
 def test_unequal_pages(tmp_path):
   with tifffile.TiffWriter(tmp_path / 'a.tif') as writer:
-    writer.write(_pixels()[0])
-    writer.write(_pixels()[0, :20])
-  _refused(tmp_path / 'a.tif', 'page 2 is (20, 48)', '(40, 48)')
+    writer.write(make_pixels()[0])
+    writer.write(make_pixels()[0, :20])
+  refuse(tmp_path / 'a.tif', 'page 2 is (20, 48)', '(40, 48)')
 
 
 def test_files_that_are_no_stack(tmp_path):
-  _refused(tmp_path / 'nosuch.tif', 'no stack', 'expected')
-  _refused(tmp_path / ('x' * 300))
+  refuse(tmp_path / 'nosuch.tif', 'no stack', 'expected')
+  refuse(tmp_path / ('x' * 300))
   for data, words in [
     (b'', ['is empty']),
     (b'\x89PNG\r\n\x1a\n', ['not a TIFF']),
@@ -112,10 +88,10 @@ def test_files_that_are_no_stack(tmp_path):
     (b'MM\0*\0\xff\0\0', ['cut short']),
   ]:
     (tmp_path / 'a.tif').write_bytes(data)
-    _refused(tmp_path / 'a.tif', *words)
+    refuse(tmp_path / 'a.tif', *words)
   fifo = tmp_path / 'fifo.tif'
   os.mkfifo(fifo)
-  _refused(fifo, 'no stack')
+  refuse(fifo, 'no stack')
 
 
 def _patched(path, code, value, bits='I') -> None:
@@ -130,36 +106,36 @@ def _patched(path, code, value, bits='I') -> None:
 def test_declared_far_larger_than_stored(tmp_path):
   path = tmp_path / 'a.tif'
   for options in ({}, {'compression': 'zlib'}, {'tile': (16, 16)}):
-    _tiff(path, _pixels(shape=(1, 40, 48)), **options)
+    write_tiff(path, make_pixels(shape=(1, 40, 48)), **options)
     _patched(path, 257, 2**31 - 1)
-    assert len(_refused(path, str(2**31 - 1))) < 400
-  _tiff(path, _pixels(), imagej=True, metadata={'axes': 'ZYX'})
+    assert len(refuse(path, str(2**31 - 1))) < 400
+  write_tiff(path, make_pixels(), imagej=True, metadata={'axes': 'ZYX'})
   data = path.read_bytes()
   path.write_bytes(data.replace(b'images=5\nslices=5', b'images=9\nslices=9'))
-  _refused(path, '9 slices', '5 pages')
+  refuse(path, '9 slices', '5 pages')
   # 100 MB out of a hundred stored bytes.
-  _tiff(path, np.zeros((1, 64, 64), 'u1'), compression='zlib')
+  write_tiff(path, np.zeros((1, 64, 64), 'u1'), compression='zlib')
   for code in (256, 257):
     _patched(path, code, 10_000)
   _patched(path, 278, 10_000)
-  _refused(path, 'declares 100000000 bytes')
+  refuse(path, 'declares 100000000 bytes')
 
 
 def test_bomb_inside_a_small_slice_stays_small(tmp_path):
   path = tmp_path / 'a.tif'
-  noise = _pixels(shape=(1, 600, 600))
+  noise = make_pixels(shape=(1, 600, 600))
   for array, words in [
     (np.zeros((1, 9000, 9000), 'u1'), 'decompresses to more than 67108864'),
     (noise, 'stores'),
   ]:
-    _tiff(path, array, compression='zlib', rowsperstrip=array.shape[1])
+    write_tiff(path, array, compression='zlib', rowsperstrip=array.shape[1])
     for code in (257, 278):
       _patched(path, code, 40)
-    _refused(path, words)
+    refuse(path, words)
 
 
 def test_truncated_files_are_refused_whole(tmp_path):
-  array = _pixels()
+  array = make_pixels()
   cut = tmp_path / 'cut.tif'
   for name, options in [
     ('plain', {}),
@@ -168,18 +144,18 @@ def test_truncated_files_are_refused_whole(tmp_path):
     ('zip', {'compression': 'zlib'}),
     ('tile', {'tile': (16, 16)}),
   ]:
-    data = _tiff(tmp_path / f'{name}.tif', array, **options).read_bytes()
+    data = write_tiff(tmp_path / f'{name}.tif', array, **options).read_bytes()
     for size in (4, 100, len(data) // 3, len(data) // 2, len(data) - 20):
       cut.write_bytes(data[:size])
-      _refused(cut)
+      refuse(cut)
 
 
 def test_flipped_bytes_never_give_a_traceback(tmp_path):
   chance = random.Random(0)
-  array = _pixels(shape=(3, 24, 24))
+  array = make_pixels(shape=(3, 24, 24))
   path = tmp_path / 'a.tif'
   originals = [
-    _tiff(path, array, **options).read_bytes()
+    write_tiff(path, array, **options).read_bytes()
     for options in (
       {'imagej': True, 'metadata': {'axes': 'ZYX', 'spacing': 2.0}},
       {'bigtiff': True},
@@ -207,7 +183,7 @@ def test_flipped_bytes_never_give_a_traceback(tmp_path):
 
 def test_nothing_of_tifffile_reaches_the_terminal(tmp_path):
   path = tmp_path / 'a.tif'
-  data = _tiff(path, _pixels(), metadata=None).read_bytes()
+  data = write_tiff(path, make_pixels(), metadata=None).read_bytes()
   path.write_bytes(data[:-20] + b'\xff' * 20)
   code = f"""
     import logging

@@ -6,6 +6,9 @@ import sys
 import textwrap
 import tracemalloc
 
+from made_stacks import make_pixels
+from made_stacks import refuse
+from made_stacks import write_tiff
 import numpy as np
 from PIL import Image
 import pytest
@@ -15,36 +18,10 @@ from skipnet_jax import errors
 from skipnet_jax.data import volume
 
 
-def _pixels(dtype='uint8', shape=(5, 40, 48)) -> np.ndarray:
-  rng = np.random.default_rng(0)
-  if dtype == 'float32':
-    return rng.normal(size=shape).astype(dtype)
-  return rng.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
-
-
-def _tiff(path, array, **options) -> pathlib.Path:
-  tifffile.imwrite(path, array, **{'photometric': 'minisblack'} | options)
-  return path
-
-
 def _pillow_tiff(path, array, compression) -> pathlib.Path:
   first, *rest = (Image.fromarray(page) for page in array)
   first.save(path, save_all=True, append_images=rest, compression=compression)
   return path
-
-
-def _refused(path, *words, **options) -> str:
-  with (
-    pytest.raises(errors.InputError) as caught,
-    volume.open_stack(path, **options) as stack,
-  ):
-    stack.read_all()
-  message = str(caught.value)
-  assert '\n' not in message
-  assert str(path) in message
-  for word in words:
-    assert word in message
-  return message
 
 
 @pytest.mark.parametrize('dtype', volume.IMAGE_DTYPES)
@@ -64,8 +41,8 @@ def _refused(path, *words, **options) -> str:
   ],
 )
 def test_kinds_of_tiff_read_back_equal(tmp_path, dtype, options, mapped):
-  array = _pixels(dtype)
-  path = _tiff(tmp_path / 'a.tif', array, **options)
+  array = make_pixels(dtype)
+  path = write_tiff(tmp_path / 'a.tif', array, **options)
   with volume.open_stack(path) as stack:
     assert (stack.shape, stack.dtype) == (array.shape, array.dtype)
     assert stack.dtype.isnative
@@ -84,8 +61,8 @@ def test_kinds_of_tiff_read_back_equal(tmp_path, dtype, options, mapped):
 
 
 def test_one_page_and_one_directory_for_many_slices(tmp_path):
-  array = _pixels('uint16')
-  with volume.open_stack(_tiff(tmp_path / 'one.tif', array[0])) as stack:
+  array = make_pixels('uint16')
+  with volume.open_stack(write_tiff(tmp_path / 'one.tif', array[0])) as stack:
     assert stack.shape == (1, 40, 48)
     np.testing.assert_array_equal(stack.read_all(), array[:1])
   for options in ({}, {'imagej': True, 'metadata': {'axes': 'ZYX'}}):
@@ -99,11 +76,11 @@ def test_one_page_and_one_directory_for_many_slices(tmp_path):
       np.testing.assert_array_equal(stack.memmap(), array)
     cut = tmp_path / 'cut.tif'
     cut.write_bytes(path.read_bytes()[:-1000])
-    _refused(cut, 'cut short' if options else '')
+    refuse(cut, 'cut short' if options else '')
 
 
 def test_packbits_and_lzw_by_an_independent_writer(tmp_path):
-  array = _pixels() // 64 * 64
+  array = make_pixels() // 64 * 64
   path = _pillow_tiff(tmp_path / 'p.tif', array, 'packbits')
   with volume.open_stack(path) as stack:
     np.testing.assert_array_equal(stack.read_all(), array)
@@ -111,16 +88,16 @@ def test_packbits_and_lzw_by_an_independent_writer(tmp_path):
   try:
     import imagecodecs  # noqa: F401
   except ImportError:
-    _refused(path, 'LZW', 'pip install imagecodecs')
+    refuse(path, 'LZW', 'pip install imagecodecs')
   else:
     with volume.open_stack(path) as stack:
       np.testing.assert_array_equal(stack.read_all(), array)
-  _refused(_pillow_tiff(tmp_path / 'j.tif', array, 'jpeg'), 'JPEG', 'save it')
+  refuse(_pillow_tiff(tmp_path / 'j.tif', array, 'jpeg'), 'JPEG', 'save it')
 
 
 def test_folder_of_slices_in_natural_order(tmp_path):
   for kind, dtype in (('png', 'uint8'), ('png', 'uint16'), ('tif', 'float32')):
-    array = _pixels(dtype, (12, 9, 11))
+    array = make_pixels(dtype, (12, 9, 11))
     folder = tmp_path / f'{kind}-{dtype}'
     folder.mkdir()
     for z, page in enumerate(array):
@@ -134,24 +111,24 @@ def test_folder_of_slices_in_natural_order(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-  _refused(tmp_path, 'no PNG or TIFF')
-  grey = Image.fromarray(_pixels()[0])
+  refuse(tmp_path, 'no PNG or TIFF')
+  grey = Image.fromarray(make_pixels()[0])
   grey.save(tmp_path / 'a_1.png')
-  small = Image.fromarray(_pixels()[0, :8])
+  small = Image.fromarray(make_pixels()[0, :8])
   small.save(tmp_path / 'a_2.png')
-  _refused(tmp_path, 'a_2.png', '(8, 48)', '(40, 48)')
+  refuse(tmp_path, 'a_2.png', '(8, 48)', '(40, 48)')
   for mode in ('RGB', 'P', '1', 'LA'):
     grey.convert(mode).save(tmp_path / 'a_2.png')
-    _refused(tmp_path, 'a_2.png', f'mode {mode}', 'convert')
+    refuse(tmp_path, 'a_2.png', f'mode {mode}', 'convert')
   good = (tmp_path / 'a_1.png').read_bytes()
   for bad in (good[:200], b'', b'abc', good[:60] + b'\xff' * 40 + good[100:]):
     (tmp_path / 'a_2.png').write_bytes(bad)
-    _refused(tmp_path, 'a_2.png')
+    refuse(tmp_path, 'a_2.png')
   (tmp_path / 'a_2.png').unlink()
-  _tiff(tmp_path / 'a_2.tif', _pixels())
-  _refused(tmp_path, 'both PNG and TIFF')
+  write_tiff(tmp_path / 'a_2.tif', make_pixels())
+  refuse(tmp_path, 'both PNG and TIFF')
   (tmp_path / 'a_1.png').unlink()
-  _refused(tmp_path, '5 pages')
+  refuse(tmp_path, '5 pages')
 
 
 def test_memory_of_reading_does_not_grow_with_slices(tmp_path):
@@ -159,7 +136,7 @@ def test_memory_of_reading_does_not_grow_with_slices(tmp_path):
   for options in ({}, {'compression': 'zlib'}):
     peaks = []
     for slices in (20, 200):
-      _tiff(path, np.full((slices, 256, 256), 7, 'u1'), **options)
+      write_tiff(path, np.full((slices, 256, 256), 7, 'u1'), **options)
       tracemalloc.start()
       with volume.open_stack(path) as stack:
         assert sum(int(page[0, 0]) for page in stack) == 7 * slices
@@ -169,9 +146,9 @@ def test_memory_of_reading_does_not_grow_with_slices(tmp_path):
 
 
 def test_nonfinite_pixels_are_named():
-  array = _pixels('float32')
+  array = make_pixels('float32')
   volume.check_finite(array, 'a.tif')
-  volume.check_finite(_pixels(), 'a.tif')
+  volume.check_finite(make_pixels(), 'a.tif')
   for value in (np.nan, np.inf):
     array[2, 3, 4] = value
     with pytest.raises(errors.InputError, match=r'a\.tif has 1 .* slice 3 .*'):
@@ -215,7 +192,7 @@ def _tags(path) -> dict:
 
 @pytest.mark.parametrize('dtype', ['float32', 'uint8', 'uint16', 'uint32'])
 def test_written_stacks_open_elsewhere_with_their_metadata(tmp_path, dtype):
-  array = _pixels(dtype)
+  array = make_pixels(dtype)
   metadata = {
     'axes': 'ZYX',
     'resolution': (0.25, 0.5),
@@ -249,7 +226,7 @@ def test_written_stacks_open_elsewhere_with_their_metadata(tmp_path, dtype):
 
 @pytest.mark.parametrize('z', [1, 3, 4])
 def test_axes_are_kept_and_three_slices_are_no_colours(tmp_path, z):
-  array = _pixels(shape=(z, 8, 9))
+  array = make_pixels(shape=(z, 8, 9))
   volume.write_stack(tmp_path / 'a.tif', array, {'axes': 'TYX'})
   assert _tags(tmp_path / 'a.tif').get('frames', 1) == z
   with volume.open_stack(tmp_path / 'a.tif') as stack:
@@ -259,7 +236,7 @@ def test_axes_are_kept_and_three_slices_are_no_colours(tmp_path, z):
 
 def test_large_stacks_become_bigtiff(tmp_path, monkeypatch):
   monkeypatch.setattr(volume, '_CLASSIC_LIMIT', 1000)
-  array = _pixels('float32')
+  array = make_pixels('float32')
   metadata = {'axes': 'ZYX', 'unit': 'nm', 'spacing': 50.0}
   volume.write_stack(tmp_path / 'a.tif', array, metadata)
   with tifffile.TiffFile(tmp_path / 'a.tif') as tiff:
@@ -276,7 +253,7 @@ def _written(path, shape, pages) -> None:
 
 
 def test_writer_refuses_and_leaves_nothing_half(tmp_path):
-  array = _pixels()
+  array = make_pixels()
   path = tmp_path / 'a.tif'
   path.write_text('mine')
   with pytest.raises(errors.InputError, match=r'exists.*--overwrite'):
@@ -330,7 +307,7 @@ def test_full_disk_is_one_sentence(tmp_path):
 
 def test_png(tmp_path):
   for shape in ((8, 9), (8, 9, 3)):
-    array = _pixels(shape=shape)
+    array = make_pixels(shape=shape)
     for _ in range(2):
       volume.write_png(tmp_path / 'a.png', array)
     with Image.open(tmp_path / 'a.png') as image:

@@ -5,7 +5,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from skipnet_jax import errors
 from skipnet_jax.models import layers
 from skipnet_jax.models import skips
 
@@ -147,11 +146,7 @@ class ADDN(nn.Module):
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    for name in ('base_width', 'discriminator_width'):
-      if getattr(self, name) < 1:
-        raise errors.InputError(
-          f'model.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
+    layers.check_least(self, base_width=1, discriminator_width=1)
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 16."""

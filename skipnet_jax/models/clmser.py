@@ -66,12 +66,7 @@ class F_CLmser_S(nn.Module):
       raise errors.InputError(
         f'model.deconv_kernel is {self.deconv_kernel}; it must be 2 or 3.'
       )
-    for field, low in (('gamma', 1), ('base_width', 2), ('pad', 0)):
-      value = getattr(self, field)
-      if value < low:
-        raise errors.InputError(
-          f'model.{field} is {value}; it must be at least {low}.'
-        )
+    layers.check_least(self, gamma=1, base_width=2, pad=0)
     if self.pad % 32:
       raise errors.InputError(
         f'model.pad is {self.pad}; it must be a multiple of {SIZE_MULTIPLE}: '

@@ -171,10 +171,7 @@ class FCResNet(nn.Module):
         f'model.long_skip_projection is {self.long_skip_projection!r}; give '
         f'one of {", ".join(PROJECTIONS)}.'
       )
-    if self.base_width < 1:
-      raise errors.InputError(
-        f'model.base_width is {self.base_width}; give at least 1.'
-      )
+    layers.check_least(self, base_width=1)
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 32."""

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skipnet_jax import errors
 from skipnet_jax.models import conv_lstm
 from skipnet_jax.models import layers
 from skipnet_jax.models import unet
@@ -59,11 +58,7 @@ class FCNLSTM(nn.Module):
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    for name, least in (('base_width', 1), ('hidden', 1), ('slices', 3)):
-      if getattr(self, name) < least:
-        raise errors.InputError(
-          f'model.{name} is {getattr(self, name)}; it must be at least {least}.'
-        )
+    layers.check_least(self, base_width=1, hidden=1, slices=3)
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 32."""

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skipnet_jax import errors
 from skipnet_jax.models import layers
 from skipnet_jax.models import post_activation
 from skipnet_jax.models import skips
@@ -36,10 +35,7 @@ class FusionNet(nn.Module):
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    if self.base_width < 1:
-      raise errors.InputError(
-        f'model.base_width is {self.base_width}; it must be at least 1.'
-      )
+    layers.check_least(self, base_width=1)
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 16."""

@@ -291,6 +291,16 @@ def mirror(x: jax.Array, pad: Sequence[tuple[int, int]]) -> jax.Array:
   return jnp.pad(x, ((0, 0), *pad, (0, 0)), 'reflect')
 
 
+def check_least(model: nn.Module, **least: int) -> None:
+  """Raises InputError unless each named field is at least its number."""
+  for name, number in least.items():
+    value = getattr(model, name)
+    if value < number:
+      raise errors.InputError(
+        f'model.{name} is {value}; it must be at least {number}.'
+      )
+
+
 def check_size(size: Sequence[int], multiple: int) -> None:
   """Raises InputError unless both sides (y, x) are multiples of `multiple`."""
   if any(side % multiple or side < multiple for side in size):

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skipnet_jax import errors
 from skipnet_jax.models import layers
 from skipnet_jax.models import vgg
 
@@ -62,11 +61,7 @@ class M2FCN(nn.Module):
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    for name in ('stages', 'base_width'):
-      if getattr(self, name) < 1:
-        raise errors.InputError(
-          f'model.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
+    layers.check_least(self, stages=1, base_width=1)
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError unless both sides (y, x) are multiples of 8."""

@@ -5,7 +5,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from skipnet_jax import errors
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import layers
 from skipnet_jax.models import unet
@@ -42,11 +41,7 @@ class PolyMtl(nn.Module):
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    if self.normaliser_width < 1:
-      raise errors.InputError(
-        f'model.normaliser_width is {self.normaliser_width}; it must be at '
-        'least 1.'
-      )
+    layers.check_least(self, normaliser_width=1)
     fc_resnet.FCResNet(**segmenter_fields(self), parent=None).check()
 
   def check_size(self, size: tuple[int, int]) -> None:

@@ -40,10 +40,7 @@ class SFCNN(nn.Module):
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    if self.base_width < 1:
-      raise errors.InputError(
-        f'model.base_width is {self.base_width}; it must be at least 1.'
-      )
+    layers.check_least(self, base_width=1)
     if self.kernel_size not in (3, 5, 7):
       raise errors.InputError(
         f'model.kernel_size is {self.kernel_size}; it must be 3, 5 or 7.'

@@ -120,10 +120,7 @@ class UNet(nn.Module):
       raise errors.InputError(
         f'model.up_kernel is {self.up_kernel}; it must be 2 or 3.'
       )
-    if self.base_width < 1:
-      raise errors.InputError(
-        f'model.base_width is {self.base_width}; it must be at least 1.'
-      )
+    layers.check_least(self, base_width=1)
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError for sides that do not fit.
