@@ -9,10 +9,10 @@ Presets: paper (default; 500 epochs, for an accelerator: on two shared CPU cores
          crops: under 3 minutes on two CPU cores); small (the paper's depth at
          half its width, centre crops); budget (256x256 crops, 500 steps, as
          tools/reproduce.py compares systems); smoke (seconds).
-Expect:  seed 0 on a CPU, jax 0.10.2, 2026-11-20. paper, the first 30 of its
-         epochs on isbi2012: best validation BCE .2540 (.4990 for a constant
-         prediction), V_rand .889, V_info .947. quick: .2567 (.5529) on
-         isbi2012, .1687 (.5405) on the synthetic stack.
+Expect:  seed 0 on a CPU, jax 0.10.2. paper, the first 74 of its epochs on
+         isbi2012: best validation BCE .1955 (.4990 for a constant prediction),
+         V_rand .939, V_info .969; .972 and .980 with `--tta`. quick: .2567
+         (.5529) on isbi2012, .1687 (.5405) on the synthetic stack.
 """
 
 from skipnet_jax import config as config_lib
