@@ -70,7 +70,7 @@ def test_the_networks_of_a_fold_are_averaged(study, finished):
   study, folder = study
   table = averaging.together(study, folder, {'plain': {}}, lambda _: None)
   # Only fold 5 has two; the same network twice is that network.
-  assert [row[:3] for row in table.rows] == [['a, b', 'plain', 1]]
+  assert [row[:3] for row in table.rows] == [['a; b', 'plain', 1]]
   v_rand = float(table.rows[0][3])
   assert v_rand == pytest.approx(finished[2]['v_rand'], abs=1e-4)
   kept = list(folder.glob('together_5_*.json'))

@@ -9,6 +9,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
 from skipnet_jax import models
 from skipnet_jax.benchmarking import plan
+from skipnet_jax.studies import plan as studies_plan
 
 FOLDER = conftest.ROOT / 'experiments'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
@@ -18,6 +19,7 @@ PARAMETERS = {
   'long_only': 10_757_601,
   'short_only': 11_567_393,
   'no_skips': 10_180_097,
+  'best': 11_451_745,
 }
 PRESETS = ('paper', 'quick', 'smoke')
 # The other systems: the count of each preset whose network is of full width.
@@ -96,6 +98,13 @@ def test_systems_share_their_budget(name):
   config_lib.validate(config)
   flat = config_identity.to_flat(config)
   assert {k: flat[k] for k in config_lib.BUDGET} == config_lib.BUDGET
+
+
+def test_the_best_is_a_row_of_the_recipe():
+  config, base = load('best', 'quick'), load('long_short', 'quick')
+  base.update_from_flattened_dict(studies_plan.RECIPE['intensity'].changes)
+  base.experiment = 'best'
+  assert config == base
 
 
 @pytest.mark.parametrize('preset', PRESETS[1:])

@@ -70,6 +70,8 @@ def write_run(folder, study, name, epochs, loss, summary=True):
       'seconds': 3.0,
       'train_loss': 2 * loss + 1 / epoch,
       'valid_loss': loss + 1 / epoch,
+      'train_bce': 2 * loss + 1 / epoch,
+      'valid_bce': loss + 1 / epoch,
       'train_accuracy': 0.5,
       'valid_accuracy': 0.6,
     }
@@ -142,6 +144,30 @@ def test_orderings_are_judged_seed_by_seed(half_done):
   assert rows['long and short beats short only'][:2] == ['2 of 2', '-0.1500']
   assert rows['long and short beats long only'][0] == '1 of 2'
   assert 'long and short beats neither' not in rows
+
+
+def test_every_row_is_drawn_in_a_colour_of_its_own(tmp_path):
+  study = study_of('systems', 1)
+  rows = list(study.rows)
+  assert len(rows) == 14
+  for loss, name in enumerate(study.runs):
+    write_run(tmp_path, study, name, 2, loss)
+  made = results.curves(study, tmp_path)
+  drawn = []
+  for ax in made.figure.axes:
+    lines = [x for x in ax.get_lines() if not x.get_label().startswith('_')]
+    names = [line.get_label() for line in lines]
+    assert names[0] == rows[0]
+    assert len({line.get_color() for line in lines}) == len(names)
+    drawn += names[1:]
+    # The median of one run is that run: its loss, plus one over the epoch.
+    if 'accuracy' not in ax.get_ylabel() and 'right' not in ax.get_ylabel():
+      for line in lines:
+        loss = rows.index(line.get_label())
+        np.testing.assert_allclose(line.get_ydata(), [loss + 1, loss + 0.5])
+  assert sorted(drawn) == sorted(2 * rows[1:])
+  # Losses differ, so all are compared in BCE; each row once.
+  assert len(made.rows) == len(rows) * 4 * 2
 
 
 def test_the_paired_test_is_student_s():

@@ -134,7 +134,7 @@ def together(
       found.append(
         _score(file.with_suffix('.json'), paths, ways, say, f'fold {fold}')
       )
-    lines += _lines(', '.join(rows), found, ways)
+    lines += _lines('; '.join(rows), found, ways)
   return report.Table(
     'Averaged networks',
     'All networks of a fold averaged, each trained without its validation '

@@ -141,64 +141,90 @@ def ordering_table(study: plan.Study, summaries: Summaries) -> report.Table:
   )
 
 
+def _grouped(rows: Sequence[str]) -> list[list[str]]:
+  """As many as there are colours; with the first row in each, to compare."""
+  most = len(plots.CYCLE)
+  if len(rows) <= most:
+    return [list(rows)]
+  first, *others = rows
+  return [
+    [first, *others[at : at + most - 1]]
+    for at in range(0, len(others), most - 1)
+  ]
+
+
 def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
   """Loss and accuracy by epoch: median and range over the finished runs."""
-  figure, axes = shown.make_grid(2, 4.0)
   # Of different losses, none can be compared.
   losses = {config.train.loss for config in study.runs.values()}
   loss = 'loss' if len(losses) == 1 else 'bce'
-  lines, ends = [], []
-  finished = read(study, folder)
-  for label, colour in zip(study.rows, plots.CYCLE, strict=False):
-    tables = [
-      logging.read_records(folder / name / 'metrics.jsonl')
-      for name in finished
-      if study.row_of[name] == label
-    ]
-    if not tables:
-      continue
-    length = min(map(len, tables))
-    epochs = np.arange(1, length + 1)
-    for ax, kind in zip(axes, (loss, 'accuracy'), strict=True):
-      for part, style in (('train', ':'), ('valid', '-')):
-        values = np.array(
-          [[r[f'{part}_{kind}'] for r in table[:length]] for table in tables]
-        )
-        middle = np.median(values, axis=0)
+  quantities = [
+    f'{part}_{kind}'
+    for kind in (loss, 'accuracy')
+    for part in ('train', 'valid')
+  ]
+  # Row, quantity: [runs, epochs].
+  found: dict[str, dict[str, np.ndarray]] = {}
+  tables: dict[str, list] = {}
+  for name in read(study, folder):
+    records = logging.read_records(folder / name / 'metrics.jsonl')
+    tables.setdefault(study.row_of[name], []).append(records)
+  for label in filter(tables.get, study.rows):
+    length = min(map(len, tables[label]))
+    found[label] = {
+      name: np.array([[r[name] for r in t[:length]] for t in tables[label]])
+      for name in quantities
+    }
+  groups = _grouped(list(found))
+  figure, axes = shown.make_grid(2 * len(groups), 4.0)
+  for group, (left, right) in zip(groups, axes.reshape(-1, 2), strict=True):
+    for label, colour in zip(group, plots.CYCLE, strict=False):
+      for name, values in found[label].items():
+        valid = name.startswith('valid')
+        ax = right if name.endswith('accuracy') else left
+        epochs = np.arange(1, values.shape[1] + 1)
         ax.plot(
           epochs,
-          middle,
-          style,
+          np.median(values, axis=0),
+          '-' if valid else ':',
           color=colour,
           lw=1.2,
-          label=label if part == 'valid' else None,
+          label=label if valid else None,
         )
-        if part == 'valid':
+        if valid:
           low, high = values.min(axis=0), values.max(axis=0)
           ax.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
-        if kind == loss:
-          ends.append(middle[length // 10 :])
-        lines += [
-          (label, f'{part}_{kind}', int(e), *map(float, np.sort(v)))
-          for e, v in zip(epochs, values.T, strict=True)
-        ]
+    right.legend(fontsize=8, title='solid: validation, dotted: training')
+  ends = [
+    np.median(values[name], axis=0)[values[name].shape[1] // 10 :]
+    for values in found.values()
+    for name in quantities[:2]
+  ]
   low, high = np.percentile(np.concatenate(ends), (0, 95))
   margin = 0.05 * (high - low) + 1e-6
-  axes[0].set_ylim(low - margin, high + margin)
   name = 'BCE' if 'bce' in (loss, *losses) else losses.pop()
-  axes[0].set_ylabel(name if loss == 'bce' else f'{name}, without L2')
-  axes[1].set_ylabel('share of pixels right at threshold 1/2')
+  for ax in axes[::2]:
+    ax.set_ylim(low - margin, high + margin)
+    ax.set_ylabel(name if loss == 'bce' else f'{name}, without L2')
+  for ax in axes[1::2]:
+    ax.set_ylabel('share of pixels right at threshold 1/2')
   for ax in axes:
     ax.set_xlabel('epoch')
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
-  axes[1].legend(fontsize=8, title='solid: validation, dotted: training')
   figure.suptitle('Median, and the range of the validation over runs')
+  lines = [
+    (label, name, epoch, *map(float, np.sort(column)))
+    for label, by_name in found.items()
+    for name, values in by_name.items()
+    for epoch, column in enumerate(values.T, 1)
+  ]
   width = max(len(line) for line in lines) - 3
   return shown.Shown(
     'curves',
     'Loss and accuracy',
-    'Median of the runs of each row; shaded, the range of their validation.',
+    'Median of the runs of each row; shaded, the range of their validation.'
+    + (f' {groups[0][0]} is in each figure.' if len(groups) > 1 else ''),
     figure,
     ('row', 'quantity', 'epoch', *(f'run_{i}' for i in range(width))),
     lines,

@@ -1,0 +1,30 @@
+"""The recipe that scored best on this project's folds.
+
+The paper's training, and a random contrast, brightness and noise of each slice:
+of thirteen changes made one at a time (`tools/reproduce.py --study=recipe`) the
+only one that raised V_rand in every fold. Predict with `--tta`: averaging over
+eight orientations raised it in every row.
+
+Claim:   ours; the goal is V_rand .98 and V_info .99 over six folds.
+Command: python -m skipnet_jax.train --config=experiments/best.py \
+           --workdir=runs/best
+         python -m skipnet_jax.evaluate --workdir=runs/best --tta \
+           --output=runs/best/scores.json
+Presets: those of long_short.py, and as long.
+Expect:  quick, three folds of isbi2012, seed 0 on a CPU, jax 0.10.2,
+         2026-11-22: V_rand .932, V_info .947, with `--tta` .948 and .955;
+         long_short has .919, .948, .945 and .952. The goal is not reached.
+"""
+
+import pathlib
+
+from skipnet_jax import config as config_lib
+
+BASE = pathlib.Path(__file__).with_name('long_short.py')
+
+
+def get_config(preset='paper'):
+  config = config_lib.load_experiment(BASE, preset)
+  config.experiment = 'best'
+  config.data.augment.update(contrast=0.2, brightness=0.2, noise=0.1)
+  return config
