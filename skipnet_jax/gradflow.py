@@ -43,6 +43,7 @@ def main() -> None:
   _check_flags()
   # Only now: --help need not wait for JAX.
   from skipnet_jax import config as config_lib
+  from skipnet_jax import plots
   from skipnet_jax.analysis import comparison
   from skipnet_jax.analysis import depth
   from skipnet_jax.analysis import recorded
@@ -55,13 +56,22 @@ def main() -> None:
     opened = runs_lib.open_run(run.path)
     return runs_lib.load_data(opened), opened.variables
 
+  def check_count(compared):
+    if len(compared) > len(plots.CYCLE):
+      cli.refuse(
+        f'{len(compared)} networks are to be compared, but the figures have '
+        f'colours for {len(plots.CYCLE)}: leave some out.'
+      )
+
   if _RUNS.value is not None:
+    check_count(_RUNS.value)
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
     folder = report.check(_OUTPUT.value, overwrite=_OVERWRITE.value)
     page = comparison.of_runs('Gradient flow', runs, trained, print)
   else:
     config = _CONFIG.value
     cli.require_config(config)
+    check_count(config.get('variants', ()))
     title = f'Gradient flow: {config.experiment}'
     output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, 'report')
     # The report in a workdir is made anew with what was trained since.
