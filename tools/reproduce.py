@@ -4,7 +4,8 @@ python tools/reproduce.py --study=table_3 --scale=small --seeds=3
 
 Trains what the study lacks, goes on where it was cut off, repeats nothing, and
 writes what was found so far: report.html, table.md, table.csv, runs.json and
-figures into --output. --status says what is done and how long the rest takes.
+figures into --output. --status says what is done and how long the rest takes;
+--rounds=8 times a training step of every row instead, for the next results.
 """
 
 import functools
@@ -31,6 +32,12 @@ _OUTPUT = flags.DEFINE_string(
 )
 _SOURCE = flags.DEFINE_string('source', 'auto', 'data.source of all runs.')
 _STATUS = flags.DEFINE_bool('status', False, 'Only say what is done.')
+_ROUNDS = flags.DEFINE_integer(
+  'rounds',
+  None,
+  'Train nothing: time a step of every row, in turns, this many times.',
+  lower_bound=1,
+)
 _LABELS = flags.DEFINE_string(
   'test_labels', None, 'table_2: the official test labels, to score on them.'
 )
@@ -58,6 +65,7 @@ def main() -> None:
   from skipnet_jax.studies import averaging
   from skipnet_jax.studies import results
   from skipnet_jax.studies import runner
+  from skipnet_jax.studies import speed
 
   def change(config):
     if _SCALE.value != 'smoke':
@@ -70,6 +78,10 @@ def main() -> None:
   if _STATUS.value:
     print(runner.format_status(study, folder))
     return
+  if _ROUNDS.value:
+    speed.keep(folder, speed.measure(study, _ROUNDS.value, say))
+    say(results.markdown(speed.table(speed.kept(folder))))
+    return
   budget = 60 * _BUDGET.value if _BUDGET.value else None
   finished = runner.train(study, folder, budget=budget, say=say)
   if not results.read(study, folder):
@@ -81,6 +93,8 @@ def main() -> None:
     more.append(averaging.table(study, folder, ways))
   if study.name == 'recipe':
     more.append(averaging.together(study, folder, ways, say))
+  if measured := speed.kept(folder):
+    more.append(speed.table(measured))
   if _LABELS.value:
     more.append(averaging.official(study, folder, _LABELS.value, say))
   output = pathlib.Path(_OUTPUT.value or folder / 'results')
