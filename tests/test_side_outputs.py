@@ -10,6 +10,8 @@ from small_networks import make_batch
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax.models import layers
+from skipnet_jax.models import m2fcn
 from skipnet_jax.training import losses
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -115,6 +117,30 @@ def test_m2fcn_of_one_stage_is_a_net_with_side_outputs():
   assert list(found['auxiliary']) == names
   for name, side in zip(names, sides, strict=True):
     np.testing.assert_allclose(found['auxiliary'][name], side, atol=1e-4)
+
+
+@pytest.mark.parametrize('stride', [2, 4, 8])
+def test_sides_are_interpolated_at_first(stride):
+  up = layers.ConvTranspose(
+    1, 2 * stride, stride, kernel_init=m2fcn.bilinear, use_bias=False
+  )
+  coarse = make_batch()['image'][:, :8, :6]
+  fine, _ = up.init_with_output(jax.random.key(0), coarse)
+  shape = (len(coarse), stride * 8, stride * 6, 1)
+  expected = jax.image.resize(coarse, shape, 'bilinear')
+  # Beyond the outermost centres there is nothing to interpolate.
+  inside = np.s_[:, stride:-stride, stride:-stride]
+  np.testing.assert_allclose(fine[inside], expected[inside], atol=1e-5)
+
+
+def test_the_fusion_is_the_mean_of_the_sides_at_first():
+  image = make_batch()['image']
+  model, variables = made('m2fcn', image, stages=2, base_width=3)
+  found = jax.jit(lambda x: model.apply(variables, x, train=False))(image)
+  auxiliary = found['auxiliary']
+  for number, fused in ((1, auxiliary['stage_1']), (2, found['logits'])):
+    sides = [auxiliary[f'stage_{number}_side_{i}'] for i in range(4)]
+    np.testing.assert_allclose(fused, sum(sides) / 4, rtol=1e-5, atol=1e-5)
 
 
 def test_cumedvision_is_the_sum_of_its_branches():

@@ -8,11 +8,27 @@ from skipnet_jax.models import layers
 from skipnet_jax.models import vgg
 
 
+def bilinear(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
+  """Bilinear interpolation, as the kernel `[2s, 2s, 1, 1]` of stride s."""
+  del key
+  side = shape[0]
+  away = jnp.abs(jnp.arange(side, dtype=dtype) - (side - 1) / 2)
+  ramp = 1 - away / (side / 2)
+  return jnp.outer(ramp, ramp).reshape(shape)
+
+
+def mean(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
+  """The mean of all inputs, as a 1x1 kernel."""
+  del key
+  return jnp.full(shape, 1 / shape[2], dtype)
+
+
 class Stage(nn.Module):
   """A net with a side output of each level (Xie and Tu 2015), and their fusion.
 
   A side output: 1x1 convolution to one channel, then a transposed convolution
-  to full size.
+  to full size, at first a bilinear one. The fusion is at first their mean; from
+  random weights it may set out upside down, and learns for long to turn.
 
   Attributes:
     base_width: channels of the first level; the last has 8 times as many.
@@ -33,11 +49,19 @@ class Stage(nn.Module):
       if level:
         stride = 2**level
         side = layers.ConvTranspose(
-          1, 2 * stride, stride, dtype=self.dtype, name=f'side_{level}_up'
+          1,
+          2 * stride,
+          stride,
+          kernel_init=bilinear,
+          dtype=self.dtype,
+          name=f'side_{level}_up',
         )(side)
       sides.append(side)
     sides = jnp.concatenate(sides, -1)
-    return sides, layers.Conv(1, 1, dtype=self.dtype, name='fusion')(sides)
+    fusion = layers.Conv(
+      1, 1, kernel_init=mean, dtype=self.dtype, name='fusion'
+    )
+    return sides, fusion(sides)
 
 
 class M2FCN(nn.Module):
