@@ -7,7 +7,7 @@ Claim:   V_rand .98680, V_info .99144 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/sfcnn.py \
            --workdir=runs/sfcnn
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps
-         of 1e-3, for 2e-4 hardly moves so few weights; two channels of 3x3
+         of 1e-2, for 2e-4 hardly moves so few weights; two channels of 3x3
          pixels at each orientation, as tools/reproduce.py compares systems);
          smoke (seconds).
 Expect:  2,810,001 parameters; their number is not published. paper is not
@@ -23,7 +23,7 @@ PRESETS = {
   | {
     'model.base_width': 2,
     'model.kernel_size': 3,
-    'optim.learning_rate': 1e-3,
+    'optim.learning_rate': 1e-2,
   },
   'smoke': config_lib.SMOKE | {'model.base_width': 1, 'model.kernel_size': 3},
 }

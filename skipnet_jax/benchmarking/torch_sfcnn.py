@@ -124,5 +124,5 @@ class TorchSFCNN(nn.Module):
         both = [t.unflatten(1, (TURNS, -1)) for t in (down[i], x)]
         x = torch.cat(both, 2).flatten(1, 2)
       x = self._level(f'up_{i}', x)
-    x = x.unflatten(1, (TURNS, -1)).sum(1) / TURNS**0.5
+    x = x.unflatten(1, (TURNS, -1)).mean(1)
     return {'logits': self.classifier(x)}

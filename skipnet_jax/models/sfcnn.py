@@ -1,7 +1,5 @@
 """SFCNN (Weiler et al. 2018): a U-Net of steerable-filter convolutions."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,10 +19,9 @@ class SFCNN(nn.Module):
 
   Exactly so under quarter turns, which map the pixels onto themselves. Each
   level: two steerable convolutions with BatchNorm and ReLU; max pooling and
-  repetition between the levels; at the end the sum over the orientations, over
-  the root of their number, and a 1x1 convolution. (The largest instead would
-  turn over by rounding; their mean is so small that the classifier's few
-  weights would have to grow for long.) Widths are not published.
+  repetition between the levels; at the end the mean over the orientations, and
+  a 1x1 convolution. (The largest instead would turn over by rounding.) Widths
+  are not published.
 
   Attributes:
     long_skips: concatenations from the contracting to the expanding path.
@@ -100,8 +97,7 @@ class SFCNN(nn.Module):
         x = _join(f'long_skip_{i}', x, down[i])
       x = level(f'up_{i}', x, self.base_width * 2**i)
     b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, steerable.ORIENTATIONS, -1).sum(3)
-    x = x / math.sqrt(steerable.ORIENTATIONS)
+    x = x.reshape(b, h, w, steerable.ORIENTATIONS, -1).mean(3)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
     return {'logits': layers.wide(x)}
 
