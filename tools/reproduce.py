@@ -99,6 +99,8 @@ def main() -> None:
     more.append(averaging.official(study, folder, _LABELS.value, say))
   output = pathlib.Path(_OUTPUT.value or folder / 'results')
   print(results.write(study, folder, output, more))
+  if measured:
+    speed.keep(output, measured)
   print(f'results: {output}/report.html, table.md, table.csv, runs.json')
   if not finished:
     print(runner.format_status(study, folder))
