@@ -19,14 +19,15 @@ from skipnet_jax.studies import runner
 from skipnet_jax.training import logging
 from skipnet_jax.training import workdir
 
+# In this order in every table: what decides comes first.
 SCORES = {
   'best_val_loss': 'validation loss',
-  'best_val_loss_with_l2': 'with L2',
-  'train_loss_at_best': 'training loss there',
-  'train_loss_with_l2_at_best': 'training with L2',
-  'best_val_bce': 'validation BCE',
   'v_rand': 'V_rand',
   'v_info': 'V_info',
+  'best_val_bce': 'validation BCE',
+  'best_val_loss_with_l2': 'validation with L2',
+  'train_loss_at_best': 'training loss there',
+  'train_loss_with_l2_at_best': 'training with L2',
 }
 Summaries = dict[str, dict[str, Any]]
 
