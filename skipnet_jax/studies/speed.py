@@ -48,6 +48,7 @@ def measure(
   for name, config in study.runs.items():
     label = study.row_of[name]
     if label not in works:
+      say(f'setting up: {label}')
       cell = cells.Cell(
         'train',
         'augment',
