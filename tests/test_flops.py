@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from skipnet_jax import models
-from skipnet_jax.analysis import layers
 from skipnet_jax.benchmarking import flops
+from skipnet_jax.models import layer_table
 
 
 def row(name, count):
-  return layers.Layer(name, 'Block', (1, 4, 4, 1), 5, count, 40)
+  return layer_table.Layer(name, 'Block', (1, 4, 4, 1), 5, count, 40)
 
 
 def test_training_is_three_passes_less_the_gradient_of_the_image():
@@ -69,7 +69,7 @@ def test_a_prediction_counts_what_the_traced_program_has(blocks):
   traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(
     variables, image
   )
-  table = layers.layer_table(model, image.shape)
+  table = layer_table.layer_table(model, image.shape)
   # The last 3x3 convolution is computed on 33x17 pixels instead of 32x16.
   border = 2 * 2 * (33 * 17 - 32 * 16) * (4 * 32) * (4 * 32)
   assert flops.forward(table) + border == count_traced(traced.jaxpr)
@@ -79,7 +79,7 @@ def test_the_image_needs_no_gradient():
   model = models.build_model(
     models.model_config('fc_resnet', repetitions=(1,) * 7)
   )
-  table = layers.layer_table(model, (1, 512, 512, 1))
+  table = layer_table.layer_table(model, (1, 512, 512, 1))
   # Its first convolution: 3x3, 1 to 32 channels, at each pixel.
   first = 2 * 9 * 32 * 512 * 512
   assert flops.training(table) == 3 * flops.forward(table) - first

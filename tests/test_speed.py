@@ -8,9 +8,9 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.analysis import layers
 from skipnet_jax.benchmarking import flops
 from skipnet_jax.benchmarking import turns
+from skipnet_jax.models import layer_table
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import speed
 
@@ -47,7 +47,7 @@ def test_a_step_of_every_row_is_timed_in_every_round(study, tmp_path):
     assert row['batch'] == config.train.batch_size
     model = models.build_model(config.model)
     size = (config.data.size,) * 2
-    table = layers.layer_table(model, models.input_shape(model, size))
+    table = layer_table.layer_table(model, models.input_shape(model, size))
     assert row['flops'] == row['batch'] * flops.training(table)
   # Round by round over the first row.
   pairs = zip(*(r['seconds'] for r in found['rows'].values()), strict=True)

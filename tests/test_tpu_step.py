@@ -5,11 +5,11 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.analysis import layers
 from skipnet_jax.benchmarking import flops
 from skipnet_jax.benchmarking import peaks
 from skipnet_jax.benchmarking import slices
 from skipnet_jax.benchmarking import tpu_step
+from skipnet_jax.models import layer_table
 
 # 1e12 FLOPs, 1e10 bytes of memory and 1e9 bytes of links a second.
 PEAK = peaks.Peak(1, None, 10, 16, 1, 'made up')
@@ -29,7 +29,7 @@ def compiled(smoke):
     step = tpu_step.Step(config, (32, 32), jax.devices()[:4])
     row = step.compile(2)
   model = models.build_model(config.model)
-  return row, layers.layer_table(model, (1, 32, 32, 1))
+  return row, layer_table.layer_table(model, (1, 32, 32, 1))
 
 
 def test_the_model_flops_are_those_of_one_device(compiled):

@@ -10,7 +10,7 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.analysis import layers
+from skipnet_jax.models import layer_table
 from skipnet_jax.models import unet
 
 
@@ -82,7 +82,7 @@ def test_the_network_is_the_published_one(padding, side):
   for name in sorted(given, key=lambda n: int(n.split('_')[1])):
     own[name.split('_')[0]].append(name)
   filled = {}
-  for row in layers.layer_table(model, (1, 32, 32, 1)):
+  for row in layer_table.layer_table(model, (1, 32, 32, 1)):
     given_here = dict(variables['params'][row.name])
     kind = 'Conv'
     if row.name.endswith('_up'):

@@ -16,15 +16,11 @@ import jax
 from ml_collections.config_flags import config_flags
 import numpy as np
 
-from skipnet_jax import models
-from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
-from skipnet_jax.training import telemetry
+from skipnet_jax.training import build
+from skipnet_jax.training import calls
+from skipnet_jax.training import parallel
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment file.')
 _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Pairs of steps.')
@@ -42,24 +38,17 @@ def main(argv: list[str]) -> None:
   raw = pipeline.read_host(arrays, plan)
   batch = jax.jit(pipeline.train_batch)(raw, plan['key'])
 
-  model = models.build_model(config.model)
-  schedule = optim.make_schedule(config.optim, 1, 1)
-  optimizer = optim.make_optimizer(config.optim, schedule)
-  shape = (1, *pipeline.window, 1)
-  names = gradient_flow.conv_names(models.unrolled(model), shape)
   contestants = {}
-  for name, record in (('plain', ()), ('recorded', names)):
-    step = step_lib.make_train_step(
-      model,
-      optimizer,
-      losses.LOSSES[config.train.loss],
-      l2=config.optim.l2,
-      record=record,
+  for name, record in (('plain', False), ('recorded', True)):
+    training = build.build(
+      config, pipeline.window, pipeline.steps_per_epoch, record=record
     )
-    state = state_lib.create_state(model, optimizer, config.seed)
-    contestants[name] = [jax.jit(step, donate_argnums=0), state, []]
-  copy = jax.jit(lambda params: telemetry.kernels(names, params))
-  change = jax.jit(lambda old, params: telemetry.net_change(names, old, params))
+    step = jax.jit(training.train_step, donate_argnums=0)
+    contestants[name] = [step, training.create_state(config.seed), []]
+  names = training.kernels
+  copy, change = calls.make_kernel_calls(
+    names, parallel.make_parallel(config.parallel)
+  )
 
   def timed(call, *arguments):
     begin = time.perf_counter()

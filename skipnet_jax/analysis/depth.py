@@ -22,15 +22,11 @@ from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax import plots
-from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
+from skipnet_jax.training import build as build_lib
 from skipnet_jax.training import calls
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
 from skipnet_jax.training import telemetry
 from skipnet_jax.training import workdir as workdir_lib
 
@@ -129,7 +125,7 @@ def sweep(
   data = sources.load(next(iter(cells.values())))
   for whole in cells.values():
     pipeline = pipeline_lib.make_pipeline(whole, data, 1)
-    models.build_model(whole.model).check_size(pipeline.window)
+    build_lib.build(whole, pipeline.window, pipeline.steps_per_epoch)
   dataset = {'name': data.name, 'fingerprint': data.fingerprint()}
   path = workdir_lib.check(folder, config, dataset)
   rows, layers = read(path)
@@ -198,27 +194,10 @@ def _train(
   """One variant at one depth: what it adds to either file."""
   parallel = parallel_lib.make_parallel(config.parallel)
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
-  model = models.build_model(config.model)
-  names = gradient_flow.conv_names(
-    models.unrolled(model), models.input_shape(model, pipeline.window)
-  )
-  optimizer = optim.make_optimizer(
-    config.optim,
-    optim.make_schedule(
-      config.optim, pipeline.steps_per_epoch, config.train.epochs
-    ),
-  )
-  step = step_lib.make_train_step(
-    model,
-    optimizer,
-    losses.LOSSES[config.train.loss],
-    l2=config.optim.l2,
-    record=names,
-  )
-  call = calls.make_train_call(step, pipeline, parallel, 1)
-  state = parallel.replicate(
-    state_lib.create_state(model, optimizer, config.seed)
-  )
+  training = build_lib.build(config, pipeline.window, pipeline.steps_per_epoch)
+  names = training.kernels
+  call = calls.make_train_call(training.train_step, pipeline, parallel, 1)
+  state = parallel.replicate(training.create_state(config.seed))
   arrays = parallel.replicate(pipeline_lib.host_arrays(data))
   clock = [time.perf_counter()]
   lowered = call.lower(state, arrays)
@@ -244,7 +223,7 @@ def _train(
   few = max(1, steps // 10)
   row = {
     'convolutions': sum(map(on_main_path, names)),
-    'parameters': state_lib.parameter_count(state.params),
+    'parameters': training.parameters,
     'scan': int(config.model.get('scan', False)),
     'steps': steps,
     'finite_steps': len(values),

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from skipnet_jax import errors
-from skipnet_jax.analysis import layers
+from skipnet_jax.models import layer_table
 from skipnet_jax.training import telemetry
 
 Array = jax.Array
@@ -32,7 +32,9 @@ def conv_names(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
   Raises:
     InputError: the model has none.
   """
-  names = [row.name for row in layers.layer_table(model, shape) if row.flops]
+  names = [
+    row.name for row in layer_table.layer_table(model, shape) if row.flops
+  ]
   if not names:
     raise errors.InputError(
       f'{type(model).__name__} has no layer with a kernel, so there is no '

@@ -20,6 +20,7 @@ from skipnet_jax.benchmarking import hardware
 from skipnet_jax.benchmarking import slices
 from skipnet_jax.benchmarking import tpu_step
 from skipnet_jax.data import isbi2012
+from skipnet_jax.data import sources
 
 # Compilations, of minutes each, beside the one of the batch asked for.
 SEARCH = 2
@@ -65,7 +66,9 @@ def predict(
       f'train.batch_size is {batch}, which the {known.devices} devices of '
       f'{topology} do not divide: give a multiple of {known.devices}.'
     )
-  step = tpu_step.Step(config, _window(config), slices.devices(known))
+  step = tpu_step.Step(
+    config, _window(config), slices.devices(known), _steps_per_epoch(config)
+  )
   identity = {
     'experiment': config.experiment,
     'config_hash': config_identity.hash_of(config),
@@ -167,6 +170,18 @@ def _window(config: ml_collections.ConfigDict) -> tuple[int, int]:
       'prediction reads no data, so give the side as data.size or data.crop.'
     )
   return isbi2012.SHAPE[1:]
+
+
+def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
+  """Those of the run; 1 where the data alone could tell."""
+  source = config.data.source
+  if source == 'stack' or source.startswith('tfds:'):
+    return 1
+  count = config.data.slices if source == 'synthetic' else isbi2012.SHAPE[0]
+  train, _ = sources.split(
+    config.data.train, config.data.valid, count, config.seed
+  )
+  return max(1, len(train) // config.train.batch_size)
 
 
 def _attempt(row: dict[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,9 @@ import importlib.util
 import os
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import environment
@@ -40,10 +38,9 @@ from skipnet_jax.benchmarking import hardware
 from skipnet_jax.benchmarking import turns
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
+from skipnet_jax.training import build as build_lib
 from skipnet_jax.training import losses
-from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
 
 OURS = 'skipnet_jax'
 MEMORY_SHARE = '0.45'
@@ -118,32 +115,27 @@ def _make_batch(
   return jax.jit(pipeline.train_batch)(raw, plan['key'])
 
 
-def _terms(config: ml_collections.ConfigDict) -> losses.Terms:
-  """Of the first epochs throughout: PyTorch's weights are constant."""
-  first = config.train.copy_and_resolve_references()
-  first.update(auxiliary=first.auxiliary[:1], auxiliary_at=())
-  return losses.make_terms(first, 1)
+def _training(
+  config: ml_collections.ConfigDict, window: tuple[int, int]
+) -> build_lib.Training:
+  """That of the first epochs throughout: PyTorch's weights are constant."""
+  first = config.copy_and_resolve_references()
+  first.optim.update(schedule='constant', warmup_epochs=0)
+  first.train.update(auxiliary=first.train.auxiliary[:1], auxiliary_at=())
+  return build_lib.build(first, window, 1, record=False)
 
 
 def _make_ours(
-  config: ml_collections.ConfigDict, batch: losses.Batch
-) -> tuple[nn.Module, state_lib.TrainState, Callable[[], Any]]:
-  """Network, first state, and a call that trains by a step and waits for it."""
-  model = models.build_model(config.model)
-  optimizer = optim.make_optimizer(
-    config.optim, optax.constant_schedule(config.optim.learning_rate)
-  )
-  step = step_lib.make_train_step(
-    model,
-    optimizer,
-    losses.LOSSES[config.train.loss],
-    l2=config.optim.l2,
-    terms=_terms(config),
-  )
-  first = state_lib.create_state(model, optimizer, config.seed)
+  config: ml_collections.ConfigDict,
+  training: build_lib.Training,
+  batch: losses.Batch,
+) -> tuple[state_lib.TrainState, Callable[[], Any]]:
+  """First state, and a call that trains by a step and waits for it."""
+  first = training.create_state(config.seed)
   precision = 'highest' if config.model.dtype == 'float32' else None
   with jax.default_matmul_precision(precision):
-    lowered = jax.jit(step, donate_argnums=0).lower(first, batch)
+    step = jax.jit(training.train_step, donate_argnums=0)
+    lowered = step.lower(first, batch)
   made: dict[str, Any] = {}
 
   def call():
@@ -154,7 +146,7 @@ def _make_ours(
     made['state'], metrics = made['step'](made['state'], batch)
     jax.block_until_ready((made['state'], metrics))
 
-  return model, first, call
+  return first, call
 
 
 def _make_theirs(
@@ -244,17 +236,23 @@ def race(
   settings = torch_training.configure()
   data = sources.load(config)
   batch = _make_batch(config, data)
-  model, state, ours = _make_ours(config, batch)
+  training = _training(config, batch['image'].shape[1:3])
+  state, ours = _make_ours(config, training, batch)
   import torch
 
   torch.manual_seed(config.seed)
-  network = torch_networks.build(model)
+  network = torch_networks.build(training.model)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   torch_weights.load(network, variables)
   network.to(device)
   say('comparing outputs and gradients of the two networks')
   agreement = torch_agreement.check(
-    model, variables, network, batch, config.train.loss, _terms(config)
+    training.model,
+    variables,
+    network,
+    batch,
+    config.train.loss,
+    training.terms,
   )
   calls = {OURS: ours, **_make_theirs(config, network, batch, forms)}
   contestants = turns.first_calls(calls, say=say)
@@ -278,7 +276,7 @@ def race(
     'batch': config.train.batch_size,
     'image_size': list(batch['image'].shape[1:3]),
     'dataset': data.name,
-    'parameters': state_lib.parameter_count(state.params),
+    'parameters': training.parameters,
     'dropout': config.model.get('dropout', 0),
     'optimizer': config.optim.name,
     'device': jax.devices()[0].device_kind,

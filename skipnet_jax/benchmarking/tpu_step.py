@@ -8,18 +8,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import ml_collections
 
 from skipnet_jax import errors
-from skipnet_jax import models
-from skipnet_jax.analysis import layers
 from skipnet_jax.benchmarking import bounds
 from skipnet_jax.benchmarking import collectives
 from skipnet_jax.benchmarking import flops
 from skipnet_jax.benchmarking import measure
 from skipnet_jax.benchmarking import peaks
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
+from skipnet_jax.data import pipeline
+from skipnet_jax.training import build as build_lib
+from skipnet_jax.training import calls
 from skipnet_jax.training import parallel as parallel_lib
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
 
 
 class Step:
@@ -29,6 +26,12 @@ class Step:
     config: a validated config.
     window: sides y and x of an image.
     devices: of a topology.
+    steps_per_epoch: batches in an epoch, by which schedules count.
+
+  Attributes:
+    call: compiles the step that a run takes; `(state, batch)`.
+    kind: the devices' kind.
+    peak: what is published of it.
 
   Raises:
     InputError: a network or a window that cannot be used.
@@ -39,27 +42,17 @@ class Step:
     config: ml_collections.ConfigDict,
     window: tuple[int, int],
     devices: list[Any],
+    steps_per_epoch: int = 1,
   ):
     self._config, self._window, self._count = config, window, len(devices)
     self.kind = devices[0].device_kind
     self.peak = peaks.PEAKS[self.kind]
-    model = models.build_model(config.model)
-    model.check_size(window)
-    if getattr(model, 'scan', False):
+    self._training = training = build_lib.build(config, window, steps_per_epoch)
+    if getattr(training.model, 'scan', False):
       raise errors.InputError(
         'model.scan is True, and of a scan the compiler counts one repetition '
         'only: set model.scan=False for a prediction.'
       )
-    self._table = layers.layer_table(model, models.input_shape(model, window))
-    schedule = optim.make_schedule(config.optim, 1, config.train.epochs)
-    optimizer = optim.make_optimizer(config.optim, schedule)
-    step = step_lib.make_train_step(
-      model,
-      optimizer,
-      losses.LOSSES[config.train.loss],
-      l2=config.optim.l2,
-      record=[row.name for row in self._table if row.flops],
-    )
     axis = parallel_lib.AXIS
     mesh = jax.make_mesh(
       (self._count,), (axis,), devices=devices, axis_types=(AxisType.Auto,)
@@ -68,24 +61,31 @@ class Step:
     everywhere = NamedSharding(mesh, PartitionSpec())
     self._state = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      state_lib.abstract_state(model, optimizer),
+      training.abstract_state,
     )
     parallel = parallel_lib.Parallel('sharded', tuple(devices), mesh)
-    self._call = parallel.compile(
-      lambda state, batch: step(state, parallel.constrain(batch)), donate=True
-    )
+    self.call = calls.make_step_call(training.train_step, parallel)
 
   def describe(self) -> dict[str, Any]:
     """What is compiled."""
     c = self._config
     return {
       'model': c.model.name,
-      'parameters': sum(row.parameters for row in self._table),
-      'convolutions': sum(row.flops > 0 for row in self._table),
+      'parameters': self._training.parameters,
+      'convolutions': len(self._training.kernels),
       'image_size': list(self._window),
       'dtype': c.model.dtype,
       'loss': c.train.loss,
       'optimizer': c.optim.name,
+    }
+
+  def _batch(self, images: int) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = pipeline.batch_shapes(self._config, self._window, images)
+    return {
+      name: jax.ShapeDtypeStruct(
+        shape, jnp.float32, sharding=self._batch_sharding
+      )
+      for name, shape in shapes.items()
     }
 
   def compile(self, per_device: int) -> dict[str, Any]:
@@ -102,20 +102,19 @@ class Step:
       collectives, see `collectives.count`; floors, see `bounds.floors`;
       mfu_limit: model_flops over what the bfloat16 peak makes in floors.step_s.
     """
-    shape = (per_device * self._count, *self._window, 1)
-    image = jax.ShapeDtypeStruct(
-      shape, jnp.float32, sharding=self._batch_sharding
-    )
-    batch = dict.fromkeys(('image', 'label', 'mask'), image)
+    images = per_device * self._count
     row = {
-      'batch': shape[0],
+      'batch': images,
       'batch_per_device': per_device,
       'error': None,
-      'model_flops': per_device * flops.training(self._table),
+      'model_flops': per_device
+      * flops.training(self._training.table, self._training.judge),
     }
     names = ('compile', 'hlo_flops', 'hlo_bytes', 'memory', 'collectives')
     try:
-      compiled, timed = measure.compile_phases(self._call, self._state, batch)
+      compiled, timed = measure.compile_phases(
+        self.call, self._state, self._batch(images)
+      )
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise

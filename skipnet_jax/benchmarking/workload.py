@@ -21,19 +21,16 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.analysis import layers
 from skipnet_jax.benchmarking import flops
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.evaluation import inference
+from skipnet_jax.training import build as build_lib
 from skipnet_jax.training import calls
 from skipnet_jax.training import epoch as epoch_lib
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
 
 TrainState = state_lib.TrainState
 
@@ -93,30 +90,28 @@ class Bench:
     one.train.batch_size = 1
     self._pipeline = pipeline_lib.make_pipeline(one, self.data, 1)
     self.window = self._pipeline.window
-    model = models.build_model(config.model)
-    model.check_size(self.window)
-    self.table = layers.layer_table(
-      models.unrolled(model), models.input_shape(model, self.window)
-    )
-    self._kernels = [row.name for row in self.table if row.flops]
-    schedule = optim.make_schedule(
-      config.optim, self._pipeline.steps_per_epoch, config.train.epochs
-    )
-    self._optimizer = optim.make_optimizer(config.optim, schedule)
-    self._loss = losses.LOSSES[config.train.loss]
+    self._training = self._build(config)
+    self.table = self._training.table
+
+  def _build(
+    self, config: ml_collections.ConfigDict, axis_name: str | None = None
+  ) -> build_lib.Training:
+    # Schedules count epochs as the run does, whatever a cell's batch is.
+    count, size = len(self.data.train), self._config.train.batch_size
+    steps = max(1, count // size)
+    return build_lib.build(config, self.window, steps, axis_name)
 
   @functools.cached_property
   def _first(self) -> TrainState:
-    model = models.build_model(self._config.model)
-    return state_lib.create_state(model, self._optimizer, self._config.seed)
+    return self._training.create_state(self._config.seed)
 
   def describe(self) -> dict[str, Any]:
     """What is measured, as the report's `workload`."""
     c = self._config
     return {
       'model': c.model.name,
-      'parameters': sum(row.parameters for row in self.table),
-      'convolutions': len(self._kernels),
+      'parameters': self._training.parameters,
+      'convolutions': len(self._training.kernels),
       'image_size': list(self.window),
       'dataset': self.data.name,
       'loss': c.train.loss,
@@ -133,28 +128,18 @@ class Bench:
     config.model.dtype = cell.dtype
     config.parallel.mode, config.parallel.devices = cell.mode, cell.devices
     parallel = parallel_lib.make_parallel(config.parallel)
-    model = models.build_model(config.model, parallel.axis_name)
+    training = self._build(config, parallel.axis_name)
     if cell.call == 'inference':
-      return self._inference(cell, model)
+      return self._inference(cell, training.model)
     pipeline = self.pipeline(cell.batch)
     # A copy: the step reuses its state's buffers.
     state = parallel.replicate(jax.tree.map(jnp.copy, self._first))
     if cell.call == 'eval':
-      return self._eval(cell, model, pipeline, parallel, state)
-    step = step_lib.make_train_step(
-      model,
-      self._optimizer,
-      self._loss,
-      l2=config.optim.l2,
-      record=self._kernels,
-      axis_name=parallel.axis_name,
-    )
+      return self._eval(cell, training, pipeline, parallel, state)
+    step = training.train_step
     steps, name = 1, cell.feed
     if cell.feed == 'compute':
-      jitted = parallel.compile(
-        lambda state, batch: step(state, parallel.constrain(batch)),
-        donate=True,
-      )
+      jitted = calls.make_step_call(step, parallel)
       arguments = (state, _settle(parallel, self._batch(cell.batch)))
       start = functools.partial(_threaded, arguments)
     elif cell.feed == 'augment':
@@ -178,14 +163,18 @@ class Bench:
       start=start,
       steps=steps,
       runs=1,
-      flops=cell.batch * flops.training(self.table),
-      moved=self._moved(cell, cell.batch, flops.training_bytes),
+      flops=cell.batch * flops.training(self.table, training.judge),
+      moved=cell.batch
+      * flops.training_bytes(
+        self.table, jnp.dtype(cell.dtype).itemsize, training.judge
+      ),
       devices=_local(parallel),
     )
 
-  def _moved(self, cell, images: int, count: Callable[..., int]) -> int:
+  def _forward_bytes(self, cell, images: int) -> int:
     # The parameters are counted once an image: they are a small part.
-    return images * count(self.table, jnp.dtype(cell.dtype).itemsize)
+    itemsize = jnp.dtype(cell.dtype).itemsize
+    return images * flops.forward_bytes(self.table, itemsize)
 
   def pipeline(self, batch: int) -> pipeline_lib.Pipeline:
     """Batches of any size: the slices again where they are too few.
@@ -210,26 +199,20 @@ class Bench:
     again = np.arange(size) % count
     return {name: np.asarray(x)[again] for name, x in batch.items()}
 
-  def _eval(self, cell, model, pipeline, parallel, state) -> Work:
-    step = step_lib.make_eval_step(
-      model,
-      self._loss,
-      l2=self._config.optim.l2,
-      axis_name=parallel.axis_name,
-    )
+  def _eval(self, cell, training, pipeline, parallel, state) -> Work:
     windows = pipeline.eval_plans(cell.batch)[0]
     raw = self._pipeline.read_host(self._arrays, windows)
     placed = _settle(parallel, (raw, windows['seen']))
     arguments = (state, *placed)
     return Work(
       program=dataclasses.astuple(cell),
-      jitted=calls.make_eval_call(step, pipeline, parallel),
+      jitted=calls.make_eval_call(training.eval_step, pipeline, parallel),
       arguments=arguments,
       start=lambda compiled: lambda: compiled(*arguments),
       steps=1,
       runs=1,
       flops=cell.batch * flops.forward(self.table),
-      moved=self._moved(cell, cell.batch, flops.forward_bytes),
+      moved=self._forward_bytes(cell, cell.batch),
       devices=_local(parallel),
     )
 
@@ -260,7 +243,7 @@ class Bench:
       steps=1,
       runs=tiles,
       flops=tiles * flops.forward(self.table),
-      moved=self._moved(cell, tiles, flops.forward_bytes),
+      moved=self._forward_bytes(cell, tiles),
       devices=(jax.local_devices()[0],),
     )
 

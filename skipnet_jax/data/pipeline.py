@@ -260,6 +260,24 @@ def make_pipeline(
   )
 
 
+def batch_shapes(
+  config: ml_collections.ConfigDict, window: tuple[int, int], size: int
+) -> dict[str, tuple[int, ...]]:
+  """Shape of each float32 array of `Pipeline.train_batch`, without any data.
+
+  Args:
+    config: a whole config.
+    window: sides y and x of an example, in pixels.
+    size: examples in the batch.
+  """
+  slices = config.model.get('slices', 1)
+  names = ('label', 'mask', *(_WEIGHT if config.data.border_weight else ()))
+  return {
+    'image': (size, *window, slices),
+    **dict.fromkeys(names, (size, *window, 1)),
+  }
+
+
 def statistics(image: np.ndarray) -> Arrays:
   """Mean and standard deviation of each slice, `[z]` float32.
 

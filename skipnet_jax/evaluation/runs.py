@@ -15,10 +15,10 @@ import numpy as np
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
 from skipnet_jax import errors
-from skipnet_jax import models
 from skipnet_jax.data import sources
 from skipnet_jax.evaluation import inference
 from skipnet_jax.evaluation import scores
+from skipnet_jax.training import build as build_lib
 from skipnet_jax.training import checkpoint
 from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
@@ -62,12 +62,9 @@ def abstract_state(
   config: ml_collections.ConfigDict,
 ) -> tuple[nn.Module, state_lib.TrainState]:
   """A config's network, and what its checkpoints hold: shapes and dtypes."""
-  model = models.build_model(config.model)
-  # Its steps an epoch are of no matter to the shapes.
-  schedule = optim.make_schedule(config.optim, 1, config.train.epochs)
-  return model, state_lib.abstract_state(
-    model, optim.make_optimizer(config.optim, schedule)
-  )
+  # The shapes depend neither on the window nor on the length of an epoch.
+  training = build_lib.build(config, state_lib.SIDES, 1)
+  return training.model, training.abstract_state
 
 
 def open_run(path: str | os.PathLike) -> TrainedRun:

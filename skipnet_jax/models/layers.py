@@ -159,7 +159,7 @@ class ConvTranspose(nn.Module):
     use_bias: whether a bias is added.
     kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
     dtype: compute dtype.
-    transposed: what `analysis.layers` counts its products by.
+    transposed: what `layer_table` counts its products by.
   """
 
   features: int

@@ -103,7 +103,7 @@ class SteerableConv(nn.Module):
     return x + bias.reshape(1, 1, 1, -1)
 
   def products(self, kernel: tuple[int, ...]) -> int:
-    """Of a pixel, with a `kernel` of this shape, see `analysis.layers`."""
+    """Of a pixel, with a `kernel` of this shape, see `layer_table`."""
     _, seen, inputs, features = kernel
     return self.kernel_size**2 * seen * inputs * features * ORIENTATIONS
 

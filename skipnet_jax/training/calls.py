@@ -1,6 +1,7 @@
 """A step together with its data, as one compiled call."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -10,19 +11,24 @@ import jax.numpy as jnp
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import step as step_lib
+from skipnet_jax.training import telemetry
 
 Arrays = dict[str, Any]
 Pipeline = pipeline_lib.Pipeline
 Parallel = parallel_lib.Parallel
 
+# Equal arguments give the same call, which JAX compiles once in a process.
+_kept = functools.lru_cache(32)
 
+
+@_kept
 def make_train_call(
   step: step_lib.Step, pipeline: Pipeline, parallel: Parallel, steps: int
 ) -> Callable[[step_lib.TrainState, Arrays], Any]:
   """Compiles `(state, data) -> (state, metrics)` for several steps.
 
   Args:
-    step: from `step.make_train_step`.
+    step: from `build.Training`.
     pipeline: makes each step's batch from the data set on the device.
     parallel: where to run.
     steps: steps in one call, by `lax.scan` if more than one; their metrics are
@@ -42,6 +48,22 @@ def make_train_call(
   return parallel.compile(one if steps == 1 else many, donate=True)
 
 
+@_kept
+def make_step_call(
+  step: step_lib.Step, parallel: Parallel
+) -> Callable[[step_lib.TrainState, Arrays], Any]:
+  """Compiles `(state, batch) -> (state, metrics)` for a batch on the devices.
+
+  Args:
+    step: from `build.Training`.
+    parallel: where to run.
+  """
+  return parallel.compile(
+    lambda state, batch: step(state, parallel.constrain(batch)), donate=True
+  )
+
+
+@_kept
 def make_host_train_call(
   step: step_lib.Step, pipeline: Pipeline, parallel: Parallel
 ) -> Callable[[step_lib.TrainState, tuple[Arrays, Any]], Any]:
@@ -59,6 +81,7 @@ def make_host_train_call(
   return parallel.compile(one, donate=True)
 
 
+@_kept
 def make_eval_call(
   step: Callable, pipeline: Pipeline, parallel: Parallel
 ) -> Callable[[step_lib.TrainState, Arrays, Any], Any]:
@@ -68,3 +91,21 @@ def make_eval_call(
     return step(state, parallel.constrain(pipeline.eval_batch(raw, seen)))
 
   return parallel.compile(call)
+
+
+@_kept
+def make_kernel_calls(
+  names: tuple[str, ...], parallel: Parallel
+) -> tuple[Callable[[Any], list[jax.Array]], Callable[[Any, Any], jax.Array]]:
+  """Compiles `params -> kernels` and `(kernels, params) -> net change`.
+
+  Args:
+    names: layers, in order; see `telemetry.kernels` and `net_change`.
+    parallel: where to run.
+  """
+  return (
+    parallel.compile(lambda params: telemetry.kernels(names, params)),
+    parallel.compile(
+      lambda before, params: telemetry.net_change(names, before, params)
+    ),
+  )

@@ -59,7 +59,7 @@ class Epoch:
 
   Args:
     config: a whole config.
-    step: from `step.make_train_step`.
+    step: from `build.Training`.
     pipeline: makes the batches.
     parallel: where to run.
     arrays: the data set on the host, from `pipeline.host_arrays`.

@@ -11,16 +11,16 @@ import ml_collections
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.analysis import layers as layers_lib
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.evaluation import inference
 from skipnet_jax.evaluation import runs
+from skipnet_jax.models import layer_table
+from skipnet_jax.training import build as build_lib
 from skipnet_jax.training import calls
 from skipnet_jax.training import checkpoint
 from skipnet_jax.training import epoch as epoch_lib
 from skipnet_jax.training import logging
-from skipnet_jax.training import losses
 from skipnet_jax.training import nonfinite
 from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
@@ -88,12 +88,16 @@ class Run:
       self.parallel = parallel = parallel_lib.make_parallel(config.parallel)
       if config.train.deterministic:
         parallel_lib.require_determinism(parallel.devices[0].platform)
-      self.model = models.build_model(config.model, parallel.axis_name)
       self.data = sources.load(config)
       self.pipeline = pipeline = pipeline_lib.make_pipeline(
         config, self.data, parallel.num_shards
       )
-      self.model.check_size(pipeline.window)
+      self.training = training = build_lib.build(
+        config,
+        pipeline.window,
+        pipeline.steps_per_epoch,
+        parallel.axis_name,
+      )
       self.arrays = pipeline_lib.host_arrays(self.data)
       name, digits = self.data.name, self.data.fingerprint()
       dataset = {'name': name, 'fingerprint': digits}
@@ -101,35 +105,10 @@ class Run:
       self.path = workdir_lib.check(workdir, config, dataset)
       self.claim = workdir_lib.claim(self.path) if self.main_process else None
 
-    self.schedule = optim.make_schedule(
-      config.optim, pipeline.steps_per_epoch, config.train.epochs
+    self.eval_call = calls.make_eval_call(
+      training.eval_step, pipeline, parallel
     )
-    optimizer = optim.make_optimizer(config.optim, self.schedule)
-    self.loss = losses.LOSSES[config.train.loss]
-    self.table = layers_lib.layer_table(
-      models.unrolled(self.model),
-      models.input_shape(self.model, pipeline.window),
-    )
-    self.kernels = [row.name for row in self.table if row.flops]
-    self.train_step = step_lib.make_train_step(
-      self.model,
-      optimizer,
-      self.loss,
-      l2=config.optim.l2,
-      record=self.kernels,
-      axis_name=parallel.axis_name,
-      terms=losses.make_terms(config.train, pipeline.steps_per_epoch),
-    )
-    eval_step = step_lib.make_eval_step(
-      self.model, self.loss, l2=config.optim.l2, axis_name=parallel.axis_name
-    )
-    self.eval_call = calls.make_eval_call(eval_step, pipeline, parallel)
-    self.state = parallel.replicate(
-      state_lib.create_state(self.model, optimizer, config.seed)
-    )
-    self.parameters = state_lib.parameter_count(
-      parallel.unreplicate(self.state.params)
-    )
+    self.state = parallel.replicate(training.create_state(config.seed))
     self.checkpoints = checkpoint.Checkpoints(self.path)
     # What the latest checkpoint carries beside the arrays.
     self.meta: dict[str, Any] = {'epoch': 0, 'step': 0, 'best_loss': math.inf}
@@ -143,7 +122,7 @@ class Run:
       )
       self.flow_file = telemetry.FlowFile(
         self.path / 'gradient_flow.npz',
-        self.kernels,
+        training.kernels,
         self.meta['epoch'],
         messages.append,
       )
@@ -165,7 +144,9 @@ class Run:
     self.progress = self.first_kernels = None
     like = self.parallel.unreplicate(self.state)
     found = self.checkpoints.restore_latest(
-      like, messages.append, telemetry.kernels(self.kernels, like.params)
+      like,
+      messages.append,
+      telemetry.kernels(self.training.kernels, like.params),
     )
     if found is None:
       return messages
@@ -198,7 +179,7 @@ class Run:
     progress = self.progress
     train_epoch = epoch_lib.Epoch(
       self.config,
-      self.train_step,
+      self.training.train_step,
       self.pipeline,
       self.parallel,
       self.arrays,
@@ -207,11 +188,8 @@ class Run:
       done=progress.steps if progress else 0,
       stop=self.told.reached,
     )
-    copy_kernels = self.parallel.compile(
-      lambda params: telemetry.kernels(self.kernels, params)
-    )
-    net_change = self.parallel.compile(
-      lambda before, params: telemetry.net_change(self.kernels, before, params)
+    copy_kernels, net_change = calls.make_kernel_calls(
+      self.training.kernels, self.parallel
     )
     with self.told.nothing_to_lose():
       train_epoch.compile(self.state)
@@ -295,7 +273,7 @@ class Run:
       metrics = parallel_lib.to_host(self.parallel.unreplicate(metrics))
       for name, value in metrics.items():
         total[name] = total.get(name, 0.0) + float(value)
-    return step_lib.divide_eval(total, self.loss)
+    return step_lib.divide_eval(total, self.training.loss)
 
   def _record(
     self, epoch: int, sums: dict[str, float], seconds: float
@@ -306,7 +284,7 @@ class Run:
     record |= {f'train_{k}': float(v) for k, v in step_lib.divide(sums).items()}
     record |= {f'valid_{k}': v for k, v in self._evaluate().items()}
     record |= {
-      'learning_rate': float(self.schedule(updates)),
+      'learning_rate': float(self.training.schedule(updates)),
       'seconds': round(seconds, 4),
       'images_per_second': round(len(self.pipeline.train) / seconds, 4),
     }
@@ -379,8 +357,5 @@ def describe(config: Config) -> str:
   """
   config_lib.validate(config)
   side = config.data.crop or config.data.size or 512
-  model = models.build_model(config.model)
-  model.check_size((side, side))
-  shape = models.input_shape(model, (side, side))
-  table = layers_lib.layer_table(models.unrolled(model), shape)
-  return layers_lib.format_table(table, layers_lib.count(model, shape))
+  training = build_lib.build(config, (side, side), 1)
+  return layer_table.format_table(training.table, training.parameters)

@@ -7,8 +7,8 @@ import jax
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax import streams
-from skipnet_jax.analysis import layers as layers_lib
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import layer_table
 from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import state as state_lib
 
@@ -28,7 +28,7 @@ def refuse(run: Any, state: state_lib.TrainState) -> NoReturn:
   key = jax.random.key(run.config.seed)
   plan = run.pipeline.plan(key, step)
   raw = run.pipeline.read_host(run.arrays, plan)
-  layer = layers_lib.first_nonfinite(
+  layer = layer_table.first_nonfinite(
     models.unrolled(models.build_model(run.config.model)),
     fc_resnet.unroll(tree),
     run.pipeline.train_batch(raw, plan['key'])['image'],

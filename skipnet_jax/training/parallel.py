@@ -8,6 +8,7 @@ processes.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -68,12 +69,7 @@ class Parallel:
   def replicate(self, tree: Tree) -> Tree:
     """Puts arrays, the same in every process, on every device."""
     if self.mode == 'pmap':
-      # One argument must be mapped. Over the axis that calls are mapped over,
-      # or their second one would be compiled again for what the first returns.
-      copy = jax.pmap(
-        lambda _, t: t, AXIS, in_axes=(0, None), devices=self.devices
-      )
-      return copy(np.arange(self.num_shards), tree)
+      return _copier(self.devices)(np.arange(self.num_shards), tree)
     if jax.process_count() == 1:
       return jax.device_put(tree, self._sharding())
 
@@ -129,6 +125,14 @@ class Parallel:
     return jax.tree.map(
       lambda x: lax.with_sharding_constraint(x, sharding), tree
     )
+
+
+@functools.cache
+def _copier(devices: tuple[Any, ...]) -> Callable[[Any, Tree], Tree]:
+  """Compiles `(mapped, tree) -> tree on every device`, once for all trees."""
+  # One argument must be mapped. Over the axis that calls are mapped over, or
+  # their second one would be compiled again for what the first returns.
+  return jax.pmap(lambda _, t: t, AXIS, in_axes=(0, None), devices=devices)
 
 
 def make_parallel(config: ml_collections.ConfigDict) -> Parallel:

@@ -12,6 +12,9 @@ import optax
 from skipnet_jax import models
 from skipnet_jax import streams
 
+# Of the image that a network is initialised with; no parameter depends on it.
+SIDES = (64, 64)
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -36,7 +39,7 @@ def _creator(
   model: nn.Module, optimizer: optax.GradientTransformation
 ) -> Callable[[jax.Array], TrainState]:
   def create(key: jax.Array) -> TrainState:
-    image = jnp.zeros(models.input_shape(model, (64, 64)), jnp.float32)
+    image = jnp.zeros(models.input_shape(model, SIDES), jnp.float32)
     variables = model.init(streams.key_at(key, 'init'), image, train=False)
     params = variables['params']
     return TrainState(
@@ -50,6 +53,17 @@ def _creator(
   return create
 
 
+def make_creator(
+  model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
+  """Compiles `create_state` as a function of the run's key."""
+  # It runs once: on a CPU, optimising hundreds of random draws would take as
+  # long as compiling a training step.
+  cpu = jax.default_backend() == 'cpu'
+  options = {'xla_backend_optimization_level': 0} if cpu else None
+  return jax.jit(_creator(model, optimizer), compiler_options=options)
+
+
 def create_state(
   model: nn.Module, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
@@ -60,12 +74,7 @@ def create_state(
     optimizer: from `optim.make_optimizer`.
     seed: the run's one seed.
   """
-  # It runs once: on a CPU, optimising hundreds of random draws would take as
-  # long as compiling a training step.
-  cpu = jax.default_backend() == 'cpu'
-  options = {'xla_backend_optimization_level': 0} if cpu else None
-  create = jax.jit(_creator(model, optimizer), compiler_options=options)
-  return create(jax.random.key(seed))
+  return make_creator(model, optimizer)(jax.random.key(seed))
 
 
 def abstract_state(

@@ -24,11 +24,11 @@ def banner(run: Any) -> str:
   """
   c, p, pipe = run.config, run.parallel, run.pipeline
   # A backward pass does twice the work of a forward pass.
-  flops = 3 * pipe.batch_size * sum(row.flops for row in run.table)
+  flops = 3 * pipe.batch_size * sum(row.flops for row in run.training.table)
   lines = [
     f'{c.experiment or c.model.name}: {c.model.name}, '
-    f'{len(run.kernels)} convolutions, {run.parameters:,} parameters, '
-    f'{c.model.dtype}',
+    f'{len(run.training.kernels)} convolutions, '
+    f'{run.training.parameters:,} parameters, {c.model.dtype}',
     f'data:    {run.data.name}, {len(pipe.train)} slices to train, '
     f'{len(pipe.valid)} to validate, examples '
     f'{pipe.window[0]}x{pipe.window[1]}',
@@ -51,7 +51,7 @@ def losses(run: Any, meta: dict[str, Any]) -> dict[str, Any]:
   return {
     'experiment': run.config.experiment or run.config.model.name,
     'dataset': run.data.name,
-    'parameters': run.parameters,
+    'parameters': run.training.parameters,
     'epochs': run.meta['epoch'],
     'best_epoch': meta['best_epoch'],
     'best_val_loss': record['valid_loss'],

@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from skipnet_jax.analysis import layers
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import layer_table
 
 
 @pytest.fixture(scope='module')
 def table():
-  return layers.layer_table(fc_resnet.FCResNet(), (1, 512, 512, 1))
+  return layer_table.layer_table(fc_resnet.FCResNet(), (1, 512, 512, 1))
 
 
 def test_the_papers_network(table):
@@ -28,7 +28,7 @@ def test_the_papers_network(table):
 def test_rows_by_hand(table):
   rows = {row.name: row for row in table}
   assert table[0].name == 'down_1'
-  assert rows['down_1'] == layers.Layer(
+  assert rows['down_1'] == layer_table.Layer(
     'down_1',
     'FCResNet',
     (1, 512, 512, 32),
@@ -47,7 +47,7 @@ def test_rows_by_hand(table):
 
 
 def test_the_text_has_every_layer_and_the_totals(table):
-  text = layers.format_table(table, 11_451_745)
+  text = layer_table.format_table(table, 11_451_745)
   assert '11,451,745 parameters' in text
   assert len(text.splitlines()) == len(table) + 4
 
@@ -59,7 +59,7 @@ def test_transposed_convolutions_are_counted_at_their_input():
       del train
       return nn.ConvTranspose(3, (2, 2), (2, 2), name='up')(x)
 
-  (row,) = layers.layer_table(Up(), (1, 8, 8, 5))
+  (row,) = layer_table.layer_table(Up(), (1, 8, 8, 5))
   assert row.shape == (1, 16, 16, 3)
   assert row.flops == 2 * 8 * 8 * (2 * 2 * 5 * 3)
 
@@ -75,6 +75,6 @@ def test_the_first_layer_that_is_not_finite_is_named():
 
   model, image = Net(), jnp.ones((1, 4, 4, 1))
   variables = model.init(jax.random.key(0), image, train=False)
-  assert layers.first_nonfinite(model, variables, image, {}) is None
+  assert layer_table.first_nonfinite(model, variables, image, {}) is None
   variables['params']['y']['kernel'] *= jnp.inf
-  assert layers.first_nonfinite(model, variables, image, {}) == 'y'
+  assert layer_table.first_nonfinite(model, variables, image, {}) == 'y'

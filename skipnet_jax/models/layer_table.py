@@ -63,7 +63,9 @@ def visit(
     return call()
 
 
-def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
+def layer_table(
+  model: nn.Module, shape: tuple[int, ...], *, label: bool = False
+) -> list[Layer]:
   """The model's layers in call order; nothing is computed.
 
   One that is called several times is one row, with the sum of its products.
@@ -71,6 +73,8 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
   Args:
     model: maps `(image, train)` to outputs.
     shape: of the image, `(b, y, x, c)`.
+    label: whether the model is given a label too, as an adversarial one is in
+      training.
   """
   rows: dict[str, Layer] = {}
 
@@ -88,6 +92,9 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
         # Of the 9 products, those on the same pixel are one.
         flops = flops * 4 // 9
     name, read = '/'.join(module.path), math.prod(args[0].shape)
+    if module.path and module.path[0] not in variables['params']:
+      # A copy without variables of its own, such as ADDN's frozen judge.
+      return
     if name in rows:
       flops, read = flops + rows[name].flops, read + rows[name].read
     rows[name] = Layer(
@@ -105,23 +112,15 @@ def layer_table(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
   )
 
   def forward(v, x):
-    return visit(lambda: model.apply(v, x, train=False), seen)
+    more = {'label': x[..., :1]} if label else {}
+    return visit(lambda: model.apply(v, x, train=False, **more), seen)
 
   jax.eval_shape(forward, variables, image)
   return list(rows.values())
 
 
-def count(model: nn.Module, shape: tuple[int, ...]) -> int:
-  """Parameters of all layers, those too that only a training step calls."""
-  variables = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False),
-    jax.ShapeDtypeStruct(shape, jnp.float32),
-  )
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(variables['params']))
-
-
 def format_table(rows: list[Layer], whole: int) -> str:
-  """The table as text, with its totals; `whole` from `count`."""
+  """The table as text, with its totals; `whole` the number that are trained."""
   width = max(len(row.name) for row in rows)
   block = max(len(row.block) for row in rows)
   head = (
