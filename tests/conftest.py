@@ -6,6 +6,7 @@ synthetic stacks, and no start over for large memory pages.
 
 import atexit
 import dataclasses
+import gc
 import importlib.util
 import os
 import pathlib
@@ -17,8 +18,10 @@ import warnings
 
 # Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
 # tests compile dozens of networks and run each for a few steps only.
+# One module for LLVM: to cut it into several costs a tenth more.
 os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
+  '--xla_cpu_parallel_codegen_split_count=1'
 )
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -58,6 +61,11 @@ SHORT = {
   'log.progress': False,
   'log.tensorboard': False,
 }
+
+# Tracing makes and drops objects by the million: the usual thresholds spend a
+# tenth of the time looking for cycles among them.
+gc.freeze()
+gc.set_threshold(100_000, 20, 100)
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -1,10 +1,12 @@
 """Networks and batches small enough to compile in a second or two."""
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.training import losses
@@ -15,30 +17,58 @@ def bce(outputs, batch):
   return loss.value(loss.sums(outputs, batch))
 
 
-def make_batch(size=32, dtype=jnp.float32, slices=1):
-  key_x, key_y = jax.random.split(jax.random.key(1))
-  shape = (2, size, size, 1)
-  return {
-    'image': jax.random.normal(key_x, (*shape[:3], slices), dtype),
-    'label': jax.random.bernoulli(key_y, 0.8, shape).astype(dtype),
-    'mask': jnp.ones(shape, dtype),
+def make_batch(
+  size=32, dtype=np.float32, slices=1, count=2, noise=0.3, weight=False
+):
+  """Labels in squares, and an image of them with noise: easily learnt.
+
+  Args:
+    size: sides y and x, or one for both.
+    dtype: of all arrays.
+    slices: channels of the image.
+    count: examples.
+    noise: standard deviation, of an image that is -1 and 1 else.
+    weight: whether pixels have a weight.
+  """
+  rng = np.random.default_rng(1)
+  y, x = np.broadcast_to(size, 2)
+  side = max(1, y // 4)
+  squares = rng.random((count, -(-y // side), -(-x // side), 1)) > 0.4
+  label = squares.repeat(side, 1).repeat(side, 2)[:, :y, :x]
+  shape = (count, y, x, slices)
+  batch = {
+    'image': 2 * label - 1 + noise * rng.normal(size=shape),
+    'label': label,
+    'mask': np.ones(label.shape),
   }
+  if weight:
+    batch['weight'] = rng.uniform(0.5, 2, label.shape)
+  return {name: jnp.asarray(array, dtype) for name, array in batch.items()}
+
+
+# The smallest FC-ResNet, by fields of the module or of a config's model.
+SMALL = {
+  'base_width': 2,
+  'blocks': 'simple',
+  'repetitions': (1, 1, 1, 2, 1, 1, 1),
+  'dropout': 0.0,
+}
+
+
+def make_model(**fields):
+  return fc_resnet.FCResNet(**SMALL | fields)
 
 
 def make_net(**fields):
-  model = fc_resnet.FCResNet(
-    **dict(
-      base_width=2,
-      blocks='simple',
-      repetitions=(1, 1, 1, 2, 1, 1, 1),
-      dropout=0.0,
-    )
-    | fields
-  )
-  variables = model.init(
-    jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False
-  )
-  return model, variables
+  model = make_model(**fields)
+  return model, init(model, (1, 32, 32, 1))
+
+
+@functools.cache
+def init(model, shape, key=0):
+  """First variables: an eager `init` would compile each operation alone."""
+  draw = jax.jit(lambda key, image: model.init(key, image, train=False))
+  return draw(jax.random.key(key), jnp.zeros(shape))
 
 
 class LinearChain(nn.Module):

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_networks
 from small_networks import make_batch
+import test_build
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax.benchmarking import torch_peer
+from skipnet_jax.training import calls
 from skipnet_jax.training import losses
 from skipnet_jax.training import optim
-from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
 
 PLAYERS = ('discriminator', 'generator')
@@ -27,10 +30,7 @@ def made():
     models.model_config('addn', base_width=2, discriminator_width=4)
   )
   batch = make_batch()
-  variables = jax.jit(
-    lambda: model.init(jax.random.key(0), batch['image'], train=False)
-  )()
-  return model, variables, batch
+  return model, small_networks.init(model, (1, 64, 64, 1)), batch
 
 
 def test_its_parameters():
@@ -50,11 +50,15 @@ def test_its_parameters():
   assert sum(sizes.values()) == 8_994_058
 
 
-def gradient(part):
-  """Of one term of the loss."""
+PARTS = ('dice', 'fooled', 'real', 'fake')
+
+
+@functools.cache
+def judgements():
+  """Gradients of the terms of the loss, stacked, and the outputs."""
   model, variables, batch = made()
 
-  def value(params):
+  def terms(params):
     outputs, _ = model.apply(
       {'params': params, 'batch_stats': variables['batch_stats']},
       batch['image'],
@@ -64,11 +68,12 @@ def gradient(part):
     )
     loss = losses.LOSSES['dice']
     sums = losses.training_sums(loss, outputs, batch)
-    if part == 'dice':
-      return loss.value(sums['logits'])
-    return sums['judged'][part]
+    found = {'dice': loss.value(sums['logits'])} | sums['judged']
+    return jnp.stack([found[part] for part in PARTS]), outputs
 
-  return jax.jit(jax.grad(value))(variables['params'])
+  # One compilation for all of them.
+  stacked = jax.jit(jax.jacrev(terms, has_aux=True))
+  return jax.tree.map(np.asarray, stacked(variables['params']))
 
 
 @pytest.mark.parametrize(
@@ -81,25 +86,18 @@ def gradient(part):
   ],
 )
 def test_a_gradient_reaches_one_of_the_two(part, learns):
-  found = gradient(part)
+  gradients, _ = judgements()
   for name in PLAYERS:
-    size = float(optax.tree.norm(found[name]))
+    own = [g[PARTS.index(part)] for g in jax.tree.leaves(gradients[name])]
+    size = sum(np.square(g).sum() for g in own)
     assert (size > 0) == (name == learns), (name, size)
 
 
 def test_what_fools_is_the_discriminator_itself():
   """The same judgement of the prediction, whoever learns from it."""
-  model, variables, batch = made()
-  outputs, _ = model.apply(
-    variables,
-    batch['image'],
-    train=True,
-    label=batch['label'],
-    mutable=['batch_stats'],
-  )
-  judged = outputs['judged']
+  judged = judgements()[1]['judged']
   np.testing.assert_allclose(judged['fooled'], judged['fake'], atol=1e-6)
-  assert float(jnp.abs(judged['real'] - judged['fake']).max()) > 1e-4
+  assert np.abs(judged['real'] - judged['fake']).max() > 1e-4
   assert judged['real'].shape == (2, 2, 2, 1)
 
 
@@ -140,35 +138,64 @@ def settings(**changes):
   return config.optim
 
 
-def test_each_has_its_optimizer():
-  model, variables, batch = made()
-  config = settings(learning_rate=1e-3, discriminator_learning_rate=4e-3)
-  schedule = optim.make_schedule(config, 1, 10)
-  optimizer = optim.make_optimizer(config, schedule)
-  state = state_lib.create_state(model, optimizer, 0)
-  step = step_lib.make_train_step(
-    model,
-    optimizer,
-    losses.LOSSES['dice'],
-    terms=losses.Terms(adversarial=0.1),
+@pytest.fixture(scope='module')
+def stepped(tmp_path_factory):
+  """A step of the smoke preset by training and by the race with PyTorch.
+
+  Returns:
+    The first state, and the new state and the metrics of either.
+  """
+  config = test_build.small('addn')
+  config.optim.update(learning_rate=1e-3, discriminator_learning_rate=4e-3)
+  run = test_build.begin(config, tmp_path_factory.mktemp('addn') / 'run')
+  drawn = run.pipeline.plan(run.state.key, run.state.step)
+  raw = run.pipeline.read_host(run.arrays, drawn)
+  batch = jax.jit(run.pipeline.train_batch)(raw, drawn['key'])
+  raced = torch_peer._training(config, run.pipeline.window)
+  train = calls.make_train_call(
+    run.training.train_step, run.pipeline, run.parallel, 1
   )
+  first = jax.tree.map(np.asarray, run.state.params)
   # Adam mixes dtypes inside.
   with jax.numpy_dtype_promotion('standard'):
-    new, metrics = jax.jit(step)(state, batch)
+    race = jax.jit(raced.train_step)(run.state, batch)
+    return first, train(run.state, run.arrays), race
+
+
+def test_the_race_ends_in_the_state_that_training_ends_in(stepped):
+  # That the race's step is also PyTorch's: test_torch_training.
+  _, (new, metrics), (other, measured) = stepped
+  assert 'flow' not in measured
+  for name, value in measured.items():
+    np.testing.assert_allclose(value, metrics[name], rtol=1e-5, err_msg=name)
+  assert int(new.step) == int(other.step) == 1
+  for a, b in zip(
+    jax.tree.leaves((new.params, new.batch_stats)),
+    jax.tree.leaves((other.params, other.batch_stats)),
+    strict=True,
+  ):
+    # Adam's first step is the sign of a gradient, be it rounding; hence few.
+    apart = np.abs(np.asarray(a) - np.asarray(b)) > 1e-5
+    assert apart.mean() <= 0.02
+
+
+def test_each_has_its_optimizer(stepped):
+  first, (new, metrics), _ = stepped
   # Adam's first step is the learning rate, whatever the gradient.
   for name, rate in (('generator', 1e-3), ('discriminator', 4e-3)):
     moved = jax.tree.map(
-      lambda a, b: float(jnp.abs(a - b).max()),
+      lambda a, b: np.abs(np.asarray(a) - b).max(),
       new.params[name],
-      state.params[name],
+      first[name],
     )
     assert max(jax.tree.leaves(moved)) == pytest.approx(rate, rel=1e-2)
-  record = step_lib.divide({k: float(v) for k, v in metrics.items()})
+  record = step_lib.divide({k: np.asarray(v) for k, v in metrics.items()})
   assert {'judged_real', 'judged_fake', 'judged_fooled'} <= record.keys()
   # An average of the parameters is kept of both.
-  averaged = optim.make_optimizer(settings(ema=0.9), schedule)
-  kept = optim.eval_params(variables['params'], averaged.init(state.params))
-  assert jax.tree.structure(kept) == jax.tree.structure(state.params)
+  variables = made()[1]
+  averaged = optim.make_optimizer(settings(ema=0.9), lambda count: 1e-3)
+  kept = optim.eval_params(variables['params'], averaged.init(new.params))
+  assert jax.tree.structure(kept) == jax.tree.structure(new.params)
 
 
 def test_without_a_discriminator_the_state_is_the_plain_one():

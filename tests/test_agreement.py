@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import small_networks
 
 from skipnet_jax import models
 from skipnet_jax.benchmarking import agreement
@@ -18,9 +19,7 @@ def case():
   rng = np.random.default_rng(0)
   image = rng.normal(size=(1, 64, 64, 1))
   batch = {'image': image, 'label': (image > 0).astype(float)}
-  variables = model.init(
-    jax.random.key(0), image.astype(np.float32), train=False
-  )
+  variables = small_networks.init(model, image.shape)
   return model, jax.device_get(variables), batch
 
 
@@ -73,7 +72,7 @@ def test_a_point_counts_pixels_by_their_weight():
   model = models.build_model(models.model_config('unet', base_width=2))
   rng = np.random.default_rng(0)
   image = rng.normal(size=(1, 32, 32, 1)).astype(np.float32)
-  variables = model.init(jax.random.key(0), image, train=False)
+  variables = jax.device_get(small_networks.init(model, image.shape))
   batch = {'image': image, 'label': np.ones_like(image)}
   whole = agreement.point(model, variables, batch, 'float32')
   # Only the half with weight counts: bce of the logits there.

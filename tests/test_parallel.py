@@ -9,21 +9,17 @@ import functools
 
 import jax
 import numpy as np
-import optax
 import pytest
+import small_networks
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
+from skipnet_jax.training import build
 from skipnet_jax.training import calls
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
 from skipnet_jax.training import parallel as parallel_lib
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
 
 STEPS = 5
 # Measured: up to 1.3e-7 of the parameters and 1e-5 of their change.
@@ -33,11 +29,7 @@ OF_PARAMETERS, OF_CHANGE = 1e-6, 1e-4
 def _config(**changes):
   config = config_lib.get_default()
   config.model = models.model_config(
-    'fc_resnet',
-    base_width=2,
-    blocks='simple',
-    repetitions=(1, 1, 1, 2, 1, 1, 1),
-    dropout=0.1,
+    'fc_resnet', **small_networks.SMALL | {'dropout': 0.1}
   )
   config.data.update(source='synthetic', slices=10, size=64, valid='8-9')
   config.train.update(auxiliary=(1.0, 0.5), auxiliary_at=(1,))
@@ -69,39 +61,24 @@ class Setting:
   def __init__(self, config, begin=lambda params: params):
     self.config, self.begin, self._state = config, begin, None
     self.data = sources.load(config)
-    self.loss = losses.LOSSES[config.train.loss]
 
   def make(self, mode, devices):
     config = self.config
     config.parallel.update(mode=mode, devices=devices)
     parallel = parallel_lib.make_parallel(config.parallel)
     pipeline = pipeline_lib.make_pipeline(config, self.data, devices)
-    schedule = optim.make_schedule(config.optim, 1, STEPS)
-    optimizer = optim.make_optimizer(config.optim, schedule)
-    model = models.build_model(config.model, parallel.axis_name)
-    step = step_lib.make_train_step(
-      model,
-      optimizer,
-      self.loss,
-      l2=config.optim.l2,
-      # What is recorded of each layer is compared like all other metrics.
-      record=gradient_flow.conv_names(
-        models.build_model(config.model),
-        models.input_shape(model, pipeline.window),
-      ),
-      axis_name=parallel.axis_name,
-      # From the second step on, another weight of auxiliary outputs.
-      terms=losses.make_terms(config.train, 1),
-    )
-    call = calls.make_train_call(step, pipeline, parallel, 1)
-    return parallel, pipeline, call, self.state(model, optimizer), model
+    # What is recorded of each layer is compared like all other metrics. From
+    # the second step on, auxiliary outputs have another weight.
+    training = build.build(config, pipeline.window, 1, parallel.axis_name)
+    call = calls.make_train_call(training.train_step, pipeline, parallel, 1)
+    return parallel, pipeline, call, self.state(training), training
 
-  def state(self, model, optimizer):
+  def state(self, training):
     """Before the first step: of every mode, so made once."""
     if self._state is None:
-      state = state_lib.create_state(model, optimizer, self.config.seed)
-      state = state.replace(params=self.begin(state.params), key=None)
-      self._state = jax.tree.map(np.asarray, state)
+      state = training.create_state(self.config.seed).replace(key=None)
+      state = jax.tree.map(np.asarray, state)
+      self._state = state.replace(params=self.begin(state.params))
     return self._state.replace(key=jax.random.key(self.config.seed))
 
   @functools.cache  # noqa: B019
@@ -116,7 +93,8 @@ class Setting:
       with compilations() as compiled:
         state, metrics = call(state, data)
       history.append(parallel_lib.to_host(parallel.unreplicate(metrics)))
-      assert len(compiled) == (len(history) == 1)
+      # None later; none at all where another test ran the same step.
+      assert len(compiled) <= (len(history) == 1)
     state = state.replace(key=None)
     state = parallel_lib.to_host(parallel.unreplicate(state))
     return state, history, begin
@@ -129,21 +107,30 @@ def bce():
 
 @pytest.fixture(scope='module')
 def dice():
-  return Setting(_config(**{'train.loss': 'dice'}))
+  config = _config(**{'train.loss': 'dice', 'data.size': 32})
+  config.data.augment.update(rotation=0.0, shear=0.0, warp=0.0)
+  # What is asked is of the loss, not of the network.
+  config.model = models.model_config('cumedvision', base_width=2)
+  return Setting(config)
+
+
+def _norm(tree):
+  squares = [np.sum(np.square(x), dtype=float) for x in jax.tree.leaves(tree)]
+  return np.sqrt(sum(squares))
 
 
 def _distance(a, b):
-  return float(optax.tree.norm(jax.tree.map(np.subtract, a, b)))
+  return _norm(jax.tree.map(np.subtract, a, b))
 
 
 def _compare(setting, mode, devices):
   one, history, begin = setting.train('jit', 1)
   many, other, _ = setting.train(mode, devices)
   distance = _distance(one.params, many.params)
-  assert distance <= OF_PARAMETERS * float(optax.tree.norm(one.params))
+  assert distance <= OF_PARAMETERS * _norm(one.params)
   assert distance <= OF_CHANGE * _distance(one.params, begin)
   stats = _distance(one.batch_stats, many.batch_stats)
-  assert stats <= 1e-5 * float(optax.tree.norm(one.batch_stats))
+  assert stats <= 1e-5 * _norm(one.batch_stats)
   assert int(many.step) == STEPS
   for mine, theirs in zip(history, other, strict=True):
     for name, value in mine.items():
@@ -166,7 +153,7 @@ def test_modes_agree_with_a_loss_that_is_no_mean(dice, mode):
 
 def test_the_comparison_sees_a_change(bce):
   one, history, begin = bce.train('jit', 1)
-  tolerance = OF_PARAMETERS * float(optax.tree.norm(one.params))
+  tolerance = OF_PARAMETERS * _norm(one.params)
   assert _distance(one.params, begin) > 1000 * tolerance
   assert len({float(m['loss']) for m in history}) == STEPS
   assert all((m['flow'] > 0).all() for m in history)
@@ -187,14 +174,16 @@ def test_each_device_holds_its_part_and_all_the_same_result(bce, mode):
   np.testing.assert_array_equal(parallel_lib.to_host(whole), batch)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _plain(model, variables, image):
+  return model.apply(variables, image, train=False)
+
+
 @pytest.mark.parametrize('mode', ['jit', 'pmap', 'sharded'])
 def test_evaluation_sums_are_those_of_one_device(bce, mode):
   devices = 1 if mode == 'jit' else 2
-  parallel, pipeline, _, state, model = bce.make(mode, devices)
-  step = step_lib.make_eval_step(
-    model, bce.loss, l2=1e-4, axis_name=parallel.axis_name
-  )
-  call = calls.make_eval_call(step, pipeline, parallel)
+  parallel, pipeline, _, state, training = bce.make(mode, devices)
+  call = calls.make_eval_call(training.eval_step, pipeline, parallel)
   arrays = pipeline_lib.host_arrays(bce.data)
   (plan,) = pipeline.eval_plans(2)
   raw = pipeline.read_host(arrays, plan)
@@ -208,9 +197,8 @@ def test_evaluation_sums_are_those_of_one_device(bce, mode):
   image = bce.data.image[8:10].astype(np.float32)
   image -= image.mean((1, 2), keepdims=True)
   image /= image.std((1, 2), keepdims=True)
-  logits = jax.jit(
-    lambda v, x: models.build_model(bce.config.model).apply(v, x, train=False)
-  )(
+  logits = _plain(
+    models.build_model(bce.config.model),
     {'params': state.params, 'batch_stats': state.batch_stats},
     image[..., None],
   )['logits']

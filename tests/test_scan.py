@@ -21,7 +21,7 @@ from skipnet_jax.training import step as step_lib
 from skipnet_jax.training import telemetry
 
 # Stages with no, one and several blocks between the ends.
-REPETITIONS = (4, 1, 1, 5, 1, 3, 1)
+REPETITIONS = (1, 1, 1, 4, 1, 3, 1)
 SHAPE = (2, 64, 64, 1)
 SWITCHES = [
   {'blocks': 'simple'},

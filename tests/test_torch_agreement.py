@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from small_networks import make_batch
 
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -74,19 +75,6 @@ def both(smoke):
   return make
 
 
-def make_batch(count=2, size=(64, 64), weight=False, slices=1):
-  rng = np.random.default_rng(1)
-  image = rng.normal(size=(count, *size, slices))
-  middle = image[..., slices // 2, None]
-  batch = {
-    'image': image.astype(np.float32),
-    'label': (middle + rng.normal(size=middle.shape) > 0).astype(np.float32),
-  }
-  if weight:
-    batch['weight'] = rng.uniform(0.5, 2, middle.shape).astype(np.float32)
-  return batch
-
-
 def assert_equal(ours, theirs):
   for part in ('logits', 'loss', 'gradient', 'statistics'):
     assert ours[part].keys() == theirs[part].keys()
@@ -110,7 +98,7 @@ def test_outputs_and_gradients_are_equal_in_float64(
   fields, both, torch_agreement
 ):
   model, variables, network = both(dropout=0.3, **fields)
-  batch = make_batch()
+  batch = make_batch(64, noise=1)
   ours = torch_agreement.ours(model, variables, batch, 'float64')
   theirs = torch_agreement.theirs(network, batch, 'float64')
   assert_equal(ours, theirs)
@@ -145,7 +133,9 @@ def test_other_networks_are_equal_in_float64(
   name, fields, loss, both, torch_agreement
 ):
   model, variables, network = both(name, **fields)
-  batch = make_batch(2, (32, 64), weight=True, slices=models.slices(model))
+  batch = make_batch(
+    (32, 64), weight=True, slices=models.slices(model), noise=1
+  )
   terms = losses.Terms(lambda step: 0.3, adversarial=0.2)
   ours = torch_agreement.ours(model, variables, batch, 'float64', loss, terms)
   theirs = torch_agreement.theirs(network, batch, 'float64', loss, terms)
@@ -160,7 +150,7 @@ def test_other_networks_are_equal_in_float64(
 
 def test_a_check_tells_how_close_they_are(both, torch_agreement, monkeypatch):
   model, variables, network = both(blocks=MIXED)
-  batch = make_batch(1, (96, 96))
+  batch = make_batch(96, count=1, noise=1)
   monkeypatch.setattr(torch_agreement, 'SIDE', 64)
   ours, kept = torch_agreement.ours, {}
 
@@ -197,7 +187,7 @@ def test_only_without_batch_norm_may_gradients_in_float32_be_apart(
 
     return ours
 
-  batch = make_batch(1)
+  batch = make_batch(64, count=1, noise=1)
   model, variables, network = both('unet')
   monkeypatch.setattr(torch_agreement, 'ours', turned(network))
   found = torch_agreement.check(model, variables, network, batch)
@@ -225,4 +215,4 @@ def test_a_network_with_other_layers_is_refused(both, torch_agreement):
   model, variables, _ = both(blocks='simple')
   network = both(blocks='simple', batch_norm=False)[2]
   with pytest.raises(errors.RunError, match=r'only one side has .*norm'):
-    torch_agreement.check(model, variables, network, make_batch())
+    torch_agreement.check(model, variables, network, make_batch(64, noise=1))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_networks import make_batch
 
 from skipnet_jax import environment
 from skipnet_jax import models
@@ -103,16 +104,6 @@ def make_network(config):
   return model, optimizer, state, network
 
 
-def make_batch(dtype):
-  rng = np.random.default_rng(1)
-  image = rng.normal(size=(1, 64, 64, 1))
-  return {
-    'image': image.astype(dtype),
-    'label': (image > 0).astype(dtype),
-    'mask': np.ones(image.shape, dtype),
-  }
-
-
 # A bias before a BatchNorm has no gradient but rounding, which rmsprop would
 # make a step of: its network is one without BatchNorm.
 RMSPROP = {
@@ -149,7 +140,7 @@ def test_a_step_leaves_the_parameters_of_the_package(
     wide = lambda x: np.float64(np.float32(x))  # noqa: E731
     params = jax.tree.map(wide, state.params)
     state = state.replace(params=params, opt_state=optimizer.init(params))
-    batch = make_batch(np.float64)
+    batch = make_batch(64, np.float64, count=1)
     step = step_lib.make_train_step(
       model.clone(dtype='float64'),
       optimizer,
@@ -186,7 +177,7 @@ def test_a_step_in_bfloat16_trains_too(name, smoke, torch, torch_training):
   network.up_3.register_forward_hook(
     lambda module, inputs, output: seen.append(output.dtype)
   )
-  batch = make_batch(np.float32)
+  batch = make_batch(64, count=1)
   step = torch_training.make_step(
     config,
     network,

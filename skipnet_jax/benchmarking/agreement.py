@@ -6,6 +6,8 @@ in float64, and at other times by 3e-6. With the bias of every BatchNorm raised
 by RAISED, few inputs are near zero: there the same networks differ by 1e-5.
 """
 
+from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +46,35 @@ def limit(part: str, variables: dict[str, Any]) -> float:
   return TURNED if turned else CLOSE
 
 
+@functools.lru_cache(8)
+def _compiled(
+  model: nn.Module, loss: str, terms: losses.Terms
+) -> Callable[..., Any]:
+  """Compiles a pass forward and backward; the same for equal arguments."""
+  chosen = losses.LOSSES[loss]
+  adversarial = getattr(model, 'adversarial', False)
+
+  @jax.jit
+  def run(params, batch_stats, batch):
+    def objective(params):
+      outputs, updated = model.apply(
+        {'params': params, 'batch_stats': batch_stats},
+        batch['image'],
+        train=True,
+        mutable=['batch_stats'],
+        **({'label': batch['label']} if adversarial else {}),
+      )
+      whole = batch | {'mask': jnp.ones_like(batch['label'])}
+      sums = losses.training_sums(chosen, outputs, whole)
+      step = jnp.zeros((), jnp.int32)
+      value, _ = losses.training_value(chosen, terms, sums, step)
+      return value, (outputs['logits'], updated.get('batch_stats', {}))
+
+    return jax.value_and_grad(objective, has_aux=True)(params)
+
+  return run
+
+
 def point(
   model: nn.Module,
   variables: dict[str, Any],
@@ -72,26 +103,7 @@ def point(
   fields = {'dropout': 0.0} if hasattr(model, 'dropout') else {}
   model = model.clone(**fields, dtype=dtype)
   batch = {k: batch[k] for k in ('image', 'label', 'weight') if k in batch}
-  chosen = losses.LOSSES[loss]
-  adversarial = getattr(model, 'adversarial', False)
-
-  @jax.jit
-  def run(params, batch_stats, batch):
-    def objective(params):
-      outputs, updated = model.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        batch['image'],
-        train=True,
-        mutable=['batch_stats'],
-        **({'label': batch['label']} if adversarial else {}),
-      )
-      whole = batch | {'mask': jnp.ones_like(batch['label'])}
-      sums = losses.training_sums(chosen, outputs, whole)
-      step = jnp.zeros((), jnp.int32)
-      value, _ = losses.training_value(chosen, terms, sums, step)
-      return value, (outputs['logits'], updated.get('batch_stats', {}))
-
-    return jax.value_and_grad(objective, has_aux=True)(params)
+  run = _compiled(model, loss, terms)
 
   # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
   with (

@@ -133,7 +133,7 @@ class Bench:
       return self._inference(cell, training.model)
     pipeline = self.pipeline(cell.batch)
     # A copy: the step reuses its state's buffers.
-    state = parallel.replicate(jax.tree.map(jnp.copy, self._first))
+    state = parallel.replicate(_copy(self._first))
     if cell.call == 'eval':
       return self._eval(cell, training, pipeline, parallel, state)
     step = training.train_step
@@ -246,6 +246,11 @@ class Bench:
       moved=self._forward_bytes(cell, tiles),
       devices=(jax.local_devices()[0],),
     )
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+  return jax.tree.map(jnp.copy, tree)
 
 
 def _local(parallel: parallel_lib.Parallel) -> tuple[Any, ...]:

@@ -147,7 +147,8 @@ class Predictor:
     multiple: int = 32,
   ):
     self._model = model
-    self._variables = [jax.device_put(v) for v in variables]
+    device = jax.local_devices()[0]
+    self._variables = [jax.device_put(v, device) for v in variables]
     self._turns = 8 if tta else 1
     self._samples = mc_samples
     self._keys = jax.random.split(jax.random.key(seed), max(1, mc_samples))

@@ -10,7 +10,6 @@ import functools
 import json
 
 import flax.linen as nn
-import jax
 import ml_collections
 import optax
 
@@ -103,13 +102,9 @@ class Training:
       self.model, self.loss, l2=self.l2, axis_name=self.axis_name
     )
 
-  @functools.cached_property
-  def _create(self) -> Callable[[jax.Array], state_lib.TrainState]:
-    return state_lib.make_creator(self.model, self.optimizer)
-
   def create_state(self, seed: int) -> state_lib.TrainState:
     """The state before the first step, a pure function of the run's seed."""
-    return self._create(jax.random.key(seed))
+    return state_lib.create_state(self.model, self.optimizer, seed)
 
 
 def build(

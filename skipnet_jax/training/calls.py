@@ -1,6 +1,7 @@
 """A step together with its data, as one compiled call."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -81,12 +82,17 @@ def make_host_train_call(
   return parallel.compile(one, donate=True)
 
 
-@_kept
 def make_eval_call(
   step: Callable, pipeline: Pipeline, parallel: Parallel
 ) -> Callable[[step_lib.TrainState, Arrays, Any], Any]:
   """Compiles `(state, raw, seen) -> metrics` for one evaluation batch."""
+  # What becomes of raw windows depends on no split and no batch size.
+  any_split = dataclasses.replace(pipeline, train=(), valid=(), batch_size=1)
+  return _eval_call(step, any_split, parallel)
 
+
+@_kept
+def _eval_call(step, pipeline, parallel):
   def call(state, raw, seen):
     return step(state, parallel.constrain(pipeline.eval_batch(raw, seen)))
 

@@ -146,7 +146,7 @@ class Run:
     found = self.checkpoints.restore_latest(
       like,
       messages.append,
-      telemetry.kernels(self.training.kernels, like.params),
+      [telemetry.kernel(like.params, n) for n in self.training.kernels],
     )
     if found is None:
       return messages

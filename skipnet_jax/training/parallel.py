@@ -86,7 +86,7 @@ class Parallel:
   def unreplicate(self, tree: Tree) -> Tree:
     """One copy of what every device holds: for checkpoints and the host."""
     if self.mode == 'pmap':
-      return jax.tree.map(lambda x: x[0], tree)
+      return _first(jax.tree.map(lambda x: x.addressable_data(0), tree))
     return tree
 
   def place_batch(self, tree: Tree) -> Tree:
@@ -133,6 +133,13 @@ def _copier(devices: tuple[Any, ...]) -> Callable[[Any, Tree], Tree]:
   # One argument must be mapped. Over the axis that calls are mapped over, or
   # their second one would be compiled again for what the first returns.
   return jax.pmap(lambda _, t: t, AXIS, in_axes=(0, None), devices=devices)
+
+
+@jax.jit
+def _first(tree: Tree) -> Tree:
+  # One program: indexing an array at a time compiles as many as have shapes,
+  # and each gathers from all devices.
+  return jax.tree.map(lambda x: x[0], tree)
 
 
 def make_parallel(config: ml_collections.ConfigDict) -> Parallel:

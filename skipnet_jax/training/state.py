@@ -1,6 +1,7 @@
 """The state of training: arrays alone."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -35,33 +36,31 @@ class TrainState:
   key: jax.Array
 
 
-def _creator(
-  model: nn.Module, optimizer: optax.GradientTransformation
-) -> Callable[[jax.Array], TrainState]:
-  def create(key: jax.Array) -> TrainState:
-    image = jnp.zeros(models.input_shape(model, SIDES), jnp.float32)
-    variables = model.init(streams.key_at(key, 'init'), image, train=False)
-    params = variables['params']
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      batch_stats=variables.get('batch_stats', {}),
-      opt_state=optimizer.init(params),
-      key=key,
-    )
-
-  return create
+def _draw(model: nn.Module, key: jax.Array) -> Any:
+  image = jnp.zeros(models.input_shape(model, SIDES), jnp.float32)
+  return model.init(streams.key_at(key, 'init'), image, train=False)
 
 
-def make_creator(
-  model: nn.Module, optimizer: optax.GradientTransformation
-) -> Callable[[jax.Array], TrainState]:
-  """Compiles `create_state` as a function of the run's key."""
-  # It runs once: on a CPU, optimising hundreds of random draws would take as
-  # long as compiling a training step.
+def _begin(
+  optimizer: optax.GradientTransformation, variables: Any, key: jax.Array
+) -> TrainState:
+  params = variables['params']
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get('batch_stats', {}),
+    opt_state=optimizer.init(params),
+    key=key,
+  )
+
+
+# It runs once: on a CPU, optimising hundreds of random draws would take as long
+# as compiling a training step.
+@functools.lru_cache(32)
+def _drawer(model: nn.Module) -> Callable[[jax.Array], Any]:
   cpu = jax.default_backend() == 'cpu'
   options = {'xla_backend_optimization_level': 0} if cpu else None
-  return jax.jit(_creator(model, optimizer), compiler_options=options)
+  return jax.jit(functools.partial(_draw, model), compiler_options=options)
 
 
 def create_state(
@@ -74,7 +73,12 @@ def create_state(
     optimizer: from `optim.make_optimizer`.
     seed: the run's one seed.
   """
-  return make_creator(model, optimizer)(jax.random.key(seed))
+  key = jax.random.key(seed)
+  if hasattr(model, 'axis_name'):
+    # Devices draw alike: one compilation serves pmapped networks too.
+    model = model.clone(axis_name=None)
+  begin = jax.jit(functools.partial(_begin, optimizer))
+  return begin(_drawer(model)(key), key)
 
 
 def abstract_state(
@@ -84,7 +88,10 @@ def abstract_state(
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    jax.eval_shape(_creator(model, optimizer), jax.random.key(0)),
+    jax.eval_shape(
+      lambda key: _begin(optimizer, _draw(model, key), key),
+      jax.random.key(0),
+    ),
   )
 
 
