@@ -35,7 +35,7 @@ setuptools.setup(
     'tpu': ['jax[tpu]'],
     'test': [
       'hypothesis>=6.100',
-      'pytest>=8.3',
+      'pytest>=9.0',
       'pytest-xdist>=3.7',
       'ruff>=0.9',
     ],

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import pathlib
 from typing import Any
+import warnings
 
 from skipnet_jax.benchmarking import program as program_lib
 from skipnet_jax.benchmarking import text_table
@@ -34,6 +35,16 @@ def read_events(path: pathlib.Path, program: Program) -> list[Event]:
     path: an `.xplane.pb`.
     program: whose instructions count.
   """
+  with warnings.catch_warnings():
+    # JAX 0.11 and 0.12 on Python 3.12 and later warn so of their own C++ types.
+    # Where warnings are errors, that would end the process.
+    warnings.filterwarnings(
+      'ignore', 'builtin type .* has no __module__', DeprecationWarning
+    )
+    return _read_events(path, program)
+
+
+def _read_events(path: pathlib.Path, program: Program) -> list[Event]:
   # Only now: the HLO can be read without JAX.
   import jax
 
