@@ -61,14 +61,30 @@ def make_model(**fields):
 
 def make_net(**fields):
   model = make_model(**fields)
-  return model, init(model, (1, 32, 32, 1))
+  return model, draw(model, (1, 32, 32, 1))
 
 
 @functools.cache
-def init(model, shape, key=0):
-  """First variables: an eager `init` would compile each operation alone."""
-  draw = jax.jit(lambda key, image: model.init(key, image, train=False))
-  return draw(jax.random.key(key), jnp.zeros(shape))
+def draw(model, shape, seed=0):
+  """Variables for a model of some image shape: He normal kernels, by NumPy.
+
+  Compiling a network's own initialisation takes as long as a training step.
+  """
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
+  shapes = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), image
+  )
+  rng = np.random.default_rng(seed)
+
+  def one(path, leaf):
+    if path[-1].key == 'kernel':
+      fan_in = np.prod(leaf.shape[:-1])
+      drawn = rng.normal(0, np.sqrt(2 / fan_in), leaf.shape)
+    else:
+      drawn = np.full(leaf.shape, float(path[-1].key in ('scale', 'var')))
+    return jnp.asarray(drawn, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 class LinearChain(nn.Module):

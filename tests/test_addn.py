@@ -30,7 +30,7 @@ def made():
     models.model_config('addn', base_width=2, discriminator_width=4)
   )
   batch = make_batch()
-  return model, small_networks.init(model, (1, 64, 64, 1)), batch
+  return model, small_networks.draw(model, (1, 64, 64, 1)), batch
 
 
 def test_its_parameters():

@@ -19,7 +19,7 @@ def case():
   rng = np.random.default_rng(0)
   image = rng.normal(size=(1, 64, 64, 1))
   batch = {'image': image, 'label': (image > 0).astype(float)}
-  variables = small_networks.init(model, image.shape)
+  variables = small_networks.draw(model, image.shape)
   return model, jax.device_get(variables), batch
 
 
@@ -72,7 +72,7 @@ def test_a_point_counts_pixels_by_their_weight():
   model = models.build_model(models.model_config('unet', base_width=2))
   rng = np.random.default_rng(0)
   image = rng.normal(size=(1, 32, 32, 1)).astype(np.float32)
-  variables = jax.device_get(small_networks.init(model, image.shape))
+  variables = jax.device_get(small_networks.draw(model, image.shape))
   batch = {'image': image, 'label': np.ones_like(image)}
   whole = agreement.point(model, variables, batch, 'float32')
   # Only the half with weight counts: bce of the logits there.

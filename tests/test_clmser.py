@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_networks
 
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -27,9 +26,14 @@ def build(**fields):
   return models.build_model(models.model_config('f_clmser_s', **fields))
 
 
+@functools.cache
+def _draw(model):
+  return jax.jit(lambda: model.init(jax.random.key(1), IMAGE, train=False))()
+
+
 def init(model):
   # Whether the image is padded changes no parameter.
-  return small_networks.init(model.clone(pad=0), IMAGE.shape, 1)
+  return _draw(model.clone(pad=0))
 
 
 def small(**fields):

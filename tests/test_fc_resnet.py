@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import plain_fc_resnet
 import pytest
+import small_networks
 
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -131,10 +132,10 @@ def _compare_with_the_transcription(changes):
   plain = plain_fc_resnet.PlainFCResNet(
     **settings, blocks=tuple(kinds) * (7 // len(kinds))
   )
-  keys = jax.random.split(jax.random.key(1), 3)
+  keys = jax.random.split(jax.random.key(1), 2)
   image = jax.random.normal(keys[0], (2, 32, 64, 1))
   label = jax.random.bernoulli(keys[1], 0.7, image.shape).astype(float)
-  variables = jax.jit(lambda k: ours.init(k, image, train=False))(keys[2])
+  variables = small_networks.draw(ours, image.shape)
   # Biases and scales away from zero and one, or a swap would not be seen.
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
@@ -205,7 +206,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_outside():
 def _compare_bfloat16_with_float32():
   image = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
   full, half = _build(**SMALL), _build(**SMALL, dtype='bfloat16')
-  variables = jax.jit(lambda: full.init(jax.random.key(1), image, False))()
+  variables = small_networks.draw(full, image.shape)
   assert {v.dtype for v in jax.tree.leaves(_abstract(half))} == {
     jnp.dtype('float32')
   }

@@ -36,15 +36,14 @@ def make_pair(**fields):
     **dict(base_width=4, repetitions=REPETITIONS, dropout=0.0) | fields,
     scan=True,
   )
-  key = jax.random.key(0)
-  variables = jax.jit(lambda: scanned.init(key, jnp.zeros(SHAPE), False))()
+  variables = small_networks.draw(scanned, SHAPE)
   # Biases and scales away from zero and one, or a swap would not be seen.
   rng = np.random.default_rng(0)
   variables = jax.tree_util.tree_map_with_path(
     lambda path, v: (
       v
       if optim.is_kernel(path, v)
-      else v + jnp.asarray(0.1 * np.abs(rng.normal(size=v.shape)), v.dtype)
+      else v + np.asarray(0.1 * np.abs(rng.normal(size=v.shape)), v.dtype)
     ),
     variables,
   )

@@ -3,14 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import small_networks
 from small_networks import make_batch
 
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.benchmarking import agreement
 from skipnet_jax.training import losses
-from skipnet_jax.training import optim
-from skipnet_jax.training import state as state_lib
 
 pytestmark = pytest.mark.peer
 
@@ -28,9 +27,6 @@ SMALL = {
   'addn': dict(base_width=2, discriminator_width=4),
   'sfcnn': dict(base_width=1, kernel_size=3),
 }
-# F-CLmser-S starts with outputs of nearly zero, so that its gates are 1/2 and
-# its masks 1 everywhere: its kernels are taken times this.
-LARGER = {'f_clmser_s': 10}
 MIXED = 'simple,basic,bottleneck,simple,bottleneck,basic,simple'
 
 
@@ -42,7 +38,7 @@ def torch_agreement():
 
 
 @pytest.fixture(scope='module')
-def both(smoke):
+def both():
   """Makes (model, variables, network) whose statistics are not the first."""
   from skipnet_jax.benchmarking import torch_networks
   from skipnet_jax.benchmarking import torch_weights
@@ -50,24 +46,22 @@ def both(smoke):
   def make(name='fc_resnet', **fields):
     config = models.model_config(name, **SMALL[name] | fields)
     model = models.build_model(config)
-    optimizer = optim.make_optimizer(
-      smoke().optim, optim.make_schedule(smoke().optim, 1, 1)
-    )
-    state = state_lib.create_state(model, optimizer, 0)
     rng = np.random.default_rng(0)
 
     def moved(path, leaf):
       # Scales and variances stay near one, biases and means near zero.
       noise = 0.1 * rng.uniform(-1, 1, leaf.shape)
       if path[-1].key == 'kernel':
-        return leaf * LARGER.get(name, 1)
+        return leaf
       if path[-2].key == 'reduce':
         # The channel gates' few ReLUs: some would give nothing else.
         noise += 1
-      return leaf + noise.astype(leaf.dtype)
+      return np.asarray(leaf) + noise.astype(leaf.dtype)
 
-    variables = {'params': state.params, 'batch_stats': state.batch_stats}
-    variables = jax.tree_util.tree_map_with_path(moved, variables)
+    drawn = small_networks.draw(model, models.input_shape(model, (64, 64)))
+    variables = jax.tree_util.tree_map_with_path(
+      moved, {'batch_stats': {}} | drawn
+    )
     network = torch_networks.build(model)
     torch_weights.load(network, variables)
     return model, variables, network
