@@ -1,0 +1,323 @@
+"""Faults that the tests must find, for tools/mutate.py.
+
+Each one replaces a text that occurs exactly once in its file. The tests listed
+are the cheapest known to fail because of it.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+  """One fault.
+
+  Attributes:
+    name: its argument of tools/mutate.py.
+    path: the file, relative to the root of the checkout.
+    old: the text that is replaced.
+    new: what replaces it.
+    why: the fault, in a sentence.
+    tests: test files, or tests as FILE::NAME.
+  """
+
+  name: str
+  path: str
+  old: str
+  new: str
+  why: str
+  tests: tuple[str, ...]
+
+
+TRAINING = (
+  Mutation(
+    'psum-for-pmean',
+    'skipnet_jax/training/step.py',
+    'grads = lax.pmean(grads, axis_name)',
+    'grads = lax.psum(grads, axis_name)',
+    'Under pmap the gradient is multiplied by the number of devices.',
+    ('tests/test_parallel.py::test_modes_agree_with_a_loss_that_is_no_mean',),
+  ),
+  Mutation(
+    'no-pmean',
+    'skipnet_jax/training/step.py',
+    'grads = lax.pmean(grads, axis_name)',
+    'pass',
+    'Under pmap each device updates its parameters by its own gradient.',
+    ('tests/test_parallel.py::test_modes_agree_with_a_loss_that_is_no_mean',),
+  ),
+  Mutation(
+    'loss-of-one-device',
+    'skipnet_jax/training/step.py',
+    'sums = lax.psum(sums, axis_name)\n      value,',
+    'pass\n      value,',
+    'Under pmap each device minimises the loss of its part of the batch.',
+    ('tests/test_parallel.py::test_modes_agree_with_a_loss_that_is_no_mean',),
+  ),
+  Mutation(
+    'nonfinite-step-taken',
+    'skipnet_jax/training/step.py',
+    'jnp.where(finite, n, o), new, old)',
+    'n, new, old)',
+    'A step whose gradient is not finite changes the parameters.',
+    ('tests/test_step.py::test_a_step_that_is_not_finite_changes_nothing',),
+  ),
+  Mutation(
+    'epoch-starts-over',
+    'skipnet_jax/training/epoch.py',
+    'range(before.steps, self._pipeline.steps_per_epoch, self.steps)',
+    'range(0, self._pipeline.steps_per_epoch, self.steps)',
+    'An epoch that was cut short trains its first steps again.',
+    ('tests/test_preemption.py::test_an_epoch_cut_short_goes_on_bit_for_bit',),
+  ),
+  Mutation(
+    'auxiliary-term-left-out',
+    'skipnet_jax/training/losses.py',
+    "value = value + terms.auxiliary(step) * parts['auxiliary']",
+    'pass',
+    'The losses of auxiliary outputs are reported but not minimised.',
+    (
+      'tests/test_side_outputs.py'
+      '::test_every_auxiliary_output_counts_by_its_weight',
+    ),
+  ),
+  Mutation(
+    'mask-ignored',
+    'skipnet_jax/training/losses.py',
+    "return batch['mask'] * batch.get('weight', 1.0)",
+    "return jnp.ones_like(batch['mask']) * batch.get('weight', 1.0)",
+    'Pixels that are masked out count in the loss.',
+    ('tests/test_losses.py::test_pixels_outside_the_mask_do_not_matter',),
+  ),
+  Mutation(
+    'l2-on-biases',
+    'skipnet_jax/training/optim.py',
+    "return path[-1].key == 'kernel'",
+    "return path[-1].key in ('kernel', 'bias')",
+    'L2 is applied to biases too.',
+    ('tests/test_optim.py::test_rmsprop_with_l2_on_kernels_only',),
+  ),
+  Mutation(
+    'resume-from-step-before',
+    'skipnet_jax/training/checkpoint.py',
+    'return sorted(self._latest.all_steps(), reverse=True)',
+    'return sorted(self._latest.all_steps())',
+    'A run resumes from the checkpoint before the newest.',
+    ('tests/test_checkpoint.py::test_two_latest_and_two_best_are_kept',),
+  ),
+  Mutation(
+    'net-change-cancels',
+    'skipnet_jax/training/telemetry.py',
+    'jnp.mean(jnp.abs(kernel(params, name) - old))',
+    'jnp.abs(jnp.mean(kernel(params, name) - old))',
+    "Changes of opposite sign cancel out in a kernel's net change.",
+    ('tests/test_telemetry.py::test_net_change_is_not_the_sum_of_steps',),
+  ),
+)
+
+MODELS = (
+  Mutation(
+    'batch-norm-momentum',
+    'skipnet_jax/models/layers.py',
+    'momentum=0.9,',
+    'momentum=0.99,',
+    "BatchNorm's running statistics change ten times more slowly.",
+    ('tests/test_fc_resnet.py::test_equals_the_plain_transcription',),
+  ),
+  Mutation(
+    'dropout-index-local',
+    'skipnet_jax/models/layers.py',
+    'index = index + lax.axis_index(self.axis_name) * x.shape[0]',
+    'pass',
+    "An example's dropout depends on the number of devices.",
+    (
+      'tests/test_layers.py'
+      '::test_an_example_drops_the_same_units_on_any_device',
+    ),
+  ),
+  Mutation(
+    'upsampling-off-by-one',
+    'skipnet_jax/models/layers.py',
+    'jnp.stack([first, middle + last])',
+    'jnp.stack([first + middle, last])',
+    'The upsampling convolution weights the wrong neighbours.',
+    (
+      'tests/test_layers.py::test_a_convolution_of_the_repeated_image'
+      '_is_computed_on_the_small_one',
+    ),
+  ),
+  Mutation(
+    'long-skip-stops-gradient',
+    'skipnet_jax/models/skips.py',
+    'return decoder + encoder',
+    'return decoder + jax.lax.stop_gradient(encoder)',
+    'Long skips pass no gradient.',
+    ('tests/test_routes.py::test_routes_add_up_to_the_gradient',),
+  ),
+  Mutation(
+    'gamma-left-out',
+    'skipnet_jax/models/gates.py',
+    'mask = (1 - jnp.square(t)) ** self.gamma',
+    'mask = 1 - jnp.square(t)',
+    'The confidence masks of F-CLmser-S ignore the exponent gamma.',
+    ('tests/test_gates.py::test_gamma_is_the_exponent',),
+  ),
+  Mutation(
+    'fake-gradient-to-generator',
+    'skipnet_jax/models/addn.py',
+    'lax.stop_gradient(fake)',
+    'fake',
+    "The discriminator's loss has a gradient for the generator.",
+    ('tests/test_addn.py::test_a_gradient_reaches_one_of_the_two',),
+  ),
+  Mutation(
+    'orientations-not-relative',
+    'skipnet_jax/models/steerable.py',
+    'weights[:, (by - to) % seen]',
+    'weights[:, (by + to) % seen]',
+    'Filters are not turned relative to their output orientation.',
+    (
+      'tests/test_steerable.py'
+      '::test_a_quarter_turn_of_the_image_turns_maps_and_orientations',
+    ),
+  ),
+)
+
+DATA = (
+  Mutation(
+    'labels-interpolated',
+    'skipnet_jax/data/augment.py',
+    'sample(label, 0)',
+    'sample(label, 1)',
+    'Augmented labels have values between 0 and 1.',
+    ('tests/test_augment.py::test_interpolation_is_that_of_scipy',),
+  ),
+  Mutation(
+    'order-by-step',
+    'skipnet_jax/data/pipeline.py',
+    "streams.key_at(key, 'order', step // per_epoch)",
+    "streams.key_at(key, 'order', step)",
+    'An epoch shows some slices twice and others not at all.',
+    ('tests/test_pipeline.py::test_an_epoch_sees_each_training_slice_once',),
+  ),
+  Mutation(
+    'evaluation-counts-twice',
+    'skipnet_jax/data/pipeline.py',
+    '(s, max(0, e - s))',
+    '(s, 0)',
+    'Where evaluation windows overlap, pixels count twice.',
+    ('tests/test_pipeline.py::test_evaluation_counts_every_pixel_once',),
+  ),
+  Mutation(
+    'neighbours-not-reflected',
+    'skipnet_jax/data/sources.py',
+    'at = abs(z[..., None] + offsets)',
+    'at = (z[..., None] + offsets).clip(0)',
+    "The first slice's missing neighbour is itself, not its reflection.",
+    ('tests/test_pipeline.py::test_an_example_of_several_slices',),
+  ),
+  Mutation(
+    'split-off-by-one',
+    'skipnet_jax/data/sources.py',
+    'range(low, high + 1)',
+    'range(low, max(low + 1, high))',
+    'The last slice of a range such as 25-29 is left out.',
+    ('tests/test_sources.py::test_splits',),
+  ),
+)
+
+EVALUATION = (
+  Mutation(
+    'threshold-not-strict',
+    'skipnet_jax/evaluation/scores.py',
+    'proposal = prediction > limit',
+    'proposal = prediction >= limit',
+    'A pixel whose value equals the threshold counts as inside.',
+    ('tests/test_scores.py::test_compares_strictly_and_in_float64',),
+  ),
+  Mutation(
+    'membrane-scored',
+    'skipnet_jax/evaluation/scores.py',
+    'thinning.label_regions(inside).ravel()',
+    'thinning.label_regions(inside).ravel() + 1',
+    'The scores are not restricted to the foreground.',
+    ('tests/test_scores.py::test_a_perfect_prediction_scores_one',),
+  ),
+  Mutation(
+    'thinning-order',
+    'skipnet_jax/evaluation/thinning.py',
+    '    for x in range(width):\n      for position in',
+    '    for x in range(width - 1, -1, -1):\n      for position in',
+    'Thinning starts from the last column instead of the first.',
+    ('tests/test_thinning.py::test_equals_the_text',),
+  ),
+  Mutation(
+    'tiles-off-by-one',
+    'skipnet_jax/evaluation/inference.py',
+    '[*range(0, side - tile, step), side - tile]',
+    '[*range(0, side - tile, step), max(0, side - tile - 1)]',
+    'The last tile starts a pixel too early.',
+    ('tests/test_inference.py::test_tiles_cover_a_slice_from_aligned_corners',),
+  ),
+  Mutation(
+    'turned-back-wrongly',
+    'skipnet_jax/evaluation/inference.py',
+    '-(turn % 4))',
+    'turn % 4)',
+    'Predictions of rotated images are rotated further, not back.',
+    ('tests/test_inference.py::test_an_identity_comes_back_in_place',),
+  ),
+  Mutation(
+    'one-dropout-sample',
+    'skipnet_jax/evaluation/inference.py',
+    'jax.random.split(jax.random.key(seed), max(1, mc_samples))',
+    '[jax.random.key(seed)] * max(1, mc_samples)',
+    'All dropout samples of a prediction are equal.',
+    (
+      'tests/test_inference.py'
+      '::test_dropout_samples_and_checkpoints_are_averaged',
+    ),
+  ),
+)
+
+OTHERS = (
+  Mutation(
+    'routes-swapped',
+    'skipnet_jax/analysis/routes.py',
+    "{'long': np.float32(long), 'short': np.float32(short)}",
+    "{'long': np.float32(short), 'short': np.float32(long)}",
+    'The routes through long and short skips are exchanged.',
+    ('tests/test_routes.py::test_linear_chain_in_closed_form',),
+  ),
+  Mutation(
+    'layers-by-name',
+    'skipnet_jax/models/layer_table.py',
+    'return list(rows.values())',
+    'return [rows[name] for name in sorted(rows)]',
+    'Layers are listed by name instead of in the order of their calls.',
+    ('tests/test_gradient_flow.py::test_layers_come_in_call_order',),
+  ),
+  Mutation(
+    'flops-of-two-passes',
+    'skipnet_jax/benchmarking/flops.py',
+    'flops = 3 * forward(table)',
+    'flops = 2 * forward(table)',
+    'The FLOPs of a training step are those of two passes, not three.',
+    (
+      'tests/test_flops.py'
+      '::test_training_is_three_passes_less_the_gradient_of_the_image',
+    ),
+  ),
+  Mutation(
+    'rate-not-in-identity',
+    'skipnet_jax/config_identity.py',
+    "'train.epochs',\n  'train",
+    "'train.epochs',\n  'optim.learning_rate',\n  'train",
+    'A run may be continued with another learning rate.',
+    (
+      'tests/test_config.py'
+      '::test_identity_leaves_out_what_a_run_may_continue_with',
+    ),
+  ),
+)
+
+MUTATIONS = TRAINING + MODELS + DATA + EVALUATION + OTHERS
