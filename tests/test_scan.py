@@ -105,8 +105,11 @@ def test_the_full_network_has_its_parameters():
 
 
 def test_each_block_draws_its_own_kernel_and_dropout():
-  _, variables, _ = make_pair(blocks='simple')
-  kernel = variables['params']['across']['blocks']['conv_1']['kernel']
+  scanned, *_ = make_pair(blocks='simple')
+  drawn = jax.jit(
+    lambda: scanned.init(jax.random.key(0), jnp.zeros(SHAPE), train=False)
+  )()
+  kernel = drawn['params']['across']['blocks']['conv_1']['kernel']
   assert not np.allclose(kernel[0], kernel[1], atol=0.1)
 
   class Noise(fc_resnet.blocks.Block):
@@ -127,6 +130,8 @@ def test_each_block_draws_its_own_kernel_and_dropout():
     )
   # Five masks of one half, times two: a binomial, not five times one mask.
   assert len(np.unique(sums)) == 6
+  # Of independent masks the variances add, 5 * 2^2 / 4; of one it would be 25.
+  assert np.var(sums) < 7
 
 
 def test_one_step_records_the_unrolled_network_s_flow():

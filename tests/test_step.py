@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import optax
 import pytest
 import small_networks
 
+from skipnet_jax.models import layers
 from skipnet_jax.training import losses
 from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
@@ -169,6 +171,32 @@ def test_evaluation_uses_running_statistics_and_adds_up():
   assert found['loss_with_l2'] == pytest.approx(
     found['loss'] + float(whole['l2']), rel=1e-5
   )
+
+
+class Dropped(nn.Module):
+  """A convolution of which half is dropped."""
+
+  @nn.compact
+  def __call__(self, image, train):
+    x = layers.Conv(1)(image)
+    return {'logits': layers.Dropout(0.5)(x, train)}
+
+
+def test_each_step_drops_other_units():
+  model, optimizer = Dropped(), optax.sgd(0.0)
+  step = jax.jit(
+    step_lib.make_train_step(model, optimizer, losses.LOSSES['bce'])
+  )
+  state, batch = state_lib.create_state(model, optimizer, 0), make_batch()
+  seen = []
+  for _ in range(3):
+    state, metrics = step(state, batch)
+    seen.append(float(metrics['loss']))
+  # Nothing learns: the losses differ by what is dropped.
+  assert len(set(seen)) == 3
+  again, metrics = step(state.replace(step=jnp.int32(1)), batch)
+  assert float(metrics['loss']) == seen[1]
+  assert int(again.step) == 2
 
 
 def test_bfloat16_trains_with_float32_parameters():

@@ -30,6 +30,22 @@ class Mutation:
 
 TRAINING = (
   Mutation(
+    'dropout-key-without-step',
+    'skipnet_jax/training/step.py',
+    "streams.key_at(state.key, 'dropout', state.step)",
+    "streams.key_at(state.key, 'dropout')",
+    'Every step drops the same units.',
+    ('tests/test_step.py::test_each_step_drops_other_units',),
+  ),
+  Mutation(
+    'benchmark-without-terms',
+    'skipnet_jax/training/build.py',
+    'terms=losses.make_terms(c.train, steps_per_epoch),',
+    'terms=losses.NO_TERMS,',
+    'Auxiliary outputs keep their first weight and no judge is fooled.',
+    ('tests/test_build.py::test_the_parts_are_those_of_the_config',),
+  ),
+  Mutation(
     'psum-for-pmean',
     'skipnet_jax/training/step.py',
     'grads = lax.pmean(grads, axis_name)',
@@ -115,6 +131,22 @@ TRAINING = (
 )
 
 MODELS = (
+  Mutation(
+    'one-dropout-mask-for-a-stage',
+    'skipnet_jax/models/fc_resnet.py',
+    "split_rngs={'params': True, 'dropout': True}",
+    "split_rngs={'params': True, 'dropout': False}",
+    'All blocks of a scanned stage drop the same units.',
+    ('tests/test_scan.py::test_each_block_draws_its_own_kernel_and_dropout',),
+  ),
+  Mutation(
+    'short-skip-halved',
+    'skipnet_jax/models/skips.py',
+    'return residual + x',
+    'return residual + x / 2',
+    'Short skips add half of what they should.',
+    ('tests/test_fc_resnet.py::test_equals_the_plain_transcription',),
+  ),
   Mutation(
     'batch-norm-momentum',
     'skipnet_jax/models/layers.py',
@@ -280,6 +312,14 @@ EVALUATION = (
 )
 
 OTHERS = (
+  Mutation(
+    'streams-share-key',
+    'skipnet_jax/streams.py',
+    '_STREAMS.index(name)',
+    '0',
+    'Order, augmentation and dropout draw from one stream.',
+    ('tests/test_streams.py::test_no_two_streams_or_steps_share_a_key',),
+  ),
   Mutation(
     'routes-swapped',
     'skipnet_jax/analysis/routes.py',
