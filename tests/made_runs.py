@@ -9,8 +9,8 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import models
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import sources
+from skipnet_jax.training import build as build_lib
 from skipnet_jax.training import checkpoint
-from skipnet_jax.training import optim
 from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import telemetry
 from skipnet_jax.training import workdir
@@ -34,19 +34,38 @@ def small_config(**changes):
 
 
 def small_state(config):
-  """A state whose running statistics are those of no new network."""
-  model = models.build_model(config.model)
-  schedule = optim.make_schedule(config.optim, 4, config.train.epochs)
-  optimizer = optim.make_optimizer(config.optim, schedule)
-  state = state_lib.create_state(model, optimizer, config.seed)
+  """A state whose running statistics are those of no new network.
+
+  Drawn here: nothing is compiled.
+  """
+  training = build_lib.build(config, state_lib.SIDES, 4)
   rng = np.random.default_rng(config.seed)
 
-  def shift(path, x):
-    low, high = (0.5, 1.5) if path[-1].key == 'var' else (-0.3, 0.3)
-    return jax.numpy.asarray(rng.uniform(low, high, x.shape), x.dtype)
+  def draw(path, x):
+    name = path[-1].key
+    if name == 'kernel':
+      values = rng.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape)
+    elif name in ('var', 'mean'):
+      low, high = (0.5, 1.5) if name == 'var' else (-0.3, 0.3)
+      values = rng.uniform(low, high, x.shape)
+    else:
+      values = np.full(x.shape, name == 'scale')
+    return jax.numpy.asarray(values, x.dtype)
 
-  stats = jax.tree_util.tree_map_with_path(shift, state.batch_stats)
-  return model, state.replace(batch_stats=stats)
+  like = training.abstract_state
+  params, stats = jax.tree_util.tree_map_with_path(
+    draw, (like.params, like.batch_stats)
+  )
+  state = state_lib.TrainState(
+    step=jax.numpy.asarray(0, like.step.dtype),
+    params=params,
+    batch_stats=stats,
+    opt_state=jax.tree.map(
+      lambda x: jax.numpy.asarray(np.zeros(x.shape, x.dtype)), like.opt_state
+    ),
+    key=jax.random.key(config.seed),
+  )
+  return training.model, state
 
 
 def add_records(path, epochs=4):

@@ -21,6 +21,8 @@ SMOKE = f'{EXPERIMENT}:smoke'
 TINY = (
   '--config.model.base_width=2',
   '--config.model.repetitions=(1, 1, 1, 1, 1, 1, 1)',
+  '--config.model.batch_norm=False',
+  '--config.model.dropout=0.0',
 )
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 KILLS = 5
+# What one life compiled, however small, the next ones need not.
+KEEP_ALL = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +28,7 @@ def chaos(tmp_path_factory):
       '--seed=7',
       f'--workdir={folder}',
     ],
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    env=os.environ | {'PYTHONPATH': str(ROOT)} | KEEP_ALL,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -36,14 +38,15 @@ def chaos(tmp_path_factory):
   return folder, json.loads((folder / 'chaos.json').read_text())
 
 
-def differences(a, b):
+def differences(a, others):
   """What the tool finds; in a process of its own, for it defines flags."""
   code = (
     'import sys, pathlib, chaos; '
-    'print(chaos.differences(*map(pathlib.Path, sys.argv[1:])))'
+    'a, *others = map(pathlib.Path, sys.argv[1:]); '
+    'print([chaos.differences(a, b) for b in others])'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code, str(a), str(b)],
+    [sys.executable, '-c', code, str(a), *map(str, others)],
     env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tools"}'},
     stdout=subprocess.PIPE,
     text=True,
@@ -64,14 +67,18 @@ def test_a_run_ends_as_one_left_alone(chaos):
 
 def test_differences_are_seen(chaos, tmp_path):
   whole = chaos[0] / 'whole'
+  same = shutil.copytree(whole, tmp_path / 'same')
   other = shutil.copytree(whole, tmp_path / 'other')
-  assert differences(whole, other) == []
   path = other / 'gradient_flow.npz'
   with np.load(path, allow_pickle=False) as file:
     arrays = {name: file[name] for name in file}
   arrays['net_change'][0, 0] *= 1.0001
   np.savez_compressed(path, **arrays)
-  assert differences(whole, other) == ['flow']
-  path = other / 'metrics.jsonl'
+  both = shutil.copytree(other, tmp_path / 'both')
+  path = both / 'metrics.jsonl'
   path.write_text(path.read_text().split('\n', 1)[1])
-  assert differences(whole, other) == ['records', 'flow']
+  assert differences(whole, (same, other, both)) == [
+    [],
+    ['flow'],
+    ['records', 'flow'],
+  ]

@@ -11,16 +11,20 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax import plots
-from skipnet_jax import streams
 from skipnet_jax.analysis import depth
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
+from skipnet_jax.training import build
 from skipnet_jax.training import losses
 
 SMALL = {
   'model.base_width': 2,
   'model.dropout': 0.0,
+  'data.augment.flip': False,
+  'data.augment.rotation': 0.0,
+  'data.augment.shear': 0.0,
+  'data.augment.warp': 0.0,
   'depths.repetitions': (1, 4),
   'depths.steps': 3,
 }
@@ -80,15 +84,13 @@ def test_the_gradient_at_initialisation_is_the_layers_own(swept):
   plan = pipeline.plan(key, 0)
   raw = pipeline.read_host(pipeline_lib.host_arrays(data), plan)
   batch = pipeline.train_batch(raw, plan['key'])
-  scanned = models.build_model(config.model)
-  variables = jax.jit(
-    lambda k: scanned.init(
-      streams.key_at(k, 'init'), batch['image'][:1], train=False
-    )
-  )(key)
+  # The sweep's own, compiled already.
+  training = build.build(config, pipeline.window, pipeline.steps_per_epoch)
+  state = training.create_state(config.seed)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
   loss = losses.LOSSES['bce']
   grads = gradient_flow.layer_gradients(
-    models.unrolled(scanned),
+    models.unrolled(training.model),
     models.fc_resnet.unroll(variables),
     batch,
     lambda outputs, batch: loss.value(loss.sums(outputs, batch)),

@@ -1,5 +1,7 @@
 """Every experiment and preset builds the network that it states."""
 
+import functools
+
 import conftest
 import jax
 import jax.numpy as jnp
@@ -61,8 +63,12 @@ def load(name, preset):
 
 
 def count(config):
-  model = models.build_model(config.model)
-  side = config.data.size or 512
+  return _count(models.build_model(config.model), config.data.size or 512)
+
+
+@functools.cache
+def _count(model, side):
+  """Once for presets that have the same network."""
   image = jnp.zeros(models.input_shape(model, (side, side)))
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), image, train=False)

@@ -11,7 +11,12 @@ from skipnet_jax.analysis import measure
 from skipnet_jax.analysis import recorded
 
 LONG_SHORT = f'--config={ROOT}/experiments/long_short.py:smoke'
-# Two networks of a second or two each.
+# The same network, in a second or two.
+TINY = (
+  '--config.model.blocks=simple',
+  '--config.model.base_width=2',
+  '--config.model.repetitions=(1, 1, 1, 1, 1, 1, 1)',
+)
 EXPERIMENT = """
 import pathlib
 import ml_collections
@@ -21,6 +26,10 @@ def get_config(preset=''):
   config = config_lib.load_experiment(
     pathlib.Path({base!r}), 'smoke')
   config.model.blocks = 'simple'
+  config.model.base_width = 2
+  config.model.repetitions = (1,) * 7
+  config.model.dropout = 0.0
+  config.data.augment.update(rotation=0.0, shear=0.0, warp=0.0)
   config.experiment = 'two'
   config.log.tensorboard = config.log.progress = False
   config.variants = ml_collections.ConfigDict({{
@@ -107,7 +116,7 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
   done = command(
     'gradflow',
     LONG_SHORT,
-    '--config.model.blocks=simple',
+    *TINY,
     '--at-init',
     f'--output={output}',
   )

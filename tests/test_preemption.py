@@ -24,6 +24,8 @@ from skipnet_jax.training import preemption
 from skipnet_jax.training import telemetry
 
 EPOCHS = 6
+# What one process compiled, however small, the next ones need not.
+KEEP_ALL = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
 
 def start(folder):
@@ -38,7 +40,7 @@ def start(folder):
       *(f'--config.{name}={value}' for name, value in SHORT.items()),
     ],
     cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    env=os.environ | {'PYTHONPATH': str(ROOT)} | KEEP_ALL,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -104,6 +106,8 @@ def test_eight_devices_then_four_then_one_train_what_one_trains(
     'optim.name': 'sgd',
     'optim.learning_rate': 0.1,
     'optim.momentum': 0.9,
+    'model.base_width': 2,
+    'model.repetitions': (1,) * 7,
   }
   folder, alone = tmp_path / 'run', tmp_path / 'alone'
   pmap = {'parallel.mode': 'pmap', 'parallel.devices': 8}

@@ -97,7 +97,7 @@ def test_he_initialisation_keeps_the_signal_and_shortcuts_double_it(
 
 
 def test_seeds_differ_and_repeat():
-  model, _ = small_networks.make_net()
+  model = small_networks.make_model(repetitions=(1,) * 7)
   batch = small_networks.make_batch()
   at_hand = gradient_flow.conv_names(model, batch['image'].shape)
   run = [
@@ -112,7 +112,7 @@ def test_seeds_differ_and_repeat():
 
 
 def test_lazy_initialisation_is_that_of_a_compiled_init():
-  model, _ = small_networks.make_net()
+  model = small_networks.make_model(repetitions=(1,) * 7)
   image = small_networks.make_batch()['image']
   key = jax.random.key(5)
   shape = jax.ShapeDtypeStruct(image.shape, image.dtype)

@@ -13,21 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from skipnet_jax import models
+from skipnet_jax.evaluation import runs
 from skipnet_jax.training import checkpoint
 from skipnet_jax.training import loop
-from skipnet_jax.training import optim
-from skipnet_jax.training import state as state_lib
 
 
 def last_state(config, folder):
   """The latest checkpoint of a run, as numpy."""
-  optimizer = optim.make_optimizer(
-    config.optim, optim.make_schedule(config.optim, 2, config.train.epochs)
-  )
-  like = state_lib.create_state(
-    models.build_model(config.model), optimizer, config.seed
-  )
+  _, like = runs.abstract_state(config)
   reader = checkpoint.Checkpoints(folder, create=False)
   warnings = []
   state, meta, _ = reader.restore_latest(like, warnings.append)

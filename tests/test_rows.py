@@ -142,7 +142,13 @@ def test_the_largest_batch_of_a_network_is_what_its_plan_says(
   monkeypatch.setattr(
     roofline, 'measure_rates', lambda *_: roofline.Rates(1.0, 1.0)
   )
-  config = smoke({'model.repetitions': (1,) * 7, 'model.base_width': 2})
+  config = smoke(
+    {
+      'model.repetitions': (1,) * 7,
+      'model.base_width': 2,
+      'model.batch_norm': False,
+    }
+  )
   with config.unlocked():
     config.benchmark = plan.get_default()
     config.benchmark.update(SECTION | {'calls': ('eval',), 'batches': (0,)})

@@ -25,6 +25,10 @@ def study():
   runs = {n: c for n, c in whole.runs.items() if whole.row_of[n] in rows}
   for config in runs.values():
     config.model.blocks = 'simple'
+    config.model.base_width = 2
+    config.model.repetitions = (1,) * 7
+    config.model.batch_norm = False
+    config.model.dropout = 0.0
   return dataclasses.replace(
     whole,
     rows={label: whole.rows[label] for label in rows},

@@ -211,6 +211,10 @@ def test_a_budget_ends_a_run_and_the_next_call_goes_on(tmp_path):
   study = study_of('table_3', 1)
   for config in study.runs.values():
     config.model.blocks = 'simple'
+    config.model.base_width = 2
+    config.model.repetitions = (1,) * 7
+    config.model.dropout = 0.0
+    config.data.augment.update(flip=False, rotation=0.0, shear=0.0, warp=0.0)
     config.log.tensorboard = False
   said = []
   ticks = iter(range(10**6))

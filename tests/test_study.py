@@ -11,7 +11,18 @@ from skipnet_jax.training import study
 
 @pytest.fixture
 def variants(smoke):
-  config = smoke({'train.epochs': 1})
+  config = smoke(
+    {
+      'train.epochs': 1,
+      'model.base_width': 2,
+      'model.repetitions': (1,) * 7,
+      'model.dropout': 0.0,
+      'data.augment.flip': False,
+      'data.augment.rotation': 0.0,
+      'data.augment.shear': 0.0,
+      'data.augment.warp': 0.0,
+    }
+  )
   config.variants = ml_collections.ConfigDict(
     {'with': {}, 'without': {'model': {'short_skips': False}}}
   )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +82,10 @@ def _without_dropout(config: ml_collections.ConfigDict):
   return models.unrolled(models.build_model(ml_collections.ConfigDict(fields)))
 
 
-def _objective(config: ml_collections.ConfigDict):
-  loss = losses.LOSSES[config.train.loss]
+@functools.cache
+def _objective(name: str):
+  """The loss of that name; the same function, so that it compiles once."""
+  loss = losses.LOSSES[name]
   return lambda outputs, batch: loss.value(loss.sums(outputs, batch))
 
 
@@ -126,7 +129,8 @@ def at_points(
   """
   points, routes = {}, None
   for moment, variables in moments.items():
-    variables = fc_resnet.unroll(variables)
+    # Of a checkpoint they are bound to a device, and would compile anew.
+    variables = jax.device_put(fc_resnet.unroll(variables), jax.devices()[0])
     routes = (
       routes.at(variables)
       if routes
@@ -134,7 +138,7 @@ def at_points(
         _without_dropout(config),
         variables,
         batch,
-        _objective(config),
+        _objective(config.train.loss),
         layers=layers,
       )
     )
@@ -177,5 +181,9 @@ def at_init(
     layers: its convolutions in forward order.
   """
   return propagation.propagate(
-    _without_dropout(config), batch, _objective(config), SEEDS, layers=layers
+    _without_dropout(config),
+    batch,
+    _objective(config.train.loss),
+    SEEDS,
+    layers=layers,
   )

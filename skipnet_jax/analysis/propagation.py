@@ -5,8 +5,9 @@ the loss's gradient at them, and of the change that a random change of the image
 makes there. Their ratios from layer to layer are the gains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -71,8 +72,29 @@ def propagate(
   """
   image = batch['image']
   names = tuple(layers or gradient_flow.conv_names(model, image.shape))
+  measure = _make_measure(model, loss, names, train)
+  shape = jax.ShapeDtypeStruct(image.shape, image.dtype)
+  rows = []
+  for seed in seeds:
+    key_init, key_direction = jax.random.split(jax.random.key(seed))
+    variables = model.lazy_init(key_init, shape, train=False)
+    direction = jax.random.normal(key_direction, image.shape)
+    rows.append(measure(variables, batch, direction))
+  table = np.asarray(rows, np.float64)
+  return Propagation(names, *(table[:, i] for i in range(4)))
 
-  def forward(variables, image, added):
+
+# Equal arguments give the same call, which JAX compiles once in a process.
+@functools.lru_cache(8)
+def _make_measure(
+  model: nn.Module,
+  loss: gradient_flow.LossFunction,
+  names: tuple[str, ...],
+  train: bool,
+) -> Callable[..., tuple[Array, ...]]:
+  """Compiles `(variables, batch, direction) -> ` a seed's four rows."""
+
+  def forward(variables, batch, image, added):
     """Loss and outputs of the layers, to which `added` is added."""
     outputs: dict[str, Array] = {}
 
@@ -92,12 +114,13 @@ def propagate(
     return value, outputs
 
   @jax.jit
-  def measure(variables, image, direction):
-    _, shapes = jax.eval_shape(forward, variables, image, None)
+  def measure(variables, batch, direction):
+    image = batch['image']
+    _, shapes = jax.eval_shape(forward, variables, batch, image, None)
     zeros = {n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}
     # One forward pass serves both directions.
     (value, outputs), push = jax.linearize(
-      lambda x, added: forward(variables, x, added), image, zeros
+      lambda x, added: forward(variables, batch, x, added), image, zeros
     )
     _, tangents = push(direction, zeros)
     pull = jax.linear_transpose(push, image, zeros)
@@ -116,12 +139,4 @@ def propagate(
       row(mean_square, tangents) / mean_square(direction),
     )
 
-  shape = jax.ShapeDtypeStruct(image.shape, image.dtype)
-  rows = []
-  for seed in seeds:
-    key_init, key_direction = jax.random.split(jax.random.key(seed))
-    variables = model.lazy_init(key_init, shape, train=False)
-    direction = jax.random.normal(key_direction, image.shape)
-    rows.append(measure(variables, image, direction))
-  table = np.asarray(rows, np.float64)
-  return Propagation(names, *(table[:, i] for i in range(4)))
+  return measure

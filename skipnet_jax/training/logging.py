@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
 
 
@@ -36,11 +35,12 @@ class RunLog:
   ):
     self._active = active
     self._file = (workdir / 'metrics.jsonl').open('a') if active else None
-    self._board = (
-      tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
-      if active and tensorboard
-      else None
-    )
+    self._board = None
+    if active and tensorboard:
+      # Where torch is installed it brings that too: half of a command's start.
+      import tensorboardX
+
+      self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=first_step,
