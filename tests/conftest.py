@@ -18,10 +18,8 @@ import warnings
 
 # Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
 # tests compile dozens of networks and run each for a few steps only.
-# One module for LLVM: to cut it into several costs a tenth more.
 os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-  '--xla_cpu_parallel_codegen_split_count=1'
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 )
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -45,16 +43,14 @@ import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
-# Files of minutes, begun first where several processes share the tests.
-LONG = {
-  'test_systems',
-  'test_fc_resnet',
-  'test_benchmark',
-  'test_scan',
-  'test_parallel',
-  'test_resume',
-  'test_gradflow',
-}
+# Files of a minute and more, the longest first: where several processes share
+# the tests, none is left with one of them at the end.
+LONG = (
+  *('test_systems', 'test_processes', 'test_preemption', 'test_scan'),
+  *('test_fc_resnet', 'test_parallel', 'test_chaos', 'test_benchmark'),
+  *('test_build', 'test_depth', 'test_addn', 'test_loop', 'test_gradflow'),
+  *('test_torch_agreement', 'test_torch_training', 'test_torch_peer'),
+)
 # Added to the smoke preset: quick to compile, and quiet.
 SHORT = {
   'model.blocks': 'simple',
@@ -72,8 +68,8 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_collection_modifyitems(items):
-  # Or one process would be left with a long file at the end.
-  items.sort(key=lambda item: item.path.stem not in LONG)
+  rank = {name: place for place, name in enumerate(LONG)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
   absent = {
     'gpu': all(device.platform == 'cpu' for device in jax.devices())
     and 'needs a GPU',

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +11,11 @@ import optax
 import pytest
 import small_networks
 from small_networks import make_batch
-import test_build
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.benchmarking import torch_peer
-from skipnet_jax.training import calls
+from skipnet_jax.training import build
 from skipnet_jax.training import losses
 from skipnet_jax.training import optim
 from skipnet_jax.training import step as step_lib
@@ -138,55 +137,20 @@ def settings(**changes):
   return config.optim
 
 
-@pytest.fixture(scope='module')
-def stepped(tmp_path_factory):
-  """A step of the smoke preset by training and by the race with PyTorch.
-
-  Returns:
-    The first state, and the new state and the metrics of either.
-  """
-  config = test_build.small('addn')
+def test_each_has_its_optimizer():
+  config = conftest.experiment('addn').get_config('smoke')
   config.optim.update(learning_rate=1e-3, discriminator_learning_rate=4e-3)
-  run = test_build.begin(config, tmp_path_factory.mktemp('addn') / 'run')
-  drawn = run.pipeline.plan(run.state.key, run.state.step)
-  raw = run.pipeline.read_host(run.arrays, drawn)
-  batch = jax.jit(run.pipeline.train_batch)(raw, drawn['key'])
-  raced = torch_peer._training(config, run.pipeline.window)
-  train = calls.make_train_call(
-    run.training.train_step, run.pipeline, run.parallel, 1
-  )
-  first = jax.tree.map(np.asarray, run.state.params)
+  training = build.build(config, (32, 32), 1, record=False)
+  state = training.create_state(0)
   # Adam mixes dtypes inside.
   with jax.numpy_dtype_promotion('standard'):
-    race = jax.jit(raced.train_step)(run.state, batch)
-    return first, train(run.state, run.arrays), race
-
-
-def test_the_race_ends_in_the_state_that_training_ends_in(stepped):
-  # That the race's step is also PyTorch's: test_torch_training.
-  _, (new, metrics), (other, measured) = stepped
-  assert 'flow' not in measured
-  for name, value in measured.items():
-    np.testing.assert_allclose(value, metrics[name], rtol=1e-5, err_msg=name)
-  assert int(new.step) == int(other.step) == 1
-  for a, b in zip(
-    jax.tree.leaves((new.params, new.batch_stats)),
-    jax.tree.leaves((other.params, other.batch_stats)),
-    strict=True,
-  ):
-    # Adam's first step is the sign of a gradient, be it rounding; hence few.
-    apart = np.abs(np.asarray(a) - np.asarray(b)) > 1e-5
-    assert apart.mean() <= 0.02
-
-
-def test_each_has_its_optimizer(stepped):
-  first, (new, metrics), _ = stepped
+    new, metrics = jax.jit(training.train_step)(state, make_batch())
   # Adam's first step is the learning rate, whatever the gradient.
   for name, rate in (('generator', 1e-3), ('discriminator', 4e-3)):
     moved = jax.tree.map(
-      lambda a, b: np.abs(np.asarray(a) - b).max(),
+      lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(),
       new.params[name],
-      first[name],
+      state.params[name],
     )
     assert max(jax.tree.leaves(moved)) == pytest.approx(rate, rel=1e-2)
   record = step_lib.divide({k: np.asarray(v) for k, v in metrics.items()})

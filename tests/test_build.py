@@ -16,6 +16,7 @@ from skipnet_jax.benchmarking import aot
 from skipnet_jax.benchmarking import flops
 from skipnet_jax.benchmarking import peaks
 from skipnet_jax.benchmarking import plan
+from skipnet_jax.benchmarking import torch_peer
 from skipnet_jax.benchmarking import tpu_step
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.data import pipeline as pipeline_lib
@@ -148,6 +149,37 @@ def test_its_own_loss_and_optimizer_make_a_step(name):
     'm2fcn': {'part/auxiliary'},
     'cumedvision': {'part/auxiliary'},
   }.get(name, set())
+
+
+def test_the_race_ends_in_the_state_that_training_ends_in(tmp_path):
+  # A network that is compiled in a second, with auxiliary outputs. That the
+  # race's step is also PyTorch's, ADDN's judge included: test_torch_training.
+  config = small('cumedvision')
+  run = begin(config, tmp_path / 'run')
+  drawn = run.pipeline.plan(run.state.key, run.state.step)
+  raw = run.pipeline.read_host(run.arrays, drawn)
+  batch = jax.jit(run.pipeline.train_batch)(raw, drawn['key'])
+  raced = torch_peer._training(config, run.pipeline.window)
+  train = calls.make_train_call(
+    run.training.train_step, run.pipeline, run.parallel, 1
+  )
+  # Adam mixes dtypes inside.
+  with jax.numpy_dtype_promotion('standard'):
+    other, measured = jax.jit(raced.train_step)(run.state, batch)
+    new, metrics = train(run.state, run.arrays)
+  assert 'flow' not in measured
+  for name, value in measured.items():
+    np.testing.assert_allclose(value, metrics[name], rtol=1e-5, err_msg=name)
+  assert 'part/auxiliary' in measured
+  assert int(new.step) == int(other.step) == 1
+  for a, b in zip(
+    jax.tree.leaves((new.params, new.batch_stats)),
+    jax.tree.leaves((other.params, other.batch_stats)),
+    strict=True,
+  ):
+    # Adam's first step is the sign of a gradient, be it rounding; hence few.
+    apart = np.abs(np.asarray(a) - np.asarray(b)) > 1e-5
+    assert apart.mean() <= 0.02
 
 
 def test_the_sweep_over_depth_trains_by_it(monkeypatch, tmp_path):

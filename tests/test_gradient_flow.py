@@ -110,3 +110,32 @@ def test_a_model_without_convolutions_is_refused():
       {'image': image},
       lambda outputs, _: jnp.sum(outputs),
     )
+
+
+class Fixed(nn.Module):
+  """A module that cannot be hashed: one of its fields is an array."""
+
+  scale: np.ndarray
+
+  @nn.compact
+  def __call__(self, image, train):
+    del train
+    return {'logits': nn.Conv(1, (1, 1), name='conv')(image) * self.scale}
+
+
+def test_a_model_that_cannot_be_hashed_is_one_of_any():
+  batch = {'image': np.ones((1, 2, 2, 1), np.float32)}
+  params = {
+    'kernel': np.ones((1, 1, 1, 1), np.float32),
+    'bias': np.zeros(1, np.float32),
+  }
+  found = [
+    gradient_flow.layer_gradients(
+      Fixed(np.full((1, 1, 1, 1), scale, np.float32)),
+      {'params': {'conv': params}},
+      batch,
+      lambda outputs, _: outputs['logits'].sum(),
+    )['conv']
+    for scale in (1, 3)
+  ]
+  assert [float(g.sum()) for g in found] == [4, 12]

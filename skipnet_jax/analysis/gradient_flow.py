@@ -7,6 +7,7 @@ came through is in `routes`, what a whole training run records in
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -63,6 +64,43 @@ def loss_at(
   return loss(outputs[0] if train else outputs, batch)
 
 
+def keep_compiled(make: Callable[..., Callable]) -> Callable[..., Callable]:
+  """Has `make` give the same call for equal arguments: JAX compiles it once.
+
+  A model that cannot be hashed, such as one with an array among its fields, is
+  compiled anew each time.
+  """
+  kept = functools.lru_cache(8)(make)
+
+  @functools.wraps(make)
+  def call(*args):
+    try:
+      hash(args)
+    except TypeError:
+      return make(*args)
+    return kept(*args)
+
+  return call
+
+
+@keep_compiled
+def _make_gradients(
+  model: nn.Module, loss: LossFunction, train: bool, names: tuple[str, ...]
+) -> Callable[..., list[Array]]:
+  """Compiles `(variables, batch, rngs)` to the gradients of the kernels."""
+
+  @jax.jit
+  def gradients(variables, batch, rngs):
+    def objective(params):
+      at = variables | {'params': params}
+      return loss_at(model, at, batch, loss, train=train, rngs=rngs)
+
+    grads = jax.grad(objective)(variables['params'])
+    return [telemetry.kernel(grads, name) for name in names]
+
+  return gradients
+
+
 def layer_gradients(
   model: nn.Module,
   variables: Variables,
@@ -88,16 +126,7 @@ def layer_gradients(
   Raises:
     InputError: a model without convolutions.
   """
-  names = conv_names(model, batch['image'].shape)
-
-  @jax.jit
-  def gradients(variables, batch, rngs):
-    def objective(params):
-      at = variables | {'params': params}
-      return loss_at(model, at, batch, loss, train=train, rngs=rngs)
-
-    grads = jax.grad(objective)(variables['params'])
-    return [telemetry.kernel(grads, name) for name in names]
-
+  names = tuple(conv_names(model, batch['image'].shape))
+  gradients = _make_gradients(model, loss, train, names)
   found = gradients(variables, batch, rngs or {})
   return dict(zip(names, found, strict=True))

@@ -7,7 +7,6 @@ makes there. Their ratios from layer to layer are the gains.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -84,8 +83,7 @@ def propagate(
   return Propagation(names, *(table[:, i] for i in range(4)))
 
 
-# Equal arguments give the same call, which JAX compiles once in a process.
-@functools.lru_cache(8)
+@gradient_flow.keep_compiled
 def _make_measure(
   model: nn.Module,
   loss: gradient_flow.LossFunction,

@@ -100,6 +100,62 @@ def _at_sums(change: Callable[..., tuple]):
   return nn.intercept_methods(intercept)
 
 
+def _objective(model, loss, train: bool) -> Callable[..., Array]:
+  def objective(params, variables, batch, rngs):
+    variables = variables | {'params': params}
+    return gradient_flow.loss_at(
+      model, variables, batch, loss, train=train, rngs=rngs
+    )
+
+  return objective
+
+
+@gradient_flow.keep_compiled
+def _make_parts(
+  model: nn.Module,
+  loss: gradient_flow.LossFunction,
+  train: bool,
+  layers: tuple[str, ...],
+  branched: bool,
+) -> Callable[..., list[Array]]:
+  """Compiles `(point, scales, z)` to each kernel's gradient, `[1 or 2, ...]`.
+
+  Args:
+    model: see `Routes`.
+    loss: see `Routes`.
+    train: see `Routes`.
+    layers: whose kernels.
+    branched: whether there are residual branches, whose gradient z multiplies.
+  """
+  objective = _objective(model, loss, train)
+
+  def gradients(seed, point, scales, z):
+    def change(kind, name, path, skipped):
+      del name
+      if kind == 'short':
+        path = _multiply_gradient(path, z)
+      return path, _scale_gradient(skipped, scales[kind])
+
+    def seeded(params):
+      with _at_sums(change):
+        value = objective(params, *point)
+      return seed.astype(value.dtype) * value
+
+    grads = jax.grad(seeded)(point[0]['params'])
+    return [telemetry.kernel(grads, name) for name in layers]
+
+  @jax.jit
+  def parts(point, scales, z):
+    if not branched:
+      return [g[None] for g in gradients(jnp.float32(1), point, scales, z)]
+    # The seed is 1 in the real part, 0 in the imaginary one.
+    return jax.vmap(gradients, (0, None, None, None), axis_name=_PARTS)(
+      jnp.array([1.0, 0.0], jnp.float32), point, scales, z
+    )
+
+  return parts
+
+
 class Routes:
   """The gradient of one network at one point, taken apart by its routes.
 
@@ -142,12 +198,7 @@ class Routes:
     self._model = type(model).__name__
     self._kept: dict[tuple[bool, bool], dict[str, np.ndarray]] = {}
 
-    def objective(params, variables, batch, rngs):
-      variables = variables | {'params': params}
-      return gradient_flow.loss_at(
-        model, variables, batch, loss, train=train, rngs=rngs
-      )
-
+    objective = _objective(model, loss, train)
     sums: list[tuple[str, str]] = []
 
     def note(kind, name, *args):
@@ -158,32 +209,9 @@ class Routes:
       jax.eval_shape(objective, variables['params'], *self._point)
     self.branches = tuple(name for kind, name in sums if kind == 'short')
     self._has_long = any(kind == 'long' for kind, _ in sums)
-
-    def gradients(seed, point, scales, z):
-      def change(kind, name, path, skipped):
-        del name
-        if kind == 'short':
-          path = _multiply_gradient(path, z)
-        return path, _scale_gradient(skipped, scales[kind])
-
-      def seeded(params):
-        with _at_sums(change):
-          value = objective(params, *point)
-        return seed.astype(value.dtype) * value
-
-      grads = jax.grad(seeded)(point[0]['params'])
-      return [telemetry.kernel(grads, name) for name in self.layers]
-
-    @jax.jit
-    def parts(point, scales, z):
-      if not self.branches:
-        return [g[None] for g in gradients(jnp.float32(1), point, scales, z)]
-      # The seed is 1 in the real part, 0 in the imaginary one.
-      return jax.vmap(gradients, (0, None, None, None), axis_name=_PARTS)(
-        jnp.array([1.0, 0.0], jnp.float32), point, scales, z
-      )
-
-    self._parts = parts
+    self._parts = _make_parts(
+      model, loss, train, self.layers, bool(self.branches)
+    )
 
   def at(self, variables: gradient_flow.Variables) -> 'Routes':
     """The same network with other variables; nothing is compiled again."""
