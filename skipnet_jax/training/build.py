@@ -21,7 +21,7 @@ from skipnet_jax.training import state as state_lib
 from skipnet_jax.training import step as step_lib
 
 ConfigDict = ml_collections.ConfigDict
-# Trainings kept for configs that come again. Each holds its compiled calls.
+# Trainings kept for configs that come again in a process.
 _KEPT = 32
 
 
