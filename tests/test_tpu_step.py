@@ -1,5 +1,6 @@
 """The step compiled ahead of time, here for CPU devices: what a row says."""
 
+import conftest
 import jax
 import pytest
 
@@ -119,6 +120,47 @@ def test_a_network_that_cannot_be_judged_is_refused(
 ):
   with pytest.raises(errors.InputError, match=said):
     tpu_step.Step(smoke(changes), window, jax.devices()[:2])
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'channels', 'weighted'),
+  [
+    ('fcn_lstm', {}, 3, False),
+    ('long_short', {'model.slices': 3}, 3, False),
+    ('unet', {'data.border_weight': 10.0}, 1, True),
+    ('addn', {}, 1, False),
+  ],
+)
+def test_the_batch_is_that_of_the_run(known, name, changes, channels, weighted):
+  config = conftest.experiment(name).get_config('smoke')
+  config.update_from_flattened_dict(changes)
+  step = tpu_step.Step(config, (64, 64), jax.devices()[:2])
+  # Adam and optax's schedules mix dtypes.
+  with jax.numpy_dtype_promotion('standard'):
+    lowered = step.call.lower(step._state, step._batch(4))
+  ((_, batch), _) = lowered.in_avals
+  assert batch['image'].shape == (4, 64, 64, channels)
+  assert batch['label'].shape == batch['mask'].shape == (4, 64, 64, 1)
+  assert ('weight' in batch) == weighted
+  assert step.describe()['parameters'] == sum(
+    x.size for x in jax.tree.leaves(step._state.params)
+  )
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+  ('name', 'changes'),
+  [('fcn_lstm', {}), ('long_short', {'model.slices': 3})],
+)
+def test_a_network_of_several_slices_is_compiled_for_a_tpu(name, changes):
+  devices = slices.devices(slices.parse_topology('v5e:2x2'))
+  config = conftest.experiment(name).get_config('smoke')
+  config.update_from_flattened_dict(changes)
+  with jax.numpy_dtype_promotion('standard'):
+    row = tpu_step.Step(config, (64, 64), devices).compile(1)
+  assert row['error'] is None
+  # XLA counts the rest of the step too, and paddings.
+  assert 0.7 < row['hlo_flops'] / row['model_flops'] < 3
 
 
 @pytest.mark.tpu_compiler
