@@ -18,8 +18,10 @@ import warnings
 
 # Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
 # tests compile dozens of networks and run each for a few steps only.
+# One module for LLVM: to cut it into several costs a tenth more.
 os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
+  '--xla_cpu_parallel_codegen_split_count=1'
 )
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -87,6 +89,25 @@ def pytest_collection_modifyitems(items):
     for marker, reason in absent.items():
       if reason and item.get_closest_marker(marker):
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+# A compiled network takes a thousand memory mappings, two a kernel. Linux gives
+# a process 65,530, and the compiler crashes where there is none left.
+MAPPINGS = pathlib.Path('/proc/self/maps')
+MOST_MAPPINGS = 30_000
+
+
+@pytest.fixture(autouse=True)
+def _few_programs():
+  """Drops what was compiled once it is too much."""
+  yield
+  if not MAPPINGS.exists():
+    return
+  with MAPPINGS.open('rb') as file:
+    many = sum(1 for _ in file) > MOST_MAPPINGS
+  if many:
+    jax.clear_caches()
+    gc.collect()
 
 
 @dataclasses.dataclass

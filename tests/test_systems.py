@@ -62,7 +62,12 @@ SKIPS = {
   'addn': LONG,
   'sfcnn': LONG,
 }
-each = pytest.mark.parametrize('name', SYSTEMS)
+
+
+@pytest.fixture(scope='module', params=SYSTEMS)
+def name(request):
+  """A system; pytest runs all tests of one before those of the next."""
+  return request.param
 
 
 @pytest.fixture
@@ -134,7 +139,6 @@ def made(name):
   return model, variables, make_batch(slices=models.slices(model))
 
 
-@each
 def test_trains_and_is_described_scored_and_used(command, name, tmp_path):
   experiment, fields = SYSTEMS[name]
   changes = TRAINING | {f'model.{k}': v for k, v in fields.items()}
@@ -196,13 +200,14 @@ def raise_biases(params):
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'sharded'])
-@pytest.mark.parametrize('name', [n for n in SYSTEMS if n != 'fc_resnet'])
+@pytest.mark.parametrize(
+  'name', [n for n in SYSTEMS if n != 'fc_resnet'], indirect=True
+)
 def test_modes_give_the_parameters_of_one_device(name, mode):
   # FC-ResNet: tests/test_parallel.py, more closely.
   test_parallel._compare(setting(name), mode, 4)
 
 
-@each
 def test_its_gradient_is_taken_apart_by_its_skips(name):
   model, variables, batch = made(name)
   found = routes.Routes(model, variables, batch, bce)
@@ -221,7 +226,6 @@ def test_its_gradient_is_taken_apart_by_its_skips(name):
   assert bool(found.branches) == ('short' in SKIPS[name])
 
 
-@each
 def test_its_skips_can_be_taken_away(name):
   model = build(name)
   image = make_batch(slices=models.slices(model))['image']
@@ -249,13 +253,11 @@ def test_its_skips_can_be_taken_away(name):
         build(name, **{f'{kind}_skips': False})
 
 
-@each
 def test_a_width_of_nothing_is_refused(name):
   with pytest.raises(errors.InputError, match='base_width is 0; it must be at'):
     build(name, base_width=0)
 
 
-@each
 def test_bfloat16_is_inside_only(mixed, name):
   model = build(name, dtype='bfloat16')
   image = make_batch(slices=models.slices(model))['image']
@@ -272,7 +274,6 @@ def test_bfloat16_is_inside_only(mixed, name):
     build(name, dtype='float16')
 
 
-@each
 def test_it_is_measured(name):
   bench = workload.Bench(config(name))
   work = bench.build(plan.Cell('eval', 'compute', 'jit', 1, 'float32', 2))

@@ -70,7 +70,7 @@ def keep_compiled(make: Callable[..., Callable]) -> Callable[..., Callable]:
   A model that cannot be hashed, such as one with an array among its fields, is
   compiled anew each time.
   """
-  kept = functools.lru_cache(8)(make)
+  kept = functools.lru_cache(2)(make)
 
   @functools.wraps(make)
   def call(*args):

@@ -46,7 +46,7 @@ def limit(part: str, variables: dict[str, Any]) -> float:
   return TURNED if turned else CLOSE
 
 
-@functools.lru_cache(8)
+@functools.lru_cache(2)
 def _compiled(
   model: nn.Module, loss: str, terms: losses.Terms
 ) -> Callable[..., Any]:

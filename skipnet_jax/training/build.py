@@ -22,7 +22,7 @@ from skipnet_jax.training import step as step_lib
 
 ConfigDict = ml_collections.ConfigDict
 # Trainings kept for configs that come again in a process.
-_KEPT = 32
+_KEPT = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

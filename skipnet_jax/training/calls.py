@@ -18,8 +18,10 @@ Arrays = dict[str, Any]
 Pipeline = pipeline_lib.Pipeline
 Parallel = parallel_lib.Parallel
 
-# Equal arguments give the same call, which JAX compiles once in a process.
-_kept = functools.lru_cache(32)
+# Equal arguments give the same call, which JAX compiles once in a process. Few
+# are kept: on a CPU a program takes two memory mappings a kernel, some 10,000
+# for 140 convolutions, and Linux gives a process 65,530.
+_kept = functools.lru_cache(2)
 
 
 @_kept

@@ -56,7 +56,7 @@ def _begin(
 
 # It runs once: on a CPU, optimising hundreds of random draws would take as long
 # as compiling a training step.
-@functools.lru_cache(32)
+@functools.lru_cache(2)
 def _drawer(model: nn.Module) -> Callable[[jax.Array], Any]:
   cpu = jax.default_backend() == 'cpu'
   options = {'xla_backend_optimization_level': 0} if cpu else None
