@@ -7,6 +7,8 @@ synthetic stacks, and no start over for large memory pages.
 import atexit
 import dataclasses
 import gc
+import importlib
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -23,6 +25,10 @@ os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
   '--xla_cpu_parallel_codegen_split_count=1'
 )
+# XLA's emitters by MLIR take twice as long to compile as those before them,
+# which jaxlib 0.11 no longer has.
+if importlib.metadata.version('jaxlib') < '0.11':
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # The mains start themselves over where this is missing (skipnet_jax.cli).
@@ -153,6 +159,16 @@ def experiment(name: str):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+def tool(name: str):
+  """The module of a file of tools/, imported as when the file is run."""
+  sys.path.insert(0, str(ROOT / 'tools'))
+  try:
+    return importlib.import_module(name)
+  finally:
+    # Or tools/profile.py stands for Python's own `profile`.
+    sys.path.remove(str(ROOT / 'tools'))
 
 
 @pytest.fixture(scope='session')

@@ -3,13 +3,12 @@
 import ast
 import functools
 import subprocess
-import sys
 
 from conftest import ROOT
+from conftest import tool
 import pytest
 
-sys.path.insert(0, str(ROOT / 'tools'))
-import mutate
+mutate = tool('mutate')
 
 MUTATIONS = mutate.mutations.MUTATIONS
 NAMES = [each.name for each in MUTATIONS]
