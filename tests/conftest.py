@@ -19,15 +19,15 @@ import tempfile
 import warnings
 
 # Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
-# tests compile dozens of networks and run each for a few steps only.
-# One module for LLVM: to cut it into several costs a tenth more.
+# tests compile dozens of networks and run each for a few steps only. One module
+# for LLVM: to cut it into several costs a tenth more.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
   '--xla_cpu_parallel_codegen_split_count=1'
 )
-# XLA's emitters by MLIR take twice as long to compile as those before them,
-# which jaxlib 0.11 no longer has.
-if importlib.metadata.version('jaxlib') < '0.11':
+# Emitting kernels by MLIR takes twice as long as the older way, which jaxlib
+# 0.11.0 was the last to have.
+if importlib.metadata.version('jaxlib') <= '0.11.0':
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 # JAX_PLATFORMS=cuda,cpu asks for the tests marked gpu too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
