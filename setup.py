@@ -26,7 +26,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['skipnet_jax', 'skipnet_jax.*']),
-  package_data={'skipnet_jax.analysis': ['report.html']},
+  package_data={'skipnet_jax.analysis.page': ['report.html']},
   python_requires='>=3.11',
   install_requires=REQUIREMENTS,
   extras_require={

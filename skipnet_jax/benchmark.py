@@ -43,11 +43,11 @@ def main() -> None:
   _check_flags()
   # Only now: --help need not wait for JAX.
   from skipnet_jax import config as config_lib
-  from skipnet_jax.benchmarking import compare
   from skipnet_jax.benchmarking import plan
-  from skipnet_jax.benchmarking import report as report_lib
   from skipnet_jax.benchmarking import sweep
-  from skipnet_jax.training import workdir
+  from skipnet_jax.benchmarking.reporting import compare
+  from skipnet_jax.benchmarking.reporting import report as report_lib
+  from skipnet_jax.runs import workdir
 
   if _COMPARE.value:
     found = compare.compare(*map(report_lib.read, _COMPARE.value))
@@ -60,7 +60,7 @@ def main() -> None:
   path = report_lib.check_output(_OUTPUT.value, overwrite=_OVERWRITE.value)
   config = _CONFIG.value
   if _AOT.value:
-    from skipnet_jax.benchmarking import aot
+    from skipnet_jax.benchmarking.aot import aot
 
     # Of any experiment: what is to be measured is of no matter here.
     if 'benchmark' in config:
@@ -76,11 +76,11 @@ def main() -> None:
   bare, section = plan.split(config)
   if _PEER.value:
     # Only now: torch is an extra.
-    from skipnet_jax.benchmarking import torch_peer
+    from skipnet_jax.benchmarking.peer import race
 
     if bare.parallel.coordinator:
       cli.refuse('--peer runs in one process: leave out parallel.coordinator.')
-    torch_peer.check_config(bare)
+    race.check_config(bare)
   measured = sweep.run(config, _say)
   if measured is None:
     return
@@ -89,9 +89,9 @@ def main() -> None:
   print(report_lib.format_table(report))
   if _PEER.value:
     # After the report is written: what was measured outlives the race.
-    report['peer'] = torch_peer.race(bare, rounds=section.repetitions, say=_say)
+    report['peer'] = race.race(bare, rounds=section.repetitions, say=_say)
     report_lib.write(path, report, raw)
-    print(torch_peer.format_table(report['peer']))
+    print(race.format_table(report['peer']))
   print(f'report: {path}, raw times: {path.with_suffix(".csv")}')
 
 

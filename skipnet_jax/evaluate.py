@@ -44,7 +44,7 @@ def main() -> None:
   # Only now: --help need not wait for JAX.
   from skipnet_jax.evaluation import judge
   from skipnet_jax.evaluation import report
-  from skipnet_jax.training import workdir
+  from skipnet_jax.runs import workdir
 
   if _WORKDIR.value:
     workdir.read_config(_WORKDIR.value)

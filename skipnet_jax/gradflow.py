@@ -44,12 +44,12 @@ def main() -> None:
   # Only now: --help need not wait for JAX.
   from skipnet_jax import config as config_lib
   from skipnet_jax import plots
-  from skipnet_jax.analysis import comparison
   from skipnet_jax.analysis import depth
-  from skipnet_jax.analysis import recorded
-  from skipnet_jax.analysis import report
+  from skipnet_jax.analysis.page import comparison
+  from skipnet_jax.analysis.page import report
   from skipnet_jax.data import sources
-  from skipnet_jax.evaluation import runs as runs_lib
+  from skipnet_jax.runs import recorded
+  from skipnet_jax.runs import trained as runs_lib
   from skipnet_jax.training import study
 
   def trained(run: recorded.RecordedRun):

@@ -40,3 +40,9 @@ def to_png(figure: Any) -> bytes:
     file, format='PNG', optimize=True
   )
   return file.getvalue()
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+  """`[y, x]` of any real dtype as 0..1, but for a percent of outliers."""
+  low, high = np.percentile(image, (0.5, 99.5))
+  return np.clip((image - low) / max(high - low, 1e-6), 0, 1)

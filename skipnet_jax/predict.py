@@ -46,13 +46,14 @@ def main() -> None:
   cli.require(_WORKDIR, _INPUT, _OUTPUT)
   # Only now: --help need not wait for JAX.
   from skipnet_jax.data import volume
-  from skipnet_jax.evaluation import runs
-  from skipnet_jax.evaluation import stacks
+  from skipnet_jax.prediction import run_predictor
+  from skipnet_jax.prediction import stacks
+  from skipnet_jax.runs import trained
 
   with volume.open_stack(_INPUT.value) as source:
-    trained = [runs.open_run(path) for path in _WORKDIR.value]
-    predictor = runs.make_predictor(
-      trained, tta=_TTA.value, mc_samples=_SAMPLES.value
+    runs = [trained.open_run(path) for path in _WORKDIR.value]
+    predictor = run_predictor.make_predictor(
+      runs, tta=_TTA.value, mc_samples=_SAMPLES.value
     )
     if _STD.value and predictor.count == 1:
       raise errors.InputError(
@@ -61,8 +62,8 @@ def main() -> None:
       )
     threshold, origin = _THRESHOLD.value, '--threshold'
     if threshold is None:
-      threshold, origin = runs.best_threshold(
-        trained, plain=predictor.count == 1
+      threshold, origin = trained.best_threshold(
+        runs, plain=predictor.count == 1
       )
     begin = time.perf_counter()
     stacks.predict_stack(
@@ -87,7 +88,7 @@ def main() -> None:
       f'{_SEGMENTATION.value}: uint32 labels of each slice, 0 on borders, at '
       f'threshold {threshold:.3g} ({origin})'
     )
-  for run in trained:
+  for run in runs:
     print(
       f'by {run.path}, trained on {run.dataset["name"]}, best after epoch '
       f'{run.best_epoch}'
@@ -95,7 +96,7 @@ def main() -> None:
   print(
     f'{predictor.count} prediction(s) averaged for each slice, {seconds:.1f} s'
   )
-  for warning in filter(None, (run.warning for run in trained)):
+  for warning in filter(None, (run.warning for run in runs)):
     print(warning)
 
 

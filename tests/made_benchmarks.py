@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 
-from skipnet_jax.benchmarking import measure
+from skipnet_jax.benchmarking.timing import measure
 
 
 def row(

@@ -9,11 +9,11 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import models
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import sources
-from skipnet_jax.training import build as build_lib
-from skipnet_jax.training import checkpoint
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import telemetry
-from skipnet_jax.training import workdir
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import flow_file
+from skipnet_jax.runs import workdir
+from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import state as state_lib
 
 
 def small_config(**changes):
@@ -74,7 +74,7 @@ def add_records(path, epochs=4):
   model = models.build_model(config.model)
   names = gradient_flow.conv_names(model, (1, 64, 64, 1))
   rng = np.random.default_rng(len(names))
-  file = telemetry.FlowFile(path / 'gradient_flow.npz', names, 0, print)
+  file = flow_file.FlowFile(path / 'gradient_flow.npz', names, 0, print)
   lines = []
   for epoch in range(1, epochs + 1):
     flow = rng.uniform(1e-4, 1e-2, (5, len(names))).astype(np.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipnet_jax.models import fc_resnet
-from skipnet_jax.training import losses
+from skipnet_jax.step import losses
 
 
 def bce(outputs, batch):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import accelerator
 from skipnet_jax.benchmarking import plan
-from skipnet_jax.benchmarking import suite
+from skipnet_jax.benchmarking.suite import accelerator
+from skipnet_jax.benchmarking.suite import suite
 
 WRITE = (
   "import json, sys; json.dump({'lines': ['fine']}, open(sys.argv[1], 'w'))"

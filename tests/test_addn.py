@@ -15,10 +15,10 @@ from small_networks import make_batch
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.training import build
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
-from skipnet_jax.training import step as step_lib
+from skipnet_jax.step import build
+from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import step as step_lib
 
 PLAYERS = ('discriminator', 'generator')
 

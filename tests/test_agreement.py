@@ -6,7 +6,7 @@ import pytest
 import small_networks
 
 from skipnet_jax import models
-from skipnet_jax.benchmarking import agreement
+from skipnet_jax.step import agreement
 
 
 @pytest.fixture(scope='module')

@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import aot
-from skipnet_jax.benchmarking import peaks
-from skipnet_jax.benchmarking import slices
-from skipnet_jax.benchmarking import tpu_step
+from skipnet_jax.benchmarking.aot import aot
+from skipnet_jax.benchmarking.aot import slices
+from skipnet_jax.benchmarking.aot import tpu_step
+from skipnet_jax.benchmarking.timing import peaks
 
 # 1e12 FLOPs, 1e10 bytes of memory and 1e9 bytes of links a second.
 PEAK = peaks.Peak(1, None, 10, 16, 1, 'made up')

@@ -1,6 +1,7 @@
 """The rooms and the arrows between them, read from the imports."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -10,22 +11,23 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'skipnet_jax'
 MAINS = {'train', 'predict', 'evaluate', 'gradflow', 'benchmark', 'cli'}
-# A module may import its own room and the rooms of lower numbers.
+# A room is a folder. It imports itself and the rooms of lower numbers; '' is
+# what lies in none.
 ROOMS = {
-  'config': 0,
+  '': 0,
   'data': 1,
   'models': 1,
-  'training': 2,
-  'evaluation': 3,
-  'analysis': 3,
-  'loop': 4,
-  'benchmarking': 4,
-  'studies': 5,
-  'mains': 6,
+  'scores': 1,
+  'step': 2,
+  'runs': 3,
+  'prediction': 4,
+  'analysis': 4,
+  'training': 5,
+  'evaluation': 5,
+  'benchmarking': 6,
+  'studies': 7,
 }
-# The score's arithmetic knows of no network.
-PURE_SCORES = {'scores', 'thinning', 'pixels', 'counting'}
-LOOP = {'loop', 'nonfinite', 'summary', 'study'}
+COMMANDS = 8
 
 
 def modules():
@@ -46,13 +48,16 @@ def imports(path):
   return found
 
 
-def room(name):
-  parts = name.split('.')[1:]
-  if len(parts) == 1 and parts[0] in MAINS:
-    return 'mains'
-  if parts[:1] == ['training'] and parts[-1] in LOOP:
-    return 'loop'
-  return parts[0] if parts and parts[0] in ROOMS else 'config'
+def folder(name):
+  """The folder that a module lies in, within the package; '' for its own."""
+  path = MODULES[name].relative_to(PACKAGE).parent
+  return '.'.join(path.parts)
+
+
+def rank(name):
+  if not folder(name) and name.rpartition('.')[2] in MAINS:
+    return COMMANDS
+  return ROOMS[folder(name).split('.')[0]]
 
 
 MODULES = dict(modules())
@@ -66,60 +71,77 @@ def importers(library):
   }
 
 
-@pytest.mark.parametrize('name', sorted(MODULES))
-def test_arrows_point_downwards(name):
-  here = room(name)
+def imported_modules(name):
+  """Modules of the package that one of them imports."""
   for imported in imports(MODULES[name]):
     if not imported.startswith('skipnet_jax'):
       continue
     while imported not in MODULES:
       imported = imported.rpartition('.')[0]
-    there = room(imported)
-    assert there == here or ROOMS[there] < ROOMS[here], (
-      f'{name} ({here}) imports {imported} ({there})'
-    )
+    yield imported
+
+
+def test_every_folder_is_a_room_with_a_number():
+  found = {
+    path.name
+    for path in PACKAGE.iterdir()
+    if path.is_dir() and list(path.rglob('*.py'))
+  }
+  assert found == ROOMS.keys() - {''}
+
+
+@pytest.mark.parametrize('name', sorted(MODULES))
+def test_arrows_point_downwards(name):
+  room = folder(name).split('.')[0]
+  for imported in imported_modules(name):
+    there = folder(imported).split('.')[0]
+    same = there == room and rank(imported) == rank(name)
+    assert same or rank(imported) < rank(name), f'{name} imports {imported}'
+
+
+def test_no_folders_import_each_other_in_a_circle():
+  arrows = {}
+  for name in MODULES:
+    if rank(name) == COMMANDS:
+      continue
+    here = arrows.setdefault(folder(name), set())
+    here |= {folder(i) for i in imported_modules(name)} - {folder(name)}
+  # Raises CycleError, which names the folders.
+  graphlib.TopologicalSorter(arrows).prepare()
 
 
 def test_the_scores_know_neither_networks_nor_training():
-  for name in PURE_SCORES:
-    found = imports(MODULES[f'skipnet_jax.evaluation.{name}'])
-    for imported in found:
-      assert not imported.startswith(('jax', 'flax'))
-      assert not imported.startswith(
-        ('skipnet_jax.training', 'skipnet_jax.models')
+  for name in MODULES:
+    if folder(name) == 'scores':
+      assert not any(
+        i.startswith(('jax', 'flax')) for i in imports(MODULES[name])
       )
 
 
 @pytest.mark.parametrize(
   ('library', 'home'),
   [
-    ('orbax', {'skipnet_jax.training.checkpoint'}),
+    ('orbax', {'skipnet_jax.runs.checkpoint'}),
     ('tifffile', {'skipnet_jax.data.volume'}),
-    ('tensorboardX', {'skipnet_jax.training.logging'}),
-    (
-      'torch',
-      {
-        f'skipnet_jax.benchmarking.torch_{name}'
-        for name in (
-          *('clmser', 'fusionnet', 'layers', 'network', 'networks', 'unet'),
-          *('addn', 'fcn_lstm', 'polymtl', 'sfcnn', 'side_outputs'),
-          *('agreement', 'losses', 'peer', 'training', 'weights'),
-        )
-      },
-    ),
+    ('tensorboardX', {'skipnet_jax.runs.run_log'}),
   ],
 )
 def test_a_library_has_one_home(library, home):
   assert importers(library) - {'skipnet_jax.data.tiff_checks'} == home
 
 
+def test_torch_has_a_room_of_its_own():
+  room = 'skipnet_jax.benchmarking.peer'
+  assert all(name.startswith(room) for name in importers('torch'))
+
+
 def test_tfds_stays_in_its_room_and_flags_in_the_mains():
   assert all(
-    name.startswith('skipnet_jax.data.isbi2012_tfds')
+    name.startswith('skipnet_jax.data.isbi2012_')
     for name in importers('tensorflow_datasets')
   )
   for library in ('absl.flags', 'absl.app', 'ml_collections.config_flags'):
-    assert all(room(name) == 'mains' for name in importers(library))
+    assert all(rank(name) == COMMANDS for name in importers(library))
 
 
 def test_tensorflow_and_what_needs_it_are_nowhere():

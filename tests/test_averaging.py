@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from skipnet_jax.evaluation import runs as runs_lib
+from skipnet_jax.runs import trained as runs_lib
 from skipnet_jax.studies import averaging
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results

@@ -13,7 +13,7 @@ import pytest
 from test_processes import environment
 from test_processes import free_port
 
-from skipnet_jax.benchmarking import report as report_lib
+from skipnet_jax.benchmarking.reporting import report as report_lib
 
 EXPERIMENT = f'--config={ROOT}/experiments/benchmark.py'
 SMOKE = f'{EXPERIMENT}:smoke'

@@ -10,7 +10,7 @@ import pytest
 from test_schema import SCALING
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import report as report_lib
+from skipnet_jax.benchmarking.reporting import report as report_lib
 
 
 def test_what_is_written_is_read(tmp_path):

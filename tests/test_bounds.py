@@ -2,8 +2,8 @@
 
 import pytest
 
-from skipnet_jax.benchmarking import bounds
-from skipnet_jax.benchmarking import peaks
+from skipnet_jax.benchmarking.aot import bounds
+from skipnet_jax.benchmarking.timing import peaks
 
 # 1e12 FLOPs, 1e10 bytes of memory and 1e9 bytes of links a second.
 PEAK = peaks.Peak(1, None, 10, 16, 1, 'made up')

@@ -12,20 +12,20 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.analysis import depth
-from skipnet_jax.benchmarking import aot
-from skipnet_jax.benchmarking import flops
-from skipnet_jax.benchmarking import peaks
 from skipnet_jax.benchmarking import plan
-from skipnet_jax.benchmarking import torch_peer
-from skipnet_jax.benchmarking import tpu_step
 from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.aot import aot
+from skipnet_jax.benchmarking.aot import tpu_step
+from skipnet_jax.benchmarking.peer import race
+from skipnet_jax.benchmarking.timing import flops
+from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.data import pipeline as pipeline_lib
-from skipnet_jax.training import build
-from skipnet_jax.training import calls
+from skipnet_jax.step import build
+from skipnet_jax.step import calls
+from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.training import loop
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
-from skipnet_jax.training import parallel as parallel_lib
 
 # Experiments of one network, one of each system.
 SYSTEMS = (
@@ -159,7 +159,7 @@ def test_the_race_ends_in_the_state_that_training_ends_in(tmp_path):
   drawn = run.pipeline.plan(run.state.key, run.state.step)
   raw = run.pipeline.read_host(run.arrays, drawn)
   batch = jax.jit(run.pipeline.train_batch)(raw, drawn['key'])
-  raced = torch_peer._training(config, run.pipeline.window)
+  raced = race._training(config, run.pipeline.window)
   train = calls.make_train_call(
     run.training.train_step, run.pipeline, run.parallel, 1
   )

@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.training import checkpoint
-from skipnet_jax.training import state as state_lib
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.step import state as state_lib
 
 OPTIMIZER = optax.rmsprop(1e-3, momentum=0.9)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 import pytest
 
-from skipnet_jax.benchmarking import collectives
+from skipnet_jax.benchmarking.hlo import collectives
 
 TPU_TEXT = """HloModule jit_step, num_partitions=4
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import compare
+from skipnet_jax.benchmarking.reporting import compare
 
 # Medians of three processes that lie within 2 % and 5 %.
 TWO = (0.99, 1.0, 1.01)

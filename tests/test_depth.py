@@ -15,8 +15,8 @@ from skipnet_jax.analysis import depth
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
-from skipnet_jax.training import build
-from skipnet_jax.training import losses
+from skipnet_jax.step import build
+from skipnet_jax.step import losses
 
 SMALL = {
   'model.base_width': 2,

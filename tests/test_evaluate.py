@@ -12,10 +12,11 @@ import tifffile
 from skipnet_jax import config as config_lib
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import inference
 from skipnet_jax.evaluation import judge
-from skipnet_jax.evaluation import runs
-from skipnet_jax.evaluation import scores
+from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import run_predictor
+from skipnet_jax.runs import trained
+from skipnet_jax.scores import scores
 
 CONTRACT = {
   *('v_rand', 'v_info', 'threshold_v_rand', 'threshold_v_info'),
@@ -108,14 +109,14 @@ def test_scores_of_a_run(command, run, tmp_path):
   with Image.open(tmp_path / 's.png') as curves:
     assert curves.size[0] > 500
 
-  opened = runs.open_run(run)
-  data = runs.load_data(opened)
-  predictor = runs.make_predictor([opened])
+  opened = trained.open_run(run)
+  data = trained.load_data(opened)
+  predictor = run_predictor.make_predictor([opened])
   tiling = predictor.tiling((64, 64))
   plain = np.stack([predictor(data.image[z], tiling)[0] for z in (4, 5)])
   expected = scores.score_stack(plain, data.label[4:])
   assert expected['per_threshold'] == found['plain']['per_threshold']
-  averaged = runs.make_predictor([opened], tta=True, mc_samples=3)
+  averaged = run_predictor.make_predictor([opened], tta=True, mc_samples=3)
   page = averaged(data.image[4], tiling)[0]
   assert np.abs(page - plain[0]).max() > 1e-3
 

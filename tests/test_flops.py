@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from skipnet_jax import models
-from skipnet_jax.benchmarking import flops
+from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.models import layer_table
 
 

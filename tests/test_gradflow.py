@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax.analysis import measure
-from skipnet_jax.analysis import recorded
+from skipnet_jax.runs import recorded
 
 LONG_SHORT = f'--config={ROOT}/experiments/long_short.py:smoke'
 # The same network, in a second or two.

@@ -7,7 +7,7 @@ import small_networks
 
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.models import fc_resnet
-from skipnet_jax.training import telemetry
+from skipnet_jax.step import telemetry
 
 # 96 convolutions on the main path, as many as the paper's deepest of simple
 # blocks needs and more (its Figure 4 shows r=7 and r=9).

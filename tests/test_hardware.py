@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from skipnet_jax.benchmarking import hardware
+from skipnet_jax.benchmarking.timing import hardware
 
 
 def test_versions_are_those_that_the_packages_give_themselves():

@@ -16,11 +16,11 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import pipeline
 from skipnet_jax.data import sources
-from skipnet_jax.training import logging
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
-from skipnet_jax.training import parallel
-from skipnet_jax.training import workdir
+from skipnet_jax.runs import run_log
+from skipnet_jax.runs import workdir
+from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import parallel
 
 WORDS = st.sampled_from(
   [
@@ -169,6 +169,6 @@ def test_any_config_json_is_read_or_refused(tmp_path_factory, content):
 def test_any_metrics_file_leaves_records_alone(tmp_path_factory, lines):
   path = tmp_path_factory.mktemp('run') / 'metrics.jsonl'
   path.write_text('\n'.join(lines), errors='replace')
-  logging.keep_records(path, 3)
-  for record in logging.read_records(path) if path.exists() else []:
+  run_log.keep_records(path, 3)
+  for record in run_log.read_records(path) if path.exists() else []:
     assert record['epoch'] in (1, 2, 3)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import inference
+from skipnet_jax.prediction import inference
 
 Tiling = inference.Tiling
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from skipnet_jax.benchmarking import largest
+from skipnet_jax.benchmarking.timing import largest
 
 
 @pytest.mark.parametrize('limit', [0, 1, 2, 3, 7, 8, 13, 15])

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from skipnet_jax.training import logging
+from skipnet_jax.runs import run_log
 
 
 def open_log(folder, **fields):
-  return logging.RunLog(
+  return run_log.RunLog(
     folder,
     **dict(
       total_steps=4, first_step=0, tensorboard=False, progress=True, active=True
@@ -27,7 +27,7 @@ def test_records_are_lines_that_are_read_back(tmp_path):
   for epoch in (1, 2):
     log.write(record(epoch))
   log.close()
-  found = logging.read_records(tmp_path / 'metrics.jsonl')
+  found = run_log.read_records(tmp_path / 'metrics.jsonl')
   assert found == [record(1), record(2)]
 
 
@@ -72,16 +72,16 @@ def test_resuming_keeps_each_record_once(tmp_path, tail):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(record(e)) + '\n' for e in (1, 2, 3)]
   path.write_text(''.join(lines) + tail)
-  assert not logging.keep_records(path, 2)
+  assert not run_log.keep_records(path, 2)
   assert path.read_text() == ''.join(lines[:2])
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
 
 
 def test_there_may_be_nothing_to_keep(tmp_path):
-  assert logging.keep_records(tmp_path / 'metrics.jsonl', 2) == [
+  assert run_log.keep_records(tmp_path / 'metrics.jsonl', 2) == [
     'metrics.jsonl is damaged: the records of 2 epochs are lost.'
   ]
-  assert not logging.keep_records(tmp_path / 'metrics.jsonl', 0)
+  assert not run_log.keep_records(tmp_path / 'metrics.jsonl', 0)
   assert not list(tmp_path.iterdir())
 
 
@@ -90,7 +90,7 @@ def test_the_checkpoint_s_own_records_fill_what_is_lost(tmp_path, cut):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(record(e)) + '\n' for e in (1, 2, 3)]
   path.write_text(''.join(lines)[:-cut])
-  assert not logging.keep_records(path, 3, [record(3)])
+  assert not run_log.keep_records(path, 3, [record(3)])
   assert path.read_text() == ''.join(lines)
 
 
@@ -98,5 +98,5 @@ def test_what_is_no_record_goes_and_twice_becomes_once(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(record(e)).encode() + b'\n' for e in (1, 2, 2, 3)]
   path.write_bytes(b'\xff\xfe\n'.join([b'7\n', b'[]\n', b'{}\n', *lines]))
-  assert not logging.keep_records(path, 3)
-  assert [row['epoch'] for row in logging.read_records(path)] == [1, 2, 3]
+  assert not run_log.keep_records(path, 3)
+  assert [row['epoch'] for row in run_log.read_records(path)] == [1, 2, 3]

@@ -5,7 +5,7 @@ import threading
 
 import jax
 
-from skipnet_jax.training import logging
+from skipnet_jax.runs import run_log
 from skipnet_jax.training import loop
 
 COMPILED = '/jax/core/compile/backend_compile_duration'
@@ -15,7 +15,7 @@ def test_nothing_is_compiled_or_left_open_after_the_first_epoch(
   smoke, tmp_path, monkeypatch
 ):
   compiled, seen = [], []
-  write = logging.RunLog.write
+  write = run_log.RunLog.write
 
   def note(self, record):
     write(self, record)
@@ -26,7 +26,7 @@ def test_nothing_is_compiled_or_left_open_after_the_first_epoch(
     ]
     seen.append((len(compiled), len(files), threading.active_count()))
 
-  monkeypatch.setattr(logging.RunLog, 'write', note)
+  monkeypatch.setattr(run_log.RunLog, 'write', note)
 
   def listen(event, duration, **_):
     del duration

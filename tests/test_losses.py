@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipnet_jax.training import losses
+from skipnet_jax.step import losses
 
 
 def make_case(seed=0, shape=(2, 5, 4, 1)):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from skipnet_jax import config as config_lib
-from skipnet_jax.training import optim
+from skipnet_jax.step import optim
 
 PARAMS = {
   'conv': {

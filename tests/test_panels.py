@@ -7,8 +7,9 @@ from matplotlib import colors
 import numpy as np
 import pytest
 
+from skipnet_jax import plots
 from skipnet_jax.evaluation import panels
-from skipnet_jax.evaluation import scores
+from skipnet_jax.scores import scores
 
 RED_OF = {
   name: np.round(255 * np.array(colors.to_rgb(colour))).astype(np.uint8)
@@ -118,7 +119,7 @@ def test_curves_of_several_results():
 
 
 def test_constant_images_stretch():
-  assert not panels.stretch(np.full((4, 4), 7, np.uint8)).any()
+  assert not plots.stretch(np.full((4, 4), 7, np.uint8)).any()
 
 
 def test_training_and_predicting_import_no_matplotlib():

@@ -17,9 +17,9 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
-from skipnet_jax.training import build
-from skipnet_jax.training import calls
-from skipnet_jax.training import parallel as parallel_lib
+from skipnet_jax.step import build
+from skipnet_jax.step import calls
+from skipnet_jax.step import parallel as parallel_lib
 
 STEPS = 5
 # Measured: up to 1.3e-7 of the parameters and 1e-5 of their change.

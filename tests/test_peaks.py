@@ -2,7 +2,7 @@
 
 import pytest
 
-from skipnet_jax.benchmarking import peaks
+from skipnet_jax.benchmarking.timing import peaks
 
 
 @pytest.mark.parametrize(

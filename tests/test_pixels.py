@@ -5,8 +5,8 @@ import pytest
 import scipy.ndimage
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import pixels
-from skipnet_jax.evaluation import scores
+from skipnet_jax.scores import pixels
+from skipnet_jax.scores import scores
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from small_networks import make_batch
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.evaluation import inference
+from skipnet_jax.prediction import inference
 
 SMALL = {
   'base_width': 2,

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import power
+from skipnet_jax.benchmarking.timing import power
 
 
 class Ramp:

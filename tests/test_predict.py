@@ -11,10 +11,11 @@ import pytest
 import tifffile
 
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import inference
-from skipnet_jax.evaluation import runs
-from skipnet_jax.evaluation import thinning
-from skipnet_jax.training import checkpoint
+from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import run_predictor
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import trained
+from skipnet_jax.scores import thinning
 
 
 @pytest.fixture(scope='module')
@@ -73,8 +74,8 @@ def test_writes_what_the_network_says(command, run, tmp_path):
   done, output = predict(command, run, source, f'--segmentation={labels}')
   assert done.code == 0, done.err
 
-  found = runs.open_run(run)
-  predictor = runs.make_predictor([found])
+  found = trained.open_run(run)
+  predictor = run_predictor.make_predictor([found])
   tiling = predictor.tiling((50, 71))
   expected = np.stack([predictor(page, tiling)[0] for page in pixels])
   with volume.open_stack(output) as written:

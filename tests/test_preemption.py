@@ -18,10 +18,10 @@ from test_resume import last_state
 from test_resume import records
 
 from skipnet_jax import errors
+from skipnet_jax.runs import flow_file
 from skipnet_jax.training import epoch
 from skipnet_jax.training import loop
 from skipnet_jax.training import preemption
-from skipnet_jax.training import telemetry
 
 EPOCHS = 6
 # What one process compiled, however small, the next ones need not.
@@ -88,7 +88,7 @@ def test_an_epoch_cut_short_goes_on_bit_for_bit(
   assert_same(last_state(config, folder)[0], last_state(config, whole)[0])
   assert records(folder) == records(whole)
   names = [f / 'gradient_flow.npz' for f in (folder, whole)]
-  (_, found), (_, want) = map(telemetry.read_flow, names)
+  (_, found), (_, want) = map(flow_file.read, names)
   assert_same(found, want)
   for value in (again, summary := dict(summary)):
     del value['seconds'], value['images_per_second']
@@ -133,9 +133,7 @@ def test_eight_devices_then_four_then_one_train_what_one_trains(
 
   distance = norm(jax.tree.map(np.subtract, state.params, want.params))
   assert 0 < distance <= 1e-6 * norm(want.params)
-  flows = [
-    telemetry.read_flow(f / 'gradient_flow.npz')[1] for f in (folder, alone)
-  ]
+  flows = [flow_file.read(f / 'gradient_flow.npz')[1] for f in (folder, alone)]
   for name, value in flows[0].items():
     np.testing.assert_allclose(value, flows[1][name], rtol=1e-3, err_msg=name)
 

@@ -19,8 +19,8 @@ from test_resume import records
 
 from skipnet_jax.data import pipeline
 from skipnet_jax.data import sources
+from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.training import loop
-from skipnet_jax.training import parallel as parallel_lib
 
 # Of the networks, the one that compiles fastest: every process compiles it.
 SYSTEM = 'cumedvision'

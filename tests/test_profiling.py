@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import made_hlo
 import pytest
 
-from skipnet_jax.benchmarking import profiling
-from skipnet_jax.benchmarking import program as program_lib
+from skipnet_jax.benchmarking.hlo import profiling
+from skipnet_jax.benchmarking.hlo import program as program_lib
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,7 @@
 import made_hlo
 import pytest
 
-from skipnet_jax.benchmarking import program as program_lib
+from skipnet_jax.benchmarking.hlo import program as program_lib
 
 IMAGE, KERNEL = made_hlo.IMAGE, made_hlo.KERNEL
 

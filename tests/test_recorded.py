@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.analysis import recorded
-from skipnet_jax.training import checkpoint
-from skipnet_jax.training import telemetry
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import recorded
+from skipnet_jax.step import telemetry
 
 
 @pytest.fixture(scope='module')

@@ -12,12 +12,12 @@ from PIL import Image
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.analysis import comparison
-from skipnet_jax.analysis import recorded
-from skipnet_jax.analysis import recorded_figures
-from skipnet_jax.analysis import report
 from skipnet_jax.analysis import routes
-from skipnet_jax.evaluation import runs as runs_lib
+from skipnet_jax.analysis.page import comparison
+from skipnet_jax.analysis.page import recorded_figures
+from skipnet_jax.analysis.page import report
+from skipnet_jax.runs import recorded
+from skipnet_jax.runs import trained as runs_lib
 
 FIGURES = {
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),

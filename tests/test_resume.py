@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from skipnet_jax.evaluation import runs
-from skipnet_jax.training import checkpoint
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import trained
 from skipnet_jax.training import loop
 
 
 def last_state(config, folder):
   """The latest checkpoint of a run, as numpy."""
-  _, like = runs.abstract_state(config)
+  _, like = trained.abstract_state(config)
   reader = checkpoint.Checkpoints(folder, create=False)
   warnings = []
   state, meta, _ = reader.restore_latest(like, warnings.append)

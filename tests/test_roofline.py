@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from skipnet_jax.benchmarking import roofline
+from skipnet_jax.benchmarking.timing import roofline
 
 RATES = roofline.Rates(copy_gb_s=100.0, matrix_tflops=2.0)
 

@@ -9,9 +9,9 @@ import pytest
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import journal as journal_lib
 from skipnet_jax.benchmarking import plan
-from skipnet_jax.benchmarking import roofline
 from skipnet_jax.benchmarking import rows
 from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.timing import roofline
 
 SECTION = {
   'calls': ('train',),

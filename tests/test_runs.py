@@ -5,8 +5,8 @@ import made_runs
 import numpy as np
 import pytest
 
-from skipnet_jax.evaluation import runs
-from skipnet_jax.training import parallel
+from skipnet_jax.runs import trained
+from skipnet_jax.step import parallel
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'sharded'])
@@ -17,7 +17,7 @@ def test_checkpoints_of_several_devices_restore_on_one(tmp_path, mode):
   assert several.num_shards == 8
   state = several.unreplicate(several.replicate(state))
   path = made_runs.make_run(tmp_path / 'run', state, **{'parallel.mode': mode})
-  restored = runs.open_run(path).variables
+  restored = trained.open_run(path).variables
   assert jax.tree.structure(restored['params']) == jax.tree.structure(
     state.params
   )
@@ -37,7 +37,7 @@ def test_averaged_parameters_are_used(tmp_path):
   *first, last = state.opt_state
   state = state.replace(opt_state=(*first, last._replace(ema_params=averaged)))
   path = made_runs.make_run(tmp_path / 'run', state, **{'optim.ema': 0.9})
-  found = runs.open_run(path).variables['params']
+  found = trained.open_run(path).variables['params']
   for new, old in zip(
     jax.tree.leaves(found), jax.tree.leaves(averaged), strict=True
   ):

@@ -12,13 +12,13 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.step import step as step_lib
+from skipnet_jax.step import telemetry
 from skipnet_jax.training import loop
-from skipnet_jax.training import losses
 from skipnet_jax.training import nonfinite
-from skipnet_jax.training import optim
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
-from skipnet_jax.training import telemetry
 
 # Stages with no, one and several blocks between the ends.
 REPETITIONS = (1, 1, 1, 4, 1, 3, 1)

@@ -8,7 +8,7 @@ from made_benchmarks import row
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import schema
+from skipnet_jax.benchmarking.reporting import schema
 
 SCALING = {
   'kind': 'weak',

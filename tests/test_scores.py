@@ -8,8 +8,8 @@ import scipy.ndimage
 import skimage.metrics
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import scores
-from skipnet_jax.evaluation import thinning
+from skipnet_jax.scores import scores
+from skipnet_jax.scores import thinning
 
 NAMES = (
   *('v_rand', 'v_info'),

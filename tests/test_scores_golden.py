@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from skipnet_jax.evaluation import scores
+from skipnet_jax.scores import scores
 
 COMMITTED = pathlib.Path(__file__).parent / 'golden'
 FULL = os.environ.get('SKIPNET_GOLDEN_DIR')

@@ -3,7 +3,7 @@
 import numpy as np
 
 from skipnet_jax import plots
-from skipnet_jax.analysis import shown
+from skipnet_jax.analysis.page import shown
 
 SHORT = ('down_1', 'down_2/block_1/conv_1', 'classifier')
 LONG = ('down_1', 'down_2/block_1/conv_1', 'down_2/block_2/conv_1')

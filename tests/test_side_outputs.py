@@ -12,7 +12,7 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.models import layers
 from skipnet_jax.models import m2fcn
-from skipnet_jax.training import losses
+from skipnet_jax.step import losses
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 

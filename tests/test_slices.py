@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import slices
+from skipnet_jax.benchmarking.aot import slices
 
 
 @pytest.mark.parametrize(

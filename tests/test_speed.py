@@ -8,8 +8,8 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.benchmarking import flops
-from skipnet_jax.benchmarking import turns
+from skipnet_jax.benchmarking.timing import flops
+from skipnet_jax.benchmarking.timing import turns
 from skipnet_jax.models import layer_table
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import speed

@@ -7,8 +7,8 @@ import pytest
 import tifffile
 
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import inference
-from skipnet_jax.evaluation import stacks
+from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import stacks
 
 
 def test_memory_does_not_grow_with_the_slices(tmp_path):

@@ -11,9 +11,9 @@ import pytest
 import small_networks
 
 from skipnet_jax.models import layers
-from skipnet_jax.training import losses
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
+from skipnet_jax.step import losses
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.step import step as step_lib
 
 make_batch, make_model = small_networks.make_batch, small_networks.make_model
 # What overfits is also what is asked for steps that are refused.

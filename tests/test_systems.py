@@ -18,11 +18,11 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import routes
-from skipnet_jax.benchmarking import agreement
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.data import volume
-from skipnet_jax.training import build as build_lib
+from skipnet_jax.step import agreement
+from skipnet_jax.step import build as build_lib
 
 # System: experiment, and the fields of a network compiled in seconds.
 SYSTEMS = {

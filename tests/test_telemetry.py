@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipnet_jax.training import telemetry
+from skipnet_jax.runs import flow_file
+from skipnet_jax.step import telemetry
 
 NAMES = ('b/conv', 'a')
 PARAMS = {
@@ -52,7 +53,7 @@ def test_copies_outlive_donated_parameters():
 def fill(path, epochs, start=0):
   """What there was to say of the file that was there."""
   said = []
-  file = telemetry.FlowFile(path, NAMES, start, said.append)
+  file = flow_file.FlowFile(path, NAMES, start, said.append)
   for epoch in range(start, epochs):
     file.append(
       np.full(2, epoch, np.float32), np.full((4, 2), 10 + epoch, np.float32)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from skipnet_jax.benchmarking import text_table
+from skipnet_jax import tables
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,11 @@ from skipnet_jax.benchmarking import text_table
   ],
 )
 def test_figures_have_four_digits_and_small_ones_two(value, scale, text):
-  assert text_table.number(value, scale) == text
+  assert tables.number(value, scale) == text
 
 
 def test_figures_stand_to_the_right_and_words_to_the_left():
-  lines = text_table.layout(
+  lines = tables.layout(
     ('call', 'dev', 'ms'), [('train', '1', '12.5'), ('eval', '16', '3')]
   )
   assert lines == [
@@ -38,16 +38,16 @@ def test_figures_stand_to_the_right_and_words_to_the_left():
 
 
 def test_a_column_that_is_blank_everywhere_is_left_out():
-  lines = text_table.layout(('call', 'GB', 'ms'), [('train', '', '1')])
+  lines = tables.layout(('call', 'GB', 'ms'), [('train', '', '1')])
   assert lines[0].split() == ['call', 'ms']
-  assert text_table.layout(('call', 'ms'), []) == []
+  assert tables.layout(('call', 'ms'), []) == []
 
 
 def test_columns_move_together_where_the_line_is_too_wide():
   cells = ['x' * 9] * 10
-  assert len(text_table.layout(list('abcdefghij'), [cells])[0]) == 99
-  assert '  x' not in text_table.layout(list('abcdefghij'), [cells])[2]
-  assert '  x' in text_table.layout(list('abcdefghi'), [cells[:9]])[2]
+  assert len(tables.layout(list('abcdefghij'), [cells])[0]) == 99
+  assert '  x' not in tables.layout(list('abcdefghij'), [cells])[2]
+  assert '  x' in tables.layout(list('abcdefghi'), [cells[:9]])[2]
 
 
 def test_a_row_is_named_by_what_it_ran():
@@ -60,7 +60,7 @@ def test_a_row_is_named_by_what_it_ran():
     'dtype': 'float32',
     'batch': 64,
   }
-  assert text_table.key_cells(row) == [
+  assert tables.key_cells(row) == [
     'train',
     'end_to_end',
     'sharded',
@@ -68,13 +68,13 @@ def test_a_row_is_named_by_what_it_ran():
     'f32',
     '64',
   ]
-  assert text_table.key_cells(row | {'hosts': 1, 'dtype': 'fp8'})[3:5] == [
+  assert tables.key_cells(row | {'hosts': 1, 'dtype': 'fp8'})[3:5] == [
     '8',
     'fp8',
   ]
 
 
 def test_long_texts_are_wrapped():
-  lines = text_table.paragraph('word ' * 60, 4)
+  lines = tables.paragraph('word ' * 60, 4)
   assert all(len(line) <= 100 for line in lines)
   assert lines[1].startswith('    word')

@@ -10,8 +10,8 @@ import pytest
 import scipy.ndimage
 
 from skipnet_jax import errors
-from skipnet_jax.evaluation import scores
-from skipnet_jax.evaluation import thinning
+from skipnet_jax.scores import scores
+from skipnet_jax.scores import thinning
 
 COMMITTED = pathlib.Path(__file__).parent / 'golden'
 FULL = os.environ.get('SKIPNET_GOLDEN_DIR')

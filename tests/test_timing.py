@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import measure
+from skipnet_jax.benchmarking.timing import measure
 
 DISPATCH, WORK = 0.25, 8.0
 

@@ -8,8 +8,8 @@ from small_networks import make_batch
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.benchmarking import agreement
-from skipnet_jax.training import losses
+from skipnet_jax.step import agreement
+from skipnet_jax.step import losses
 
 pytestmark = pytest.mark.peer
 
@@ -33,17 +33,17 @@ MIXED = 'simple,basic,bottleneck,simple,bottleneck,basic,simple'
 
 
 @pytest.fixture(scope='module')
-def torch_agreement():
-  from skipnet_jax.benchmarking import torch_agreement
+def parity():
+  from skipnet_jax.benchmarking.peer import parity
 
-  return torch_agreement
+  return parity
 
 
 @pytest.fixture(scope='module')
 def both():
   """Makes (model, variables, network) whose statistics are not the first."""
-  from skipnet_jax.benchmarking import torch_networks
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import networks as torch_networks
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   def make(name='fc_resnet', **fields):
     config = models.model_config(name, **SMALL[name] | fields)
@@ -91,13 +91,11 @@ def assert_equal(ours, theirs):
     {'blocks': 'bottleneck', 'short_skips': False, 'long_skips': False},
   ],
 )
-def test_outputs_and_gradients_are_equal_in_float64(
-  fields, both, torch_agreement
-):
+def test_outputs_and_gradients_are_equal_in_float64(fields, both, parity):
   model, variables, network = both(dropout=0.3, **fields)
   batch = make_batch(64, noise=1)
-  ours = torch_agreement.ours(model, variables, batch, 'float64')
-  theirs = torch_agreement.theirs(network, batch, 'float64')
+  ours = parity.ours(model, variables, batch, 'float64')
+  theirs = parity.theirs(network, batch, 'float64')
   assert_equal(ours, theirs)
   assert network.classifier.weight.grad is None
 
@@ -126,30 +124,28 @@ def test_outputs_and_gradients_are_equal_in_float64(
     ('sfcnn', {'long_skips': False, 'kernel_size': 5}, 'bce'),
   ],
 )
-def test_other_networks_are_equal_in_float64(
-  name, fields, loss, both, torch_agreement
-):
+def test_other_networks_are_equal_in_float64(name, fields, loss, both, parity):
   model, variables, network = both(name, **fields)
   batch = make_batch(
     (32, 64), weight=True, slices=models.slices(model), noise=1
   )
   terms = losses.Terms(lambda step: 0.3, adversarial=0.2)
-  ours = torch_agreement.ours(model, variables, batch, 'float64', loss, terms)
-  theirs = torch_agreement.theirs(network, batch, 'float64', loss, terms)
+  ours = parity.ours(model, variables, batch, 'float64', loss, terms)
+  theirs = parity.theirs(network, batch, 'float64', loss, terms)
   assert_equal(ours, theirs)
-  for layer, apart in torch_agreement._by_layer(ours, theirs).items():
-    assert apart < torch_agreement.EXACT, layer
+  for layer, apart in parity._by_layer(ours, theirs).items():
+    assert apart < parity.EXACT, layer
   whole = max(np.abs(v).max() for v in theirs['gradient'].values())
   for layer, value in theirs['gradient'].items():
     if 'gate' in layer or 'mask' in layer:
       assert np.abs(value).max() > 1e-5 * whole, layer
 
 
-def test_a_check_tells_how_close_they_are(both, torch_agreement, monkeypatch):
+def test_a_check_tells_how_close_they_are(both, parity, monkeypatch):
   model, variables, network = both(blocks=MIXED)
   batch = make_batch(96, count=1, noise=1)
-  monkeypatch.setattr(torch_agreement, 'SIDE', 64)
-  ours, kept = torch_agreement.ours, {}
+  monkeypatch.setattr(parity, 'SIDE', 64)
+  ours, kept = parity.ours, {}
 
   # Compiled once for the right and the wrong weights of the other side.
   def once(model, variables, batch, dtype, *objective):
@@ -157,8 +153,8 @@ def test_a_check_tells_how_close_they_are(both, torch_agreement, monkeypatch):
       kept[dtype] = ours(model, variables, batch, dtype, *objective)
     return kept[dtype]
 
-  monkeypatch.setattr(torch_agreement, 'ours', once)
-  found = torch_agreement.check(model, variables, network, batch)
+  monkeypatch.setattr(parity, 'ours', once)
+  found = parity.check(model, variables, network, batch)
   assert found['image_size'] == [64, 64]
   for part in ('logits', 'loss', 'gradient', 'statistics'):
     assert found['float64'][part] < 1e-9
@@ -168,15 +164,15 @@ def test_a_check_tells_how_close_they_are(both, torch_agreement, monkeypatch):
   weight = network.down_4.block_1.conv_1.weight
   weight.data[0, 0, 0, 0] += 0.01
   with pytest.raises(errors.RunError, match='does not agree'):
-    torch_agreement.check(model, variables, network, batch)
+    parity.check(model, variables, network, batch)
 
 
 def test_only_without_batch_norm_may_gradients_in_float32_be_apart(
-  both, torch_agreement, monkeypatch
+  both, parity, monkeypatch
 ):
   def turned(network):
     def ours(model, variables, batch, dtype, *objective):
-      point = torch_agreement.theirs(network, batch, dtype, *objective)
+      point = parity.theirs(network, batch, dtype, *objective)
       if dtype == 'float32':
         gradient = point['gradient']
         point['gradient'] = {k: 1.001 * v for k, v in gradient.items()}
@@ -186,30 +182,30 @@ def test_only_without_batch_norm_may_gradients_in_float32_be_apart(
 
   batch = make_batch(64, count=1, noise=1)
   model, variables, network = both('unet')
-  monkeypatch.setattr(torch_agreement, 'ours', turned(network))
-  found = torch_agreement.check(model, variables, network, batch)
+  monkeypatch.setattr(parity, 'ours', turned(network))
+  found = parity.check(model, variables, network, batch)
   assert found['float32']['gradient'] == pytest.approx(1e-3)
 
   model, variables, network = both('fusionnet')
   assert agreement.limit('gradient', variables) == agreement.CLOSE
-  monkeypatch.setattr(torch_agreement, '_raised_network', lambda n: n)
-  monkeypatch.setattr(torch_agreement, 'ours', turned(network))
+  monkeypatch.setattr(parity, '_raised_network', lambda n: n)
+  monkeypatch.setattr(parity, 'ours', turned(network))
   with pytest.raises(errors.RunError, match='gradient in float32 differs'):
-    torch_agreement.check(model, variables, network, batch)
+    parity.check(model, variables, network, batch)
 
 
 def test_a_gradient_that_cancels_out_is_compared_with_the_whole(
-  torch_agreement,
+  parity,
 ):
   theirs = {'a.weight': np.ones(3), 'b.weight': np.full(3, 1e-9)}
   ours = theirs | {'b.weight': np.full(3, 1.0000001e-9)}
-  found = torch_agreement._by_layer({'gradient': ours}, {'gradient': theirs})
+  found = parity._by_layer({'gradient': ours}, {'gradient': theirs})
   assert found['a'] == 0
-  assert 0 < found['b'] < torch_agreement.EXACT
+  assert 0 < found['b'] < parity.EXACT
 
 
-def test_a_network_with_other_layers_is_refused(both, torch_agreement):
+def test_a_network_with_other_layers_is_refused(both, parity):
   model, variables, _ = both(blocks='simple')
   network = both(blocks='simple', batch_norm=False)[2]
   with pytest.raises(errors.RunError, match=r'only one side has .*norm'):
-    torch_agreement.check(model, variables, network, make_batch(64, noise=1))
+    parity.check(model, variables, network, make_batch(64, noise=1))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skipnet_jax.training import losses
+from skipnet_jax.step import losses
 
 pytestmark = pytest.mark.peer
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.peer
 def test_a_loss_is_that_of_the_package(name, weighted):
   import torch
 
-  from skipnet_jax.benchmarking import torch_losses
+  from skipnet_jax.benchmarking.peer import losses as torch_losses
 
   rng = np.random.default_rng(0)
   shape = (2, 3, 5, 1)

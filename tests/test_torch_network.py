@@ -29,14 +29,14 @@ def torch():
 
 @pytest.fixture(scope='module')
 def torch_network():
-  from skipnet_jax.benchmarking import torch_network
+  from skipnet_jax.benchmarking.peer.networks import fc_resnet as torch_network
 
   return torch_network
 
 
 @pytest.fixture(scope='module')
 def torch_weights():
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   return torch_weights
 

@@ -45,7 +45,7 @@ def torch():
 @pytest.fixture(scope='module')
 def meta(torch):
   """Makes (model, network), the network without memory of its own."""
-  from skipnet_jax.benchmarking import torch_networks
+  from skipnet_jax.benchmarking.peer import networks as torch_networks
 
   def make(name, **fields):
     model = models.build_model(models.model_config(name, **fields))
@@ -59,7 +59,7 @@ def meta(torch):
 def test_names_and_shapes_are_those_of_the_flax_network(
   name, fields, meta, torch
 ):
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   model, network = meta(name, base_width=4, **fields)
   shape = models.input_shape(model, (64, 64))
@@ -112,7 +112,7 @@ def test_transposed_convolutions_are_known_by_their_name(name, meta, torch):
 
 
 def test_a_transposed_kernel_keeps_its_order_of_channels():
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   kernel = np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7)
   found = torch_weights.to_torch({'params': {'up_1_up': {'kernel': kernel}}})
@@ -120,7 +120,7 @@ def test_a_transposed_kernel_keeps_its_order_of_channels():
 
 
 def test_every_model_has_a_counterpart_and_no_other_module(torch):
-  from skipnet_jax.benchmarking import torch_networks
+  from skipnet_jax.benchmarking.peer import networks as torch_networks
 
   assert set(torch_networks.NETWORKS) == set(models.MODELS.values())
   with pytest.raises(errors.InputError, match='Dense has no counterpart'):
@@ -129,7 +129,7 @@ def test_every_model_has_a_counterpart_and_no_other_module(torch):
 
 @pytest.mark.parametrize('pad', [((2, 3), (0, 1)), ((9, 4), (7, 20))])
 def test_an_image_is_mirrored_as_often_as_it_takes(pad, torch):
-  from skipnet_jax.benchmarking import torch_layers
+  from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 
   image = np.random.default_rng(0).normal(size=(2, 1, 4, 6))
   found = torch_layers.mirror(torch.from_numpy(image), pad)

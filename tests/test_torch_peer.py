@@ -12,7 +12,7 @@ import pytest
 
 from skipnet_jax import environment
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import torch_peer
+from skipnet_jax.benchmarking.peer import race
 
 EAGER = ('channels_last eager', 'default format eager')
 
@@ -31,15 +31,15 @@ def raced(smoke):
   with pytest.MonkeyPatch.context() as patch:
     # One thread: see conftest.
     patch.setattr(environment, 'usable_cores', lambda: 1)
-    found = torch_peer.race(config, rounds=3, say=said.append, forms=EAGER)
+    found = race.race(config, rounds=3, say=said.append, forms=EAGER)
   return found, said
 
 
 @pytest.mark.peer
 def test_a_race_times_both_sides_in_pairs(raced):
   found, said = raced
-  assert list(found['contestants']) == [torch_peer.OURS, *EAGER]
-  ours = found['contestants'][torch_peer.OURS]
+  assert list(found['contestants']) == [race.OURS, *EAGER]
+  ours = found['contestants'][race.OURS]
   for name in EAGER:
     row = found['contestants'][name]
     assert len(row['seconds']) == 3
@@ -63,7 +63,7 @@ def test_a_result_is_json_and_a_table_of_100_columns(raced):
     'summary': None,
     'ratio': None,
   }
-  table = torch_peer.format_table(found)
+  table = race.format_table(found)
   assert max(map(len, table.splitlines())) <= 100
   assert 'did not run: no C++ compiler' in table
   assert f'ours / best of PyTorch ({found["best"]}), 3 pairs' in table
@@ -71,11 +71,11 @@ def test_a_result_is_json_and_a_table_of_100_columns(raced):
 
 @pytest.mark.peer
 def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
-  from skipnet_jax.benchmarking import torch_agreement
+  from skipnet_jax.benchmarking.peer import parity
 
   seen = []
   monkeypatch.setattr(
-    torch_agreement,
+    parity,
     'check',
     lambda model, variables, network, batch, loss, _: seen.append(
       (type(network).__name__, loss, batch['weight'].shape)
@@ -85,7 +85,7 @@ def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
   config.data.border_weight = 10.0
   # optax's Adam mixes dtypes.
   with jax.numpy_dtype_promotion('standard'):
-    found = torch_peer.race(config, rounds=1, say=str, forms=EAGER[:1])
+    found = race.race(config, rounds=1, say=str, forms=EAGER[:1])
   batch = (config.train.batch_size, *found['image_size'], 1)
   assert seen == [('TorchFCLmserS', 'smooth_l1', batch)]
   assert found['dropout'] == 0
@@ -94,7 +94,7 @@ def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
 
 @pytest.mark.peer
 def test_networks_that_differ_are_not_raced(smoke, monkeypatch):
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   load = torch_weights.load
 
@@ -104,13 +104,13 @@ def test_networks_that_differ_are_not_raced(smoke, monkeypatch):
 
   monkeypatch.setattr(torch_weights, 'load', wrong)
   with pytest.raises(errors.RunError, match='would compare different work'):
-    torch_peer.race(smoke(), rounds=1, say=str, forms=EAGER)
+    race.race(smoke(), rounds=1, say=str, forms=EAGER)
 
 
 @pytest.mark.peer
 def test_a_race_against_nobody_is_an_error(smoke, monkeypatch):
-  from skipnet_jax.benchmarking import torch_agreement
-  from skipnet_jax.benchmarking import torch_training
+  from skipnet_jax.benchmarking.peer import parity
+  from skipnet_jax.benchmarking.peer import training as torch_training
 
   def broken(*arguments):
     def step():
@@ -118,10 +118,10 @@ def test_a_race_against_nobody_is_an_error(smoke, monkeypatch):
 
     return step
 
-  monkeypatch.setattr(torch_agreement, 'check', lambda *arguments: {})
+  monkeypatch.setattr(parity, 'check', lambda *arguments: {})
   monkeypatch.setattr(torch_training, 'make_step', broken)
   with pytest.raises(errors.RunError, match='eager: out of memory'):
-    torch_peer.race(smoke(), rounds=1, say=str, forms=EAGER)
+    race.race(smoke(), rounds=1, say=str, forms=EAGER)
 
 
 @pytest.mark.peer
@@ -136,13 +136,13 @@ def test_a_race_against_nobody_is_an_error(smoke, monkeypatch):
 )
 def test_what_has_no_counterpart_is_refused(changes, message, smoke):
   with pytest.raises(errors.InputError, match=message):
-    torch_peer.race(smoke(changes), rounds=1, say=str)
+    race.race(smoke(changes), rounds=1, say=str)
 
 
 @pytest.mark.peer
 def test_a_race_of_no_rounds_is_refused(smoke):
   with pytest.raises(errors.InputError, match='rounds is 0'):
-    torch_peer.race(smoke(), rounds=0, say=str)
+    race.race(smoke(), rounds=0, say=str)
 
 
 def test_without_pytorch_it_says_what_to_install(smoke, monkeypatch):
@@ -151,7 +151,7 @@ def test_without_pytorch_it_says_what_to_install(smoke, monkeypatch):
     importlib.util, 'find_spec', lambda n: None if n == 'torch' else find(n)
   )
   with pytest.raises(errors.InputError, match=r"pip install '\.\[peer\]'"):
-    torch_peer.race(smoke(), rounds=1, say=str)
+    race.race(smoke(), rounds=1, say=str)
 
 
 def test_importing_it_does_not_import_pytorch():

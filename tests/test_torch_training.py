@@ -10,10 +10,10 @@ from small_networks import make_batch
 
 from skipnet_jax import environment
 from skipnet_jax import models
-from skipnet_jax.training import losses
-from skipnet_jax.training import optim
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
+from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.step import step as step_lib
 
 pytestmark = pytest.mark.peer
 
@@ -27,7 +27,7 @@ def torch():
 
 @pytest.fixture(scope='module')
 def torch_training():
-  from skipnet_jax.benchmarking import torch_training
+  from skipnet_jax.benchmarking.peer import training as torch_training
 
   return torch_training
 
@@ -90,8 +90,8 @@ def test_transposed_kernels_are_decayed_too(smoke, torch, torch_training):
 
 
 def make_network(config):
-  from skipnet_jax.benchmarking import torch_networks
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import networks as torch_networks
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   model = models.build_model(config.model)
   optimizer = optim.make_optimizer(
@@ -128,7 +128,7 @@ TWO_RATES = {
 def test_a_step_leaves_the_parameters_of_the_package(
   name, changes, smoke, torch_training
 ):
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   config = conftest.experiment(name).get_config('smoke')
   if name == 'long_short':
@@ -167,7 +167,7 @@ def test_a_step_leaves_the_parameters_of_the_package(
   'name', ['channels_last eager', 'default format eager']
 )
 def test_a_step_in_bfloat16_trains_too(name, smoke, torch, torch_training):
-  from skipnet_jax.benchmarking import torch_weights
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   config = smoke({'model.dtype': 'bfloat16', 'model.blocks': 'bottleneck'})
   # Flax's BatchNorm mixes dtypes for any compute dtype but float32.

@@ -6,10 +6,10 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.benchmarking import flops
-from skipnet_jax.benchmarking import peaks
-from skipnet_jax.benchmarking import slices
-from skipnet_jax.benchmarking import tpu_step
+from skipnet_jax.benchmarking.aot import slices
+from skipnet_jax.benchmarking.aot import tpu_step
+from skipnet_jax.benchmarking.timing import flops
+from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.models import layer_table
 
 # 1e12 FLOPs, 1e10 bytes of memory and 1e9 bytes of links a second.

@@ -3,7 +3,7 @@
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import turns
+from skipnet_jax.benchmarking.timing import turns
 
 
 class Track:

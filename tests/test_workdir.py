@@ -14,7 +14,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.training import workdir
+from skipnet_jax.runs import workdir
 
 DATASET = {'name': 'isbi2012', 'fingerprint': 'abc'}
 
@@ -116,7 +116,7 @@ def test_a_run_from_before_a_field_goes_on_and_is_read(tmp_path):
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
   code = f"""
     import pathlib, sys, time
-    from skipnet_jax.training import workdir
+    from skipnet_jax.runs import workdir
     file = workdir.claim(pathlib.Path({str(tmp_path)!r}))
     print('mine', flush=True)
     sys.stdin.read()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import flops
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.timing import flops
 
 QUICK = {
   'model.repetitions': (1,) * 7,

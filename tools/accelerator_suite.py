@@ -35,9 +35,9 @@ def main() -> None:
   """Runs the pieces, or one of them."""
   from skipnet_jax import config as config_lib
   from skipnet_jax import environment
-  from skipnet_jax.benchmarking import accelerator
-  from skipnet_jax.benchmarking import suite
-  from skipnet_jax.training import workdir
+  from skipnet_jax.benchmarking.suite import accelerator
+  from skipnet_jax.benchmarking.suite import suite
+  from skipnet_jax.runs import workdir
 
   config = config_lib.load_experiment(
     ROOT / 'experiments' / 'benchmark.py', 'smoke' if _SMOKE.value else 'full'

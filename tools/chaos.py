@@ -187,21 +187,21 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
   import jax
   import numpy as np
 
-  from skipnet_jax.evaluation import runs
-  from skipnet_jax.training import checkpoint
-  from skipnet_jax.training import logging
-  from skipnet_jax.training import telemetry
-  from skipnet_jax.training import workdir
+  from skipnet_jax.runs import checkpoint
+  from skipnet_jax.runs import flow_file
+  from skipnet_jax.runs import run_log
+  from skipnet_jax.runs import trained
+  from skipnet_jax.runs import workdir
 
   clock = ('seconds', 'images_per_second')
 
   def read(folder):
-    records = logging.read_records(folder / 'metrics.jsonl')
+    records = run_log.read_records(folder / 'metrics.jsonl')
     summary = json.loads((folder / 'summary.json').read_text())
     for row in (*records, summary):
       for name in clock:
         del row[name]
-    _, like = runs.abstract_state(workdir.read_config(folder))
+    _, like = trained.abstract_state(workdir.read_config(folder))
     reader = checkpoint.Checkpoints(folder, create=False)
     warnings: list[str] = []
     latest, *_ = reader.restore_latest(like, warnings.append)
@@ -214,7 +214,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
       'warnings': warnings,
       'records': records,
       'summary': summary,
-      'flow': telemetry.read_flow(folder / 'gradient_flow.npz')[1],
+      'flow': flow_file.read(folder / 'gradient_flow.npz')[1],
       'best': best,
       'latest': latest,
     }
@@ -232,7 +232,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
 def main() -> None:
   """Lives, then the end, then the undisturbed run."""
   from skipnet_jax import environment
-  from skipnet_jax.training import workdir
+  from skipnet_jax.runs import workdir
 
   cli.require(_WORKDIR)
   root = pathlib.Path(_WORKDIR.value)

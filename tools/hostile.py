@@ -299,7 +299,7 @@ def main() -> None:
 
   from skipnet_jax import environment
   from skipnet_jax.data import volume
-  from skipnet_jax.training import workdir
+  from skipnet_jax.runs import workdir
 
   cli.require(_OUTPUT)
   output = pathlib.Path(_OUTPUT.value).absolute()

@@ -31,7 +31,7 @@ class Mutation:
 TRAINING = (
   Mutation(
     'dropout-key-without-step',
-    'skipnet_jax/training/step.py',
+    'skipnet_jax/step/step.py',
     "streams.key_at(state.key, 'dropout', state.step)",
     "streams.key_at(state.key, 'dropout')",
     'Every step drops the same units.',
@@ -39,7 +39,7 @@ TRAINING = (
   ),
   Mutation(
     'benchmark-without-terms',
-    'skipnet_jax/training/build.py',
+    'skipnet_jax/step/build.py',
     'terms=losses.make_terms(c.train, steps_per_epoch),',
     'terms=losses.NO_TERMS,',
     'Auxiliary outputs keep their first weight and no judge is fooled.',
@@ -47,7 +47,7 @@ TRAINING = (
   ),
   Mutation(
     'psum-for-pmean',
-    'skipnet_jax/training/step.py',
+    'skipnet_jax/step/step.py',
     'grads = lax.pmean(grads, axis_name)',
     'grads = lax.psum(grads, axis_name)',
     'Under pmap the gradient is multiplied by the number of devices.',
@@ -55,7 +55,7 @@ TRAINING = (
   ),
   Mutation(
     'no-pmean',
-    'skipnet_jax/training/step.py',
+    'skipnet_jax/step/step.py',
     'grads = lax.pmean(grads, axis_name)',
     'pass',
     'Under pmap each device updates its parameters by its own gradient.',
@@ -63,7 +63,7 @@ TRAINING = (
   ),
   Mutation(
     'loss-of-one-device',
-    'skipnet_jax/training/step.py',
+    'skipnet_jax/step/step.py',
     'sums = lax.psum(sums, axis_name)\n      value,',
     'pass\n      value,',
     'Under pmap each device minimises the loss of its part of the batch.',
@@ -71,7 +71,7 @@ TRAINING = (
   ),
   Mutation(
     'nonfinite-step-taken',
-    'skipnet_jax/training/step.py',
+    'skipnet_jax/step/step.py',
     'jnp.where(finite, n, o), new, old)',
     'n, new, old)',
     'A step whose gradient is not finite changes the parameters.',
@@ -87,7 +87,7 @@ TRAINING = (
   ),
   Mutation(
     'auxiliary-term-left-out',
-    'skipnet_jax/training/losses.py',
+    'skipnet_jax/step/losses.py',
     "value = value + terms.auxiliary(step) * parts['auxiliary']",
     'pass',
     'The losses of auxiliary outputs are reported but not minimised.',
@@ -98,7 +98,7 @@ TRAINING = (
   ),
   Mutation(
     'mask-ignored',
-    'skipnet_jax/training/losses.py',
+    'skipnet_jax/step/losses.py',
     "return batch['mask'] * batch.get('weight', 1.0)",
     "return jnp.ones_like(batch['mask']) * batch.get('weight', 1.0)",
     'Pixels that are masked out count in the loss.',
@@ -106,7 +106,7 @@ TRAINING = (
   ),
   Mutation(
     'l2-on-biases',
-    'skipnet_jax/training/optim.py',
+    'skipnet_jax/step/optim.py',
     "return path[-1].key == 'kernel'",
     "return path[-1].key in ('kernel', 'bias')",
     'L2 is applied to biases too.',
@@ -114,7 +114,7 @@ TRAINING = (
   ),
   Mutation(
     'resume-from-step-before',
-    'skipnet_jax/training/checkpoint.py',
+    'skipnet_jax/runs/checkpoint.py',
     'return sorted(self._latest.all_steps(), reverse=True)',
     'return sorted(self._latest.all_steps())',
     'A run resumes from the checkpoint before the newest.',
@@ -122,7 +122,7 @@ TRAINING = (
   ),
   Mutation(
     'net-change-cancels',
-    'skipnet_jax/training/telemetry.py',
+    'skipnet_jax/step/telemetry.py',
     'jnp.mean(jnp.abs(kernel(params, name) - old))',
     'jnp.abs(jnp.mean(kernel(params, name) - old))',
     "Changes of opposite sign cancel out in a kernel's net change.",
@@ -260,7 +260,7 @@ DATA = (
 EVALUATION = (
   Mutation(
     'threshold-not-strict',
-    'skipnet_jax/evaluation/scores.py',
+    'skipnet_jax/scores/scores.py',
     'proposal = prediction > limit',
     'proposal = prediction >= limit',
     'A pixel whose value equals the threshold counts as inside.',
@@ -268,7 +268,7 @@ EVALUATION = (
   ),
   Mutation(
     'membrane-scored',
-    'skipnet_jax/evaluation/scores.py',
+    'skipnet_jax/scores/scores.py',
     'thinning.label_regions(inside).ravel()',
     'thinning.label_regions(inside).ravel() + 1',
     'The scores are not restricted to the foreground.',
@@ -276,7 +276,7 @@ EVALUATION = (
   ),
   Mutation(
     'thinning-order',
-    'skipnet_jax/evaluation/thinning.py',
+    'skipnet_jax/scores/thinning.py',
     '    for x in range(width):\n      for position in',
     '    for x in range(width - 1, -1, -1):\n      for position in',
     'Thinning starts from the last column instead of the first.',
@@ -284,7 +284,7 @@ EVALUATION = (
   ),
   Mutation(
     'tiles-off-by-one',
-    'skipnet_jax/evaluation/inference.py',
+    'skipnet_jax/prediction/inference.py',
     '[*range(0, side - tile, step), side - tile]',
     '[*range(0, side - tile, step), max(0, side - tile - 1)]',
     'The last tile starts a pixel too early.',
@@ -292,7 +292,7 @@ EVALUATION = (
   ),
   Mutation(
     'turned-back-wrongly',
-    'skipnet_jax/evaluation/inference.py',
+    'skipnet_jax/prediction/inference.py',
     '-(turn % 4))',
     'turn % 4)',
     'Predictions of rotated images are rotated further, not back.',
@@ -300,7 +300,7 @@ EVALUATION = (
   ),
   Mutation(
     'one-dropout-sample',
-    'skipnet_jax/evaluation/inference.py',
+    'skipnet_jax/prediction/inference.py',
     'jax.random.split(jax.random.key(seed), max(1, mc_samples))',
     '[jax.random.key(seed)] * max(1, mc_samples)',
     'All dropout samples of a prediction are equal.',
@@ -338,7 +338,7 @@ OTHERS = (
   ),
   Mutation(
     'flops-of-two-passes',
-    'skipnet_jax/benchmarking/flops.py',
+    'skipnet_jax/benchmarking/timing/flops.py',
     'flops = 3 * forward(table)',
     'flops = 2 * forward(table)',
     'The FLOPs of a training step are those of two passes, not three.',

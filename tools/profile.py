@@ -34,9 +34,9 @@ def main() -> None:
 
   from skipnet_jax import config as config_lib
   from skipnet_jax.benchmarking import plan
-  from skipnet_jax.benchmarking import profiling
-  from skipnet_jax.benchmarking import program as program_lib
   from skipnet_jax.benchmarking import workload
+  from skipnet_jax.benchmarking.hlo import profiling
+  from skipnet_jax.benchmarking.hlo import program as program_lib
 
   config = _CONFIG.value
   if 'benchmark' in config:

@@ -18,9 +18,9 @@ import numpy as np
 
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
-from skipnet_jax.training import build
-from skipnet_jax.training import calls
-from skipnet_jax.training import parallel
+from skipnet_jax.step import build
+from skipnet_jax.step import calls
+from skipnet_jax.step import parallel
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment file.')
 _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Pairs of steps.')

@@ -120,8 +120,8 @@ def main() -> None:
   import jax
 
   from skipnet_jax import environment
+  from skipnet_jax.runs import workdir
   from skipnet_jax.training import loop
-  from skipnet_jax.training import workdir
 
   cli.require(_OUTPUT)
   output = pathlib.Path(_OUTPUT.value)

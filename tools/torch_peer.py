@@ -4,7 +4,7 @@ python tools/torch_peer.py --config=experiments/long_short.py --rounds=10 \\
   --output=peer.json
 
 Needs PyTorch: pip install '.[peer]'. What is raced, and how, is said in
-`skipnet_jax.benchmarking.torch_peer`.
+`skipnet_jax.benchmarking.peer.race`.
 """
 
 from absl import flags
@@ -22,17 +22,17 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file of the result.')
 def main() -> None:
   """Races and prints the table."""
   cli.require_config(_CONFIG.value)
-  from skipnet_jax.benchmarking import report
-  from skipnet_jax.benchmarking import torch_peer
-  from skipnet_jax.training import workdir
+  from skipnet_jax.benchmarking.peer import race
+  from skipnet_jax.benchmarking.reporting import report
+  from skipnet_jax.runs import workdir
 
   path = None
   if _OUTPUT.value:
     path = report.check_output(_OUTPUT.value, overwrite=False)
-  result = torch_peer.race(
+  result = race.race(
     _CONFIG.value, rounds=_ROUNDS.value, say=lambda s: print(s, flush=True)
   )
-  print(torch_peer.format_table(result))
+  print(race.format_table(result))
   if path:
     workdir.write_json(path, result)
     print(f'result: {path}')

@@ -1,1 +1,1 @@
-"""Measurements on networks: layers, gradients."""
+"""Measurements on networks: gradients, routes, propagation, depth."""

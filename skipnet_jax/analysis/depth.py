@@ -24,11 +24,11 @@ from skipnet_jax import models
 from skipnet_jax import plots
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
-from skipnet_jax.training import build as build_lib
-from skipnet_jax.training import calls
-from skipnet_jax.training import parallel as parallel_lib
-from skipnet_jax.training import telemetry
-from skipnet_jax.training import workdir as workdir_lib
+from skipnet_jax.runs import workdir as workdir_lib
+from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import calls
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import telemetry
 
 Config = ml_collections.ConfigDict
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ import jax
 
 from skipnet_jax import errors
 from skipnet_jax.models import layer_table
-from skipnet_jax.training import telemetry
+from skipnet_jax.step import telemetry
 
 Array = jax.Array
 Batch = dict[str, Array]

@@ -17,7 +17,7 @@ from skipnet_jax.analysis import routes as routes_lib
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.models import fc_resnet
-from skipnet_jax.training import losses
+from skipnet_jax.step import losses
 
 SEEDS = tuple(range(10))
 

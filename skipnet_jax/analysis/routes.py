@@ -20,7 +20,7 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.analysis import gradient_flow
-from skipnet_jax.training import telemetry
+from skipnet_jax.step import telemetry
 
 Array = jax.Array
 

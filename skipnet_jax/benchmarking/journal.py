@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from skipnet_jax.training import workdir
+from skipnet_jax.runs import workdir
 
 
 class Journal:

@@ -10,14 +10,14 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking import hardware
 from skipnet_jax.benchmarking import journal as journal_lib
-from skipnet_jax.benchmarking import largest
-from skipnet_jax.benchmarking import measure
 from skipnet_jax.benchmarking import plan
-from skipnet_jax.benchmarking import power
-from skipnet_jax.benchmarking import roofline
 from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.timing import hardware
+from skipnet_jax.benchmarking.timing import largest
+from skipnet_jax.benchmarking.timing import measure
+from skipnet_jax.benchmarking.timing import power
+from skipnet_jax.benchmarking.timing import roofline
 from skipnet_jax.training import processes
 
 Say = Callable[[str], None]

@@ -13,12 +13,12 @@ from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax.benchmarking import children
 from skipnet_jax.benchmarking import journal as journal_lib
-from skipnet_jax.benchmarking import measure
-from skipnet_jax.benchmarking import peaks
 from skipnet_jax.benchmarking import plan
-from skipnet_jax.benchmarking import roofline
 from skipnet_jax.benchmarking import rows as rows_lib
 from skipnet_jax.benchmarking import scaling
+from skipnet_jax.benchmarking.timing import measure
+from skipnet_jax.benchmarking.timing import peaks
+from skipnet_jax.benchmarking.timing import roofline
 
 Say = Callable[[str], None]
 Report = dict[str, Any]

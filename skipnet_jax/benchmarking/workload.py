@@ -21,16 +21,16 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.benchmarking import flops
 from skipnet_jax.benchmarking import plan
+from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
-from skipnet_jax.evaluation import inference
-from skipnet_jax.training import build as build_lib
-from skipnet_jax.training import calls
+from skipnet_jax.prediction import inference
+from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import calls
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import epoch as epoch_lib
-from skipnet_jax.training import parallel as parallel_lib
-from skipnet_jax.training import state as state_lib
 
 TrainState = state_lib.TrainState
 

@@ -1,1 +1,1 @@
-"""The challenge's scores, and predictions of stacks of any size."""
+"""What `evaluate` shows: scores, curves, error maps."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import pixels
-from skipnet_jax.evaluation import runs
-from skipnet_jax.evaluation import scores
-from skipnet_jax.evaluation import stacks
+from skipnet_jax.prediction import run_predictor
+from skipnet_jax.prediction import stacks
+from skipnet_jax.runs import trained
+from skipnet_jax.scores import pixels
+from skipnet_jax.scores import scores
 
 LABELS_KINDS = ('binary', 'instances')
 _PREDICTION_DTYPES = (*volume.IMAGE_DTYPES, 'float64')
@@ -67,28 +68,28 @@ def judge_run(
     InputError: a run, its data or an option that cannot be used; before
       anything is compiled.
   """
-  if split not in runs.SPLITS:
+  if split not in trained.SPLITS:
     raise errors.InputError(
-      f'--split is {split!r}; it must be {" or ".join(runs.SPLITS)}: for '
+      f'--split is {split!r}; it must be {" or ".join(trained.SPLITS)}: for '
       'slices without labels, use predict.'
     )
-  run = runs.open_run(path)
-  data = runs.load_data(run)
+  run = trained.open_run(path)
+  data = trained.load_data(run)
   slices = list(getattr(data, split))
   names = [f'{mc_samples} samples'] if mc_samples else []
   names += ['8 orientations'] if tta else []
   jobs = {
-    ' x '.join(names) or 'plain': runs.make_predictor(
+    ' x '.join(names) or 'plain': run_predictor.make_predictor(
       [run], tta=tta, mc_samples=mc_samples
     )
   }
   if names:
-    jobs['plain'] = runs.make_predictor([run])
+    jobs['plain'] = run_predictor.make_predictor([run])
   results, predictions = {}, []
   total = len(slices) * sum(p.count for p in jobs.values())
   with stacks.progress(total, 'prediction') as bar:
     for name, predictor in jobs.items():
-      prediction, results[name] = runs.score_slices(
+      prediction, results[name] = run_predictor.score_slices(
         predictor, data, slices, say, bar.update
       )
       predictions.append(prediction)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from skipnet_jax import plots
-from skipnet_jax.evaluation import scores
-from skipnet_jax.evaluation import thinning
+from skipnet_jax.scores import scores
+from skipnet_jax.scores import thinning
 
 SPLIT, MERGE, BOTH = plots.VERMILION, plots.BLUE, plots.YELLOW
 _BORDER = 0.15  # Grey of the segmentation's borders.
@@ -86,7 +86,7 @@ def error_map(
   split, merge = scores.split_merge_errors(
     segments, thinning.label_regions(inside)
   )
-  grey = 1.0 if image is None else 0.55 + 0.45 * stretch(image)
+  grey = 1.0 if image is None else 0.55 + 0.45 * plots.stretch(image)
   drawn = np.ones((*inside.shape, 3)) * np.atleast_2d(grey)[..., None]
   drawn[segments == 0] = _BORDER
   for where, colour in ((split, SPLIT), (merge, MERGE), (split & merge, BOTH)):
@@ -121,7 +121,7 @@ def slice_panel(
 
   shown = [('label', inside), ('prediction', prediction)]
   if image is not None:
-    shown.insert(0, ('image', stretch(image)))
+    shown.insert(0, ('image', plots.stretch(image)))
   drawn, split, merge = error_map(prediction, inside, threshold, image)
   shown.append((f'segmentation at {threshold:.1f}', drawn))
   height, width = inside.shape
@@ -156,9 +156,3 @@ def slice_panel(
     frameon=False,
   )
   return plots.to_array(figure)
-
-
-def stretch(image: np.ndarray) -> np.ndarray:
-  """`[y, x]` of any real dtype as 0..1, but for a percent of outliers."""
-  low, high = np.percentile(image, (0.5, 99.5))
-  return np.clip((image - low) / max(high - low, 1e-6), 0, 1)

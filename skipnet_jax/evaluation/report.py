@@ -9,7 +9,7 @@ from skipnet_jax import errors
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import judge
 from skipnet_jax.evaluation import panels
-from skipnet_jax.training import workdir
+from skipnet_jax.runs import workdir
 
 _COLUMNS = (
   ('threshold', 'threshold'),

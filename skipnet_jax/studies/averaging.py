@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax.analysis import report
+from skipnet_jax.analysis.page import report
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import runs as runs_lib
-from skipnet_jax.evaluation import scores as scores_lib
+from skipnet_jax.prediction import run_predictor
+from skipnet_jax.runs import trained as runs_lib
+from skipnet_jax.runs import workdir
+from skipnet_jax.scores import scores as scores_lib
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
 from skipnet_jax.studies import runner
-from skipnet_jax.training import workdir
 
 Say = Callable[[str], None]
 Ways = dict[str, dict[str, Any]]
@@ -65,8 +66,8 @@ def _score(
   runs = [runs_lib.open_run(path) for path in paths]
   data = runs_lib.load_data(runs[0])
   for way in todo:
-    predictor = runs_lib.make_predictor(runs, **ways[way])
-    _, scored = runs_lib.score_slices(predictor, data, data.valid)
+    predictor = run_predictor.make_predictor(runs, **ways[way])
+    _, scored = run_predictor.score_slices(predictor, data, data.valid)
     found[way] = {key: scored[key] for key in KEYS}
     say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
     workdir.write_json(file, found)
@@ -182,7 +183,7 @@ def official(
     if not runs:
       continue
     for n in samples:
-      predictor = runs_lib.make_predictor(runs, mc_samples=n)
+      predictor = run_predictor.make_predictor(runs, mc_samples=n)
       tiling = predictor.tiling(image.shape[1:], say=say)
       around = sources.neighbours(
         np.arange(len(image)), len(image), predictor.slices

@@ -12,12 +12,12 @@ import scipy.stats
 
 from skipnet_jax import environment
 from skipnet_jax import plots
-from skipnet_jax.analysis import report
-from skipnet_jax.analysis import shown
+from skipnet_jax.analysis.page import report
+from skipnet_jax.analysis.page import shown
+from skipnet_jax.runs import run_log
+from skipnet_jax.runs import workdir
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import runner
-from skipnet_jax.training import logging
-from skipnet_jax.training import workdir
 
 # In this order in every table: what decides comes first.
 SCORES = {
@@ -168,7 +168,7 @@ def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
   found: dict[str, dict[str, np.ndarray]] = {}
   tables: dict[str, list] = {}
   for name in read(study, folder):
-    records = logging.read_records(folder / name / 'metrics.jsonl')
+    records = run_log.read_records(folder / name / 'metrics.jsonl')
     tables.setdefault(study.row_of[name], []).append(records)
   for label in filter(tables.get, study.rows):
     length = min(map(len, tables[label]))

@@ -10,11 +10,11 @@ from typing import Any
 
 from skipnet_jax import errors
 from skipnet_jax.data import sources
+from skipnet_jax.runs import run_log
+from skipnet_jax.runs import workdir
 from skipnet_jax.studies import plan
-from skipnet_jax.training import logging
 from skipnet_jax.training import loop
 from skipnet_jax.training import preemption
-from skipnet_jax.training import workdir
 
 Say = Callable[[str], None]
 
@@ -58,7 +58,7 @@ def progress(study: plan.Study, folder: pathlib.Path) -> list[Progress]:
     path = folder / name
     records = []
     if (path / 'metrics.jsonl').exists():
-      records = logging.read_records(path / 'metrics.jsonl')
+      records = run_log.read_records(path / 'metrics.jsonl')
     summary = summary_of(path)
     found.append(
       Progress(

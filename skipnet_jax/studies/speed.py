@@ -10,12 +10,12 @@ import jax
 
 from skipnet_jax import environment
 from skipnet_jax import errors
-from skipnet_jax.analysis import report
+from skipnet_jax.analysis.page import report
 from skipnet_jax.benchmarking import plan as cells
-from skipnet_jax.benchmarking import turns
 from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.timing import turns
+from skipnet_jax.runs import workdir
 from skipnet_jax.studies import plan
-from skipnet_jax.training import workdir
 
 FILE = 'speed.json'
 Measured = dict[str, Any]

@@ -1,1 +1,1 @@
-"""The training step, the ways to run it, and the loop around it."""
+"""How a run is led, from its config to its summary."""

@@ -13,11 +13,11 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax.data import pipeline as pipeline_lib
-from skipnet_jax.training import calls
-from skipnet_jax.training import logging
-from skipnet_jax.training import parallel as parallel_lib
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
+from skipnet_jax.runs import run_log
+from skipnet_jax.step import calls
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.step import step as step_lib
 
 TrainState = state_lib.TrainState
 
@@ -76,7 +76,7 @@ class Epoch:
     pipeline: pipeline_lib.Pipeline,
     parallel: parallel_lib.Parallel,
     arrays: pipeline_lib.Arrays,
-    log: logging.RunLog,
+    log: run_log.RunLog,
     refused: Callable[[TrainState], None],
     *,
     done: int = 0,
@@ -196,7 +196,7 @@ class _Sums:
   """Adds up the metrics of calls and moves the progress bar."""
 
   def __init__(
-    self, log: logging.RunLog, steps: int, batch_size: int, before: Progress
+    self, log: run_log.RunLog, steps: int, batch_size: int, before: Progress
   ):
     self._total, self._before = dict(before.sums), before
     self._begin = time.perf_counter()

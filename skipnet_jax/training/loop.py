@@ -13,24 +13,25 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
-from skipnet_jax.evaluation import inference
-from skipnet_jax.evaluation import runs
 from skipnet_jax.models import layer_table
-from skipnet_jax.training import build as build_lib
-from skipnet_jax.training import calls
-from skipnet_jax.training import checkpoint
+from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import run_predictor
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import flow_file
+from skipnet_jax.runs import run_log
+from skipnet_jax.runs import workdir as workdir_lib
+from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import calls
+from skipnet_jax.step import optim
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.step import step as step_lib
+from skipnet_jax.step import telemetry
 from skipnet_jax.training import epoch as epoch_lib
-from skipnet_jax.training import logging
 from skipnet_jax.training import nonfinite
-from skipnet_jax.training import optim
-from skipnet_jax.training import parallel as parallel_lib
 from skipnet_jax.training import preemption
 from skipnet_jax.training import processes
-from skipnet_jax.training import state as state_lib
-from skipnet_jax.training import step as step_lib
 from skipnet_jax.training import summary as summary_lib
-from skipnet_jax.training import telemetry
-from skipnet_jax.training import workdir as workdir_lib
 
 Config = ml_collections.ConfigDict
 # Records in a checkpoint beyond those since the one before.
@@ -115,18 +116,18 @@ class Run:
     messages = self._restore()
     if self.main_process:
       workdir_lib.describe(self.path, config, dataset)
-      messages += logging.keep_records(
+      messages += run_log.keep_records(
         self.path / 'metrics.jsonl',
         self.meta['epoch'],
         self.meta.get('records', []),
       )
-      self.flow_file = telemetry.FlowFile(
+      self.flow_file = flow_file.FlowFile(
         self.path / 'gradient_flow.npz',
         training.kernels,
         self.meta['epoch'],
         messages.append,
       )
-    self.log = logging.RunLog(
+    self.log = run_log.RunLog(
       self.path,
       total_steps=config.train.epochs * pipeline.steps_per_epoch,
       first_step=self.meta['step'],
@@ -339,7 +340,7 @@ class Run:
     if not self.main_process:
       return summary
     predictor = self._predictor(state)
-    _, scores = runs.score_slices(
+    _, scores = run_predictor.score_slices(
       predictor, self.data, self.data.valid, self.log.say
     )
     self._samples(predictor, 'best')

@@ -9,8 +9,8 @@ from skipnet_jax import models
 from skipnet_jax import streams
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import layer_table
-from skipnet_jax.training import parallel as parallel_lib
-from skipnet_jax.training import state as state_lib
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import state as state_lib
 
 
 def refuse(run: Any, state: state_lib.TrainState) -> NoReturn:

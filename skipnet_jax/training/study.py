@@ -8,8 +8,8 @@ import ml_collections
 
 from skipnet_jax import errors
 from skipnet_jax.data import sources
+from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.training import loop
-from skipnet_jax.training import workdir as workdir_lib
 
 
 def train(

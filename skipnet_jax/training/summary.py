@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from skipnet_jax import config_identity
+from skipnet_jax import plots
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import gate_maps
-from skipnet_jax.evaluation import inference
-from skipnet_jax.evaluation import panels
-from skipnet_jax.training import logging
+from skipnet_jax.prediction import gate_maps
+from skipnet_jax.prediction import inference
+from skipnet_jax.runs import run_log
 
 
 def banner(run: Any) -> str:
@@ -64,8 +64,8 @@ def losses(run: Any, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def scores(run: Any, found: dict[str, Any]) -> dict[str, Any]:
-  """The part that `runs.score_slices` and the clock tell."""
-  records = logging.read_records(run.path / 'metrics.jsonl')
+  """The part that `run_predictor.score_slices` and the clock tell."""
+  records = run_log.read_records(run.path / 'metrics.jsonl')
   rates = [record['images_per_second'] for record in records]
   part = {
     'v_rand': found['v_rand'],
@@ -91,7 +91,7 @@ def side_by_side(
   """Image, label and prediction, each `[y, x]`, as one `[y, 3x+8]` uint8."""
   gap = np.full((image.shape[0], 4), 1.0)
   row = np.hstack(
-    [panels.stretch(image), gap, label.astype(float), gap, prediction]
+    [plots.stretch(image), gap, label.astype(float), gap, prediction]
   )
   return np.round(255 * row).astype(np.uint8)
 
@@ -108,7 +108,7 @@ def write_samples(
   data: sources.DataSet,
   count: int,
   step: int,
-  log: logging.RunLog,
+  log: run_log.RunLog,
 ) -> None:
   """Writes `side_by_side` of the first `count` validation slices as PNG.
 
@@ -127,7 +127,7 @@ def write_samples(
       log.picture(f'gates_{z:03d}', picture, step)
     normalised = predictor.normalised(pages)
     if normalised is not None:
-      both = [panels.stretch(p) for p in (data.image[z], normalised)]
+      both = [plots.stretch(p) for p in (data.image[z], normalised)]
       picture = np.round(255 * np.hstack(both)).astype(np.uint8)
       path = folder / f'{name}_slice_{z:03d}_normalised.png'
       volume.write_png(path, picture)

@@ -1,0 +1,157 @@
+"""A report as one page without outside parts, and its figures as files."""
+
+import base64
+from collections.abc import Iterable, Sequence
+import csv
+import dataclasses
+import importlib.resources
+import os
+import pathlib
+from typing import Any
+
+import jinja2
+
+from skipnet_jax import errors
+from skipnet_jax import plots
+from skipnet_jax.analysis.page import shown as shown_lib
+from skipnet_jax.runs import workdir
+
+PAGE = 'report.html'
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of a page.
+
+  Attributes:
+    title: its heading.
+    text: what its columns mean.
+    columns: their names.
+    rows: str, int or float cells; None where there is nothing to say.
+  """
+
+  title: str
+  text: str
+  columns: Sequence[str]
+  rows: Sequence[Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """What a report says.
+
+  Attributes:
+    title: its heading.
+    subtitle: a sentence on what was compared, and on which data.
+    figures: in the order in which they are shown.
+    tables: shown before the figures.
+    warnings: such as that of synthetic data.
+    details: name to text that is folded away, such as configs.
+  """
+
+  title: str
+  subtitle: str
+  figures: Sequence[shown_lib.Shown]
+  tables: Sequence[Table] = ()
+  warnings: Sequence[str] = ()
+  details: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def check(folder: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
+  """Makes the folder of a report, before anything is measured.
+
+  Raises:
+    InputError: it cannot be written, or has a report already.
+  """
+  path = pathlib.Path(folder)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise errors.InputError(
+      f'The folder {path} of --output cannot be made ({e.strerror}): choose '
+      'another.'
+    ) from e
+  if not os.access(path, os.W_OK):
+    raise errors.InputError(
+      f'The folder {path} of --output cannot be written: choose another.'
+    )
+  if (path / PAGE).exists() and not overwrite:
+    raise errors.InputError(
+      f'{path / PAGE} exists; choose another --output or pass --overwrite.'
+    )
+  return path
+
+
+def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
+  """Writes report.html, and a PNG and a CSV for each figure, beside it.
+
+  Returns:
+    The page's path.
+  """
+  images = {}
+  for shown in page.figures:
+    png = plots.to_png(shown.figure)
+    images[shown.name] = base64.b64encode(png).decode()
+    _replace(folder / f'{shown.name}.png', png)
+    _write_csv(folder / f'{shown.name}.csv', shown.columns, shown.rows)
+  environment = workdir.environment()
+  packages = environment.pop('packages')
+  environment['packages'] = ', '.join(f'{k} {v}' for k, v in packages.items())
+  environment['devices'] = ', '.join(environment['devices'])
+  text = _template().render(
+    **{f.name: getattr(page, f.name) for f in dataclasses.fields(page)},
+    images=images,
+    environment={k: v for k, v in environment.items() if v != ''},
+  )
+  path = folder / PAGE
+  _replace(path, text.encode())
+  return path
+
+
+def format_tables(page: Page) -> str:
+  """The page's tables as text for a terminal."""
+  blocks = []
+  for table in page.tables:
+    cells = [list(table.columns), *([_cell(c) for c in r] for r in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+      '  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+      for row in cells
+    ]
+    blocks.append('\n'.join([table.title, *lines]))
+  return '\n\n'.join(['', *blocks, ''])
+
+
+def _template() -> jinja2.Template:
+  files = importlib.resources.files('skipnet_jax.analysis.page')
+  environment = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False
+  )
+  environment.filters['cell'] = _cell
+  return environment.from_string((files / PAGE).read_text())
+
+
+def _cell(value: Any) -> str:
+  if value is None:
+    return '–'
+  if isinstance(value, float):
+    return f'{value:.4f}' if 1e-3 <= abs(value) < 1e3 else f'{value:.3g}'
+  return f'{value:,}' if isinstance(value, int) else str(value)
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  replacement = path.with_name(path.name + '.tmp')
+  replacement.write_bytes(content)
+  replacement.replace(path)
+
+
+def _write_csv(
+  path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+  replacement = path.with_name(path.name + '.tmp')
+  with replacement.open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for row in rows:
+      writer.writerow([f'{v:.6g}' if isinstance(v, float) else v for v in row])
+  replacement.replace(path)

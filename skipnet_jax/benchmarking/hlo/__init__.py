@@ -1,0 +1,1 @@
+"""What stands in XLA's programs and profiles."""

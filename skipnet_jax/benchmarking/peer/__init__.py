@@ -1,0 +1,1 @@
+"""PyTorch, the same network beside ours: the only rooms that import torch."""

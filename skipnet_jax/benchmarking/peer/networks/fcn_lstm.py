@@ -1,0 +1,78 @@
+"""The FCN+LSTM of `models.fcn_lstm` written for PyTorch.
+
+It imports torch, so that nothing imports it before a race is asked for.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
+from skipnet_jax.benchmarking.peer.networks import unet as torch_unet
+from skipnet_jax.models import fcn_lstm
+
+Tensor = torch.Tensor
+SIDE = 5  # Of the LSTM's kernels.
+
+
+class ConvLSTM(nn.Module):
+  """One direction of a convolutional LSTM."""
+
+  def __init__(self, channels: int, features: int):
+    super().__init__()
+    self.features = features
+    self.gates = nn.Conv2d(
+      channels + features, 4 * features, SIDE, padding=SIDE // 2
+    )
+
+  def forward(self, sequence: Sequence[Tensor]) -> Tensor:
+    """Maps slices `[b, c, y, x]` to the last state `[b, features, y, x]`."""
+    first = sequence[0]
+    b, _, height, width = first.shape
+    cell = hidden = first.new_zeros((b, self.features, height, width))
+    for x in sequence:
+      z = self.gates(torch.cat([x, hidden], 1))
+      i, f, g, o = z.chunk(4, 1)
+      # The forget gate's bias begins at 1.
+      cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
+      hidden = torch.sigmoid(o) * torch.tanh(cell)
+    return hidden
+
+
+class TorchFCNLSTM(nn.Module):
+  """FCN+LSTM (Chen et al. 2016).
+
+  Args:
+    model: the Flax network whose fields it takes.
+  """
+
+  def __init__(self, model: fcn_lstm.FCNLSTM):
+    super().__init__()
+    width, hidden = model.base_width, model.hidden
+
+    def scale(channels):
+      return torch_unet.ContractAndExpand(
+        channels, width, long_skips=model.long_skips
+      )
+
+    self.coarse = scale(1)
+    self.coarse_up = torch_layers.transposed(width, width)
+    self.fine = scale(1 + width)
+    self.lstm = nn.ModuleDict(
+      {name: ConvLSTM(width, hidden) for name in ('up', 'down')}
+    )
+    self.classifier = nn.Conv2d(2 * hidden, 1, 1)
+
+  def forward(self, image: Tensor) -> dict[str, Tensor]:
+    """Maps `[b, slices, y, x]` to logits `[b, 1, y, x]` of the middle one."""
+    b, slices, height, width = image.shape
+    pages = image.reshape(b * slices, 1, height, width)
+    coarse = self.coarse_up(self.coarse(functional.avg_pool2d(pages, 2)))
+    features = self.fine(torch.cat([pages, functional.relu(coarse)], 1))
+    sequence = features.unflatten(0, (b, slices)).unbind(1)
+    middle = slices // 2
+    up = self.lstm['up'](sequence[: middle + 1])
+    down = self.lstm['down'](sequence[middle:][::-1])
+    return {'logits': self.classifier(torch.cat([up, down], 1))}

@@ -1,0 +1,36 @@
+"""The PolyMtl of `models.polymtl` written for PyTorch.
+
+It imports torch, so that nothing imports it before a race is asked for.
+"""
+
+import torch
+from torch import nn
+
+from skipnet_jax.benchmarking.peer.networks import fc_resnet as torch_network
+from skipnet_jax.benchmarking.peer.networks import unet as torch_unet
+from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import polymtl
+from skipnet_jax.models import unet
+
+Tensor = torch.Tensor
+
+
+class TorchPolyMtl(nn.Module):
+  """PolyMtl (Drozdzal et al. 2018).
+
+  Args:
+    model: the Flax network whose fields it takes.
+  """
+
+  def __init__(self, model: polymtl.PolyMtl):
+    super().__init__()
+    self.normaliser = torch_unet.TorchUNet(
+      unet.UNet(**polymtl.normaliser_fields(model), parent=None)
+    )
+    self.segmenter = torch_network.TorchFCResNet(
+      fc_resnet.FCResNet(**polymtl.segmenter_fields(model), parent=None)
+    )
+
+  def forward(self, image: Tensor) -> dict[str, Tensor]:
+    """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`."""
+    return self.segmenter(self.normaliser(image)['logits'])

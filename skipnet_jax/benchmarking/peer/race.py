@@ -1,0 +1,335 @@
+"""A training step raced against the same network in PyTorch.
+
+Both have the same weights, batch, dropout rate, loss and optimizer, at the
+config's learning rate without schedule. Before the race, the two networks must
+be one function (`parity`). Then one step of each contestant makes a
+round, the next round runs backwards, and each step is waited for before the
+clock is read, so that the two never run at the same time. Where other processes
+want the cores too, PyTorch's threads wait for each other actively and lose more
+than ours: race on an idle machine. Ours is the package's
+compiled training step on one device, its metrics included; PyTorch's is a
+network, `loss.backward()` and its own optimizer, in every form that may be its
+best.
+
+float32 means float32 on both sides. By default both would use TF32 on a GPU,
+JAX in matrix products and convolutions, PyTorch in convolutions: here JAX
+traces with the matmul precision 'highest', and PyTorch's TF32 is off. bfloat16
+is the network's dtype on one side and autocast on the other, on a GPU only.
+
+On a GPU both share its memory. JAX would take 75 % of it at its start; a race
+leaves it MEMORY_SHARE, unless the environment or an earlier use of the device
+has decided.
+"""
+
+from collections.abc import Callable, Sequence
+import importlib.util
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import environment
+from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax.benchmarking.timing import hardware
+from skipnet_jax.benchmarking.timing import turns
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.data import sources
+from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import losses
+from skipnet_jax.step import state as state_lib
+
+OURS = 'skipnet_jax'
+MEMORY_SHARE = '0.45'
+_MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+
+Say = Callable[[str], None]
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Refuses what no race can be run with; nothing is computed.
+
+  Raises:
+    InputError: PyTorch is missing, or the config asks for what it has no
+      counterpart of here.
+  """
+  if importlib.util.find_spec('torch') is None:
+    raise errors.InputError(
+      'The race against PyTorch needs PyTorch, which is not installed: '
+      "pip install '.[peer]'."
+    )
+  config_lib.validate(config)
+  for field, value, only in (
+    ('model.scan', config.model.get('scan', False), False),
+    ('optim.accumulate', config.optim.accumulate, 1),
+    ('optim.ema', config.optim.ema, 0),
+  ):
+    if value != only:
+      raise errors.InputError(
+        f'{field} is {value!r}; the race against PyTorch has only {only!r}: '
+        f'set --config.{field}={only}.'
+      )
+
+
+def _torch_device(dtype: str) -> str:
+  import torch
+
+  platform = jax.default_backend()
+  if platform == 'cpu':
+    if dtype != 'float32':
+      # torch 2.13.0+cpu with two threads, channels_last: most processes that
+      # trained a small network ended in a segmentation fault within a dozen
+      # steps. Rarer, it was seen in float32 too, never with one thread.
+      raise errors.InputError(
+        f'model.dtype is {dtype!r}; on a CPU the race is run in float32 only, '
+        'since PyTorch crashes there: set --config.model.dtype=float32, or '
+        'race on a GPU.'
+      )
+    return 'cpu'
+
+  if platform == 'gpu' and torch.cuda.is_available():
+    return 'cuda'
+  raise errors.InputError(
+    f'JAX runs on {platform}, where this PyTorch ({torch.__version__}) has no '
+    'device: install a PyTorch that has one, or set JAX_PLATFORMS=cpu to race '
+    'on the CPU.'
+  )
+
+
+def _make_batch(
+  config: ml_collections.ConfigDict, data: sources.DataSet
+) -> losses.Batch:
+  """The first augmented examples; their number need not divide the slices."""
+  one = config.copy_and_resolve_references()
+  one.train.batch_size = 1
+  pipeline = pipeline_lib.make_pipeline(one, data, 1)
+  models.build_model(config.model).check_size(pipeline.window)
+  key = jax.random.key(config.seed)
+  plans = [pipeline.plan(key, i) for i in range(config.train.batch_size)]
+  plan = jax.tree.map(lambda *parts: jnp.concatenate(parts), *plans)
+  arrays = pipeline_lib.host_arrays(data)
+  raw = pipeline.read_host(arrays, plan)
+  return jax.jit(pipeline.train_batch)(raw, plan['key'])
+
+
+def _training(
+  config: ml_collections.ConfigDict, window: tuple[int, int]
+) -> build_lib.Training:
+  """That of the first epochs throughout: PyTorch's weights are constant."""
+  first = config.copy_and_resolve_references()
+  first.optim.update(schedule='constant', warmup_epochs=0)
+  first.train.update(auxiliary=first.train.auxiliary[:1], auxiliary_at=())
+  return build_lib.build(first, window, 1, record=False)
+
+
+def _make_ours(
+  config: ml_collections.ConfigDict,
+  training: build_lib.Training,
+  batch: losses.Batch,
+) -> tuple[state_lib.TrainState, Callable[[], Any]]:
+  """First state, and a call that trains by a step and waits for it."""
+  first = training.create_state(config.seed)
+  precision = 'highest' if config.model.dtype == 'float32' else None
+  with jax.default_matmul_precision(precision):
+    step = jax.jit(training.train_step, donate_argnums=0)
+    lowered = step.lower(first, batch)
+  made: dict[str, Any] = {}
+
+  def call():
+    if not made:
+      made['step'] = lowered.compile()
+      # The first state is not given away: PyTorch takes its weights.
+      made['state'] = jax.tree.map(jnp.copy, first)
+    made['state'], metrics = made['step'](made['state'], batch)
+    jax.block_until_ready((made['state'], metrics))
+
+  return first, call
+
+
+def _make_theirs(
+  config: ml_collections.ConfigDict,
+  network: Any,
+  batch: losses.Batch,
+  names: Sequence[str] | None,
+) -> dict[str, Callable[[], Any]]:
+  """A call for each of PyTorch's forms, each with a network of its own."""
+  import copy
+
+  import torch
+
+  from skipnet_jax.benchmarking.peer import training as torch_training
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
+
+  device = next(network.parameters()).device
+  tensors = torch_weights.batch(batch, device)
+
+  def waiting(step):
+    def call():
+      step()
+      if device.type == 'cuda':
+        torch.cuda.synchronize()
+
+    return call
+
+  return {
+    name: waiting(
+      torch_training.make_step(config, copy.deepcopy(network), tensors, form)
+    )
+    for name, form in torch_training.FORMS.items()
+    if (names is None or name in names)
+    and (device.type == 'cuda' or not form.gpu_only)
+  }
+
+
+def _require_runners(contestants: dict[str, dict[str, Any]]) -> None:
+  failed = {n: row['error'] for n, row in contestants.items() if row['error']}
+  if OURS in failed or len(failed) == len(contestants) - 1:
+    reasons = '; '.join(f'{name}: {why}' for name, why in failed.items())
+    raise errors.RunError(
+      f'There is no race: the step cannot run on one of the sides ({reasons}).'
+    )
+
+
+def race(
+  config: ml_collections.ConfigDict,
+  *,
+  rounds: int,
+  say: Say,
+  forms: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Checks that both networks agree, then times their training steps in turn.
+
+  Args:
+    config: a whole config; `train.batch_size` is the batch, on one device.
+    rounds: timed steps of each contestant.
+    say: told what is done.
+    forms: of `torch_training.FORMS`; all that the device has if None.
+
+  Returns:
+    JSON values. `contestants`: name (OURS, or a form) to seconds, summary (of
+    `measure.Timing`), first_call_s (with compilation), error (None, or why it
+    did not run; the rest is then None) and, for PyTorch's, ratio. `best`:
+    PyTorch's form of the smallest median. `agreement`: as
+    `parity.check` returns it. date, rounds, warmup, dtype, batch,
+    image_size `[y, x]`, dataset, parameters, dropout, optimizer, device,
+    settings, software, hardware (its load average before the race).
+
+  Raises:
+    InputError: no round, no PyTorch, no device that both can use, or a config
+      that a race has no counterpart of.
+    RunError: the networks do not agree, or one side cannot run.
+  """
+  if rounds < 1:
+    raise errors.InputError(f'rounds is {rounds}; it must be at least 1.')
+  check_config(config)
+  os.environ.setdefault(_MEMORY, MEMORY_SHARE)
+  from skipnet_jax.benchmarking.peer import networks as torch_networks
+  from skipnet_jax.benchmarking.peer import parity
+  from skipnet_jax.benchmarking.peer import training as torch_training
+  from skipnet_jax.benchmarking.peer import weights as torch_weights
+
+  machine = hardware.hardware()
+  device = _torch_device(config.model.dtype)
+  settings = torch_training.configure()
+  data = sources.load(config)
+  batch = _make_batch(config, data)
+  training = _training(config, batch['image'].shape[1:3])
+  state, ours = _make_ours(config, training, batch)
+  import torch
+
+  torch.manual_seed(config.seed)
+  network = torch_networks.build(training.model)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  torch_weights.load(network, variables)
+  network.to(device)
+  say('comparing outputs and gradients of the two networks')
+  agreement = parity.check(
+    training.model,
+    variables,
+    network,
+    batch,
+    config.train.loss,
+    training.terms,
+  )
+  calls = {OURS: ours, **_make_theirs(config, network, batch, forms)}
+  contestants = turns.first_calls(calls, say=say)
+  _require_runners(contestants)
+  running = {n: c for n, c in calls.items() if not contestants[n]['error']}
+  say(f'{turns.WARMUP} + {rounds} rounds of {len(running)} contestants')
+  timings = turns.take_turns(running, rounds=rounds)
+  for name, row in contestants.items():
+    timing = timings.get(name)
+    row['seconds'] = list(timing.seconds) if timing else None
+    row['summary'] = timing.summary() if timing else None
+    if name != OURS:
+      row['ratio'] = (
+        turns.ratio(timings[OURS].seconds, timing.seconds) if timing else None
+      )
+  return {
+    'date': environment.now(),
+    'rounds': rounds,
+    'warmup': turns.WARMUP,
+    'dtype': config.model.dtype,
+    'batch': config.train.batch_size,
+    'image_size': list(batch['image'].shape[1:3]),
+    'dataset': data.name,
+    'parameters': training.parameters,
+    'dropout': config.model.get('dropout', 0),
+    'optimizer': config.optim.name,
+    'device': jax.devices()[0].device_kind,
+    'settings': settings
+    | {
+      'jax_matmul_precision': 'highest'
+      if config.model.dtype == 'float32'
+      else 'default',
+      'jax_memory_fraction': os.environ[_MEMORY] if device == 'cuda' else None,
+    },
+    'software': hardware.software() | torch_training.versions(),
+    'hardware': machine,
+    'agreement': agreement,
+    'best': min(
+      (name for name in timings if name != OURS),
+      key=lambda name: contestants[name]['summary']['p50'],
+    ),
+    'contestants': contestants,
+  }
+
+
+def format_table(result: dict[str, Any]) -> str:
+  """What `race` returned, as text of at most 100 columns."""
+  y, x = result['image_size']
+  exact, close = (result['agreement'][d] for d in ('float64', 'float32'))
+  lines = [
+    f'A training step beside PyTorch {result["software"]["torch"]}: '
+    f'{y}x{x}, batch {result["batch"]}, {result["dtype"]}, {result["device"]}',
+    f'gradients differ by {exact["gradient"]:.1e} of their norm in float64, '
+    f'{close["gradient"]:.1e} in float32',
+    f'before the race the machine had a load of '
+    f'{result["hardware"]["load_average"][0]:.1f} on '
+    f'{result["hardware"]["cores"]} cores: it should be idle',
+    '',
+    f'{"":26}{"first s":>8}{"p50 s":>9}{"MAD s":>9}'
+    f'{"ours / theirs":>15}  {"quartiles":13}{"range"}',
+  ]
+  for name, row in result['contestants'].items():
+    if row['error']:
+      lines.append(f'{name:26}did not run: {row["error"]}'[:100])
+      continue
+    s = row['summary']
+    line = f'{name:26}{row["first_call_s"]:8.2f}{s["p50"]:9.4f}{s["mad"]:9.4f}'
+    if name != OURS:
+      r = row['ratio']
+      quartiles = f'{r["q25"]:.3f}-{r["q75"]:.3f}'
+      line += f'{r["median"]:15.3f}  {quartiles:13}'
+      line += f'{r["min"]:.3f}-{r["max"]:.3f}'
+    lines.append(line)
+  best = result['contestants'][result['best']]['ratio']['median']
+  lines += [
+    '',
+    f'ours / best of PyTorch ({result["best"]}), {result["rounds"]} pairs: '
+    f'{best:.3f} (below 1: ours is faster)',
+  ]
+  return '\n'.join(lines)

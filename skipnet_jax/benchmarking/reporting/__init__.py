@@ -1,0 +1,1 @@
+"""The report of a benchmark: its schema, its tables, comparisons."""

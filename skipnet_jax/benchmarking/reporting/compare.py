@@ -1,0 +1,205 @@
+"""Two reports of one workload: what became slower, beyond the spread."""
+
+import dataclasses
+import math
+from typing import Any
+
+from skipnet_jax import config_identity
+from skipnet_jax import errors
+from skipnet_jax import tables
+
+Report = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What two reports say of one call.
+
+  Attributes:
+    row: that of the newer report.
+    old, new: median seconds; None where it failed.
+    ratio: new / old; None where either failed.
+    spread: of the ratio, relative; None likewise. See `spread`.
+    slower: the ratio is above 1 by more than the spread; or only the newer one
+      failed.
+    faster: the same the other way round.
+    single: one of the two was measured in a single process.
+  """
+
+  row: dict[str, Any]
+  old: float | None
+  new: float | None
+  ratio: float | None
+  spread: float | None
+  slower: bool
+  faster: bool
+  single: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """All rows of two reports.
+
+  Attributes:
+    rows: those in both, in the newer report's order.
+    only_old, only_new: rows that only one report has.
+    differences: fields of software, hardware and identity that differ, as
+      'name (old, now new)': what a ratio may come from.
+  """
+
+  rows: tuple[Row, ...]
+  only_old: tuple[dict[str, Any], ...]
+  only_new: tuple[dict[str, Any], ...]
+  differences: tuple[str, ...]
+
+  @property
+  def slower(self) -> bool:
+    """Whether any row is."""
+    return any(row.slower for row in self.rows)
+
+
+def compare(old: Report, new: Report) -> Comparison:
+  """Compares two reports row by row.
+
+  Args:
+    old, new: as `report.read` gives them.
+
+  Raises:
+    InputError: they are of different workloads, or one has a row twice.
+  """
+  changed = config_identity.differences(old['workload'], new['workload'])
+  if changed:
+    raise errors.InputError(
+      'The two reports are of different workloads: '
+      f'{", ".join(f"workload.{one}" for one in changed)}. Compare reports of '
+      'one workload.'
+    )
+  before, after = _by_key(old, 'older'), _by_key(new, 'newer')
+  return Comparison(
+    rows=tuple(
+      _compare_rows(before[key], row)
+      for key, row in after.items()
+      if key in before
+    ),
+    only_old=tuple(row for key, row in before.items() if key not in after),
+    only_new=tuple(row for key, row in after.items() if key not in before),
+    differences=tuple(
+      f'{section}.{one}'
+      for section, fields in _CIRCUMSTANCES.items()
+      for one in config_identity.differences(
+        {name: old[section][name] for name in fields or old[section]},
+        {name: new[section][name] for name in fields or new[section]},
+      )
+    ),
+  )
+
+
+# What may explain a ratio; None: every field of that section.
+_CIRCUMSTANCES = {
+  'identity': ('config_hash', 'git'),
+  'software': None,
+  'hardware': (
+    'platform',
+    'device_kind',
+    'device_memory_bytes',
+    'cpu',
+    'cores',
+    'memory_bytes',
+  ),
+}
+
+
+def spread(row: dict[str, Any]) -> float:
+  """How far a row's median may be off, relative to it.
+
+  The root of the sum of squares of two parts: the range of the medians of its
+  processes (0 for a single one), and the median absolute deviation of all
+  calls. docs/benchmark_report.md says how often chance exceeds it.
+  """
+  timing = row['timing']
+  medians = row['process_p50']
+  between = max(medians) - min(medians) if medians else 0.0
+  return math.hypot(between, timing['mad']) / timing['p50']
+
+
+def _by_key(report: Report, which: str) -> dict[tuple, dict[str, Any]]:
+  rows: dict[tuple, dict[str, Any]] = {}
+  for row in report['results']:
+    key = tuple(row[name] for name in tables.KEY)
+    if key in rows:
+      raise errors.InputError(
+        f'The {which} report has the row {" ".join(map(str, key))} twice: '
+        'measure it once in a report.'
+      )
+    rows[key] = row
+  return rows
+
+
+def _compare_rows(old: dict[str, Any], new: dict[str, Any]) -> Row:
+  was, now = _median(old), _median(new)
+  single = min(old['processes'], new['processes']) < 2
+  if was is None or now is None:
+    slower, faster = was is not None, now is not None
+    return Row(new, was, now, None, None, slower, faster, single=False)
+  ratio = now / was
+  off = math.hypot(spread(old), spread(new))
+  slower, faster = ratio > 1 + off, 1 / ratio > 1 + off
+  return Row(new, was, now, ratio, off, slower, faster, single)
+
+
+def _median(row: dict[str, Any]) -> float | None:
+  return None if row['error'] is not None else row['timing']['p50']
+
+
+def format(comparison: Comparison) -> str:
+  """The comparison for the terminal, in at most 100 columns."""
+  heads = (
+    *tables.KEY_HEADS,
+    'old ms',
+    'new ms',
+    'new/old',
+    '+-%',
+    'verdict',
+  )
+  lines = []
+  if comparison.differences:
+    lines += tables.paragraph(
+      f'What differs: {"; ".join(comparison.differences)}.', 2
+    )
+    lines.append('')
+  lines += tables.layout(heads, [_cells(row) for row in comparison.rows])
+  for name, rows in (
+    ('older', comparison.only_old),
+    ('newer', comparison.only_new),
+  ):
+    for row in rows:
+      cells = ' '.join(tables.key_cells(row))
+      lines.append(f'Only in the {name} report: {cells}')
+  counts = {
+    word: sum(getattr(row, word) for row in comparison.rows)
+    for word in ('slower', 'faster')
+  }
+  lines.append(
+    f'{len(comparison.rows)} rows in both: {counts["slower"]} slower, '
+    f'{counts["faster"]} faster, by more than the spread.'
+  )
+  if any(row.single for row in comparison.rows):
+    lines += tables.paragraph(
+      'A row measured in a single process shows nothing of what differs '
+      'between processes: its spread is too small. Measure in three or more.'
+    )
+  return '\n'.join(lines)
+
+
+def _cells(row: Row) -> list[str]:
+  failed = [
+    'failed' if value is None else tables.number(value, 1e-3)
+    for value in (row.old, row.new)
+  ]
+  return [
+    *tables.key_cells(row.row),
+    *failed,
+    '' if row.ratio is None else f'{row.ratio:.3f}',
+    '' if row.spread is None else f'{100 * row.spread:.1f}',
+    'slower' if row.slower else 'faster' if row.faster else '',
+  ]

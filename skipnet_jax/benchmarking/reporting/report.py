@@ -1,0 +1,275 @@
+"""A benchmark's report: JSON, the raw times beside it as CSV, and as text."""
+
+from collections.abc import Callable, Iterable
+import csv
+import json
+import os
+import pathlib
+from typing import Any
+
+from skipnet_jax import errors
+from skipnet_jax import tables
+from skipnet_jax.benchmarking.reporting import schema
+from skipnet_jax.runs import workdir
+
+Report = dict[str, Any]
+check = schema.check
+# Row of the results, process, repetition, seconds.
+RAW_HEADS = ('row', 'process', 'repetition', 'seconds')
+
+number = tables.number
+
+
+def check_output(path: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
+  """Refuses, before any work, a file that could not be written after it.
+
+  Raises:
+    InputError: its name does not end in .json, there is no folder for it, or it
+      exists and is not to be replaced.
+  """
+  path = pathlib.Path(path)
+  if path.suffix != '.json':
+    raise errors.InputError(
+      f'The report {path} cannot be written: its name must end in .json (the '
+      'raw times go beside it, as .csv).'
+    )
+  if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    raise errors.InputError(
+      f'The folder {path.parent} of the report is missing or cannot be '
+      'written: make it, or choose another.'
+    )
+  if path.exists() and not overwrite:
+    raise errors.InputError(
+      f'{path} exists; choose another name or pass --overwrite.'
+    )
+  return path
+
+
+def write(
+  path: str | os.PathLike,
+  report: Report,
+  raw: Iterable[tuple[int, int, int, float]],
+) -> None:
+  """Writes a report, and the raw times beside it with the ending .csv.
+
+  Args:
+    path: the JSON file.
+    report: as in docs/benchmark_report.md.
+    raw: each timed call: place in the results, process, repetition (all from
+      0), seconds.
+
+  Raises:
+    InputError: as `check` and `check_output`.
+  """
+  path = check_output(path, overwrite=True)
+  check(report)
+  workdir.write_json(path, report)
+  with path.with_suffix('.csv').open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(RAW_HEADS)
+    writer.writerows(raw)
+
+
+def read(path: str | os.PathLike) -> Report:
+  """Reads what `write` wrote.
+
+  Raises:
+    InputError: there is no such file, or it is no report of this version.
+  """
+  try:
+    report = json.loads(pathlib.Path(path).read_text())
+  except (OSError, ValueError) as e:
+    raise errors.InputError(
+      f'{path} cannot be read ({type(e).__name__}): give a report that '
+      'python -m skipnet_jax.benchmark wrote.'
+    ) from e
+  try:
+    check(report)
+  except errors.InputError as e:
+    raise errors.InputError(f'{path} is no report: {e}') from e
+  return report
+
+
+def format_table(report: Report) -> str:
+  """The report for the terminal, in at most 100 columns."""
+  rows = sorted(report['results'], key=lambda r: schema.CALLS.index(r['call']))
+  good = [row for row in rows if row['error'] is None]
+  lines = [
+    *_header(report),
+    '',
+    *_grouped(rows, _SPEED),
+    *_failures(rows),
+    *_speed_notes(good),
+  ]
+  compiled = [row for row in good if row['compile']]
+  if compiled:
+    lines += ['', *_grouped(compiled, _COMPILE), *_COMPILE_NOTES]
+  if report['scaling']:
+    lines += ['', *_scaling(report['scaling'])]
+  return '\n'.join(lines)
+
+
+def _header(report: Report) -> list[str]:
+  identity, workload = report['identity'], report['workload']
+  software, hardware = report['software'], report['hardware']
+  first = report['results'][0] if report['results'] else {'hosts': 1}
+  parts = {
+    'benchmark': (
+      f'{identity["experiment"]}, config {identity["config_hash"]}, git '
+      f'{identity["git"]}'
+    ),
+    'workload': (
+      f'{workload["model"]}, {workload["parameters"]:,} parameters, '
+      f'{workload["convolutions"]} convolutions, '
+      f'{"x".join(map(str, workload["image_size"]))} pixels, '
+      f'{workload["loss"]}, {workload["optimizer"]}; {workload["dataset"]}'
+    ),
+    'devices': (
+      f'{hardware["device_count"]} x {hardware["device_kind"]} '
+      f'({hardware["platform"]}'
+      + _maybe(hardware['device_memory_bytes'], ', {} GB each for JAX', 1e9)
+      + (f', {first["hosts"]} processes)' if first['hosts'] > 1 else ')')
+    ),
+    'host': (
+      f'{hardware["cpu"]}, {hardware["cores"]} cores, '
+      f'{number(hardware["memory_bytes"], 1e9)} GB, load '
+      + ' '.join(f'{load:.2f}' for load in hardware['load_average'])
+    ),
+    'software': ', '.join(
+      f'{name} {software[name]}'
+      for name in ('python', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+    )
+    + (f', {software["plugin"]}' if software['plugin'] else '')
+    + ''.join(
+      f', {name} {software[key]}'
+      for key, name in _NVIDIA.items()
+      if software[key]
+    ),
+    'XLA_FLAGS': software['xla_flags'],
+    'GLIBC_TUNABLES': software['glibc_tunables'],
+    'command': identity['command'],
+    'date': f'{identity["date"]}, {number(identity["seconds"])} s',
+  }
+  return [
+    line
+    for name, text in parts.items()
+    if text
+    for line in tables.paragraph(f'{name:<16}{text}', 16)
+  ]
+
+
+_NVIDIA = {'driver': 'driver', 'cuda': 'CUDA', 'cudnn': 'cuDNN'}
+
+
+def _maybe(value: float | None, text: str, scale: float) -> str:
+  return '' if value is None else text.format(number(value, scale))
+
+
+def _percent(value: float | None) -> str:
+  return '' if value is None else number(100 * value)
+
+
+# Heading to the figure of a row that did not fail.
+_SPEED: dict[str, Callable[[dict[str, Any]], str]] = {
+  'ms p50': lambda r: number(r['timing']['p50'], 1e-3),
+  '+-MAD': lambda r: number(r['timing']['mad'], 1e-3),
+  'img/s': lambda r: number(r['images_per_second']),
+  '/dev': lambda r: (
+    number(r['images_per_second_per_device']) if r['devices'] > 1 else ''
+  ),
+  'TFLOP/s': lambda r: number(r['tflops']),
+  'MFU%': lambda r: _percent(r['mfu']),
+  'roof%': lambda r: _percent(r['roofline'] and r['roofline']['fraction']),
+  'GB': lambda r: number(r['memory']['peak_bytes'], 1e9),
+  'J/img': lambda r: number(r['energy'] and r['energy']['joules_per_image']),
+}
+_COMPILE: dict[str, Callable[[dict[str, Any]], str]] = {
+  'trace': lambda r: number(r['compile']['trace_s']),
+  'lower': lambda r: number(r['compile']['lower_s']),
+  'compile': lambda r: number(r['compile']['compile_s']),
+  'warm': lambda r: number(r['compile']['warm_compile_s']),
+  'HLO': lambda r: number(r['compile']['hlo_instructions']),
+  'HLO TF': lambda r: number(r['hlo_flops'], 1e12),
+  'model TF': lambda r: number(r['model_flops'], 1e12),
+  'plan GB': lambda r: number(r['memory']['predicted_bytes'], 1e9),
+}
+_COMPILE_NOTES = tables.paragraph(
+  'trace, lower, compile: seconds, without a cached executable; warm: compile '
+  "from the persistent cache. HLO: instructions of one device's program, HLO "
+  'TF its 1e12 FLOPs as XLA counts them, plan GB its memory by plan; model TF: '
+  '1e12 FLOPs of the whole call by formula.'
+)
+
+
+def _grouped(
+  rows: list[dict[str, Any]], columns: dict[str, Callable]
+) -> list[str]:
+  """A table with a line for each row, under the call that it measured."""
+  if not rows:
+    return []
+  cells = []
+  for row in rows:
+    if row['error'] is None:
+      figures = [show(row) for show in columns.values()]
+    else:
+      figures = ['failed', *[''] * (len(columns) - 1)]
+    cells.append(tables.key_cells(row)[1:] + figures)
+  heads = [*tables.KEY_HEADS[1:], *columns]
+  head, rule, *body = tables.layout(heads, cells)
+  lines, call = [head, rule], None
+  for row, line in zip(rows, body, strict=True):
+    if row['call'] != call:
+      call = row['call']
+      lines.append(f'{call}:')
+    lines.append(line)
+  return lines
+
+
+def _failures(rows: list[dict[str, Any]]) -> list[str]:
+  return [
+    line
+    for row in rows
+    if row['error'] is not None
+    for line in tables.paragraph(
+      f'failed: {" ".join(tables.key_cells(row))}: {row["error"]}', 2
+    )
+  ]
+
+
+def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
+  if not rows:
+    return []
+  counts = sorted({(row['processes'], row['timing']['n']) for row in rows})
+  notes = [
+    'Each: '
+    + '; '.join(f'{n} calls in {p} process(es)' for p, n in counts)
+    + ', waited for one by one; img/s = batch / mean seconds.'
+  ]
+  peaks = [row['mfu_peak'] for row in rows if row['mfu_peak']]
+  notes += [
+    f'MFU: of {number(p["tflops"])} TFLOP/s, {p["source"]}.' for p in peaks
+  ]
+  notes += [f'No MFU: {row["mfu_reason"]}' for row in rows if row['mfu_reason']]
+  if any(row['roofline'] for row in rows):
+    notes.append(
+      'roof: the least time that the FLOPs and bytes must take here, over the '
+      'mean.'
+    )
+  return [
+    line for note in dict.fromkeys(notes) for line in tables.paragraph(note)
+  ]
+
+
+def _scaling(entries: list[dict[str, Any]]) -> list[str]:
+  return tables.layout(
+    ('scaling', *tables.KEY_HEADS, 'img/s', 'efficiency%'),
+    [
+      (
+        entry['kind'],
+        *tables.key_cells(entry),
+        number(entry['images_per_second']),
+        _percent(entry['efficiency']),
+      )
+      for entry in entries
+    ],
+  )

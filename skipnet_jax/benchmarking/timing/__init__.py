@@ -1,0 +1,1 @@
+"""What is measured: times, power, work, and the limits of both."""

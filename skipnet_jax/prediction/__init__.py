@@ -1,0 +1,1 @@
+"""An image in, a map out: slices and stacks of any size."""

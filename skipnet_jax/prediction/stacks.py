@@ -1,0 +1,111 @@
+"""Whole stacks from file to file, predicted slice by slice."""
+
+from collections.abc import Callable
+import contextlib
+import functools
+import os
+import pathlib
+import sys
+
+import numpy as np
+import tqdm
+
+from skipnet_jax import errors
+from skipnet_jax.data import sources
+from skipnet_jax.data import stack_folder
+from skipnet_jax.data import volume
+from skipnet_jax.prediction import inference
+from skipnet_jax.scores import thinning
+
+
+def progress(total: int, unit: str) -> tqdm.tqdm:
+  """A bar on standard error; nothing unless that is a terminal."""
+  return tqdm.tqdm(
+    total=total, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty()
+  )
+
+
+def predict_stack(
+  predictor: inference.Predictor,
+  source: stack_folder.StackReader,
+  output: str | os.PathLike,
+  *,
+  std_output: str | os.PathLike | None = None,
+  segmentation: str | os.PathLike | None = None,
+  threshold: float = 0.5,
+  tile: int = 0,
+  overlap: int | None = None,
+  overwrite: bool = False,
+  say: Callable[[str], None] = lambda _: None,
+) -> None:
+  """Predicts a stack of any size; memory does not grow with its slices.
+
+  The files take their names when all slices are done, with the resolution and
+  the axes of the source.
+
+  Args:
+    predictor: what to average.
+    source: an open stack.
+    output: TIFF of probabilities, float32, 1 inside a cell, 0 on membranes.
+    std_output: TIFF of their standard deviations, float32.
+    segmentation: TIFF of labels, uint32: regions of `thinning.thin_borders`
+      from 1 up in every slice, 0 on their borders.
+    threshold: a pixel is inside where its probability is above.
+    tile: see `Predictor.tiling`.
+    overlap: see `Predictor.tiling`.
+    overwrite: whether files that exist may be replaced.
+    say: told about tiles that overlap by less than the network sees.
+
+  Raises:
+    InputError: files that cannot be read or written, a tile or a threshold
+      that does not fit, pixels that are not finite, fewer slices than the
+      network looks at; before anything is compiled.
+  """
+  if not 0 <= threshold <= 1:
+    raise errors.InputError(
+      f'--threshold is {threshold:g}; it must be in 0..1, as probabilities are.'
+    )
+  if len(source) < predictor.slices:
+    raise errors.InputError(
+      f'{source.path} has {len(source)} slice(s), but the network looks at '
+      f'{predictor.slices} at a time: give a larger stack.'
+    )
+  paths = [p for p in (output, std_output, segmentation) if p]
+  places = [pathlib.Path(p).resolve() for p in (source.path, *paths)]
+  for name, place in zip(paths, places[1:], strict=True):
+    if places.count(place) > 1:
+      raise errors.InputError(
+        f'{name} is named twice among the input and the outputs: give every '
+        'file a name of its own.'
+      )
+  with contextlib.ExitStack() as stack:
+
+    def writer(path, dtype):
+      return stack.enter_context(
+        volume.StackWriter(
+          path, source.shape, dtype, source.metadata, overwrite
+        )
+      )
+
+    mean_out = writer(output, 'float32')
+    std_out = writer(std_output, 'float32') if std_output else None
+    labels_out = writer(segmentation, 'uint32') if segmentation else None
+    for z, page in enumerate(source):
+      volume.check_finite(page, str(source.path), z)
+    size = source.shape[1:]
+    tiling = predictor.tiling(size, tile, overlap, say)
+    each = len(tiling.starts(size)) * predictor.count
+    bar = stack.enter_context(progress(len(source) * each, 'prediction'))
+    # Neighbours are wanted again by the next slice.
+    read = functools.lru_cache(predictor.slices)(source.read)
+    for z in range(len(source)):
+      around = sources.neighbours(np.asarray(z), len(source), predictor.slices)
+      pages = np.stack([read(int(i)) for i in around])
+      mean, std = predictor(pages, tiling, bar.update)
+      mean_out.write(mean)
+      if std_out:
+        std_out.write(std)
+      if labels_out:
+        # In float64, or the last threshold would round to 1.
+        inside = mean.astype(np.float64) > threshold
+        labels_out.write(thinning.thin_borders(inside).astype(np.uint32))

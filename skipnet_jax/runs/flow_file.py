@@ -1,0 +1,81 @@
+"""`gradient_flow.npz`: what each epoch did to each kernel."""
+
+from collections.abc import Callable, Sequence
+import pathlib
+import zipfile
+
+import numpy as np
+
+from skipnet_jax.step import telemetry
+
+
+def read(
+  path: pathlib.Path,
+) -> tuple[list[str], dict[str, np.ndarray]]:
+  """Layers and quantities of a `gradient_flow.npz`, see `FlowFile`.
+
+  Raises:
+    OSError, ValueError, KeyError, BadZipFile: a missing or damaged file.
+  """
+  # Opened here: of a damaged file, numpy would leave its own open.
+  with path.open('rb') as f, np.load(f, allow_pickle=False) as file:
+    return [str(name) for name in file['layers']], {
+      q: file[q] for q in telemetry.QUANTITIES
+    }
+
+
+class FlowFile:
+  """`gradient_flow.npz` of a run.
+
+  It holds `layers` `[l]` str in forward order and, `[epochs, l]` float32,
+  `net_change` and the quantities of `telemetry.STEP_QUANTITIES`; NaN for an epoch whose
+  record was lost.
+
+  Args:
+    path: the file.
+    names: layers in forward order.
+    epochs: epochs done; later records are dropped.
+    warn: told of a file that is lost or damaged.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    names: Sequence[str],
+    epochs: int,
+    warn: Callable[[str], None],
+  ):
+    self._path = path
+    self._names = list(names)
+    self._table = {
+      q: np.full((epochs, len(names)), np.nan, np.float32) for q in telemetry.QUANTITIES
+    }
+    if not epochs:
+      return
+    try:
+      layers, old = read(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+      # Those epochs stay NaN, which the report shows as gaps.
+      warn(
+        f'{path.name} is lost or damaged: its epochs up to {epochs} are gone.'
+      )
+      return
+    if layers == self._names:
+      for q, rows in self._table.items():
+        kept = old[q][:epochs]
+        rows[: len(kept)] = kept
+
+  def append(self, change: np.ndarray, flow: np.ndarray) -> None:
+    """Adds an epoch and replaces the file.
+
+    Args:
+      change: from `telemetry.net_change`.
+      flow: from `telemetry.step_flow`, averaged over the epoch's steps.
+    """
+    for q, row in zip(self._table, (change, *flow), strict=True):
+      self._table[q] = np.vstack([self._table[q], row]).astype(np.float32)
+    replacement = self._path.with_suffix('.tmp')
+    with replacement.open('wb') as file:
+      # Not compressed: it is written anew each epoch, and is mostly noise.
+      np.savez(file, layers=np.asarray(self._names), **self._table)
+    replacement.replace(self._path)

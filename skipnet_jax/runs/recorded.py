@@ -1,0 +1,178 @@
+"""Runs that were recorded while they trained, and whether they compare."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+import zipfile
+
+import ml_collections
+import numpy as np
+
+from skipnet_jax import config_identity
+from skipnet_jax import errors
+from skipnet_jax.runs import run_log
+from skipnet_jax.runs import flow_file
+from skipnet_jax.step import telemetry
+from skipnet_jax.runs import workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRun:
+  """What a run's folder tells without its checkpoints.
+
+  Attributes:
+    name: of its panels and lines.
+    path: the run's folder.
+    config: its config.
+    dataset: name and fingerprint of what it was trained on.
+    environment: devices, versions, command and date.
+    records: one dict an epoch, see metrics.jsonl.
+    summary: scores of the best checkpoint; {} for a run that is not finished.
+    layers: convolutions in forward order, `l` names.
+    flow: quantity of `telemetry.QUANTITIES` to `[epochs, l]` float32; NaN
+      where a record was lost.
+  """
+
+  name: str
+  path: pathlib.Path
+  config: ml_collections.ConfigDict
+  dataset: dict[str, str]
+  environment: dict[str, Any]
+  records: list[dict[str, Any]]
+  summary: dict[str, Any]
+  layers: tuple[str, ...]
+  flow: dict[str, np.ndarray]
+
+  @property
+  def epochs(self) -> int:
+    """Epochs that were recorded."""
+    return len(self.flow['net_change'])
+
+  def curve(self, name: str) -> np.ndarray:
+    """One number of each epoch's record, such as 'valid_loss', `[epochs]`."""
+    return np.array([record[name] for record in self.records], np.float64)
+
+
+def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
+  """Reads a run's records.
+
+  Args:
+    path: the run's folder.
+    name: of its panels and lines; by default the folder's name.
+
+  Raises:
+    InputError: the folder is no run's, or has no gradient flow to show.
+  """
+  path = pathlib.Path(path)
+  config = workdir.read_config(path)
+  file = path / 'gradient_flow.npz'
+  try:
+    layers, flow = flow_file.read(file)
+  except FileNotFoundError as e:
+    raise errors.InputError(
+      f'{path} has no gradient_flow.npz, so no epoch of it was recorded: '
+      'train it on by its own command, or name another run.'
+    ) from e
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    raise errors.InputError(
+      f'{file} is damaged ({type(e).__name__}): name another run, or train '
+      'this one anew in another --workdir.'
+    ) from e
+  try:
+    records = run_log.read_records(path / 'metrics.jsonl')
+  except (OSError, json.JSONDecodeError) as e:
+    raise errors.InputError(
+      f'{path}/metrics.jsonl is missing or damaged ({type(e).__name__}): train '
+      'the run on by its own command, or name another.'
+    ) from e
+  epochs = min(len(flow['net_change']), len(records))
+  if not epochs:
+    raise errors.InputError(
+      f'{path} stopped after 0 epochs, so there is nothing to show: train it '
+      'on by its own command.'
+    )
+  return RecordedRun(
+    name=name or path.resolve().name,
+    path=path,
+    config=config,
+    dataset=workdir.read_dataset(path),
+    environment=_read(path / 'environment.json'),
+    records=records[:epochs],
+    summary=_read(path / 'summary.json'),
+    layers=tuple(layers),
+    flow={q: rows[:epochs] for q, rows in flow.items()},
+  )
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """A file that a run need not have; {} where it is missing or damaged."""
+  try:
+    return json.loads(path.read_text())
+  except (OSError, json.JSONDecodeError):
+    return {}
+
+
+def open_runs(
+  paths: Sequence[str | os.PathLike], *, allow_differences: bool = False
+) -> list[RecordedRun]:
+  """Reads runs that are to be compared.
+
+  Networks (the config's `model`) may differ; everything else must not.
+
+  Args:
+    paths: folders of at least two runs.
+    allow_differences: whether the rest may differ too.
+
+  Raises:
+    InputError: fewer than two runs, one named twice, one that cannot be read,
+      or runs that differ in more than their networks.
+  """
+  folders = [pathlib.Path(path) for path in paths]
+  if len(folders) < 2:
+    raise errors.InputError(
+      f'--runs names {len(folders) or "no"} run'
+      f'{f" ({folders[0]})" if folders else ""}; a comparison needs two or '
+      'more, separated by commas.'
+    )
+  places = [folder.resolve() for folder in folders]
+  for folder, place in zip(folders, places, strict=True):
+    if places.count(place) > 1:
+      raise errors.InputError(f'--runs names {folder} twice: leave one out.')
+  names = [place.name for place in places]
+  found = [
+    open_run(folder, name if names.count(name) == 1 else str(folder))
+    for folder, name in zip(folders, names, strict=True)
+  ]
+  if not allow_differences:
+    for other in found[1:]:
+      _check_alike(found[0], other)
+  return found
+
+
+def _check_alike(first: RecordedRun, other: RecordedRun) -> None:
+  pair = f'{first.path} and {other.path}'
+  remedy = 'compare others, or pass --allow_differences.'
+  if first.dataset != other.dataset:
+    a, b = first.dataset, other.dataset
+    raise errors.InputError(
+      f'{pair} were trained on different data sets, {a["name"]} '
+      f'({a["fingerprint"]}) and {b["name"]} ({b["fingerprint"]}): {remedy}'
+    )
+  a, b = (
+    {
+      name: value
+      for name, value in config_identity.identity(run.config).items()
+      if not name.startswith('model.') and name != 'experiment'
+    }
+    | {'epochs recorded': run.epochs}
+    for run in (first, other)
+  )
+  changed = config_identity.differences(a, b)
+  if changed:
+    raise errors.InputError(
+      f'{pair} differ in more than their networks: '
+      f'{", ".join(changed).replace(", now ", " and ")}: {remedy}'
+    )

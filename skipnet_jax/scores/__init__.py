@@ -1,0 +1,1 @@
+"""The challenge's scores: numpy and numba alone."""

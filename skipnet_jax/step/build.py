@@ -1,0 +1,173 @@
+"""All that the training of a config is made of, built in one place.
+
+Whatever trains, times, compiles ahead of time, races or analyses a config takes
+its step from here, so that all of them speak of the same step.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import json
+
+import flax.linen as nn
+import ml_collections
+import optax
+
+from skipnet_jax import models
+from skipnet_jax.models import layer_table
+from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.step import step as step_lib
+
+ConfigDict = ml_collections.ConfigDict
+# Trainings kept for configs that come again in a process.
+_KEPT = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+  """The parts of one config's training; each is made when it is first read.
+
+  Attributes:
+    model: the network, for the mapped axis where there is one.
+    optimizer: applies L2 and the schedule itself.
+    schedule: learning rate by the number of updates.
+    loss: sums over pixels, and their value.
+    terms: what auxiliary outputs and a discriminator add to the loss.
+    window: sides y and x of an example, in pixels.
+    l2: coefficient of the reported L2 term.
+    axis_name: mapped axis of a pmapped call, or None.
+    record: whether a training step records what each kernel did.
+  """
+
+  model: nn.Module
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  loss: losses.Loss
+  terms: losses.Terms
+  window: tuple[int, int]
+  l2: float
+  axis_name: str | None
+  record: bool
+
+  @functools.cached_property
+  def table(self) -> tuple[layer_table.Layer, ...]:
+    """The layers that a prediction calls, in order, for one image."""
+    shape = models.input_shape(self.model, self.window)
+    return tuple(layer_table.layer_table(models.unrolled(self.model), shape))
+
+  @functools.cached_property
+  def judge(self) -> tuple[layer_table.Layer, ...]:
+    """The layers of a discriminator, for one image and its two judgements."""
+    if not getattr(self.model, 'adversarial', False):
+      return ()
+    shape = models.input_shape(self.model, self.window)
+    rows = layer_table.layer_table(self.model, shape, label=True)
+    predicts = {row.name for row in self.table}
+    return tuple(row for row in rows if row.name not in predicts)
+
+  @functools.cached_property
+  def kernels(self) -> tuple[str, ...]:
+    """Names of the layers with a kernel, in call order."""
+    return tuple(row.name for row in self.table if row.flops)
+
+  @functools.cached_property
+  def parameters(self) -> int:
+    """Number of trainable parameters, those of a discriminator included."""
+    return state_lib.parameter_count(self.abstract_state.params)
+
+  @functools.cached_property
+  def abstract_state(self) -> state_lib.TrainState:
+    """Shapes and dtypes of the state on one device; computes nothing."""
+    return state_lib.abstract_state(self.model, self.optimizer)
+
+  @functools.cached_property
+  def train_step(self) -> step_lib.Step:
+    """`(state, batch) -> (state, metrics)`, see `step.make_train_step`."""
+    return step_lib.make_train_step(
+      self.model,
+      self.optimizer,
+      self.loss,
+      l2=self.l2,
+      record=self.kernels if self.record else (),
+      axis_name=self.axis_name,
+      terms=self.terms,
+    )
+
+  @functools.cached_property
+  def eval_step(self) -> Callable:
+    """`(state, batch) -> metrics`, see `step.make_eval_step`."""
+    return step_lib.make_eval_step(
+      self.model, self.loss, l2=self.l2, axis_name=self.axis_name
+    )
+
+  def create_state(self, seed: int) -> state_lib.TrainState:
+    """The state before the first step, a pure function of the run's seed."""
+    return state_lib.create_state(self.model, self.optimizer, seed)
+
+
+def build(
+  config: ConfigDict,
+  window: Sequence[int],
+  steps_per_epoch: int,
+  axis_name: str | None = None,
+  *,
+  record: bool = True,
+) -> Training:
+  """Builds what a config's training is made of; compiles nothing.
+
+  Equal settings give the same object while it is kept: JAX knows a function
+  by its identity, so that another run of the same network in this process
+  traces and compiles nothing again.
+
+  Args:
+    config: a validated config; its model, optim and train sections are read.
+    window: sides y and x of an example, in pixels.
+    steps_per_epoch: batches in an epoch, by which schedules count.
+    axis_name: mapped axis of a pmapped call, or None.
+    record: whether a training step records what each kernel did.
+
+  Raises:
+    InputError: a network that cannot be built, or a window it cannot take.
+  """
+  sections = json.loads(config.to_json())
+  optim_, train = sections['optim'], sections['train']
+  settings = {
+    'model': sections['model'],
+    'optim': optim_,
+    'train': {
+      name: train[name]
+      for name in ('loss', 'auxiliary', 'auxiliary_at', 'adversarial')
+    },
+    # A constant rate is the same however long the run is.
+    'epochs': 0 if optim_['schedule'] == 'constant' else train['epochs'],
+  }
+  text = json.dumps(settings, sort_keys=True)
+  y, x = window
+  found = _build(text, (y, x), steps_per_epoch, axis_name, record)
+  found.model.check_size(found.window)
+  return found
+
+
+@functools.lru_cache(_KEPT)
+def _build(
+  settings: str,
+  window: tuple[int, int],
+  steps_per_epoch: int,
+  axis_name: str | None,
+  record: bool,
+) -> Training:
+  c = ConfigDict(json.loads(settings))
+  schedule = optim.make_schedule(c.optim, steps_per_epoch, c.epochs)
+  return Training(
+    model=models.build_model(c.model, axis_name),
+    optimizer=optim.make_optimizer(c.optim, schedule),
+    schedule=schedule,
+    loss=losses.LOSSES[c.train.loss],
+    terms=losses.make_terms(c.train, steps_per_epoch),
+    window=window,
+    l2=c.optim.l2,
+    axis_name=axis_name,
+    record=record,
+  )

@@ -1,0 +1,119 @@
+"""A step together with its data, as one compiled call."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import step as step_lib
+from skipnet_jax.step import telemetry
+
+Arrays = dict[str, Any]
+Pipeline = pipeline_lib.Pipeline
+Parallel = parallel_lib.Parallel
+
+# Equal arguments give the same call, which JAX compiles once in a process. Few
+# are kept: on a CPU a program takes two memory mappings a kernel, some 10,000
+# for 140 convolutions, and Linux gives a process 65,530.
+_kept = functools.lru_cache(2)
+
+
+@_kept
+def make_train_call(
+  step: step_lib.Step, pipeline: Pipeline, parallel: Parallel, steps: int
+) -> Callable[[step_lib.TrainState, Arrays], Any]:
+  """Compiles `(state, data) -> (state, metrics)` for several steps.
+
+  Args:
+    step: from `build.Training`.
+    pipeline: makes each step's batch from the data set on the device.
+    parallel: where to run.
+    steps: steps in one call, by `lax.scan` if more than one; their metrics are
+      summed.
+  """
+
+  def one(state, data):
+    plan = parallel.divide(pipeline.plan(state.key, state.step))
+    raw = pipeline.read(data, plan)
+    batch = parallel.constrain(pipeline.train_batch(raw, plan['key']))
+    return step(state, batch)
+
+  def many(state, data):
+    state, metrics = lax.scan(lambda s, _: one(s, data), state, length=steps)
+    return state, jax.tree.map(lambda m: jnp.sum(m, axis=0), metrics)
+
+  return parallel.compile(one if steps == 1 else many, donate=True)
+
+
+@_kept
+def make_step_call(
+  step: step_lib.Step, parallel: Parallel
+) -> Callable[[step_lib.TrainState, Arrays], Any]:
+  """Compiles `(state, batch) -> (state, metrics)` for a batch on the devices.
+
+  Args:
+    step: from `build.Training`.
+    parallel: where to run.
+  """
+  return parallel.compile(
+    lambda state, batch: step(state, parallel.constrain(batch)), donate=True
+  )
+
+
+@_kept
+def make_host_train_call(
+  step: step_lib.Step, pipeline: Pipeline, parallel: Parallel
+) -> Callable[[step_lib.TrainState, tuple[Arrays, Any]], Any]:
+  """The same for one step whose raw windows come from the host.
+
+  The second argument is the windows as `Pipeline.read` gives them and the data
+  of the plan's keys, both placed by `Parallel.place_batch`.
+  """
+
+  def one(state, fed):
+    raw, words = fed
+    batch = pipeline.train_batch(raw, jax.random.wrap_key_data(words))
+    return step(state, parallel.constrain(batch))
+
+  return parallel.compile(one, donate=True)
+
+
+def make_eval_call(
+  step: Callable, pipeline: Pipeline, parallel: Parallel
+) -> Callable[[step_lib.TrainState, Arrays, Any], Any]:
+  """Compiles `(state, raw, seen) -> metrics` for one evaluation batch."""
+  # What becomes of raw windows depends on no split and no batch size.
+  any_split = dataclasses.replace(pipeline, train=(), valid=(), batch_size=1)
+  return _eval_call(step, any_split, parallel)
+
+
+@_kept
+def _eval_call(step, pipeline, parallel):
+  def call(state, raw, seen):
+    return step(state, parallel.constrain(pipeline.eval_batch(raw, seen)))
+
+  return parallel.compile(call)
+
+
+@_kept
+def make_kernel_calls(
+  names: tuple[str, ...], parallel: Parallel
+) -> tuple[Callable[[Any], list[jax.Array]], Callable[[Any, Any], jax.Array]]:
+  """Compiles `params -> kernels` and `(kernels, params) -> net change`.
+
+  Args:
+    names: layers, in order; see `telemetry.kernels` and `net_change`.
+    parallel: where to run.
+  """
+  return (
+    parallel.compile(lambda params: telemetry.kernels(names, params)),
+    parallel.compile(
+      lambda before, params: telemetry.net_change(names, before, params)
+    ),
+  )

@@ -1,0 +1,187 @@
+"""One pure training step and one pure evaluation step.
+
+`(state, batch) -> (state, metrics)`. Metrics are sums with counts; whoever
+writes them divides. The three ways to run a step are in `parallel`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from skipnet_jax import streams
+from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.step import telemetry
+
+TrainState = state_lib.TrainState
+Batch = losses.Batch
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  loss: losses.Loss,
+  *,
+  l2: float = 0.0,
+  record: Sequence[str] = (),
+  axis_name: str | None = None,
+  terms: losses.Terms = losses.NO_TERMS,
+) -> Step:
+  """Makes the training step.
+
+  A step whose loss or gradient is not finite changes nothing, so that the state
+  stays at the step that failed.
+
+  Args:
+    model: maps image `[b, y, x, slices]` to outputs.
+    optimizer: applies L2 itself, see `optim.make_optimizer`.
+    loss: see `losses.Loss`.
+    l2: coefficient by which the L2 term is reported.
+    record: layers whose kernels' changes are recorded.
+    axis_name: mapped axis of a pmapped call: sums and gradients go over all of
+      its devices.
+    terms: what auxiliary and judged outputs add to the loss.
+
+  Returns:
+    `(state, batch) -> (state, metrics)`. Metrics, float32 scalars to be summed:
+    loss (without L2), l2, grad_norm, steps (divide these three by it); bce,
+    correct, pixels; nonfinite (1 for a step that was refused). With `record`
+    also flow `[4, layers]`, see `telemetry.step_flow`; `part/<name>` as
+    `losses.training_value` names them, to be divided by steps too.
+  """
+  adversarial = getattr(model, 'adversarial', False)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    rngs = {'dropout': streams.key_at(state.key, 'dropout', state.step)}
+
+    def objective(params):
+      outputs, updated = model.apply(
+        {'params': params, 'batch_stats': state.batch_stats},
+        batch['image'],
+        train=True,
+        mutable=['batch_stats'],
+        rngs=rngs,
+        **({'label': batch['label']} if adversarial else {}),
+      )
+      sums = (
+        losses.training_sums(loss, outputs, batch),
+        losses.pixel_sums(outputs, batch),
+      )
+      if axis_name is not None:
+        sums = lax.psum(sums, axis_name)
+      value, parts = losses.training_value(loss, terms, sums[0], state.step)
+      return value, (parts, sums[1], updated.get('batch_stats', {}))
+
+    (value, (parts, pixels, batch_stats)), grads = jax.value_and_grad(
+      objective, has_aux=True
+    )(state.params)
+    if axis_name is not None:
+      # Each device holds the whole loss, so that the transposed psum has
+      # counted every gradient once per device: the mean is the gradient.
+      grads = lax.pmean(grads, axis_name)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    new = (
+      state.step + 1,
+      optax.apply_updates(state.params, updates),
+      batch_stats,
+      opt_state,
+    )
+    old = (state.step, state.params, state.batch_stats, state.opt_state)
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    metrics = {
+      'loss': value,
+      'l2': optim.l2_penalty(state.params, l2),
+      'grad_norm': grad_norm,
+      'steps': jnp.ones(()),
+      'nonfinite': (~finite).astype(jnp.float32),
+      **pixels,
+      **{f'part/{name}': part for name, part in parts.items()},
+    }
+    if record:
+      metrics['flow'] = telemetry.step_flow(
+        record, state.params, grads, updates
+      )
+    return TrainState(*new, key=state.key), metrics
+
+  return step
+
+
+def make_eval_step(
+  model: nn.Module,
+  loss: losses.Loss,
+  *,
+  l2: float = 0.0,
+  axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], Metrics]:
+  """Makes the evaluation step: running statistics, no dropout, averaged params.
+
+  Args:
+    model: as in `make_train_step`.
+    loss: its sums are returned under `loss/<name>`.
+    l2: coefficient by which the L2 term is reported.
+    axis_name: mapped axis of a pmapped call.
+
+  Returns:
+    `(state, batch) -> metrics`: sums over the pixels whose mask is 1, and those
+    of the model's gates, see `telemetry.gate_sums`.
+  """
+
+  def step(state: TrainState, batch: Batch) -> Metrics:
+    params = optim.eval_params(state.params, state.opt_state)
+    outputs, sown = model.apply(
+      {'params': params, 'batch_stats': state.batch_stats},
+      batch['image'],
+      train=False,
+      mutable=['gates'],
+    )
+    sums = losses.pixel_sums(outputs, batch) | {
+      f'loss/{k}': v for k, v in loss.sums(outputs, batch).items()
+    }
+    sums |= telemetry.gate_sums(sown.get('gates', {}), batch['mask'])
+    if axis_name is not None:
+      sums = lax.psum(sums, axis_name)
+    return sums | {'l2': optim.l2_penalty(params, l2), 'batches': jnp.ones(())}
+
+  return step
+
+
+def divide(sums: dict[str, float]) -> dict[str, float]:
+  """Metrics of an epoch from its training sums: the writer's division."""
+  steps, pixels = sums['steps'], sums['pixels']
+  return {
+    'loss': sums['loss'] / steps,
+    'loss_with_l2': (sums['loss'] + sums['l2']) / steps,
+    'bce': sums['bce'] / pixels,
+    'accuracy': sums['correct'] / pixels,
+    'grad_norm': sums['grad_norm'] / steps,
+    **{
+      name.removeprefix('part/'): value / steps
+      for name, value in sums.items()
+      if name.startswith('part/')
+    },
+  }
+
+
+def divide_eval(sums: dict[str, float], loss: losses.Loss) -> dict[str, float]:
+  """Metrics of an evaluation from its sums."""
+  parts = {
+    k.removeprefix('loss/'): v for k, v in sums.items() if k.startswith('loss/')
+  }
+  value = float(loss.value(parts))
+  return {
+    'loss': value,
+    'loss_with_l2': value + sums['l2'] / sums['batches'],
+    'bce': sums['bce'] / sums['pixels'],
+    'accuracy': sums['correct'] / sums['pixels'],
+    **telemetry.divide_gates(sums),
+  }
