@@ -25,9 +25,10 @@ def main() -> None:
     environment.add_xla_flag(environment.DETERMINISTIC)
   # Only now: --help need not wait for JAX.
   from skipnet_jax.training import loop
+  from skipnet_jax.training import prepare
 
   if _DESCRIBE.value:
-    print(loop.describe(config))
+    print(prepare.describe(config))
     return
   if not _WORKDIR.value:
     cli.refuse('No --workdir given: name the folder of the run.')

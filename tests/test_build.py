@@ -20,12 +20,14 @@ from skipnet_jax.benchmarking.peer import race
 from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.data import sources
 from skipnet_jax.step import build
 from skipnet_jax.step import calls
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.training import loop
+from skipnet_jax.training import prepare
 
 # Experiments of one network, one of each system.
 SYSTEMS = (
@@ -54,12 +56,9 @@ def small(name, preset='smoke'):
 
 
 def begin(config, folder):
-  """A run that is built, and nothing compiled but its first state."""
-  run = loop.Run(config, folder)
-  run.log.close()
-  run.checkpoints.close()
-  run.claim.close()
-  return run
+  """What a run is made of, and its first state: all that is compiled."""
+  with loop.open_run(config, folder) as run:
+    return run.prepared, run.epochs.state
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_the_step_is_the_run_s(
   name, preset, nothing_drawn, monkeypatch, tmp_path
 ):
   config = small(name, preset)
-  run = begin(config, tmp_path / 'run')
+  run, state = begin(config, tmp_path / 'run')
   step, window = run.training.train_step, run.pipeline.window
   on_devices = calls.make_step_call(step, run.parallel)
   fed = calls.make_train_call(step, run.pipeline, run.parallel, 1)
@@ -124,10 +123,10 @@ def test_the_step_is_the_run_s(
   assert ahead.call is calls.make_step_call(step, sharded)
 
   # One number of parameters.
-  trained = sum(x.size for x in jax.tree.leaves(run.state.params))
+  trained = sum(x.size for x in jax.tree.leaves(state.params))
   assert trained == described['parameters'] == run.training.parameters
   assert ahead.describe()['parameters'] == trained
-  assert f'{trained:,}' in loop.describe(small(name, preset))
+  assert f'{trained:,}' in prepare.describe(small(name, preset))
 
 
 @pytest.mark.parametrize('name', SYSTEMS)
@@ -155,8 +154,8 @@ def test_the_race_ends_in_the_state_that_training_ends_in(tmp_path):
   # A network that is compiled in a second, with auxiliary outputs. That the
   # race's step is also PyTorch's, ADDN's judge included: test_torch_training.
   config = small('cumedvision')
-  run = begin(config, tmp_path / 'run')
-  drawn = run.pipeline.plan(run.state.key, run.state.step)
+  run, state = begin(config, tmp_path / 'run')
+  drawn = run.pipeline.plan(state.key, state.step)
   raw = run.pipeline.read_host(run.arrays, drawn)
   batch = jax.jit(run.pipeline.train_batch)(raw, drawn['key'])
   raced = race._training(config, run.pipeline.window)
@@ -165,8 +164,8 @@ def test_the_race_ends_in_the_state_that_training_ends_in(tmp_path):
   )
   # Adam mixes dtypes inside.
   with jax.numpy_dtype_promotion('standard'):
-    other, measured = jax.jit(raced.train_step)(run.state, batch)
-    new, metrics = train(run.state, run.arrays)
+    other, measured = jax.jit(raced.train_step)(state, batch)
+    new, metrics = train(state, run.arrays)
   assert 'flow' not in measured
   for name, value in measured.items():
     np.testing.assert_allclose(value, metrics[name], rtol=1e-5, err_msg=name)
@@ -220,7 +219,7 @@ def test_nothing_else_puts_a_step_together():
       for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and path.name not in home:
           name = ast.unparse(node.func)
-          torch = 'torch_training' in name or 'torch_' in path.name
+          torch = 'torch_training' in name or 'peer' in path.parts
           own = name.startswith(('training.', 'self._training.'))
           assert name.split('.')[-1] not in made or torch or own, (
             f'{path} calls {name}'
@@ -291,7 +290,7 @@ def test_a_batch_has_the_shapes_that_are_foretold(name, smoke, tmp_path):
       run.read(data, plan_ := run.plan(jax.random.key(0), 0)),
       plan_['key'],
     ),
-    pipeline_lib.host_arrays(loop.sources.load(config)),
+    pipeline_lib.host_arrays(sources.load(config)),
   )
   batch = jax.eval_shape(run.train_batch, raw, key)
   shapes = pipeline_lib.batch_shapes(config, run.window, BATCH)
@@ -300,7 +299,7 @@ def test_a_batch_has_the_shapes_that_are_foretold(name, smoke, tmp_path):
 
 
 def begin_pipeline(config):
-  return pipeline_lib.make_pipeline(config, loop.sources.load(config), 1)
+  return pipeline_lib.make_pipeline(config, sources.load(config), 1)
 
 
 def test_the_judge_counts_in_a_training_step_alone():

@@ -61,7 +61,7 @@ class After(preemption.Preemption):
 
 def cut_short(config, folder, calls):
   with pytest.raises(errors.Stopped, match='Stopped by SIGTERM') as stopped:
-    loop.Run(config, folder, After(calls)).finish()
+    loop.train_and_evaluate(config, folder, After(calls))
   return str(stopped.value)
 
 
@@ -139,11 +139,11 @@ def test_eight_devices_then_four_then_one_train_what_one_trains(
 
 
 def test_progress_is_read_back_exactly():
-  progress = epoch.Progress(
+  progress = epoch.Part(
     3, {'loss': np.float64(1) / 3, 'flow': np.ones((4, 2)) / 7}, 0.1
   )
   text = json.dumps(progress.to_json())
-  again = epoch.Progress.from_json(json.loads(text))
+  again = epoch.Part.from_json(json.loads(text))
   assert again.steps == 3
   assert again.seconds == 0.1
   assert_same(again.sums, progress.sums)

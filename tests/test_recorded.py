@@ -121,10 +121,10 @@ def test_the_net_change_is_that_of_two_checkpoints(smoke, tmp_path):
   from skipnet_jax.training import loop
 
   config = smoke({'train.epochs': 3})
-  run = loop.Run(config, tmp_path / 'run')
-  run.finish()
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  with loop.open_run(config, tmp_path / 'run') as run:
+    like = run.epochs.state
   found = recorded.open_run(tmp_path / 'run')
-  like = run.parallel.unreplicate(run.state)
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run', create=False)
   latest, *_ = checkpoints.restore_latest(like, lambda _: None)
   steps = sorted((tmp_path / 'run/checkpoints/latest').iterdir())

@@ -15,6 +15,7 @@ import pytest
 
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import trained
+from skipnet_jax.runs import workdir
 from skipnet_jax.training import loop
 
 
@@ -83,6 +84,28 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   assert 'Resuming after epoch 3.' in out
   assert_same(last_state(config, folder)[0], last_state(config, whole)[0])
   assert records(folder) == records(whole)
+
+
+def test_all_is_closed_where_restoring_fails(finished, monkeypatch):
+  folder, config, _ = finished
+  opened = []
+
+  def fail(self, *_):
+    opened.append(self)
+    raise OSError('the disk is gone')
+
+  def close(self):
+    opened.remove(self)
+    whole(self)
+
+  whole = checkpoint.Checkpoints.close
+  monkeypatch.setattr(checkpoint.Checkpoints, 'restore_latest', fail)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'close', close)
+  with pytest.raises(OSError, match='the disk is gone'):
+    loop.train_and_evaluate(config, folder)
+  assert not opened
+  # Nobody holds the folder any more.
+  workdir.claim(folder).close()
 
 
 def test_a_clock_that_jumps_changes_nothing(

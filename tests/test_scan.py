@@ -19,6 +19,7 @@ from skipnet_jax.step import step as step_lib
 from skipnet_jax.step import telemetry
 from skipnet_jax.training import loop
 from skipnet_jax.training import nonfinite
+from skipnet_jax.training import prepare
 
 # Stages with no, one and several blocks between the ends.
 REPETITIONS = (1, 1, 1, 4, 1, 3, 1)
@@ -231,21 +232,16 @@ def test_a_scanned_run_is_reported_by_the_unrolled_names(scanned_run):
     assert 'up_3/block_2/conv_1' in names
     assert np.all(flow['grad_l2'] > 0)
   assert np.isfinite(summary['best_val_loss'])
-  table = loop.describe(config)
+  table = prepare.describe(config)
   assert 'across/block_3/conv_1' in table
   assert 'blocks/' not in table
 
 
 def test_a_scanned_run_names_the_layer_that_broke(scanned_run, tmp_path):
   _, config, _ = scanned_run
-  run = loop.Run(config, tmp_path)
-  params = run.state.params
-  layer = params['across']['blocks']['conv_1']
+  with loop.open_run(config, tmp_path) as run:
+    state = run.epochs.state
+  layer = state.params['across']['blocks']['conv_1']
   layer['kernel'] = layer['kernel'].at[1].set(jnp.nan)
-  try:
-    with pytest.raises(errors.RunError, match='across/block_3/conv_1'):
-      nonfinite.refuse(run, run.state)
-  finally:
-    run.log.close()
-    run.checkpoints.close()
-    run.claim.close()
+  with pytest.raises(errors.RunError, match='across/block_3/conv_1'):
+    nonfinite.refuse(run.prepared, state)

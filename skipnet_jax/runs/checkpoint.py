@@ -26,6 +26,9 @@ from skipnet_jax.step import state as state_lib
 
 TrainState = state_lib.TrainState
 Warn = Callable[[str], None]
+# A state, what was kept beside it, and the kernels at the beginning of an epoch
+# that was cut short.
+Restored = tuple[TrainState, dict[str, Any], list[jax.Array] | None]
 YEARS = 10**9  # Seconds.
 
 
@@ -229,7 +232,7 @@ class Checkpoints:
     like: TrainState,
     warn: Warn,
     kernels: list[jax.Array] | None = None,
-  ) -> tuple[TrainState, dict[str, Any], list[jax.Array] | None] | None:
+  ) -> Restored | None:
     """The newest readable checkpoint, or None where there is none.
 
     Args:
@@ -306,7 +309,7 @@ class Checkpoints:
     step: int,
     like: TrainState,
     kernels: list[jax.Array] | None = None,
-  ) -> tuple[TrainState, dict[str, Any], list[jax.Array] | None]:
+  ) -> Restored:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = manager.restore(step, args=args)['meta']
     tree = _to_tree(like)
@@ -330,7 +333,7 @@ class Checkpoints:
       raise ValueError('its checksum is another')
     return self._parts(_unpack(data, abstract), meta)
 
-  def _parts(self, tree: dict[str, Any], meta: dict[str, Any]):
+  def _parts(self, tree: dict[str, Any], meta: dict[str, Any]) -> Restored:
     started = tree.pop('kernels', None)
     return _from_tree(tree), meta, started
 

@@ -23,8 +23,8 @@ TrainState = state_lib.TrainState
 
 
 @dataclasses.dataclass
-class Progress:
-  """How far an epoch has come.
+class Part:
+  """How much of an epoch is done.
 
   Attributes:
     steps: done so far.
@@ -44,7 +44,7 @@ class Progress:
     return {'steps': self.steps, 'sums': sums, 'seconds': self.seconds}
 
   @classmethod
-  def from_json(cls, value: dict[str, Any]) -> 'Progress':
+  def from_json(cls, value: dict[str, Any]) -> 'Part':
     """What `to_json` gave."""
     sums = {name: np.float64(v) for name, v in value['sums'].items()}
     return cls(value['steps'], sums, value['seconds'])
@@ -131,8 +131,8 @@ class Epoch:
     )
 
   def __call__(
-    self, state: TrainState, before: Progress | None = None
-  ) -> tuple[TrainState, Progress]:
+    self, state: TrainState, before: Part | None = None
+  ) -> tuple[TrainState, Part]:
     """Trains an epoch, or what is left of one.
 
     Args:
@@ -142,7 +142,7 @@ class Epoch:
     Returns:
       The new state, and what is done now.
     """
-    before = before or Progress()
+    before = before or Part()
     left = range(before.steps, self._pipeline.steps_per_epoch, self.steps)
     if not left:
       return state, before
@@ -174,7 +174,7 @@ class Epoch:
     finally:
       if feed:
         feed.close()
-    return state, dataclasses.replace(sums.progress(), stopped=stopped)
+    return state, dataclasses.replace(sums.part(), stopped=stopped)
 
   def _feed(self, state: TrainState) -> pipeline_lib.HostFeed | None:
     if self.on_device:
@@ -196,7 +196,7 @@ class _Sums:
   """Adds up the metrics of calls and moves the progress bar."""
 
   def __init__(
-    self, log: run_log.RunLog, steps: int, batch_size: int, before: Progress
+    self, log: run_log.RunLog, steps: int, batch_size: int, before: Part
   ):
     self._total, self._before = dict(before.sums), before
     self._begin = time.perf_counter()
@@ -221,9 +221,9 @@ class _Sums:
       images / (time.perf_counter() - self._begin),
     )
 
-  def progress(self) -> Progress:
+  def part(self) -> Part:
     """All that was added, and what was done before."""
-    return Progress(
+    return Part(
       self._before.steps + self._calls * self._steps,
       self._total,
       self._before.seconds + time.perf_counter() - self._begin,

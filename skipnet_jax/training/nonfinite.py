@@ -1,6 +1,6 @@
 """Where a loss that is not finite comes from."""
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
@@ -11,27 +11,28 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import layer_table
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import state as state_lib
+from skipnet_jax.training import prepare
 
 
-def refuse(run: Any, state: state_lib.TrainState) -> NoReturn:
+def refuse(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
   """Raises RunError that names the step and the layer of a bad loss.
 
   Args:
-    run: a `loop.Run`.
+    prepared: what is trained.
     state: before the step, as replicated.
   """
-  state = run.parallel.unreplicate(state)
+  state = prepared.parallel.unreplicate(state)
   tree = parallel_lib.to_host(
     {'params': state.params, 'batch_stats': state.batch_stats}
   )
   step = int(parallel_lib.to_host(state.step))
-  key = jax.random.key(run.config.seed)
-  plan = run.pipeline.plan(key, step)
-  raw = run.pipeline.read_host(run.arrays, plan)
+  key = jax.random.key(prepared.config.seed)
+  plan = prepared.pipeline.plan(key, step)
+  raw = prepared.pipeline.read_host(prepared.arrays, plan)
   layer = layer_table.first_nonfinite(
-    models.unrolled(models.build_model(run.config.model)),
+    models.unrolled(models.build_model(prepared.config.model)),
     fc_resnet.unroll(tree),
-    run.pipeline.train_batch(raw, plan['key'])['image'],
+    prepared.pipeline.train_batch(raw, plan['key'])['image'],
     {'dropout': streams.key_at(key, 'dropout', step)},
   )
   raise errors.RunError(

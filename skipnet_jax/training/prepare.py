@@ -1,0 +1,74 @@
+"""What a run is made of: built or refused before its folder is touched."""
+
+import dataclasses
+import functools
+
+import ml_collections
+
+from skipnet_jax import config as config_lib
+from skipnet_jax.data import pipeline as pipeline_lib
+from skipnet_jax.data import sources
+from skipnet_jax.models import layer_table
+from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import parallel as parallel_lib
+
+Config = ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A config with its devices, its data and its training; nothing compiled.
+
+  Attributes:
+    config: a validated config.
+    parallel: where to run.
+    data: the stacks and their split.
+    pipeline: makes the batches.
+    training: model, optimizer, loss, steps.
+    arrays: the data set on the host, as the pipeline reads it.
+  """
+
+  config: Config
+  parallel: parallel_lib.Parallel
+  data: sources.DataSet
+  pipeline: pipeline_lib.Pipeline
+  training: build_lib.Training
+  arrays: pipeline_lib.Arrays
+
+  @functools.cached_property
+  def dataset(self) -> dict[str, str]:
+    """What a run's folder keeps of its data: name and fingerprint."""
+    return {'name': self.data.name, 'fingerprint': self.data.fingerprint()}
+
+
+def prepare(config: Config) -> Prepared:
+  """Builds what a run is made of.
+
+  Args:
+    config: a validated config.
+
+  Raises:
+    InputError: devices, data or a network that cannot be used.
+  """
+  parallel = parallel_lib.make_parallel(config.parallel)
+  if config.train.deterministic:
+    parallel_lib.require_determinism(parallel.devices[0].platform)
+  data = sources.load(config)
+  pipeline = pipeline_lib.make_pipeline(config, data, parallel.num_shards)
+  training = build_lib.build(
+    config, pipeline.window, pipeline.steps_per_epoch, parallel.axis_name
+  )
+  arrays = pipeline_lib.host_arrays(data)
+  return Prepared(config, parallel, data, pipeline, training, arrays)
+
+
+def describe(config: Config) -> str:
+  """The layer table of a config's network, and its number of parameters.
+
+  Raises:
+    InputError: a config that cannot be used.
+  """
+  config_lib.validate(config)
+  side = config.data.crop or config.data.size or 512
+  training = build_lib.build(config, (side, side), 1)
+  return layer_table.format_table(training.table, training.parameters)

@@ -1,0 +1,102 @@
+"""What a run shows of its network: pictures and scores of validation slices."""
+
+from typing import Any
+
+import numpy as np
+
+from skipnet_jax import models
+from skipnet_jax import plots
+from skipnet_jax.data import volume
+from skipnet_jax.prediction import gate_maps
+from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import run_predictor
+from skipnet_jax.runs import folder as folder_lib
+from skipnet_jax.step import optim
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import state as state_lib
+from skipnet_jax.training import prepare
+
+
+class Showing:
+  """Predicts the validation slices of a run.
+
+  Args:
+    prepared: what is trained.
+    folder: begun; the pictures go into its `samples/`.
+  """
+
+  def __init__(self, prepared: prepare.Prepared, folder: folder_lib.Folder):
+    self._data, self._config = prepared.data, prepared.config
+    self._folder, self._path = folder, folder.path / 'samples'
+
+  def _predictor(self, state: state_lib.TrainState) -> inference.Predictor:
+    params = optim.eval_params(state.params, state.opt_state)
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    return inference.Predictor(
+      models.build_model(self._config.model), [parallel_lib.to_host(variables)]
+    )
+
+  def score(self, state: state_lib.TrainState) -> dict[str, Any]:
+    """The content of a scores.json, by one copy of the state."""
+    return run_predictor.score_slices(
+      self._predictor(state),
+      self._data,
+      self._data.valid,
+      self._folder.log.say,
+    )[1]
+
+  def has_samples(self, name: str) -> bool:
+    """Whether `draw_samples` has ended under this name."""
+    first = self._data.valid[0]
+    return (self._path / f'{name}_slice_{first:03d}.png').exists()
+
+  def draw_samples(
+    self, name: str, state: state_lib.TrainState, step: int
+  ) -> None:
+    """Writes `side_by_side` of the first validation slices as PNG.
+
+    And, for a network with pixel gates, what they let through; for one with a
+    normaliser, the slice beside what that makes of it. `log.samples` says how
+    many slices; only the process that writes draws.
+
+    Args:
+      name: what the files' names begin with.
+      state: one copy.
+      step: of TensorBoard.
+    """
+    if not self._folder.writes:
+      return
+    predictor, data = self._predictor(state), self._data
+    log = self._folder.log
+    self._path.mkdir(exist_ok=True)
+    tiling = predictor.tiling(data.image.shape[1:], say=log.say)
+
+    def show(z: int, kind: str, picture: np.ndarray) -> None:
+      suffix = '' if kind == 'slice' else f'_{kind}'
+      path = self._path / f'{name}_slice_{z:03d}{suffix}.png'
+      volume.write_png(path, picture)
+      log.picture(f'{kind}_{z:03d}', picture, step)
+
+    # The first slice's picture comes last: see `has_samples`.
+    for z in reversed(data.valid[: self._config.log.samples]):
+      pages = data.around(z, predictor.slices)
+      masks = predictor.gates(pages)
+      if masks:
+        show(z, 'gates', gate_maps.gate_panel(data.image[z], masks))
+      normalised = predictor.normalised(pages)
+      if normalised is not None:
+        both = [plots.stretch(p) for p in (data.image[z], normalised)]
+        show(z, 'normalised', np.round(255 * np.hstack(both)).astype(np.uint8))
+      mean, _ = predictor(pages, tiling)
+      show(z, 'slice', side_by_side(data.image[z], data.label[z], mean))
+
+
+def side_by_side(
+  image: np.ndarray, label: np.ndarray, prediction: np.ndarray
+) -> np.ndarray:
+  """Image, label and prediction, each `[y, x]`, as one `[y, 3x+8]` uint8."""
+  gap = np.full((image.shape[0], 4), 1.0)
+  row = np.hstack(
+    [plots.stretch(image), gap, label.astype(float), gap, prediction]
+  )
+  return np.round(255 * row).astype(np.uint8)
