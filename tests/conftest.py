@@ -39,8 +39,7 @@ os.environ['OMP_NUM_THREADS'] = '1'
 _CACHE = tempfile.TemporaryDirectory(prefix='skipnet_jax_test_')
 atexit.register(_CACHE.cleanup)
 os.environ['SKIPNET_CACHE_DIR'] = _CACHE.name
-# A network compiled once need not be compiled again by a run started over, nor
-# by another of the processes that share the tests.
+# What one process that a test starts has compiled, the next one need not.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE.name}/compiled'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
@@ -71,6 +70,8 @@ SHORT = {
 gc.freeze()
 gc.set_threshold(100_000, 20, 100)
 
+# To write what a test compiles itself costs more than others save by it.
+jax.config.update('jax_compilation_cache_dir', None)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

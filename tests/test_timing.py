@@ -1,6 +1,5 @@
 """Times and compile phases of benchmarks."""
 
-import os
 import pathlib
 import statistics
 import tempfile
@@ -344,11 +343,14 @@ def test_a_cache_that_does_not_answer_gives_no_warm_time(monkeypatch):
   assert found.compile_s > 0
 
 
-def test_several_processes_measure_no_warm_cache(monkeypatch):
+def test_several_processes_measure_no_warm_cache(monkeypatch, tmp_path):
   call, x = slow_to_compile()
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  _, found = measure.compile_cold_and_warm(call, x)
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+  try:
+    _, found = measure.compile_cold_and_warm(call, x)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
   assert found.warm_compile_s is None
-  assert os.environ['JAX_COMPILATION_CACHE_DIR'] == (
-    jax.config.jax_compilation_cache_dir
-  )
