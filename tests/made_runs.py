@@ -38,7 +38,7 @@ def small_state(config):
 
   Drawn here: nothing is compiled.
   """
-  training = build_lib.build(config, state_lib.SIDES, 4)
+  training = build_lib.build(config, (64, 64), 4)
   rng = np.random.default_rng(config.seed)
 
   def draw(path, x):

@@ -90,7 +90,7 @@ def test_the_gradient_at_initialisation_is_the_layers_own(swept):
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   loss = losses.LOSSES['bce']
   grads = gradient_flow.layer_gradients(
-    models.unrolled(training.model),
+    training.model.unrolled(),
     models.fc_resnet.unroll(variables),
     batch,
     lambda outputs, batch: loss.value(loss.sums(outputs, batch)),

@@ -69,7 +69,7 @@ def count(config):
 @functools.cache
 def _count(model, side):
   """Once for presets that have the same network."""
-  image = jnp.zeros(models.input_shape(model, (side, side)))
+  image = jnp.zeros(model.input_shape((side, side)))
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), image, train=False)
   )

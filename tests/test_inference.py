@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
+from skipnet_jax.models import network
 from skipnet_jax.prediction import inference
 
 Tiling = inference.Tiling
@@ -19,7 +20,7 @@ TRACES = []
 NAMES = itertools.count()
 
 
-class Pooled(nn.Module):
+class Pooled(network.Network):
   """Sees little beyond blocks of 4 pixels; tells when it is traced.
 
   Its number makes every test's one a network of its own.
@@ -41,7 +42,7 @@ class Pooled(nn.Module):
     return {'logits': nn.Conv(1, (1, 1), name='last')(x)}
 
 
-class Triple(nn.Module):
+class Triple(network.Network):
   """Looks at three slices."""
 
   inner: nn.Module
@@ -253,7 +254,7 @@ def test_orientations_are_turned_back(size):
 
 
 def test_an_identity_comes_back_in_place():
-  class Identity(nn.Module):
+  class Identity(network.Network):
     @nn.compact
     def __call__(self, image, train, sample=False):
       return {'logits': image * self.param('one', nn.initializers.ones, ())}

@@ -48,7 +48,7 @@ def make_pair(**fields):
     ),
     variables,
   )
-  return scanned, variables, models.unrolled(scanned)
+  return scanned, variables, scanned.unrolled()
 
 
 def assert_close(a, b, tolerance=1e-5):
@@ -225,7 +225,7 @@ def scanned_run(smoke, tmp_path_factory):
 
 def test_a_scanned_run_is_reported_by_the_unrolled_names(scanned_run):
   folder, config, summary = scanned_run
-  model = models.unrolled(models.build_model(config.model))
+  model = models.build_model(config.model).unrolled()
   with np.load(folder / 'gradient_flow.npz', allow_pickle=False) as flow:
     names = gradient_flow.conv_names(model, (1, 64, 64, 1))
     assert list(flow['layers']) == names

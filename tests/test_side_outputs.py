@@ -29,7 +29,7 @@ def count(name, **fields):
   model = models.build_model(models.model_config(name, **fields))
   variables = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False),
-    jax.ShapeDtypeStruct(models.input_shape(model, (64, 64)), jnp.float32),
+    jax.ShapeDtypeStruct(model.input_shape((64, 64)), jnp.float32),
   )
   return sum(x.size for x in jax.tree.leaves(variables['params']))
 

@@ -51,7 +51,7 @@ def test_a_step_of_every_row_is_timed_in_every_round(study, tmp_path):
     assert row['batch'] == config.train.batch_size
     model = models.build_model(config.model)
     size = (config.data.size,) * 2
-    table = layer_table.layer_table(model, models.input_shape(model, size))
+    table = layer_table.layer_table(model, model.input_shape(size))
     assert row['flops'] == row['batch'] * flops.training(table)
   # Round by round over the first row.
   pairs = zip(*(r['seconds'] for r in found['rows'].values()), strict=True)

@@ -11,6 +11,7 @@ import pytest
 import small_networks
 
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.step import losses
 from skipnet_jax.step import state as state_lib
 from skipnet_jax.step import step as step_lib
@@ -173,11 +174,11 @@ def test_evaluation_uses_running_statistics_and_adds_up():
   )
 
 
-class Dropped(nn.Module):
+class Dropped(network.Network):
   """A convolution of which half is dropped."""
 
   @nn.compact
-  def __call__(self, image, train):
+  def __call__(self, image, train, sample=False):
     x = layers.Conv(1)(image)
     return {'logits': layers.Dropout(0.5)(x, train)}
 

@@ -136,7 +136,7 @@ def made(name):
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   if hasattr(model, 'dropout'):
     model = build(name, dropout=0.0)
-  return model, variables, make_batch(slices=models.slices(model))
+  return model, variables, make_batch(slices=model.slices)
 
 
 def test_trains_and_is_described_scored_and_used(command, name, tmp_path):
@@ -228,7 +228,7 @@ def test_its_gradient_is_taken_apart_by_its_skips(name):
 
 def test_its_skips_can_be_taken_away(name):
   model = build(name)
-  image = make_batch(slices=models.slices(model))['image']
+  image = make_batch(slices=model.slices)['image']
   kinds = [k for k in ('long_skips', 'short_skips') if hasattr(model, k)]
   assert kinds == [f'{kind}_skips' for kind in SKIPS[name]]
   for kind in kinds:
@@ -260,7 +260,7 @@ def test_a_width_of_nothing_is_refused(name):
 
 def test_bfloat16_is_inside_only(mixed, name):
   model = build(name, dtype='bfloat16')
-  image = make_batch(slices=models.slices(model))['image']
+  image = make_batch(slices=model.slices)['image']
   variables = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image
   )

@@ -61,7 +61,7 @@ def both():
         noise += 1
       return np.asarray(leaf) + noise.astype(leaf.dtype)
 
-    drawn = small_networks.draw(model, models.input_shape(model, (64, 64)))
+    drawn = small_networks.draw(model, model.input_shape((64, 64)))
     variables = jax.tree_util.tree_map_with_path(
       moved, {'batch_stats': {}} | drawn
     )
@@ -126,9 +126,7 @@ def test_outputs_and_gradients_are_equal_in_float64(fields, both, parity):
 )
 def test_other_networks_are_equal_in_float64(name, fields, loss, both, parity):
   model, variables, network = both(name, **fields)
-  batch = make_batch(
-    (32, 64), weight=True, slices=models.slices(model), noise=1
-  )
+  batch = make_batch((32, 64), weight=True, slices=model.slices, noise=1)
   terms = losses.Terms(lambda step: 0.3, adversarial=0.2)
   ours = parity.ours(model, variables, batch, 'float64', loss, terms)
   theirs = parity.theirs(network, batch, 'float64', loss, terms)

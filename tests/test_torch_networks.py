@@ -62,7 +62,7 @@ def test_names_and_shapes_are_those_of_the_flax_network(
   from skipnet_jax.benchmarking.peer import weights as torch_weights
 
   model, network = meta(name, base_width=4, **fields)
-  shape = models.input_shape(model, (64, 64))
+  shape = model.input_shape((64, 64))
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
   shapes = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image

@@ -79,7 +79,7 @@ def _without_dropout(config: ml_collections.ConfigDict):
   fields = config.model.to_dict()
   if 'dropout' in fields:
     fields['dropout'] = 0.0
-  return models.unrolled(models.build_model(ml_collections.ConfigDict(fields)))
+  return models.build_model(ml_collections.ConfigDict(fields)).unrolled()
 
 
 @functools.cache
@@ -95,7 +95,7 @@ def initial_variables(
   """Those with which a run of this config begins, up to rounding."""
   key = streams.key_at(jax.random.key(config.seed), 'init')
   model = models.build_model(config.model)
-  shape = models.input_shape(model, (64, 64))
+  shape = model.input_shape(model.least_sides())
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
   # Not jitted: `propagate` draws by the same small compiled functions.
   return model.lazy_init(key, image, train=False)
@@ -108,7 +108,7 @@ def convolutions(config: ml_collections.ConfigDict) -> list[str]:
     InputError: a model without convolutions.
   """
   model = _without_dropout(config)
-  return gradient_flow.conv_names(model, models.input_shape(model, (64, 64)))
+  return gradient_flow.conv_names(model, model.input_shape(model.least_sides()))
 
 
 def at_points(

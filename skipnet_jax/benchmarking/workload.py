@@ -20,7 +20,6 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax import models
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.data import pipeline as pipeline_lib
@@ -219,7 +218,7 @@ class Bench:
   def _inference(self, cell, model) -> Work:
     y, x = self.window
     # Mirrored at its borders: no edge that tissue would not have.
-    slices = models.slices(model)
+    slices = model.slices
     corner = self.data.around(self.data.valid[0], slices)[:, :y, :x]
     image = np.pad(corner, ((0, 0), (0, y), (0, x)), 'symmetric')
     overlap = min(y, x) // 4

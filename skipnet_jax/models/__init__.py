@@ -1,9 +1,7 @@
 """Networks by name: pure Linen modules, nothing of data, training or files."""
 
-from collections.abc import Sequence
 import dataclasses
 
-import flax.linen as nn
 import ml_collections
 
 from skipnet_jax import config as config_lib
@@ -15,11 +13,12 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fcn_lstm
 from skipnet_jax.models import fusionnet
 from skipnet_jax.models import m2fcn
+from skipnet_jax.models import network
 from skipnet_jax.models import polymtl
 from skipnet_jax.models import sfcnn
 from skipnet_jax.models import unet
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, type[network.Network]] = {
   'fc_resnet': fc_resnet.FCResNet,
   'f_clmser_s': clmser.F_CLmser_S,
   'unet': unet.UNet,
@@ -33,7 +32,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def _fields(model: type[nn.Module]) -> dict:
+def _fields(model: type[network.Network]) -> dict:
   return {
     f.name: f.default
     for f in dataclasses.fields(model)
@@ -41,7 +40,7 @@ def _fields(model: type[nn.Module]) -> dict:
   }
 
 
-def _lookup(name: str) -> type[nn.Module]:
+def _lookup(name: str) -> type[network.Network]:
   if name not in MODELS:
     raise errors.InputError(
       f'Unknown model {name!r}: {config_lib.nearest(name, list(MODELS))}'
@@ -65,7 +64,7 @@ def model_config(name: str, **changes) -> ml_collections.ConfigDict:
 
 def build_model(
   config: ml_collections.ConfigDict, axis_name: str | None = None
-) -> nn.Module:
+) -> network.Network:
   """Makes the module that a config's `model` section describes.
 
   Args:
@@ -95,40 +94,6 @@ def build_model(
         f'Unknown config field model.{field}: '
         f'{config_lib.nearest(field, list(known))}'
       )
-  if fields.get('dtype', 'float32') not in ('float32', 'bfloat16'):
-    raise errors.InputError(
-      f'model.dtype is {fields["dtype"]!r}; it must be float32 or bfloat16.'
-    )
-  if not 0 <= fields.get('dropout', 0) < 1:
-    raise errors.InputError(
-      f'model.dropout is {fields["dropout"]}; it must be at least 0 and '
-      'below 1.'
-    )
-  if fields.get('slices', 1) < 1 or fields.get('slices', 1) % 2 == 0:
-    raise errors.InputError(
-      f'model.slices is {fields["slices"]}; it must be odd, for there to be a '
-      'slice in the middle.'
-    )
   module = model(**fields, axis_name=axis_name)
   module.check()
   return module
-
-
-def slices(model: nn.Module) -> int:
-  """How many neighbouring slices the module's image consists of."""
-  return getattr(model, 'slices', 1)
-
-
-def input_shape(
-  model: nn.Module, window: Sequence[int], batch: int = 1
-) -> tuple[int, ...]:
-  """Shape of the module's image: the slices are its channels."""
-  return (batch, *window, slices(model))
-
-
-def unrolled(model: nn.Module) -> nn.Module:
-  """The module without scans: the layers have the names that reports show.
-
-  Its variables are those of `fc_resnet.unroll`.
-  """
-  return model.clone(scan=False) if getattr(model, 'scan', False) else model

@@ -1,16 +1,18 @@
 """ADDN (2018): an adversarially trained U-Net of dense, dilated blocks."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import skips
 
 # Halvings of the generator; the discriminator has one more.
 DEPTH = 3
-SIZE_MULTIPLE = 2 ** (DEPTH + 1)
 # Of a dense block's convolutions.
 DILATIONS = (1, 2, 4)
 
@@ -120,7 +122,7 @@ class Discriminator(nn.Module):
     return layers.wide(x)
 
 
-class ADDN(nn.Module):
+class ADDN(network.Network):
   """A generator that segments, and a discriminator that judges its maps.
 
   Given labels, the discriminator judges both; the losses' gradients are kept
@@ -132,25 +134,15 @@ class ADDN(nn.Module):
     long_skips: the generator's.
     base_width: channels of its first level.
     discriminator_width: channels of the discriminator's first level.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   long_skips: bool = True
   base_width: int = 36
   discriminator_width: int = 64
-  dtype: str = 'float32'
-  axis_name: str | None = None
   # A training step gives such a model the labels too.
   adversarial = True
-
-  def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
-    layers.check_least(self, base_width=1, discriminator_width=1)
-
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 16."""
-    layers.check_size(size, SIZE_MULTIPLE)
+  size_multiple = 2 ** (DEPTH + 1)
+  least: ClassVar = {'base_width': 1, 'discriminator_width': 1}
 
   @nn.compact
   def __call__(
@@ -160,22 +152,12 @@ class ADDN(nn.Module):
     sample: bool = False,
     label: jax.Array | None = None,
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
+    """See `Network`.
 
-    Args:
-      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 16.
-      train: batch statistics if True.
-      sample: no meaning here: the network has no dropout.
-      label: `[b, y, x, 1]` float32, 1 inside a cell, for the discriminator.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32}`; with labels also `judged`: logits of
-      the discriminator `[b, y / 16, x / 16, 1]` of the labels (`real`), of the
-      prediction (`fake`), whose gradient reaches the discriminator alone, and
-      of it again (`fooled`), whose gradient reaches the generator alone.
-
-    Raises:
-      InputError: a side is no multiple of 16.
+    With labels also `judged`: logits of the discriminator `[b, y / 16, x / 16,
+    1]` of the labels (`real`), of the prediction (`fake`), whose gradient
+    reaches the discriminator alone, and of it again (`fooled`), whose gradient
+    reaches the generator alone.
     """
     del sample
     self.check_size(image.shape[1:3])

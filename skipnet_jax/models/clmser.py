@@ -1,6 +1,7 @@
 """F-CLmser-S: gated long skips (Guo et al. 2019), and its ablations."""
 
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,14 +10,13 @@ import jax.numpy as jnp
 from skipnet_jax import errors
 from skipnet_jax.models import gates as gates_lib
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import post_activation
 from skipnet_jax.models import skips
 
 # The variants of the paper's Table 1: nothing but sums; channel gates; and
 # pixel gates; pixel gates at full resolution too; confidence masks there.
 VARIANTS = ('none', 'cg', 'cg+pg', 'cg+full_pg', 'cg+pg+gm')
-# Five halvings: four stages and the bridge.
-SIZE_MULTIPLE = 32
 _KERNEL_INIT = nn.initializers.normal(0.02)
 
 
@@ -24,7 +24,7 @@ def _scale_init(key, shape, dtype=jnp.float32):
   return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
-class F_CLmser_S(nn.Module):
+class F_CLmser_S(network.Network):
   """The U-shaped network whose long skips are sums passed through gates.
 
   encoder_1 and encoder_2 at full resolution, then down_1 to down_4, each at
@@ -41,8 +41,6 @@ class F_CLmser_S(nn.Module):
       authors' code, 3 as in the paper's text.
     pad: pixels by which the image is mirrored on each side before; the
       prediction is cut back. 64 in the paper, in training and at test.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   gates: str = 'cg+pg+gm'
@@ -52,11 +50,13 @@ class F_CLmser_S(nn.Module):
   base_width: int = 12
   deconv_kernel: int = 2
   pad: int = 64
-  dtype: str = 'float32'
-  axis_name: str | None = None
+  # Five halvings: four stages and the bridge.
+  size_multiple = 32
+  least: ClassVar = {'gamma': 1, 'base_width': 2, 'pad': 0}
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
+    super().check()
     if self.gates not in VARIANTS:
       raise errors.InputError(
         f'model.gates is {self.gates!r}; the variants are '
@@ -66,34 +66,20 @@ class F_CLmser_S(nn.Module):
       raise errors.InputError(
         f'model.deconv_kernel is {self.deconv_kernel}; it must be 2 or 3.'
       )
-    layers.check_least(self, gamma=1, base_width=2, pad=0)
     if self.pad % 32:
       raise errors.InputError(
-        f'model.pad is {self.pad}; it must be a multiple of {SIZE_MULTIPLE}: '
-        f'{round(self.pad / SIZE_MULTIPLE) * SIZE_MULTIPLE} is the nearest.'
+        f'model.pad is {self.pad}; it must be a multiple of 32: '
+        f'{round(self.pad / 32) * 32} is the nearest.'
       )
-
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 32."""
-    layers.check_size(size, SIZE_MULTIPLE)
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
+    """See `Network`.
 
-    Args:
-      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 32.
-      train: batch statistics if True.
-      sample: no meaning here: the network has no dropout.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32}`: twice what the paper's tanh is taken
-      of, so that (tanh + 1) / 2 is the sigmoid of it.
-
-    Raises:
-      InputError: a side is no multiple of 32.
+    The logits are twice what the paper's tanh is taken of, so that
+    (tanh + 1) / 2 is the sigmoid of them.
     """
     del sample
     size = image.shape[1:3]

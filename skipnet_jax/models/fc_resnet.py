@@ -1,7 +1,7 @@
 """FC-ResNet with long and short skips (Drozdzal et al. 2016, Table 1)."""
 
 import difflib
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from skipnet_jax import errors
 from skipnet_jax.models import blocks
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import skips
 
 # The seven main stages in forward order, with the power of two that the base
@@ -23,8 +24,6 @@ MAIN_STAGES = {
   'up_2': 1,
   'up_3': 0,
 }
-# Five halvings: down_2 to down_5 and the first block of `across`.
-SIZE_MULTIPLE = 32
 PROJECTIONS = ('decoder', 'both')
 
 
@@ -111,7 +110,7 @@ class Stage(nn.Module):
     return x
 
 
-class FCResNet(nn.Module):
+class FCResNet(network.Network):
   """The 140-convolution FC-ResNet of Table 1, with its switches.
 
   Attributes:
@@ -126,10 +125,8 @@ class FCResNet(nn.Module):
     long_skip_projection: 'decoder' or 'both', see `skips.LongSkip`.
     slices: neighbouring slices that the image consists of, as channels; odd,
       the one in the middle is predicted.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
     scan: compile the equal repetitions of a stage once, as a scan over their
       stacked parameters, see `Stage`: for hundreds of layers.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   short_skips: bool = True
@@ -141,12 +138,14 @@ class FCResNet(nn.Module):
   repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
   long_skip_projection: str = 'decoder'
   slices: int = 1
-  dtype: str = 'float32'
   scan: bool = False
-  axis_name: str | None = None
+  # Five halvings: down_2 to down_5 and the first block of `across`.
+  size_multiple = 32
+  least: ClassVar = {'base_width': 1}
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
+    super().check()
     count = len(MAIN_STAGES)
     for kind in self.kinds():
       if kind not in blocks.BLOCKS:
@@ -171,11 +170,6 @@ class FCResNet(nn.Module):
         f'model.long_skip_projection is {self.long_skip_projection!r}; give '
         f'one of {", ".join(PROJECTIONS)}.'
       )
-    layers.check_least(self, base_width=1)
-
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 32."""
-    layers.check_size(size, SIZE_MULTIPLE)
 
   def kinds(self) -> list[str]:
     """Block kind of each main stage."""
@@ -186,19 +180,7 @@ class FCResNet(nn.Module):
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
-
-    Args:
-      image: `[b, y, x, slices]` float32, normalised; y and x multiples of 32.
-      train: batch statistics and dropout if True.
-      sample: dropout without batch statistics, as at the paper's test time.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32}`.
-
-    Raises:
-      InputError: a side is no multiple of 32.
-    """
+    """See `Network`."""
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)
     common = dict(

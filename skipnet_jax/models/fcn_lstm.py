@@ -1,15 +1,15 @@
 """FCN+LSTM (Chen et al. 2016): a U-Net of two scales, then an LSTM over z."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from skipnet_jax.models import conv_lstm
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import unet
-
-# Of the coarse net, whose image is half as large.
-SIZE_MULTIPLE = 2 * unet.SIZE_MULTIPLE
 
 
 class Scale(nn.Module):
@@ -31,7 +31,7 @@ class Scale(nn.Module):
     )
 
 
-class FCNLSTM(nn.Module):
+class FCNLSTM(network.Network):
   """kU-Net features of each slice, and a bidirectional ConvLSTM over them.
 
   kU-Net of k = 2: a coarse net on the image halved, whose features are doubled
@@ -45,42 +45,21 @@ class FCNLSTM(nn.Module):
     base_width: channels of their first levels.
     hidden: channels of each direction's state.
     slices: neighbouring slices that the image consists of; odd, at least 3.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None; of no matter here.
   """
 
   long_skips: bool = True
   base_width: int = 32
   hidden: int = 64
   slices: int = 3
-  dtype: str = 'float32'
-  axis_name: str | None = None
-
-  def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
-    layers.check_least(self, base_width=1, hidden=1, slices=3)
-
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 32."""
-    layers.check_size(size, SIZE_MULTIPLE)
+  # Of the coarse net, whose image is half as large.
+  size_multiple = 2 * unet.UNet.size_multiple
+  least: ClassVar = {'base_width': 1, 'hidden': 1, 'slices': 3}
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
-
-    Args:
-      image: `[b, y, x, slices]` float32, normalised; y and x multiples of 32.
-      train: no meaning here: the network has no BatchNorm and no dropout.
-      sample: no meaning here either.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32}` of the slice in the middle.
-
-    Raises:
-      InputError: a side is no multiple of 32.
-    """
+    """See `Network`."""
     del train, sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)

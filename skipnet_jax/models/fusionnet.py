@@ -1,19 +1,21 @@
 """FusionNet (Quan, Hildebrand and Jeong 2016)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import post_activation
 from skipnet_jax.models import skips
 
 # Halvings between the four levels and the bridge.
 DEPTH = 4
-SIZE_MULTIPLE = 2**DEPTH
 
 
-class FusionNet(nn.Module):
+class FusionNet(network.Network):
   """A U-shaped network of residual blocks whose long skips are sums.
 
   Each level: convolution, BatchNorm, ReLU; a residual block of three
@@ -23,41 +25,19 @@ class FusionNet(nn.Module):
     long_skips: sums from the contracting to the expanding path.
     short_skips: sums of the residual blocks.
     base_width: channels of the first level; the bridge has 16 times as many.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   long_skips: bool = True
   short_skips: bool = True
   base_width: int = 64
-  dtype: str = 'float32'
-  axis_name: str | None = None
-
-  def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
-    layers.check_least(self, base_width=1)
-
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 16."""
-    layers.check_size(size, SIZE_MULTIPLE)
+  size_multiple = 2**DEPTH
+  least: ClassVar = {'base_width': 1}
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
-
-    Args:
-      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 16.
-      train: batch statistics if True.
-      sample: no meaning here: the network has no dropout.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32}`.
-
-    Raises:
-      InputError: a side is no multiple of 16.
-    """
+    """See `Network`."""
     del sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)

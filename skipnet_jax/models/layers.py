@@ -11,8 +11,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from skipnet_jax import errors
-
 Dtype = Any
 
 
@@ -289,24 +287,3 @@ def centre(x: jax.Array, size: Sequence[int]) -> jax.Array:
 def mirror(x: jax.Array, pad: Sequence[tuple[int, int]]) -> jax.Array:
   """`[b, y, x, c]` continued by reflection, by `pad` before and after y, x."""
   return jnp.pad(x, ((0, 0), *pad, (0, 0)), 'reflect')
-
-
-def check_least(model: nn.Module, **least: int) -> None:
-  """Raises InputError unless each named field is at least its number."""
-  for name, number in least.items():
-    value = getattr(model, name)
-    if value < number:
-      raise errors.InputError(
-        f'model.{name} is {value}; it must be at least {number}.'
-      )
-
-
-def check_size(size: Sequence[int], multiple: int) -> None:
-  """Raises InputError unless both sides (y, x) are multiples of `multiple`."""
-  if any(side % multiple or side < multiple for side in size):
-    near = [max(1, round(side / multiple)) * multiple for side in size]
-    raise errors.InputError(
-      f'The image is {size[0]}x{size[1]}; both sides must be multiples of '
-      f'{multiple}, the nearest is {near[0]}x{near[1]}: set data.crop '
-      'or data.size to such a side.'
-    )

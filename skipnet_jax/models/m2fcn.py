@@ -1,10 +1,13 @@
 """M2FCN (Shen et al. 2017): stages of nets with side outputs."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import vgg
 
 
@@ -64,7 +67,7 @@ class Stage(nn.Module):
     return sides, fusion(sides)
 
 
-class M2FCN(nn.Module):
+class M2FCN(network.Network):
   """Stages, each of which sees the image and all side outputs of the last.
 
   Every side output and every fusion is an auxiliary output, but for the last
@@ -74,40 +77,18 @@ class M2FCN(nn.Module):
   Attributes:
     stages: how many.
     base_width: channels of a stage's first level.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None; of no matter here.
   """
 
   stages: int = 3
   base_width: int = 32
-  dtype: str = 'float32'
-  axis_name: str | None = None
-
-  def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
-    layers.check_least(self, stages=1, base_width=1)
-
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 8."""
-    layers.check_size(size, vgg.SIZE_MULTIPLE)
+  size_multiple = vgg.SIZE_MULTIPLE
+  least: ClassVar = {'stages': 1, 'base_width': 1}
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
-
-    Args:
-      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 8.
-      train: no meaning here: the network has no BatchNorm and no dropout.
-      sample: no meaning here either.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32, 'auxiliary': {name: the same}}`.
-
-    Raises:
-      InputError: a side is no multiple of 8.
-    """
+    """See `Network`."""
     del train, sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)

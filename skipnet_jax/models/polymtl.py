@@ -1,16 +1,16 @@
 """PolyMtl (Drozdzal et al. 2018): a learned normalisation before FC-ResNet."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
 from skipnet_jax.models import fc_resnet
-from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import unet
 
 
-class PolyMtl(nn.Module):
+class PolyMtl(network.Network):
   """A small U-Net makes the image that FC-ResNet then segments.
 
   Both are trained together, by the loss of the segmentation alone.
@@ -23,8 +23,6 @@ class PolyMtl(nn.Module):
     blocks: of FC-ResNet.
     repetitions: of FC-ResNet.
     normaliser_width: channels of the small U-Net's first level.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   short_skips: bool = True
@@ -34,38 +32,21 @@ class PolyMtl(nn.Module):
   blocks: str = 'bottleneck'
   repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
   normaliser_width: int = 16
-  dtype: str = 'float32'
-  axis_name: str | None = None
   # Its outputs have an image of their own, which samples show.
   normalises = True
+  size_multiple = fc_resnet.FCResNet.size_multiple
+  least: ClassVar = {'normaliser_width': 1}
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    layers.check_least(self, normaliser_width=1)
+    super().check()
     fc_resnet.FCResNet(**segmenter_fields(self), parent=None).check()
-
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 32."""
-    layers.check_size(size, fc_resnet.SIZE_MULTIPLE)
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
-
-    Args:
-      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 32.
-      train: batch statistics and dropout if True.
-      sample: dropout without batch statistics.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32, 'normalised': the same}`, the latter
-      what FC-ResNet is given.
-
-    Raises:
-      InputError: a side is no multiple of 32.
-    """
+    """See `Network`; `normalised` is what FC-ResNet is given."""
     self.check_size(image.shape[1:3])
     normaliser = unet.UNet(**normaliser_fields(self), name='normaliser')
     # One channel: the difference of the U-Net's two.

@@ -1,20 +1,22 @@
 """SFCNN (Weiler et al. 2018): a U-Net of steerable-filter convolutions."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from skipnet_jax import errors
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import skips
 from skipnet_jax.models import steerable
 
 # Halvings between the four levels.
 DEPTH = 3
-SIZE_MULTIPLE = 2**DEPTH
 
 
-class SFCNN(nn.Module):
+class SFCNN(network.Network):
   """A U-Net equivariant under rotations by 22.5 degrees.
 
   Exactly so under quarter turns, which map the pixels onto themselves. Each
@@ -28,45 +30,27 @@ class SFCNN(nn.Module):
     base_width: channels of the first level at each of the 16 orientations;
       each level has twice as many as the one before.
     kernel_size: side of the kernels, in pixels: 3, 5 or 7.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   long_skips: bool = True
   base_width: int = 8
   kernel_size: int = 5
-  dtype: str = 'float32'
-  axis_name: str | None = None
+  size_multiple = 2**DEPTH
+  least: ClassVar = {'base_width': 1}
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
-    layers.check_least(self, base_width=1)
+    super().check()
     if self.kernel_size not in (3, 5, 7):
       raise errors.InputError(
         f'model.kernel_size is {self.kernel_size}; it must be 3, 5 or 7.'
       )
 
-  def check_size(self, size: tuple[int, int]) -> None:
-    """Raises InputError unless both sides (y, x) are multiples of 8."""
-    layers.check_size(size, SIZE_MULTIPLE)
-
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
-
-    Args:
-      image: `[b, y, x, 1]` float32, normalised; y and x multiples of 8.
-      train: batch statistics if True.
-      sample: no meaning here: the network has no dropout.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32}`.
-
-    Raises:
-      InputError: a side is no multiple of 8.
-    """
+    """See `Network`."""
     del sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)

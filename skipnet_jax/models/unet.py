@@ -1,16 +1,18 @@
 """U-Net (Ronneberger et al. 2015)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from skipnet_jax import errors
 from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.models import skips
 
 # Halvings between the five levels.
 DEPTH = 4
-SIZE_MULTIPLE = 2**DEPTH
 PADDINGS = ('SAME', 'VALID')
 # What 'VALID' cuts off on each side, in pixels: 2 for the two convolutions of
 # each of four levels on both ways, as often as a level's pixel is wide, and of
@@ -25,7 +27,7 @@ def valid_pad(side: int) -> tuple[int, int]:
   fits inputs of 16 n + 12 pixels.
   """
   least = side + 2 * VALID_BORDER
-  more = (12 - least) % SIZE_MULTIPLE
+  more = (12 - least) % 2**DEPTH
   before = VALID_BORDER + more // 2
   return before, least + more - side - before
 
@@ -86,7 +88,7 @@ def contract_and_expand(
   return x
 
 
-class UNet(nn.Module):
+class UNet(network.Network):
   """U-Net with its long skips as concatenations.
 
   Attributes:
@@ -98,8 +100,6 @@ class UNet(nn.Module):
       as in the U-Net that public GPU benchmarks time.
     dropout: rate at the end of the last two contracting levels.
     base_width: channels of the first level; the deepest has 16 times as many.
-    dtype: 'float32' or 'bfloat16', for compute; the logits are float32.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   long_skips: bool = True
@@ -107,11 +107,12 @@ class UNet(nn.Module):
   up_kernel: int = 2
   dropout: float = 0.5
   base_width: int = 64
-  dtype: str = 'float32'
-  axis_name: str | None = None
+  size_multiple = 2**DEPTH
+  least: ClassVar = {'base_width': 1}
 
   def check(self) -> None:
     """Raises InputError for a setting that no network can be built from."""
+    super().check()
     if self.padding not in PADDINGS:
       raise errors.InputError(
         f'model.padding is {self.padding!r}; it must be SAME or VALID.'
@@ -120,7 +121,6 @@ class UNet(nn.Module):
       raise errors.InputError(
         f'model.up_kernel is {self.up_kernel}; it must be 2 or 3.'
       )
-    layers.check_least(self, base_width=1)
 
   def check_size(self, size: tuple[int, int]) -> None:
     """Raises InputError for sides that do not fit.
@@ -129,7 +129,7 @@ class UNet(nn.Module):
     pixels, see `valid_pad`.
     """
     if self.padding == 'SAME':
-      layers.check_size(size, SIZE_MULTIPLE)
+      super().check_size(size)
     elif min(size) < 4:
       raise errors.InputError(
         f'The image is {size[0]}x{size[1]}; both sides must be at least 4.'
@@ -139,19 +139,10 @@ class UNet(nn.Module):
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> dict[str, jax.Array]:
-    """Logits of the probability that a pixel is inside a cell.
+    """See `Network`.
 
-    Args:
-      image: `[b, y, x, 1]` float32, normalised.
-      train: dropout if True.
-      sample: dropout without training.
-
-    Returns:
-      `{'logits': [b, y, x, 1] float32}`: the difference of the paper's two
-      channels, whose softmax is the sigmoid of it.
-
-    Raises:
-      InputError: sides that do not fit.
+    The logits are the difference of the paper's two channels, whose softmax is
+    the sigmoid of it.
     """
     size = image.shape[1:3]
     self.check_size(size)

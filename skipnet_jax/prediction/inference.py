@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax import models
 from skipnet_jax.data import pipeline
+from skipnet_jax.models import network
 from skipnet_jax.prediction import gate_maps
 from skipnet_jax.step import losses
 
@@ -84,7 +84,7 @@ class Tiling:
 # One cache for all predictors: a network is compiled once for each shape.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def predict_tile(
-  model: nn.Module,
+  model: network.Network,
   sample: bool,
   variables: Variables,
   image: jax.Array,
@@ -114,7 +114,7 @@ def predict_tile(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _normalised(
-  model: nn.Module, variables: Variables, image: jax.Array
+  model: network.Network, variables: Variables, image: jax.Array
 ) -> jax.Array:
   outputs = model.apply(variables, image[None], train=False)
   return outputs['normalised'][0, ..., 0]
@@ -133,12 +133,13 @@ class Predictor:
     tta: whether the eight flips and rotations are averaged.
     mc_samples: dropout samples averaged; 0: no dropout (the paper: 30).
     seed: of the dropout samples.
-    multiple: what both sides of a tile must be multiples of.
+    multiple: what both sides of a tile must be multiples of, beside what the
+      model's must.
   """
 
   def __init__(
     self,
-    model: nn.Module,
+    model: network.Network,
     variables: Sequence[Variables],
     *,
     tta: bool = False,
@@ -152,8 +153,8 @@ class Predictor:
     self._turns = 8 if tta else 1
     self._samples = mc_samples
     self._keys = jax.random.split(jax.random.key(seed), max(1, mc_samples))
-    self._multiple = multiple
-    self.slices = models.slices(model)
+    self._multiple = math.lcm(multiple, model.size_multiple)
+    self.slices = model.slices
 
   @property
   def count(self) -> int:
@@ -188,7 +189,7 @@ class Predictor:
     Raises:
       InputError: NaN or infinite pixels.
     """
-    if not getattr(self._model, 'normalises', False):
+    if not self._model.normalises:
       return None
     prepared, (y, x) = self._whole(image)
     found = _normalised(self._model, self._variables[0], prepared)

@@ -39,7 +39,7 @@ def make_predictor(
     raise errors.InputError(
       f'--mc_samples is {mc_samples}; it must be at least 0 (no dropout).'
     )
-  if mc_samples and not getattr(first.model, 'dropout', 0):
+  if mc_samples and not first.model.dropout:
     raise errors.InputError(
       f'--mc_samples is {mc_samples}, but {first.path} has model.dropout 0: '
       'leave it out, or train with dropout.'

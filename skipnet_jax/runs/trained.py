@@ -8,12 +8,13 @@ import pathlib
 import sys
 from typing import Any
 
-import flax.linen as nn
 import ml_collections
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax import models
 from skipnet_jax.data import sources
+from skipnet_jax.models import network
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.step import optim
@@ -39,7 +40,7 @@ class TrainedRun:
   path: pathlib.Path
   config: ml_collections.ConfigDict
   dataset: dict[str, str]
-  model: nn.Module
+  model: network.Network
   variables: dict[str, Any]
   best_epoch: int
 
@@ -56,10 +57,11 @@ class TrainedRun:
 
 def abstract_state(
   config: ml_collections.ConfigDict,
-) -> tuple[nn.Module, state_lib.TrainState]:
+) -> tuple[network.Network, state_lib.TrainState]:
   """A config's network, and what its checkpoints hold: shapes and dtypes."""
   # The shapes depend neither on the window nor on the length of an epoch.
-  training = build_lib.build(config, state_lib.SIDES, 1)
+  sides = models.build_model(config.model).least_sides()
+  training = build_lib.build(config, sides, 1)
   return training.model, training.abstract_state
 
 

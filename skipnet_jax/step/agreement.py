@@ -10,12 +10,12 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skipnet_jax.models import network
 from skipnet_jax.step import losses
 
 CLOSE = 1e-4  # Of the norm, in float32, with raised biases.
@@ -48,11 +48,10 @@ def limit(part: str, variables: dict[str, Any]) -> float:
 
 @functools.lru_cache(2)
 def _compiled(
-  model: nn.Module, loss: str, terms: losses.Terms
+  model: network.Network, loss: str, terms: losses.Terms
 ) -> Callable[..., Any]:
   """Compiles a pass forward and backward; the same for equal arguments."""
   chosen = losses.LOSSES[loss]
-  adversarial = getattr(model, 'adversarial', False)
 
   @jax.jit
   def run(params, batch_stats, batch):
@@ -62,7 +61,7 @@ def _compiled(
         batch['image'],
         train=True,
         mutable=['batch_stats'],
-        **({'label': batch['label']} if adversarial else {}),
+        **({'label': batch['label']} if model.adversarial else {}),
       )
       whole = batch | {'mask': jnp.ones_like(batch['label'])}
       sums = losses.training_sums(chosen, outputs, whole)
@@ -76,7 +75,7 @@ def _compiled(
 
 
 def point(
-  model: nn.Module,
+  model: network.Network,
   variables: dict[str, Any],
   batch: losses.Batch,
   dtype: str,
@@ -100,7 +99,7 @@ def point(
     On the host: logits `[b, y, x, 1]`, loss, gradient (as params), statistics
     (as batch_stats, after the step).
   """
-  fields = {'dropout': 0.0} if hasattr(model, 'dropout') else {}
+  fields = {'dropout': 0.0} if model.dropout else {}
   model = model.clone(**fields, dtype=dtype)
   batch = {k: batch[k] for k in ('image', 'label', 'weight') if k in batch}
   run = _compiled(model, loss, terms)

@@ -9,12 +9,12 @@ import dataclasses
 import functools
 import json
 
-import flax.linen as nn
 import ml_collections
 import optax
 
 from skipnet_jax import models
 from skipnet_jax.models import layer_table
+from skipnet_jax.models import network
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
 from skipnet_jax.step import state as state_lib
@@ -41,7 +41,7 @@ class Training:
     record: whether a training step records what each kernel did.
   """
 
-  model: nn.Module
+  model: network.Network
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
   loss: losses.Loss
@@ -54,15 +54,15 @@ class Training:
   @functools.cached_property
   def table(self) -> tuple[layer_table.Layer, ...]:
     """The layers that a prediction calls, in order, for one image."""
-    shape = models.input_shape(self.model, self.window)
-    return tuple(layer_table.layer_table(models.unrolled(self.model), shape))
+    shape = self.model.input_shape(self.window)
+    return tuple(layer_table.layer_table(self.model.unrolled(), shape))
 
   @functools.cached_property
   def judge(self) -> tuple[layer_table.Layer, ...]:
     """The layers of a discriminator, for one image and its two judgements."""
-    if not getattr(self.model, 'adversarial', False):
+    if not self.model.adversarial:
       return ()
-    shape = models.input_shape(self.model, self.window)
+    shape = self.model.input_shape(self.window)
     rows = layer_table.layer_table(self.model, shape, label=True)
     predicts = {row.name for row in self.table}
     return tuple(row for row in rows if row.name not in predicts)

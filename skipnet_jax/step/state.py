@@ -4,17 +4,13 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from skipnet_jax import models
 from skipnet_jax import streams
-
-# Of the image that a network is initialised with; no parameter depends on it.
-SIDES = (64, 64)
+from skipnet_jax.models import network
 
 
 @flax.struct.dataclass
@@ -36,8 +32,8 @@ class TrainState:
   key: jax.Array
 
 
-def _draw(model: nn.Module, key: jax.Array) -> Any:
-  image = jnp.zeros(models.input_shape(model, SIDES), jnp.float32)
+def _draw(model: network.Network, key: jax.Array) -> Any:
+  image = jnp.zeros(model.input_shape(model.least_sides()), jnp.float32)
   return model.init(streams.key_at(key, 'init'), image, train=False)
 
 
@@ -57,14 +53,14 @@ def _begin(
 # It runs once: on a CPU, optimising hundreds of random draws would take as long
 # as compiling a training step.
 @functools.lru_cache(2)
-def _drawer(model: nn.Module) -> Callable[[jax.Array], Any]:
+def _drawer(model: network.Network) -> Callable[[jax.Array], Any]:
   cpu = jax.default_backend() == 'cpu'
   options = {'xla_backend_optimization_level': 0} if cpu else None
   return jax.jit(functools.partial(_draw, model), compiler_options=options)
 
 
 def create_state(
-  model: nn.Module, optimizer: optax.GradientTransformation, seed: int
+  model: network.Network, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """The state before the first step: a pure function of its arguments.
 
@@ -74,15 +70,14 @@ def create_state(
     seed: the run's one seed.
   """
   key = jax.random.key(seed)
-  if hasattr(model, 'axis_name'):
-    # Devices draw alike: one compilation serves pmapped networks too.
-    model = model.clone(axis_name=None)
+  # Devices draw alike: one compilation serves pmapped networks too.
+  model = model.clone(axis_name=None)
   begin = jax.jit(functools.partial(_begin, optimizer))
   return begin(_drawer(model)(key), key)
 
 
 def abstract_state(
-  model: nn.Module, optimizer: optax.GradientTransformation
+  model: network.Network, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Shapes and dtypes of `create_state` on one device; computes nothing."""
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

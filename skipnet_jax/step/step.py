@@ -6,13 +6,13 @@ writes them divides. The three ways to run a step are in `parallel`.
 
 from collections.abc import Callable, Sequence
 
-import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 import optax
 
 from skipnet_jax import streams
+from skipnet_jax.models import network
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
 from skipnet_jax.step import state as state_lib
@@ -25,7 +25,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-  model: nn.Module,
+  model: network.Network,
   optimizer: optax.GradientTransformation,
   loss: losses.Loss,
   *,
@@ -56,7 +56,6 @@ def make_train_step(
     also flow `[4, layers]`, see `telemetry.step_flow`; `part/<name>` as
     `losses.training_value` names them, to be divided by steps too.
   """
-  adversarial = getattr(model, 'adversarial', False)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     rngs = {'dropout': streams.key_at(state.key, 'dropout', state.step)}
@@ -68,7 +67,7 @@ def make_train_step(
         train=True,
         mutable=['batch_stats'],
         rngs=rngs,
-        **({'label': batch['label']} if adversarial else {}),
+        **({'label': batch['label']} if model.adversarial else {}),
       )
       sums = (
         losses.training_sums(loss, outputs, batch),
@@ -117,7 +116,7 @@ def make_train_step(
 
 
 def make_eval_step(
-  model: nn.Module,
+  model: network.Network,
   loss: losses.Loss,
   *,
   l2: float = 0.0,

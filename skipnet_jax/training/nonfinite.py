@@ -30,7 +30,7 @@ def refuse(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
   plan = prepared.pipeline.plan(key, step)
   raw = prepared.pipeline.read_host(prepared.arrays, plan)
   layer = layer_table.first_nonfinite(
-    models.unrolled(models.build_model(prepared.config.model)),
+    models.build_model(prepared.config.model).unrolled(),
     fc_resnet.unroll(tree),
     prepared.pipeline.train_batch(raw, plan['key'])['image'],
     {'dropout': streams.key_at(key, 'dropout', step)},

@@ -48,7 +48,7 @@ class Step:
     self.kind = devices[0].device_kind
     self.peak = peaks.PEAKS[self.kind]
     self._training = training = build_lib.build(config, window, steps_per_epoch)
-    if getattr(training.model, 'scan', False):
+    if training.model.scan:
       raise errors.InputError(
         'model.scan is True, and of a scan the compiler counts one repetition '
         'only: set model.scan=False for a prediction.'
