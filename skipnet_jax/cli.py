@@ -12,6 +12,8 @@ from typing import NoReturn
 from absl import app
 from absl import flags
 from absl import logging
+from ml_collections import config_dict
+from ml_collections.config_flags import config_flags
 
 from skipnet_jax import environment
 from skipnet_jax import errors
@@ -19,10 +21,39 @@ from skipnet_jax import errors
 # A disk, a quota or a limit on file sizes is exhausted.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # In what JAX raises, by backend.
+_NETWORK = r'(?m)^--?config\.model\.name[=\n](.*)$'
 _OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory')
 
 
+class _ExperimentParser(config_flags.ConfigFileFlagParser):
+  """Reads an experiment file, and gives config.model its network's fields.
+
+  The network is that of `--config.model.name` where it is given: its fields are
+  then its own defaults, for other flags to override.
+  """
+
+  def parse(self, path: str) -> config_dict.ConfigDict:
+    """The config, locked; of a file that cannot be read, what says so."""
+    config = super().parse(path)
+    if isinstance(config, config_dict.ConfigDict) and 'model' in config:
+      from skipnet_jax import models
+
+      asked = re.findall(_NETWORK, '\n'.join(sys.argv))
+      fields = config.model.to_dict()
+      if asked and asked[-1] != fields.get('name'):
+        fields = {'name': asked[-1]}
+      if 'name' in fields:
+        try:
+          config.model = models.model_config(**fields)
+        except errors.InputError as e:
+          refuse(str(e))
+        config.lock()
+    return config
+
+
 def _parse(several: str, argv: list[str]) -> list[str]:
+  if 'config' in flags.FLAGS:
+    flags.FLAGS['config'].parser = _ExperimentParser('config')
   try:
     return flags.FLAGS(spread(several, argv) if several else argv)
   except flags.Error as e:

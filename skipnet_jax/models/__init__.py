@@ -1,7 +1,5 @@
 """Networks by name: pure Linen modules, nothing of data, training or files."""
 
-import dataclasses
-
 import ml_collections
 
 from skipnet_jax import config as config_lib
@@ -14,6 +12,7 @@ from skipnet_jax.models import fcn_lstm
 from skipnet_jax.models import fusionnet
 from skipnet_jax.models import m2fcn
 from skipnet_jax.models import network
+from skipnet_jax.models import own
 from skipnet_jax.models import polymtl
 from skipnet_jax.models import sfcnn
 from skipnet_jax.models import unet
@@ -32,18 +31,17 @@ MODELS: dict[str, type[network.Network]] = {
 }
 
 
-def _fields(model: type[network.Network]) -> dict:
-  return {
-    f.name: f.default
-    for f in dataclasses.fields(model)
-    if f.name not in ('parent', 'name', 'axis_name')
-  }
-
-
 def _lookup(name: str) -> type[network.Network]:
+  if ':' in name:
+    return own.load(name)
   if name not in MODELS:
     raise errors.InputError(
       f'Unknown model {name!r}: {config_lib.nearest(name, list(MODELS))}'
+    )
+  if not MODELS[name].__module__.startswith(__name__):
+    raise errors.InputError(
+      f'The model {name!r} was added to models.MODELS, where no other process '
+      'finds it: name it by module and class, as my_package.nets:MyNet.'
     )
   return MODELS[name]
 
@@ -52,13 +50,14 @@ def model_config(name: str, **changes) -> ml_collections.ConfigDict:
   """The `model` section of a config: the module's own fields and defaults.
 
   Args:
-    name: a key of `MODELS`.
+    name: a key of `MODELS`, or module and class of a network of one's own, see
+      `own.load`.
     **changes: fields that differ from the defaults.
 
   Raises:
-    InputError: unknown name.
+    InputError: unknown name, or a network that cannot be used.
   """
-  fields = _fields(_lookup(name))
+  fields = {f.name: f.default for f in network.fields(_lookup(name))}
   return ml_collections.ConfigDict({'name': name, **fields, **changes})
 
 
@@ -71,18 +70,16 @@ def build_model(
     config: `name` and the module's fields.
     axis_name: mapped axis of a pmapped call, or None.
 
-  Returns:
-    A module mapping `(image [b, y, x, slices], train)` to a dict of outputs.
-
   Raises:
-    InputError: unknown name or field, or a value the network refuses.
+    InputError: unknown name or field, a value the network refuses, or a network
+      of one's own that breaks the contract of `network.Network`.
   """
   # JSON has lists where a module, to be hashable, has tuples.
   fields = {
     k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
   }
   model = _lookup(fields.pop('name', ''))
-  known = _fields(model)
+  known = [f.name for f in network.fields(model)]
   for field in fields:
     if field in ('short_skips', 'long_skips') and field not in known:
       raise errors.InputError(
@@ -92,8 +89,10 @@ def build_model(
     if field not in known:
       raise errors.InputError(
         f'Unknown config field model.{field}: '
-        f'{config_lib.nearest(field, list(known))}'
+        f'{config_lib.nearest(field, known)}'
       )
+  if ':' in config.name:
+    own.check(model(**fields))
   module = model(**fields, axis_name=axis_name)
   module.check()
   return module

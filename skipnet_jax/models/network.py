@@ -1,6 +1,7 @@
 """What every network has: fields, sides and one contract of its call."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
@@ -114,3 +115,9 @@ class Network(nn.Module, kw_only=True):
     Its variables are those of `fc_resnet.unroll`.
     """
     return self.clone(scan=False) if self.scan else self
+
+
+def fields(kind: type[Network]) -> list[dataclasses.Field]:
+  """The fields of a network that config.model has."""
+  no_settings = ('parent', 'name', 'axis_name')
+  return [f for f in dataclasses.fields(kind) if f.name not in no_settings]

@@ -28,8 +28,8 @@ class FlowFile:
   """`gradient_flow.npz` of a run.
 
   It holds `layers` `[l]` str in forward order and, `[epochs, l]` float32,
-  `net_change` and the quantities of `telemetry.STEP_QUANTITIES`; NaN for an epoch whose
-  record was lost.
+  `net_change` and the quantities of `telemetry.STEP_QUANTITIES`; NaN for an
+  epoch whose record was lost.
 
   Args:
     path: the file.
@@ -48,7 +48,8 @@ class FlowFile:
     self._path = path
     self._names = list(names)
     self._table = {
-      q: np.full((epochs, len(names)), np.nan, np.float32) for q in telemetry.QUANTITIES
+      q: np.full((epochs, len(names)), np.nan, np.float32)
+      for q in telemetry.QUANTITIES
     }
     if not epochs:
       return

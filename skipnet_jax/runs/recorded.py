@@ -13,9 +13,8 @@ import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
-from skipnet_jax.runs import run_log
 from skipnet_jax.runs import flow_file
-from skipnet_jax.step import telemetry
+from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
 
 

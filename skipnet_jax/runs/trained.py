@@ -15,11 +15,11 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import sources
 from skipnet_jax.models import network
-from skipnet_jax.step import build as build_lib
 from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import workdir
+from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import optim
 from skipnet_jax.step import state as state_lib
-from skipnet_jax.runs import workdir
 
 SPLITS = ('valid', 'train')
 

@@ -55,6 +55,8 @@ def _complete(
   try:
     config.update(kept)
     config.model = models.model_config(**config.model)
+  except errors.InputError as e:
+    raise errors.InputError(f'{path / "config.json"}: {e}') from e
   except (TypeError, KeyError, ValueError) as e:
     raise errors.InputError(
       f'{path / "config.json"} is damaged ({str(e)[:200]!r}): restore it from '
