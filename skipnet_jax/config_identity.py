@@ -43,7 +43,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
   Left out is what a run may be continued with: devices, log, places, and the
   number of epochs unless the learning rate follows it.
   """
-  free = _FREE
+  free: tuple[str, ...] = _FREE
   if config.optim.schedule == 'cosine':
     free = tuple(name for name in free if name != 'train.epochs')
   return {

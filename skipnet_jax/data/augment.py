@@ -142,7 +142,8 @@ def transform(
   """
   if not settings.active():
     return intensity(key, image, settings), label, *more
-  where = list(coordinates(key, label.shape, settings))
+  y, x = label.shape
+  where = list(coordinates(key, (y, x), settings))
 
   def sample(x: Array, order: int) -> Array:
     return ndimage.map_coordinates(x, where, order, 'reflect')

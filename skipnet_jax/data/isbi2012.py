@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
-from typing import Any, BinaryIO
+from typing import IO, Any
 import urllib.error
 import urllib.request
 import zipfile
@@ -97,7 +97,7 @@ def _load_verified(
   path = pathlib.Path(folder, name)
   with volume.open_stack(path) as stack:
     pixels = stack.read_all()
-  found = hashlib.sha256(pixels).hexdigest()
+  found = hashlib.sha256(pixels.data).hexdigest()
   if found != sha256[name]:
     raise errors.InputError(
       f"{path} is not the challenge's: its pixels {pixels.shape} "
@@ -269,7 +269,7 @@ def _extract(
   return list(members)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, name: str) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], name: str) -> None:
   size = 0
   while piece := source.read(_CHUNK):
     size += len(piece)

@@ -62,14 +62,14 @@ def load_tfds(
       f'tfds:{name} has the features {sorted(features)}; needed are image and '
       f'{" or ".join(_LABEL_KEYS)}'
     )
-  images, labels = [], []
+  images: list[np.ndarray] = []
+  labels: list[np.ndarray] = []
   for example in source:
     image, label = _plane(example['image']), _plane(example[keys[0]])
-    sides = images[0].shape if images else np.shape(image)
     if (
       image is None
       or label is None
-      or not (image.shape == label.shape == sides)
+      or not (image.shape == label.shape == (images or [image])[0].shape)
     ):
       raise errors.InputError(
         f'tfds:{name} has image {np.shape(example["image"])} and {keys[0]} '

@@ -325,6 +325,7 @@ class HostFeed:
 
   def _work(self, read: Callable[[int], Any], step: int) -> None:
     while not self._stop.is_set():
+      item: tuple[Any, Exception | None]
       try:
         item = (read(step), None)
       except Exception as e:  # Handed to the reader's thread, raised there.

@@ -99,12 +99,14 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
   return DataSet(name, image, label, train, valid, warning, remedy, weight)
 
 
-def _read(data: ml_collections.ConfigDict):
+def _read(
+  data: ml_collections.ConfigDict,
+) -> tuple[str, np.ndarray, np.ndarray, str, str]:
   source = data.source
   if source == 'stack':
     with volume.open_stack(data.image) as reader:
-      image = reader.memmap()
-      image = reader.read_all() if image is None else image
+      mapped = reader.memmap()
+      image = reader.read_all() if mapped is None else mapped
     with volume.open_stack(data.label) as reader:
       label = reader.read_all()
     label = volume.check_labels(label, image.shape, data.label)
@@ -134,8 +136,9 @@ def _read(data: ml_collections.ConfigDict):
           raise
         problem = str(e)
     if folder is not None:
-      image, label = isbi2012.load(folder, 'train')
-      label = volume.check_labels(label, image.shape, 'train-labels.tif')
+      image, labels = isbi2012.load(folder, 'train')
+      assert labels is not None  # Only 'test' has none.
+      label = volume.check_labels(labels, image.shape, 'train-labels.tif')
       return 'isbi2012', image, label, '', ''
     warning = (
       'SYNTHETIC DATA: the ISBI 2012 stacks were not found, so a procedural '

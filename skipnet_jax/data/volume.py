@@ -70,16 +70,18 @@ class _TiffStack(StackReader):
     self.path = path
     self._size = path.stat().st_size
     count = tiff_checks.count_pages(path, self._size)
-    # Vendors whose pages tifffile would rearrange; they are refused instead.
-    vendors = {'is_lsm': False, 'is_ndpi': False, 'is_scanimage': False}
     with contextlib.ExitStack() as undo:
-      self._tiff = undo.enter_context(tifffile.TiffFile(path, **vendors))
+      # Vendors whose pages tifffile would rearrange; they are refused instead.
+      self._tiff = undo.enter_context(
+        tifffile.TiffFile(path, is_lsm=False, is_ndpi=False, is_scanimage=False)
+      )
       self._check(count, dtypes)
       undo.pop_all()
 
   def _check(self, count: int, dtypes: Sequence[str]) -> None:
-    first = self._tiff.pages[0]
+    first = self._tiff.pages.first
     _check_page(self.path, first, 0, dtypes)
+    assert first.dtype is not None  # Else it was refused.
     self.dtype = first.dtype.newbyteorder('=')
     self._page_bytes = math.prod(first.shape) * self.dtype.itemsize
     declared, self.metadata = tiff_checks.describe(
@@ -92,7 +94,8 @@ class _TiffStack(StackReader):
         f'{self.path} is cut short: it declares {declared} slices but has '
         f'{count} pages; copy or export it again'
       )
-    self.shape = (declared if virtual else count, *first.shape)
+    y, x = first.shape
+    self.shape = (declared if virtual else count, y, x)
     if virtual:
       tiff_checks.check_total(self.path, self.shape, first, self._size)
     starts = np.arange(self.shape[0], dtype=np.int64) * self._page_bytes
@@ -103,6 +106,8 @@ class _TiffStack(StackReader):
     raw = True
     for z in range(count):
       page = self._tiff.pages[z]
+      # Frames are pages read in part, which TiffFile makes on request.
+      assert isinstance(page, tifffile.TiffPage)
       _check_page(self.path, page, z, dtypes)
       if page.shape != first.shape or page.dtype != first.dtype:
         raise errors.InputError(
@@ -233,7 +238,7 @@ class StackWriter:
       )
       with tiff_checks.refusing(self.path, 'cannot be written'):
         with tifffile.TiffWriter(part, bigtiff=big, imagej=imagej) as out:
-          start, _ = out.write(
+          written = out.write(
             shape=self.shape,
             dtype=self.dtype,
             photometric='minisblack',
@@ -241,8 +246,9 @@ class StackWriter:
             returnoffset=True,
             **tags,
           )
+        assert written is not None  # Thanks to returnoffset.
         self._file = undo.enter_context(part.open('r+b'))
-        self._file.seek(start)
+        self._file.seek(written[0])
       self._undo = undo.pop_all()
     return self
 
