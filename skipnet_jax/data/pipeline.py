@@ -61,7 +61,7 @@ class Pipeline:
     """Batches in an epoch; every slice is seen once."""
     return len(self.train) // self.batch_size
 
-  def plan(self, key: Array, step: Array) -> Arrays:
+  def plan(self, key: Array, step: Array | int) -> Arrays:
     """What the batch of a step holds: a pure function of (key, step).
 
     Returns:

@@ -6,7 +6,7 @@ in float64, and at other times by 3e-6. With the bias of every BatchNorm raised
 by RAISED, few inputs are near zero: there the same networks differ by 1e-5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -23,6 +23,9 @@ CLOSE = 1e-4  # Of the norm, in float32, with raised biases.
 # turning over. The outputs, which are continuous there, stay CLOSE.
 TURNED = 1e-2
 RAISED = 4.0
+
+# A batch by name, of NumPy's or JAX's arrays.
+HostBatch = Mapping[str, np.ndarray | jax.Array]
 
 
 def raise_biases(variables: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def _compiled(
 def point(
   model: network.Network,
   variables: dict[str, Any],
-  batch: losses.Batch,
+  batch: HostBatch,
   dtype: str,
   device: Any = None,
   loss: str = 'bce',
@@ -99,7 +102,7 @@ def point(
     On the host: logits `[b, y, x, 1]`, loss, gradient (as params), statistics
     (as batch_stats, after the step).
   """
-  fields = {'dropout': 0.0} if model.dropout else {}
+  fields: dict[str, Any] = {'dropout': 0.0} if model.dropout else {}
   model = model.clone(**fields, dtype=dtype)
   batch = {k: batch[k] for k in ('image', 'label', 'weight') if k in batch}
   run = _compiled(model, loss, terms)

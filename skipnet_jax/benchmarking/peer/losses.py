@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional
 
+from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
+
 Tensor = torch.Tensor
 
 
@@ -21,7 +23,8 @@ def mean(
     A scalar.
   """
   if name == 'bce_dice':
-    return sum(mean(part, logits, label, weight) for part in ('bce', 'dice'))
+    bce = mean('bce', logits, label, weight)
+    return bce + mean('dice', logits, label, weight)
   if name == 'dice':
     # Of the membrane.
     o, y = torch.sigmoid(-logits), 1 - label
@@ -42,7 +45,7 @@ def mean(
 def objective(
   name: str,
   terms: tuple[float, float],
-  outputs: dict[str, Tensor | dict[str, Tensor]],
+  outputs: torch_layers.Outputs,
   label: Tensor,
   weight: Tensor | None = None,
 ) -> Tensor:
@@ -60,7 +63,7 @@ def objective(
   """
   auxiliary, adversarial = terms
 
-  def loss(logits):
+  def loss(logits: Tensor) -> Tensor:
     # As in the Flax network, in the parameters' dtype.
     return mean(name, logits.to(label.dtype), label, weight)
 
@@ -78,7 +81,7 @@ def objective(
 
 def apply(
   network: torch.nn.Module, image: Tensor, label: Tensor
-) -> dict[str, Tensor | dict[str, Tensor]]:
+) -> torch_layers.Outputs:
   """The outputs of a network of `torch_networks` in a training step."""
   if getattr(network, 'adversarial', False):
     return network(image, label)

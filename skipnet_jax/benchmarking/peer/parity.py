@@ -46,7 +46,7 @@ def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def ours(
   model: nn.Module,
   variables: dict[str, Any],
-  batch: losses.Batch,
+  batch: agreement.HostBatch,
   dtype: str,
   loss: str = 'bce',
   terms: losses.Terms = losses.NO_TERMS,
@@ -84,7 +84,7 @@ def _raised_network(network: torch.nn.Module) -> torch.nn.Module:
 
 def theirs(
   network: torch.nn.Module,
-  batch: losses.Batch,
+  batch: agreement.HostBatch,
   dtype: str,
   loss: str = 'bce',
   terms: losses.Terms = losses.NO_TERMS,
@@ -109,6 +109,11 @@ def theirs(
   outputs = torch_losses.apply(network, image, tensors['label'])
   value = torch_losses.objective(loss, weights, outputs, **tensors)
   value.backward()
+  gradient = {
+    name: parameter.grad
+    for name, parameter in network.named_parameters()
+    if parameter.grad is not None
+  }
   statistics = {}
   for name, after in _arrays(dict(network.named_buffers())).items():
     layer, _, kind = name.rpartition('.')
@@ -121,7 +126,7 @@ def theirs(
   return {
     'logits': _arrays({'': outputs['logits']}),
     'loss': _arrays({'': value}),
-    'gradient': _arrays({k: p.grad for k, p in network.named_parameters()}),
+    'gradient': _arrays(gradient),
     'statistics': statistics,
   }
 
@@ -160,7 +165,7 @@ def _by_layer(a: Point, b: Point) -> dict[str, float]:
   }
 
 
-def _centre(batch: losses.Batch) -> dict[str, np.ndarray]:
+def _centre(batch: agreement.HostBatch) -> dict[str, np.ndarray]:
   found = {}
   for name in batch.keys() & {'image', 'label', 'weight'}:
     array = np.asarray(batch[name])
@@ -173,7 +178,7 @@ def check(
   model: nn.Module,
   variables: dict[str, Any],
   network: torch.nn.Module,
-  batch: losses.Batch,
+  batch: agreement.HostBatch,
   loss: str = 'bce',
   terms: losses.Terms = losses.NO_TERMS,
 ) -> dict[str, Any]:

@@ -236,7 +236,8 @@ def race(
   settings = torch_training.configure()
   data = sources.load(config)
   batch = _make_batch(config, data)
-  training = _training(config, batch['image'].shape[1:3])
+  y, x = batch['image'].shape[1:3]
+  training = _training(config, (y, x))
   state, ours = _make_ours(config, training, batch)
   import torch
 

@@ -89,7 +89,7 @@ def make_optimizer(
     group['weight_decay'] = decay if kernel else 0.0
     if judge:
       group['lr'] = config.discriminator_learning_rate
-  groups = list(groups.values())
+  made = list(groups.values())
   rate, b1, b2, eps = (
     config.learning_rate,
     config.momentum,
@@ -99,11 +99,11 @@ def make_optimizer(
   # Each the fastest that PyTorch has: rmsprop is not fused.
   make = {
     'rmsprop': lambda: torch.optim.RMSprop(
-      groups, rate, b2, eps, momentum=b1, foreach=True
+      made, rate, b2, eps, momentum=b1, foreach=True
     ),
-    'sgd': lambda: torch.optim.SGD(groups, rate, b1, fused=True),
-    'adam': lambda: torch.optim.Adam(groups, rate, (b1, b2), eps, fused=True),
-    'adamw': lambda: torch.optim.AdamW(groups, rate, (b1, b2), eps, fused=True),
+    'sgd': lambda: torch.optim.SGD(made, rate, b1, fused=True),
+    'adam': lambda: torch.optim.Adam(made, rate, (b1, b2), eps, fused=True),
+    'adamw': lambda: torch.optim.AdamW(made, rate, (b1, b2), eps, fused=True),
   }
   return make[config.name]()
 
@@ -131,7 +131,9 @@ def make_step(
   image, label = batch['image'], batch['label']
   weight = batch.get('weight')
   if form.channels_last:
-    network.to(memory_format=torch.channels_last)
+    for tensor in (*network.parameters(), *network.buffers()):
+      if tensor.ndim == 4:
+        tensor.data = tensor.data.to(memory_format=torch.channels_last)
     image = image.to(memory_format=torch.channels_last)
   optimizer = make_optimizer(config.optim, network)
   half = config.model.dtype == 'bfloat16'

@@ -1,5 +1,6 @@
 """Flax arrays as PyTorch's, under its names and in its layout."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -58,7 +59,7 @@ def image(array: Any) -> torch.Tensor:
   return torch.from_numpy(np.array(array).transpose(0, 3, 1, 2).copy())
 
 
-def batch(arrays: dict[str, Any], place: Any) -> dict[str, torch.Tensor]:
+def batch(arrays: Mapping[str, Any], place: Any) -> dict[str, torch.Tensor]:
   """What a training step needs of a batch, as tensors.
 
   Args:

@@ -110,9 +110,7 @@ class TorchADDN(nn.Module):
     self.generator = Generator(model.base_width, model.long_skips)
     self.discriminator = Discriminator(model.discriminator_width)
 
-  def forward(
-    self, image: Tensor, label: Tensor
-  ) -> dict[str, Tensor | dict[str, Tensor]]:
+  def forward(self, image: Tensor, label: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits of that shape, and what is judged."""
     logits = self.generator(image)
     fake = torch.sigmoid(logits)

@@ -65,6 +65,13 @@ class TorchFCLmserS(nn.Module):
       nothing here.
   """
 
+  encoder_1: nn.Module
+  encoder_2: nn.Module
+  bridge_up: nn.Module
+  up_1_up: nn.Module
+  confidence_up: nn.Module
+  last_conv: nn.Module
+
   def __init__(self, model: clmser.F_CLmser_S):
     super().__init__()
     d = model.base_width
@@ -125,7 +132,7 @@ class TorchFCLmserS(nn.Module):
       down = self.get_submodule(f'pixel_gate_{i}')(down)
     return x + down
 
-  def forward(self, image: Tensor) -> dict[str, Tensor]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`; sides multiples of 32."""
     pad = (self.pad, self.pad)
     encoder_1 = self.encoder_1(torch_layers.mirror(image, (pad, pad)))

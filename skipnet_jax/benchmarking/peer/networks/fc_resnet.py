@@ -194,6 +194,21 @@ class TorchFCResNet(nn.Module):
       `axis_name` mean nothing here.
   """
 
+  down_2: nn.Module
+  down_3: nn.Module
+  down_4: nn.Module
+  down_5: nn.Module
+  across: nn.Module
+  up_1: nn.Module
+  up_2: nn.Module
+  up_3: nn.Module
+  up_4: nn.Module
+  long_skip_up_1: nn.Module
+  long_skip_up_2: nn.Module
+  long_skip_up_3: nn.Module
+  long_skip_up_4: nn.Module
+  long_skip_up_5: nn.Module
+
   def __init__(self, model: fc_resnet.FCResNet):
     super().__init__()
     base = model.base_width
@@ -253,7 +268,7 @@ class TorchFCResNet(nn.Module):
     self.norm = _norm(x, model.batch_norm)
     self.classifier = nn.Conv2d(x, 1, 1)
 
-  def forward(self, image: Tensor) -> dict[str, Tensor]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, slices, y, x]` to logits `[b, 1, y, x]`."""
     down_1 = self.down_1(image)
     down_2 = self.down_2(down_1)

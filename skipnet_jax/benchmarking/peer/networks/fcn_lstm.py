@@ -52,7 +52,7 @@ class TorchFCNLSTM(nn.Module):
     super().__init__()
     width, hidden = model.base_width, model.hidden
 
-    def scale(channels):
+    def scale(channels: int) -> torch_unet.ContractAndExpand:
       return torch_unet.ContractAndExpand(
         channels, width, long_skips=model.long_skips
       )
@@ -65,12 +65,16 @@ class TorchFCNLSTM(nn.Module):
     )
     self.classifier = nn.Conv2d(2 * hidden, 1, 1)
 
-  def forward(self, image: Tensor) -> dict[str, Tensor]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, slices, y, x]` to logits `[b, 1, y, x]` of the middle one."""
     b, slices, height, width = image.shape
     pages = image.reshape(b * slices, 1, height, width)
-    coarse = self.coarse_up(self.coarse(functional.avg_pool2d(pages, 2)))
-    features = self.fine(torch.cat([pages, functional.relu(coarse)], 1))
+    coarse = self.coarse_up(
+      self.coarse.features(functional.avg_pool2d(pages, 2))
+    )
+    features = self.fine.features(
+      torch.cat([pages, functional.relu(coarse)], 1)
+    )
     sequence = features.unflatten(0, (b, slices)).unbind(1)
     middle = slices // 2
     up = self.lstm['up'](sequence[: middle + 1])

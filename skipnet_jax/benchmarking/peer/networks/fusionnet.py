@@ -52,7 +52,7 @@ class TorchFusionNet(nn.Module):
       x = self.get_submodule(part)(x)
     return x
 
-  def forward(self, image: Tensor) -> dict[str, Tensor]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`; sides multiples of 16."""
     x, down = image, []
     for i in (0, 1, 2, 3):

@@ -1,12 +1,21 @@
 """What the PyTorch networks share; activations are `[b, c, y, x]`."""
 
 from collections.abc import Sequence
+from typing import Required, TypedDict
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 Tensor = torch.Tensor
+
+
+class Outputs(TypedDict, total=False):
+  """What a network makes of an image, as the Flax networks do."""
+
+  logits: Required[Tensor]
+  auxiliary: dict[str, Tensor]
+  judged: dict[str, Tensor]
 
 
 def norm(channels: int) -> nn.BatchNorm2d:

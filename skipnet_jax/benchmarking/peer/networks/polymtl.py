@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from skipnet_jax.benchmarking.peer.networks import fc_resnet as torch_network
+from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.benchmarking.peer.networks import unet as torch_unet
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import polymtl
@@ -31,6 +32,6 @@ class TorchPolyMtl(nn.Module):
       fc_resnet.FCResNet(**polymtl.segmenter_fields(model), parent=None)
     )
 
-  def forward(self, image: Tensor) -> dict[str, Tensor]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`."""
     return self.segmenter(self.normaliser(image)['logits'])

@@ -27,6 +27,9 @@ class SteerableConv(nn.Module):
     lift: whether the input is an image, without orientations.
   """
 
+  atoms: Tensor
+  turned: Tensor
+
   def __init__(
     self, channels: int, features: int, kernel_size: int, lift: bool
   ):
@@ -110,7 +113,7 @@ class TorchSFCNN(nn.Module):
       x = self.get_submodule(f'{name}_norm_{i}')(x)
     return x
 
-  def forward(self, image: Tensor) -> dict[str, Tensor]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`."""
     x, down = image, []
     for i in range(sfcnn.DEPTH + 1):

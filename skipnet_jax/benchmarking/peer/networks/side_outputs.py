@@ -52,7 +52,7 @@ class TorchCUMedVision(nn.Module):
       up = torch_layers.transposed(channels, 2, 2 * stride, stride)
       self.add_module(f'branch_{level}_up', up)
 
-  def forward(self, image: Tensor) -> dict[str, Tensor | dict[str, Tensor]]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits and auxiliary ones, `[b, 1, y, x]`."""
     found, branches = self.trunk(image), {}
     for level in (1, 2, 3):
@@ -78,13 +78,13 @@ class Stage(nn.Module):
 
   def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
     """Maps `[b, c, y, x]` to the sides `[b, 4, y, x]` and `[b, 1, y, x]`."""
-    sides = []
+    found_sides = []
     for level, found in enumerate(self.trunk(x)):
       side = self.get_submodule(f'side_{level}')(found)
       if level:
         side = self.get_submodule(f'side_{level}_up')(side)
-      sides.append(side)
-    sides = torch.cat(sides, 1)
+      found_sides.append(side)
+    sides = torch.cat(found_sides, 1)
     return sides, self.fusion(sides)
 
 
@@ -101,7 +101,7 @@ class TorchM2FCN(nn.Module):
       stage = Stage(1 if number == 1 else 5, model.base_width)
       self.add_module(f'stage_{number}', stage)
 
-  def forward(self, image: Tensor) -> dict[str, Tensor | dict[str, Tensor]]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits and auxiliary ones, `[b, 1, y, x]`."""
     x, auxiliary, name = image, {}, ''
     for name, stage in self.named_children():

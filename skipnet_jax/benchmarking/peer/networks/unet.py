@@ -61,7 +61,7 @@ class ContractAndExpand(nn.Module):
       x = functional.relu(x, inplace=True)
     return x
 
-  def forward(self, x: Tensor) -> Tensor:
+  def features(self, x: Tensor) -> Tensor:
     """Maps `[b, channels, y, x]` to `[b, base_width, y, x]`."""
     down = []
     for i in (0, 1, 2, 3):
@@ -100,11 +100,11 @@ class TorchUNet(ContractAndExpand):
     self.valid = model.padding == 'VALID'
     self.classifier = nn.Conv2d(model.base_width, 2, 1)
 
-  def forward(self, image: Tensor) -> dict[str, Tensor]:
+  def forward(self, image: Tensor) -> torch_layers.Outputs:
     """Maps `[b, 1, y, x]` to logits `[b, 1, y, x]`."""
     size, x = image.shape[2:], image
     if self.valid:
       x = torch_layers.mirror(x, [unet.valid_pad(side) for side in size])
     # A softmax over two channels is the sigmoid of their difference.
-    outside, inside = self.classifier(super().forward(x)).split(1, 1)
+    outside, inside = self.classifier(self.features(x)).split(1, 1)
     return {'logits': torch_layers.centre(inside - outside, size)}
