@@ -81,6 +81,14 @@ class Tiling:
     return np.outer(*axes).astype(np.float32)
 
 
+def _outputs(
+  model: nn.Module, variables: Variables, image: jax.Array, **settings: Any
+) -> losses.Outputs:
+  outputs = model.apply(variables, image, train=False, **settings)
+  assert isinstance(outputs, dict)  # Nothing is mutable, which Flax adds.
+  return outputs
+
+
 # One cache for all predictors: a network is compiled once for each shape.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def predict_tile(
@@ -102,10 +110,10 @@ def predict_tile(
   Returns:
     `[y, x]` float32.
   """
-  outputs = model.apply(
+  outputs = _outputs(
+    model,
     variables,
     image[None],
-    train=False,
     sample=sample,
     rngs={'dropout': key},
   )
@@ -116,7 +124,7 @@ def predict_tile(
 def _normalised(
   model: network.Network, variables: Variables, image: jax.Array
 ) -> jax.Array:
-  outputs = model.apply(variables, image[None], train=False)
+  outputs = _outputs(model, variables, image[None])
   return outputs['normalised'][0, ..., 0]
 
 
@@ -214,7 +222,7 @@ class Predictor:
     cpu = jax.default_backend() == 'cpu'
     options = {'xla_backend_optimization_level': 0} if cpu else None
     predict = jax.jit(
-      lambda v, x: losses.prediction(self._model.apply(v, x, train=False)),
+      lambda v, x: losses.prediction(_outputs(self._model, v, x)),
       compiler_options=options,
     )
     for length in (_FAR // 2, 2 * _FAR + block):

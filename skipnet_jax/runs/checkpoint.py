@@ -74,9 +74,7 @@ def _unpack(data: np.ndarray, abstract: Any) -> Any:
     # A copy: JAX may keep the memory that it is given.
     value = data[at : at + size].copy().view(leaf.dtype).reshape(leaf.shape)
     found.append(
-      jax.make_array_from_callback(
-        leaf.shape, leaf.sharding, lambda index, value=value: value[index]
-      )
+      jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
     )
     at += size
   return jax.tree.unflatten(structure, found)
@@ -106,7 +104,9 @@ def _check_same(there: list[list[Any]], needed: list[list[Any]]) -> None:
 def _checksum(data: np.ndarray, meta: dict[str, Any]) -> int:
   """CRC-32 of all that a checkpoint holds, but for the checksum itself."""
   kept = {name: value for name, value in meta.items() if name != 'crc32'}
-  return zlib.crc32(data, zlib.crc32(json.dumps(kept, sort_keys=True).encode()))
+  return zlib.crc32(
+    data.data, zlib.crc32(json.dumps(kept, sort_keys=True).encode())
+  )
 
 
 def _reason(error: Exception) -> str:

@@ -27,7 +27,7 @@ _kept = functools.lru_cache(2)
 @_kept
 def make_train_call(
   step: step_lib.Step, pipeline: Pipeline, parallel: Parallel, steps: int
-) -> Callable[[step_lib.TrainState, Arrays], Any]:
+) -> jax.stages.Wrapped:
   """Compiles `(state, data) -> (state, metrics)` for several steps.
 
   Args:
@@ -54,7 +54,7 @@ def make_train_call(
 @_kept
 def make_step_call(
   step: step_lib.Step, parallel: Parallel
-) -> Callable[[step_lib.TrainState, Arrays], Any]:
+) -> jax.stages.Wrapped:
   """Compiles `(state, batch) -> (state, metrics)` for a batch on the devices.
 
   Args:
@@ -69,7 +69,7 @@ def make_step_call(
 @_kept
 def make_host_train_call(
   step: step_lib.Step, pipeline: Pipeline, parallel: Parallel
-) -> Callable[[step_lib.TrainState, tuple[Arrays, Any]], Any]:
+) -> jax.stages.Wrapped:
   """The same for one step whose raw windows come from the host.
 
   The second argument is the windows as `Pipeline.read` gives them and the data
@@ -86,7 +86,7 @@ def make_host_train_call(
 
 def make_eval_call(
   step: Callable, pipeline: Pipeline, parallel: Parallel
-) -> Callable[[step_lib.TrainState, Arrays, Any], Any]:
+) -> jax.stages.Wrapped:
   """Compiles `(state, raw, seen) -> metrics` for one evaluation batch."""
   # What becomes of raw windows depends on no split and no batch size.
   any_split = dataclasses.replace(pipeline, train=(), valid=(), batch_size=1)

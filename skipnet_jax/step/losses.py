@@ -6,8 +6,10 @@ same probability in -1..1. Where a batch has a `weight` of its pixels, every
 loss counts them by it.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+import functools
+import operator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,14 @@ import optax
 Array = jax.Array
 Outputs = dict[str, Any]
 Batch = dict[str, Array]
+Number = TypeVar('Number', Array, float)
+
+
+class Value(Protocol):
+  """The loss of sums: of arrays while it trains, of floats in a record."""
+
+  def __call__(self, sums: Mapping[str, Number], /) -> Number:
+    """The loss, in the type of its sums."""
 
 
 class Loss(NamedTuple):
@@ -29,7 +39,7 @@ class Loss(NamedTuple):
   """
 
   sums: Callable[[Outputs, Batch], dict[str, Array]]
-  value: Callable[[dict[str, Array]], Array]
+  value: Value
 
 
 class Terms(NamedTuple):
@@ -82,10 +92,13 @@ def training_value(
   loss: Loss, terms: Terms, sums: dict[str, dict[str, Array]], step: Array
 ) -> tuple[Array, dict[str, Array]]:
   """The loss that a step minimises, and its parts that records show."""
-  value, parts = loss.value(sums['logits']), {}
+  value = loss.value(sums['logits'])
+  parts: dict[str, Array] = {}
   auxiliary = [v for k, v in sums.items() if k.startswith('auxiliary/')]
   if auxiliary:
-    parts['auxiliary'] = sum(loss.value(each) for each in auxiliary)
+    parts['auxiliary'] = functools.reduce(
+      operator.add, map(loss.value, auxiliary)
+    )
     value = value + terms.auxiliary(step) * parts['auxiliary']
   if 'judged' in sums:
     judged = dict(sums['judged'])
@@ -117,6 +130,10 @@ def _weight(batch: Batch) -> Array:
   return batch['mask'] * batch.get('weight', 1.0)
 
 
+def _ratio(sums: Mapping[str, Number]) -> Number:
+  return sums['sum'] / sums['weight']
+
+
 def _mean(loss: Callable[[Array, Array], Array]) -> Loss:
   """The mean over the pixels that count of `loss(logits, label)`."""
 
@@ -125,7 +142,7 @@ def _mean(loss: Callable[[Array, Array], Array]) -> Loss:
     values = loss(outputs['logits'], batch['label'])
     return {'sum': jnp.sum(values * weight), 'weight': jnp.sum(weight)}
 
-  return Loss(sums, lambda sums: sums['sum'] / sums['weight'])
+  return Loss(sums, _ratio)
 
 
 def _smooth_l1(logits: Array, label: Array) -> Array:
@@ -142,6 +159,14 @@ def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
   }
 
 
+def _dice(sums: Mapping[str, Number]) -> Number:
+  return -(2 * sums['overlap'] + 1) / (sums['total'] + 1)
+
+
+def _bce_dice(sums: Mapping[str, Number]) -> Number:
+  return _ratio(sums) + _dice(sums)
+
+
 # 'bce': mean binary cross-entropy over the pixels that count, in nats.
 # 'dice': -(2 sum(o y) + 1) / (sum(o) + sum(y) + 1) over all pixels of the batch
 # together, o and y of the membrane (Drozdzal et al. 2016, section 2.2).
@@ -150,16 +175,13 @@ def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
 # difference of the tanh output from -1 on membrane and 1 inside (Guo et al.
 # 2019).
 _BCE = _mean(optax.sigmoid_binary_cross_entropy)
-_DICE = Loss(
-  sums=_dice_sums,
-  value=lambda sums: -(2 * sums['overlap'] + 1) / (sums['total'] + 1),
-)
+_DICE = Loss(_dice_sums, _dice)
 LOSSES = {
   'bce': _BCE,
   'dice': _DICE,
   'bce_dice': Loss(
     sums=lambda *given: _BCE.sums(*given) | _DICE.sums(*given),
-    value=lambda sums: _BCE.value(sums) + _DICE.value(sums),
+    value=_bce_dice,
   ),
   'smooth_l1': _mean(_smooth_l1),
 }

@@ -23,9 +23,10 @@ def kernel_mask(params: Params) -> Params:
 def l2_penalty(params: Params, coefficient: float) -> jax.Array:
   """`coefficient * sum(w^2)` over the kernels, float32: the loss's L2 term."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  return coefficient * sum(
+  squares = (
     jnp.sum(jnp.square(leaf)) for path, leaf in leaves if is_kernel(path, leaf)
   )
+  return coefficient * sum(squares, jnp.zeros((), jnp.float32))
 
 
 def make_schedule(
@@ -73,7 +74,7 @@ def _track_ema(decay: float) -> optax.GradientTransformation:
   def init(params):
     return EmaState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
-  def update(updates, state, params):
+  def update(updates, state, params=None):
     new = optax.apply_updates(params, updates)
     # A short memory at first, or the initial weights would linger.
     rate = jnp.minimum(decay, (1 + state.ema_count) / (10 + state.ema_count))

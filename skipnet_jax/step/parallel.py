@@ -55,7 +55,9 @@ class Parallel:
       return jax.sharding.SingleDeviceSharding(self.devices[0])
     return NamedSharding(self.mesh, PartitionSpec(*axes))
 
-  def compile(self, call: Callable, *, donate: bool = False) -> Callable:
+  def compile(
+    self, call: Callable, *, donate: bool = False
+  ) -> jax.stages.Wrapped:
     """Compiles `call(state, *args)`.
 
     Arguments come from `replicate` or `place_batch`; results are

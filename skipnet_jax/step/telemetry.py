@@ -123,7 +123,7 @@ def gate_sums(gates: Params, mask: jax.Array) -> dict[str, jax.Array]:
     count; float32 scalars.
   """
   counts = jnp.max(mask, (1, 2, 3)) > 0
-  sums = {}
+  sums: dict[str, jax.Array] = {}
   for path, value in flax.traverse_util.flatten_dict(gates).items():
     name = '/'.join(('gate', *path[:-1]))
     value = value.astype(jnp.float32)
