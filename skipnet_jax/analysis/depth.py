@@ -5,7 +5,7 @@ dies on the way is a result like any other. A folder holds `depth.csv`
 (`COLUMNS`), `depth_layers.csv` (`LAYER_COLUMNS`) and the config they belong to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import csv
 import math
 import os
@@ -179,7 +179,9 @@ def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
   return rows, [r for r in layers if (r['variant'], r['repetitions']) in done]
 
 
-def _write(path: pathlib.Path, columns: Sequence[str], rows: list[Row]) -> None:
+def _write(
+  path: pathlib.Path, columns: Collection[str], rows: list[Row]
+) -> None:
   replacement = path.with_suffix('.tmp')
   with replacement.open('w', newline='') as file:
     writer = csv.DictWriter(file, columns)
@@ -208,7 +210,9 @@ def _train(
   clock.append(time.perf_counter())
 
   quantity = telemetry.STEP_QUANTITIES.index('grad_l2')
-  values, norms, finite = [], [], True
+  values: list[float] = []
+  norms: list[np.ndarray] = []
+  finite = True
   while finite and len(values) < steps:
     state, metrics = compiled(state, arrays)
     metrics = jax.device_get(metrics)
@@ -363,8 +367,14 @@ def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
   return drawn
 
 
-def _line(ax: Any, x: Sequence[int], y: Sequence[float], i: int, label: str):
-  x, y, colour = np.asarray(x), np.asarray(y), plots.CYCLE[i]
+def _line(
+  ax: Any,
+  xs: Sequence[int],
+  ys: Sequence[float],
+  i: int,
+  label: str,
+) -> None:
+  x, y, colour = np.asarray(xs), np.asarray(ys), plots.CYCLE[i]
   good = np.isfinite(y) & (y > 0)
   ax.plot(x[good], y[good], 'osD^'[i % 4] + '-', color=colour, label=label)
   # Of each variant at a height of its own, or one would hide the other.

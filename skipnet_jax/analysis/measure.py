@@ -61,7 +61,8 @@ def centre_batch(
   config = config.copy_and_resolve_references()
   config.train.batch_size = 1
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
-  window = tuple(min(side, whole) for whole in pipeline.window)
+  y, x = pipeline.window
+  window = min(side, y), min(side, x)
   corner = [(s - w) // 2 for s, w in zip(pipeline.size, window, strict=True)]
   plan = {
     'index': np.array(data.train[:1], np.int32),
@@ -98,7 +99,7 @@ def initial_variables(
   shape = model.input_shape(model.least_sides())
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
   # Not jitted: `propagate` draws by the same small compiled functions.
-  return model.lazy_init(key, image, train=False)
+  return dict(model.lazy_init(key, image, train=False))
 
 
 def convolutions(config: ml_collections.ConfigDict) -> list[str]:
@@ -142,7 +143,8 @@ def at_points(
         layers=layers,
       )
     )
-    points[moment] = _take(routes, batch['image'].shape[1:3])
+    y, x = batch['image'].shape[1:3]
+    points[moment] = _take(routes, (y, x))
   return points
 
 

@@ -94,7 +94,7 @@ def _make_measure(
 
   def forward(variables, batch, image, added):
     """Loss and outputs of the layers, to which `added` is added."""
-    outputs: dict[str, Array] = {}
+    outputs = {}
 
     def intercept(next_fun, args, kwargs, context):
       result = next_fun(*args, **kwargs)

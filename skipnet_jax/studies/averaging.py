@@ -120,7 +120,8 @@ def together(
   for name in done:
     if study.runs[name].model == first:
       members.setdefault(name.rsplit('_', 1)[1], []).append(name)
-  lines, by_rows = [], {}
+  lines = []
+  by_rows: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
   for fold, names in members.items():
     rows = tuple(study.row_of[name] for name in names)
     by_rows.setdefault(rows, []).append((fold, names))

@@ -188,8 +188,15 @@ def of_depths(
     layers: from `depth.read`.
   """
   steps, dataset = rows[0]['steps'], rows[0]['dataset']
-  columns = ('variant', 'convolutions', 'parameters', 'finite_steps')
-  columns += ('loss_first', 'loss_last', 'constant_loss')
+  columns = (
+    'variant',
+    'convolutions',
+    'parameters',
+    'finite_steps',
+    'loss_first',
+    'loss_last',
+    'constant_loss',
+  )
   table = report.Table(
     'Training by depth',
     f'{steps} steps each; mean training loss (augmented, dropout, without L2) '
