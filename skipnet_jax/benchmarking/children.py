@@ -41,7 +41,8 @@ def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
   journals: list[Journal] = []
   with tempfile.TemporaryDirectory(prefix='skipnet_jax_benchmark_') as home:
     for number in range(processes):
-      journal = Journal(pathlib.Path(home, f'{number}.json'), config=config)
+      path = pathlib.Path(home, f'{number}.json')
+      journal = Journal(path, config=config)
       journal.cache, journal.first = str(pathlib.Path(home, 'programs')), True
       if journals:
         journal.first = False
@@ -49,13 +50,14 @@ def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
         for one in journals:
           journal.rows |= {k: v for k, v in one.rows.items() if v['error']}
       say(f'Process {number + 1} of {processes}')
-      journals.append(_finish(journal, pathlib.Path(home, 'cache'), say))
+      journals.append(_finish(journal, path, pathlib.Path(home, 'cache'), say))
   return journals
 
 
-def _finish(journal: Journal, cache: pathlib.Path, say: Say) -> Journal:
+def _finish(
+  journal: Journal, path: pathlib.Path, cache: pathlib.Path, say: Say
+) -> Journal:
   """Starts a process for a journal, and another where one is killed."""
-  path = journal.path
   journal.save()
   while True:
     code, complaint = _run(path, cache, say)
@@ -98,6 +100,7 @@ def _run(path: pathlib.Path, cache: pathlib.Path, say: Say) -> tuple[int, str]:
       stderr=complaint,
       text=True,
     )
+    assert process.stdout is not None  # A pipe was asked for.
     try:
       for line in process.stdout:
         say(line.rstrip('\n'))

@@ -222,13 +222,18 @@ class _Measuring:
     if program != work.program:
       # Of the program before, nothing is kept while this one is compiled.
       self._last, compiled = _NOTHING, None
-      compile_, folder = measure.compile_cold_and_warm, None
+      folder = None
       if self._journal.cache:
         name = ' '.join(map(str, work.program))
         folder = str(pathlib.Path(self._journal.cache, name))
-        if not self._journal.first:
-          compile_ = measure.compile_cached
-      compiled, found = compile_(work.jitted, *work.arguments, folder=folder)
+      if folder is None or self._journal.first:
+        compiled, found = measure.compile_cold_and_warm(
+          work.jitted, *work.arguments, folder=folder
+        )
+      else:
+        compiled, found = measure.compile_cached(
+          work.jitted, *work.arguments, folder=folder
+        )
       described = found.to_dict()
       self._last = (work.program, compiled, described)
     return compiled, described

@@ -84,7 +84,8 @@ def merge(
   journals: Sequence[journal_lib.Journal],
 ) -> tuple[list[dict[str, Any]], Raw]:
   """The report's rows of all processes, and the raw times of each."""
-  rows, raw = [], []
+  rows: list[dict[str, Any]] = []
+  raw: Raw = []
   for name in journals[0].rows:
     # A row that failed in one process is not measured in the next ones.
     found = [j.rows[name] for j in journals]

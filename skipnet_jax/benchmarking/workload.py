@@ -51,7 +51,7 @@ class Work:
   """
 
   program: tuple
-  jitted: Callable
+  jitted: jax.stages.Wrapped
   arguments: tuple[Any, ...]
   start: Callable[[Any], Callable[[], Any]]
   steps: int

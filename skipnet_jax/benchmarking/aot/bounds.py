@@ -47,7 +47,7 @@ def floors(
   bound = max(known, key=known.__getitem__, default=None)
   return {
     **{f'{name}_s': time for name, time in times.items()},
-    'step_s': known.get(bound),
+    'step_s': None if bound is None else known[bound],
     'bound': bound,
   }
 

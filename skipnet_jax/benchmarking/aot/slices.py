@@ -88,7 +88,7 @@ def devices(topology: Topology) -> list[Any]:
     )
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
-  if not jax.config.jax_platforms:
+  if not jax.config.values['jax_platforms']:
     # Or JAX would look for TPU chips.
     jax.config.update('jax_platforms', 'cpu')
   options = _OPTIONS.get(topology.generation, {})

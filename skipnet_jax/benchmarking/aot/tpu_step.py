@@ -103,7 +103,7 @@ class Step:
       mfu_limit: model_flops over what the bfloat16 peak makes in floors.step_s.
     """
     images = per_device * self._count
-    row = {
+    row: dict[str, Any] = {
       'batch': images,
       'batch_per_device': per_device,
       'error': None,

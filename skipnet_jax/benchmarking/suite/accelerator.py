@@ -158,7 +158,9 @@ def _throughput(rows: list[tuple[Config, int, str]], save: Save) -> None:
   for config, batch, dtype in rows:
     one = config.copy_and_resolve_references()
     one.benchmark.batches, one.benchmark.dtypes = (batch,), (dtype,)
-    report, _ = sweep.run(one, functools.partial(print, flush=True))
+    measured = sweep.run(one, functools.partial(print, flush=True))
+    assert measured is not None  # This is the only host.
+    report, _ = measured
     reports.append(report)
     lines += report_lib.format_table(report).splitlines()
     save({'reports': reports, 'lines': lines})
@@ -223,7 +225,8 @@ def epoch(config: Config, save: Save) -> None:
   size = bare.train.batch_size
   bare.train.steps_per_call = bench.pipeline(size).steps_per_epoch
   bench = workload.Bench(bare)
-  found, lines = {}, []
+  found: dict[str, dict[str, Any]] = {}
+  lines = []
   for feed in ('compute', 'augment', 'end_to_end'):
     work = bench.build(_cell(plan, bare, feed))
     compiled = work.jitted.lower(*work.arguments).compile()

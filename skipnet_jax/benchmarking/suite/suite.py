@@ -149,7 +149,7 @@ def _run(piece: Piece, limit: float) -> Entry:
   if error is None and result is None:
     error = 'it wrote no result'
   status = FAILED if error else DONE
-  if not error and 'skipped' in result:
+  if not error and result and 'skipped' in result:
     status, error = SKIPPED, result['skipped']
   return {'status': status, 'error': error, 'result': result}
 

@@ -75,7 +75,8 @@ def peak_bytes(devices: Sequence[Any]) -> int | None:
   None where a device does not tell (a CPU).
   """
   peaks = [(d.memory_stats() or {}).get('peak_bytes_in_use') for d in devices]
-  return None if None in peaks else max(peaks)
+  known = [peak for peak in peaks if peak is not None]
+  return max(known) if len(known) == len(peaks) else None
 
 
 def _installed(names: Any) -> dict[str, str]:

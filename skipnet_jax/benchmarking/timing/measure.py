@@ -6,7 +6,7 @@ import dataclasses
 import re
 import tempfile
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -15,9 +15,23 @@ import numpy as np
 from skipnet_jax import errors
 
 Clock = Callable[[], float]
-PERCENTILES = (50, 90, 95, 99)
 # A line of HLO text that defines something: `ROOT %add.3 = f32[] add(...)`.
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?[\w.-]+ = ', re.MULTILINE)
+
+
+class Summary(TypedDict):
+  """Statistics of calls, see `Timing.summary`."""
+
+  warmup: int
+  n: int
+  mean: float
+  std: float | None
+  min: float
+  p50: float
+  p90: float
+  p95: float
+  p99: float
+  mad: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Timing:
   warmup: int
   seconds: tuple[float, ...]
 
-  def summary(self) -> dict[str, float | int | None]:
+  def summary(self) -> Summary:
     """Statistics, in seconds but for the two counts.
 
     Returns:
@@ -40,15 +54,18 @@ class Timing:
       (linear between neighbours), mad: the median distance from p50.
     """
     x = np.asarray(self.seconds, np.float64)
-    quantiles = [float(q) for q in np.percentile(x, PERCENTILES)]
+    p50, p90, p95, p99 = map(float, np.percentile(x, (50, 90, 95, 99)))
     return {
       'warmup': self.warmup,
       'n': x.size,
       'mean': float(x.mean()),
       'std': float(x.std(ddof=1)) if x.size > 1 else None,
       'min': float(x.min()),
-      **{f'p{p}': q for p, q in zip(PERCENTILES, quantiles, strict=True)},
-      'mad': float(np.median(np.abs(x - quantiles[0]))),
+      'p50': p50,
+      'p90': p90,
+      'p95': p95,
+      'p99': p99,
+      'mad': float(np.median(np.abs(x - p50))),
     }
 
 

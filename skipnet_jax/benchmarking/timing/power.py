@@ -77,7 +77,7 @@ class Meter:
 
   def _sample(self) -> None:
     watts = np.nan
-    if self.reason is None:
+    if self._read is not None and self.reason is None:
       try:
         watts = self._read()
       except errors.RunError as e:
