@@ -56,8 +56,8 @@ def main() -> None:
       sys.exit(1)
     return
   cli.require_config(_CONFIG.value)
-  cli.require(_OUTPUT)
-  path = report_lib.check_output(_OUTPUT.value, overwrite=_OVERWRITE.value)
+  output = cli.required(_OUTPUT)
+  path = report_lib.check_output(output, overwrite=_OVERWRITE.value)
   config = _CONFIG.value
   if _AOT.value:
     from skipnet_jax.benchmarking.aot import aot

@@ -7,7 +7,7 @@ import logging as python_logging
 import os
 import re
 import sys
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from absl import app
 from absl import flags
@@ -17,6 +17,8 @@ from ml_collections.config_flags import config_flags
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+
+Value = TypeVar('Value')
 
 # A disk, a quota or a limit on file sizes is exhausted.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -200,8 +202,14 @@ def run(
 def require(*wanted: flags.FlagHolder) -> None:
   """Refuses missing flags, and says what they are."""
   for flag in wanted:
-    if not flag.value:
-      refuse(f'No --{flag.name} given: {flags.FLAGS[flag.name].help}')
+    required(flag)
+
+
+def required(flag: flags.FlagHolder[Value | None]) -> Value:
+  """The value of a flag; refuses a missing one, and says what it is."""
+  if not flag.value:
+    refuse(f'No --{flag.name} given: {flags.FLAGS[flag.name].help}')
+  return flag.value
 
 
 def require_config(value) -> None:

@@ -48,8 +48,10 @@ def main() -> None:
 
   if _WORKDIR.value:
     workdir.read_config(_WORKDIR.value)
-  name = 'scores.json' if _SPLIT.value == 'valid' else 'scores_train.json'
-  output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, name)
+    name = 'scores.json' if _SPLIT.value == 'valid' else 'scores_train.json'
+    output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, name)
+  else:
+    output = cli.required(_OUTPUT)
   panels = pathlib.Path(_PANELS.value) if _PANELS.value else None
   files = report.Report(pathlib.Path(output), panels)
   files.check(_OVERWRITE.value)
@@ -63,7 +65,10 @@ def main() -> None:
     )
   else:
     verdict = judge.judge_files(
-      _PREDICTION.value, _LABELS.value, _KIND.value, _IMAGE.value
+      cli.required(_PREDICTION),
+      cli.required(_LABELS),
+      _KIND.value,
+      _IMAGE.value,
     )
   print(verdict.title)
   print(report.format_table(verdict.results))

@@ -66,14 +66,14 @@ def main() -> None:
   if _RUNS.value is not None:
     check_count(_RUNS.value)
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
-    folder = report.check(_OUTPUT.value, overwrite=_OVERWRITE.value)
+    folder = report.check(cli.required(_OUTPUT), overwrite=_OVERWRITE.value)
     page = comparison.of_runs('Gradient flow', runs, trained, print)
   else:
     config = _CONFIG.value
     cli.require_config(config)
     check_count(config.get('variants', ()))
     title = f'Gradient flow: {config.experiment}'
-    output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, 'report')
+    output = _OUTPUT.value or pathlib.Path(cli.required(_WORKDIR), 'report')
     # The report in a workdir is made anew with what was trained since.
     overwrite = _OVERWRITE.value or not _OUTPUT.value
     if 'depths' in config:
@@ -83,8 +83,9 @@ def main() -> None:
           'several: give --workdir, it measures them at initialisation too.'
         )
       folder = report.check(output, overwrite=overwrite)
-      depth.sweep(config, _WORKDIR.value, print)
-      page = comparison.of_depths(title, config, *depth.read(_WORKDIR.value))
+      folder_of_runs = cli.required(_WORKDIR)
+      depth.sweep(config, folder_of_runs, print)
+      page = comparison.of_depths(title, config, *depth.read(folder_of_runs))
     elif _AT_INIT.value:
       variants = config_lib.variants(config)
       folder = report.check(output, overwrite=overwrite)
@@ -92,7 +93,9 @@ def main() -> None:
       page = comparison.at_init(title, variants, data, print)
     else:
       variants = config_lib.variants(config)
-      folders = study.train(variants, pathlib.Path(_WORKDIR.value), print)
+      folders = study.train(
+        variants, pathlib.Path(cli.required(_WORKDIR)), print
+      )
       folder = report.check(output, overwrite=overwrite)
       runs = recorded.open_runs(folders, allow_differences=True)
       page = comparison.of_runs(title, runs, trained, print)

@@ -43,15 +43,16 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 
 def main() -> None:
   """Predicts a stack."""
-  cli.require(_WORKDIR, _INPUT, _OUTPUT)
+  workdirs = cli.required(_WORKDIR)
+  source_path, output = cli.required(_INPUT), cli.required(_OUTPUT)
   # Only now: --help need not wait for JAX.
   from skipnet_jax.data import volume
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import stacks
   from skipnet_jax.runs import trained
 
-  with volume.open_stack(_INPUT.value) as source:
-    runs = [trained.open_run(path) for path in _WORKDIR.value]
+  with volume.open_stack(source_path) as source:
+    runs = [trained.open_run(path) for path in workdirs]
     predictor = run_predictor.make_predictor(
       runs, tta=_TTA.value, mc_samples=_SAMPLES.value
     )
@@ -69,7 +70,7 @@ def main() -> None:
     stacks.predict_stack(
       predictor,
       source,
-      _OUTPUT.value,
+      output,
       std_output=_STD.value,
       segmentation=_SEGMENTATION.value,
       threshold=threshold,
@@ -80,7 +81,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - begin
     shape = ' x '.join(map(str, source.shape))
-  print(f'{_OUTPUT.value}: {shape} float32, 1 inside a cell, 0 on membranes')
+  print(f'{output}: {shape} float32, 1 inside a cell, 0 on membranes')
   if _STD.value:
     print(f'{_STD.value}: standard deviations over {predictor.count}')
   if _SEGMENTATION.value:
