@@ -67,8 +67,8 @@ class _Silent:
   def say(self, text: str) -> None:
     del text
 
-  def advance(self, steps: int, loss: float, rate: float) -> None:
-    del steps, loss, rate
+  def advance(self, steps: int, loss: float, images_per_second: float) -> None:
+    del steps, loss, images_per_second
 
 
 class Bench:

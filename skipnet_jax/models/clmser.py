@@ -1,6 +1,5 @@
 """F-CLmser-S: gated long skips (Guo et al. 2019), and its ablations."""
 
-import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -103,12 +102,23 @@ class F_CLmser_S(network.Network):
         2, self.short_skips, True, settings, name=name
       )(norm(f'{name}_conv', x, features), train)
 
-    plain = dict(use_bias=False, kernel_init=_KERNEL_INIT, dtype=dtype)
-    conv = functools.partial(layers.Conv, **plain)
+    def conv(name: str, x: jax.Array, features: int) -> jax.Array:
+      return layers.Conv(
+        features,
+        use_bias=False,
+        kernel_init=_KERNEL_INIT,
+        dtype=dtype,
+        name=name,
+      )(x)
 
     def double(name, x, features):
       make = layers.ConvTranspose(
-        features, self.deconv_kernel, **plain, name=name
+        features,
+        self.deconv_kernel,
+        use_bias=False,
+        kernel_init=_KERNEL_INIT,
+        dtype=dtype,
+        name=name,
       )
       return nn.leaky_relu(make(x), 0.01)
 
@@ -144,7 +154,7 @@ class F_CLmser_S(network.Network):
       x = stage(f'down_{i}', layers.max_pool(x), 2 ** (i + 1) * d)
       down.append(x)
     width = x.shape[-1]
-    x = nn.relu(conv(width, name='bridge_conv')(layers.max_pool(x)))
+    x = nn.relu(conv('bridge_conv', layers.max_pool(x), width))
     x = double('bridge_up', x, width)
 
     x = stage('up_4', x, width // 2)
@@ -167,5 +177,5 @@ class F_CLmser_S(network.Network):
     encoder_1 = pixel_gate('encoder_1', encoder_1, ('full_pg',))
     x = norm('last_conv', x, d)
     x = join('encoder_1', x, encoder_1)
-    x = conv(1, name='classifier')(x)
+    x = conv('classifier', x, 1)
     return {'logits': 2 * layers.wide(layers.centre(x, size))}

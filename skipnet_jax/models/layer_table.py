@@ -1,6 +1,6 @@
 """The layers of any Linen model in the order in which it calls them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -119,7 +119,7 @@ def layer_table(
   return list(rows.values())
 
 
-def format_table(rows: list[Layer], whole: int) -> str:
+def format_table(rows: Sequence[Layer], whole: int) -> str:
   """The table as text, with its totals; `whole` the number that are trained."""
   width = max(len(row.name) for row in rows)
   block = max(len(row.block) for row in rows)

@@ -44,7 +44,7 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Maps `[b, y, x, c]` to `[b, y, x, 4]` of the sides, `[b, y, x, 1]`."""
-    sides = []
+    found = []
     for level, side in enumerate(
       vgg.Trunk(self.base_width, self.dtype, name='trunk')(x)
     ):
@@ -59,8 +59,8 @@ class Stage(nn.Module):
           dtype=self.dtype,
           name=f'side_{level}_up',
         )(side)
-      sides.append(side)
-    sides = jnp.concatenate(sides, -1)
+      found.append(side)
+    sides = jnp.concatenate(found, -1)
     fusion = layers.Conv(
       1, 1, kernel_init=mean, dtype=self.dtype, name='fusion'
     )

@@ -39,16 +39,16 @@ def basis(side: int) -> np.ndarray:
   radius, angle = np.hypot(x, y), np.arctan2(y, x)
   turns = 2 * np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS
   angle = angle[None] - turns[:, None, None]
-  atoms = []
+  found = []
   for ring, highest in enumerate(FREQUENCIES[: half + 1]):
     profile = np.exp(-((radius - ring) ** 2) / (2 * SIGMA**2))
     for k in range(highest + 1):
       # A harmonic has no value in its centre.
       shape = profile if k == 0 else profile * (radius > 0)
-      atoms.append(shape * np.cos(k * angle))
+      found.append(shape * np.cos(k * angle))
       if k:
-        atoms.append(shape * np.sin(k * angle))
-  atoms = np.stack(atoms, 1)
+        found.append(shape * np.sin(k * angle))
+  atoms = np.stack(found, 1)
   norm = np.sqrt(np.square(atoms[:1]).sum((2, 3), keepdims=True))
   return (atoms / norm).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import pathlib
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -78,5 +79,9 @@ class FlowFile:
     replacement = self._path.with_suffix('.tmp')
     with replacement.open('wb') as file:
       # Not compressed: it is written anew each epoch, and is mostly noise.
-      np.savez(file, layers=np.asarray(self._names), **self._table)
+      arrays: dict[str, Any] = {
+        'layers': np.asarray(self._names),
+        **self._table,
+      }
+      np.savez(file, **arrays)
     replacement.replace(self._path)

@@ -5,10 +5,20 @@ import json
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tqdm
+
+
+class Log(Protocol):
+  """What an epoch tells: a `RunLog`, or whatever else listens."""
+
+  def say(self, text: str) -> None:
+    """Takes a line of text."""
+
+  def advance(self, steps: int, loss: float, images_per_second: float) -> None:
+    """Takes note of steps that were done."""
 
 
 class RunLog:

@@ -96,9 +96,7 @@ def make_train_step(
       opt_state,
     )
     old = (state.step, state.params, state.batch_stats, state.opt_state)
-    count, params, batch_stats, opt_state = jax.tree.map(
-      lambda n, o: jnp.where(finite, n, o), new, old
-    )
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     metrics = {
       'loss': value,
       'l2': optim.l2_penalty(state.params, l2),
@@ -112,6 +110,7 @@ def make_train_step(
       metrics['flow'] = telemetry.step_flow(
         record, state.params, grads, updates
       )
+    count, params, batch_stats, opt_state = new
     new_state = TrainState(count, params, batch_stats, opt_state, state.key)
     return new_state, metrics
 

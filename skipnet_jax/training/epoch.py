@@ -76,7 +76,7 @@ class Epoch:
     pipeline: pipeline_lib.Pipeline,
     parallel: parallel_lib.Parallel,
     arrays: pipeline_lib.Arrays,
-    log: run_log.RunLog,
+    log: run_log.Log,
     refused: Callable[[TrainState], None],
     *,
     done: int = 0,
@@ -108,7 +108,9 @@ class Epoch:
         f'data.device_share={config.data.device_share} of the device.'
       )
 
-  def program(self, state: TrainState) -> tuple[Callable, tuple[Any, ...]]:
+  def program(
+    self, state: TrainState
+  ) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
     """The call that `steps` steps are, and its arguments: for who compiles it.
 
     What was compiled is handed to `use`.
@@ -196,7 +198,7 @@ class _Sums:
   """Adds up the metrics of calls and moves the progress bar."""
 
   def __init__(
-    self, log: run_log.RunLog, steps: int, batch_size: int, before: Part
+    self, log: run_log.Log, steps: int, batch_size: int, before: Part
   ):
     self._total, self._before = dict(before.sums), before
     self._begin = time.perf_counter()

@@ -5,6 +5,7 @@ import math
 from typing import Any, NoReturn, Protocol
 
 import jax
+import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.runs import folder as folder_lib
@@ -99,11 +100,11 @@ class Epochs:
     with self._told.nothing_to_lose():
       train_epoch.compile(self.state)
       # Now, when nothing is lost by a long compilation that is cut off.
-      evaluate = calls.make_eval_call(
+      call = calls.make_eval_call(
         self._training.eval_step, self._pipeline, parallel
       )
       batch = next(self._eval_batches())
-      evaluate = evaluate.lower(self.state, *batch).compile()
+      evaluate = call.lower(self.state, *batch).compile()
     # Or a run cut off between a checkpoint and its pictures would lack them.
     self._sample(missing=True)
     processes.meet('compiled')
@@ -181,7 +182,7 @@ class Epochs:
     record |= {f'valid_{k}': v for k, v in valid.items()}
     images = len(self._pipeline.train)
     record |= {
-      'learning_rate': float(self._training.schedule(updates)),
+      'learning_rate': float(np.asarray(self._training.schedule(updates))),
       'seconds': round(part.seconds, 4),
       'images_per_second': round(images / part.seconds, 4),
     }

@@ -97,6 +97,7 @@ def meet(place: str) -> None:
   if jax.process_count() > 1:
     # JAX shows no barrier that is not itself a collective.
     client = distributed.global_state.client
+    assert client is not None  # There are several processes.
     client.wait_at_barrier(place, 1000 * COMPILED)
 
 
