@@ -43,11 +43,11 @@ def main() -> None:
   _check_flags()
   # Only now: --help need not wait for JAX.
   from skipnet_jax import config as config_lib
+  from skipnet_jax import files
   from skipnet_jax.benchmarking import plan
   from skipnet_jax.benchmarking import sweep
   from skipnet_jax.benchmarking.reporting import compare
   from skipnet_jax.benchmarking.reporting import report as report_lib
-  from skipnet_jax.runs import workdir
 
   if _COMPARE.value:
     found = compare.compare(*map(report_lib.read, _COMPARE.value))
@@ -69,7 +69,7 @@ def main() -> None:
       bare = config
       config_lib.validate(bare)
     predicted = aot.predict(bare, _AOT.value, say=_say)
-    workdir.write_json(path, predicted)
+    files.write_json(path, predicted)
     print(aot.format_table(predicted))
     print(f'predictions: {path}')
     return

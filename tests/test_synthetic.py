@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError('disk full')
 
-  monkeypatch.setattr(synthetic.os, 'replace', fail)
+  monkeypatch.setattr(os, 'replace', fail)
   synthetic.load(0, 1, 32, tmp_path)
   assert list(tmp_path.iterdir()) == []
 

@@ -87,14 +87,6 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     workdir.check(tmp_path / 'file' / 'run', make(), DATASET)
 
 
-def test_json_is_replaced_whole(tmp_path):
-  path = tmp_path / 'a.json'
-  workdir.write_json(path, {'a': 1})
-  with pytest.raises(ValueError, match='JSON'):
-    workdir.write_json(path, {'a': float('inf')})
-  assert json.loads(path.read_text()) == {'a': 1}
-
-
 def test_a_run_from_before_a_field_goes_on_and_is_read(tmp_path):
   workdir.describe(tmp_path, make(), DATASET)
   path = tmp_path / 'config.json'

@@ -35,16 +35,16 @@ def main() -> None:
   """Runs the pieces, or one of them."""
   from skipnet_jax import config as config_lib
   from skipnet_jax import environment
+  from skipnet_jax import files
   from skipnet_jax.benchmarking.suite import accelerator
   from skipnet_jax.benchmarking.suite import suite
-  from skipnet_jax.runs import workdir
 
   config = config_lib.load_experiment(
     ROOT / 'experiments' / 'benchmark.py', 'smoke' if _SMOKE.value else 'full'
   )
   config = accelerator.adapt(config, _SMOKE.value)
   if _PIECE.value:
-    save = functools.partial(workdir.write_json, pathlib.Path(_RESULT.value))
+    save = functools.partial(files.write_json, pathlib.Path(_RESULT.value))
     accelerator.PIECES[_PIECE.value](config, save)
     return
   cli.require(_OUTPUT)

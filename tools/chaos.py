@@ -232,7 +232,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
 def main() -> None:
   """Lives, then the end, then the undisturbed run."""
   from skipnet_jax import environment
-  from skipnet_jax.runs import workdir
+  from skipnet_jax import files
 
   cli.require(_WORKDIR)
   root = pathlib.Path(_WORKDIR.value)
@@ -262,7 +262,7 @@ def main() -> None:
     'differences': found,
     'lives': chaos.lives,
   }
-  workdir.write_json(root / 'chaos.json', report)
+  files.write_json(root / 'chaos.json', report)
   shown = {k: v for k, v in report.items() if k != 'lives'}
   print(json.dumps(shown, indent=2))
   if found or not once:

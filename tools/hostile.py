@@ -298,8 +298,8 @@ def main() -> None:
   import numpy as np
 
   from skipnet_jax import environment
+  from skipnet_jax import files
   from skipnet_jax.data import volume
-  from skipnet_jax.runs import workdir
 
   cli.require(_OUTPUT)
   output = pathlib.Path(_OUTPUT.value).absolute()
@@ -367,7 +367,7 @@ def main() -> None:
     path = pathlib.Path(_STACK.value)
     report['fuzz'] = fuzz(path, _FUZZ.value, output)
     print(json.dumps(report['fuzz']))
-  workdir.write_json(output / 'hostile.json', report)
+  files.write_json(output / 'hostile.json', report)
   table = ['| input | exit code | message |', '|---|---|---|']
   table += [
     f'| {row["input"]} | {row["exit_code"]} | {row["message"]} |'

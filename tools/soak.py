@@ -8,7 +8,6 @@ the first tenth anything was compiled, the open files or threads grew, or memory
 grew by more than a hundredth for each further tenth.
 """
 
-import csv
 import os
 import pathlib
 import statistics
@@ -120,7 +119,7 @@ def main() -> None:
   import jax
 
   from skipnet_jax import environment
-  from skipnet_jax.runs import workdir
+  from skipnet_jax import files
   from skipnet_jax.training import loop
 
   cli.require(_OUTPUT)
@@ -152,11 +151,9 @@ def main() -> None:
     'bytes': sizes,
     **judge(rows, config.train.epochs),
   }
-  workdir.write_json(output / 'soak.json', report)
-  with (output / 'soak.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+  files.write_json(output / 'soak.json', report)
+  cells = [row.values() for row in rows]
+  files.write_csv(output / 'soak.csv', list(rows[0]), cells)
   draw(rows, output / 'soak.png')
   for row in report['tenths']:
     print(row)

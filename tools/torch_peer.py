@@ -22,9 +22,9 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file of the result.')
 def main() -> None:
   """Races and prints the table."""
   cli.require_config(_CONFIG.value)
+  from skipnet_jax import files
   from skipnet_jax.benchmarking.peer import race
   from skipnet_jax.benchmarking.reporting import report
-  from skipnet_jax.runs import workdir
 
   path = None
   if _OUTPUT.value:
@@ -34,7 +34,7 @@ def main() -> None:
   )
   print(race.format_table(result))
   if path:
-    workdir.write_json(path, result)
+    files.write_json(path, result)
     print(f'result: {path}')
 
 

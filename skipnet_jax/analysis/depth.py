@@ -20,6 +20,7 @@ import numpy as np
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax import models
 from skipnet_jax import plots
 from skipnet_jax.data import pipeline as pipeline_lib
@@ -139,8 +140,9 @@ def sweep(
     rows.append(place | row)
     layers += [place | norm for norm in norms]
     # In this order: a row without its layers is never seen.
-    _write(path / 'depth_layers.csv', LAYER_COLUMNS, layers)
-    _write(path / 'depth.csv', COLUMNS, rows)
+    for name, found in (('depth_layers.csv', layers), ('depth.csv', rows)):
+      cells = ([row[column] for column in FILES[name]] for row in found)
+      files.write_csv(path / name, list(FILES[name]), cells)
     say(
       f'{variant:12}  {row["convolutions"]:5d} convolutions  loss '
       f'{row["loss_first"]:.4f} to {row["loss_last"]:.4f}  compiled in '
@@ -177,17 +179,6 @@ def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
   rows, layers = tables
   done = {(row['variant'], row['repetitions']) for row in rows}
   return rows, [r for r in layers if (r['variant'], r['repetitions']) in done]
-
-
-def _write(
-  path: pathlib.Path, columns: Collection[str], rows: list[Row]
-) -> None:
-  replacement = path.with_suffix('.tmp')
-  with replacement.open('w', newline='') as file:
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-  replacement.replace(path)
 
 
 def _train(

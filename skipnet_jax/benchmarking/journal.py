@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from skipnet_jax.runs import workdir
+from skipnet_jax import files
 
 
 class Journal:
@@ -44,4 +44,4 @@ class Journal:
     """Writes the file, if there is one."""
     if self.path is not None:
       fields = {k: v for k, v in vars(self).items() if k != 'path'}
-      workdir.write_json(self.path, fields)
+      files.write_json(self.path, fields)

@@ -13,15 +13,14 @@ smooth warp. All random fields and draws come from one seed.
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 from scipy import ndimage
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import synthetic_cells
 
 # Part of the cache's file name: raise it whenever the same arguments would give
@@ -308,10 +307,5 @@ def _write(path, image, label):
   """Writes a file in one step; a cache that cannot be written is no error."""
   with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
-    try:
-      with os.fdopen(handle, 'wb') as file:
-        np.savez(file, image=image, label=label)
-      os.replace(name, path)
-    finally:
-      pathlib.Path(name).unlink(missing_ok=True)
+    with files.replacing(path) as file:
+      np.savez(file, image=image, label=label)

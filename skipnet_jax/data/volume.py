@@ -12,13 +12,14 @@ import math
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 import tifffile
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import stack_folder
 from skipnet_jax.data import tiff_checks
 
@@ -155,38 +156,34 @@ class _TiffStack(StackReader):
 @contextlib.contextmanager
 def _replacing(
   path: pathlib.Path, suffixes: tuple[str, ...], overwrite: bool
-) -> Iterator[pathlib.Path]:
-  """Yields a path beside `path` that takes its name if nothing goes wrong."""
+) -> Iterator[BinaryIO]:
+  """`files.replacing`, with an `InputError` for what the system refuses."""
   if path.suffix.lower() not in suffixes:
     raise errors.InputError(
       f'cannot write {path}: its name must end in {" or ".join(suffixes)}'
     )
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-  with tiff_checks.refusing(path, 'cannot be written'):
-    fault = None
-    if not path.parent.is_dir():
-      fault = f'the folder {path.parent} does not exist; make it'
-    elif path.is_dir():
-      fault = 'it is a folder; choose another name'
-    elif path.exists() and not overwrite:
-      fault = 'it exists; choose another name or pass --overwrite'
-    if fault:
-      raise errors.InputError(f'cannot write {path}: {fault}')
-    part.touch()
-  try:
-    yield part
+  with contextlib.ExitStack() as undo:
     with tiff_checks.refusing(path, 'cannot be written'):
-      os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+      fault = None
+      if not path.parent.is_dir():
+        fault = f'the folder {path.parent} does not exist; make it'
+      elif path.is_dir():
+        fault = 'it is a folder; choose another name'
+      elif path.exists() and not overwrite:
+        fault = 'it exists; choose another name or pass --overwrite'
+      if fault:
+        raise errors.InputError(f'cannot write {path}: {fault}')
+      file = undo.enter_context(files.replacing(path))
+    yield file
+    with tiff_checks.refusing(path, 'cannot be written'):
+      undo.close()
 
 
 class StackWriter:
   """Writes a TIFF stack slice by slice, within a `with` block.
 
-  They go to a hidden file that takes its name when the block ends well, so that
-  a crash leaves no half file. ImageJ's own format up to 4 GiB, except for
-  uint32, which ImageJ has not; BigTIFF above.
+  The file is written whole, see `files.replacing`. ImageJ's own format up to
+  4 GiB, except for uint32, which ImageJ has not; BigTIFF above.
 
   Args:
     path: ends in .tif or .tiff.
@@ -233,11 +230,11 @@ class StackWriter:
       kept['Info' if imagej else 'info'] = given['info']
     tags = {k: given[k] for k in ('resolution', 'resolutionunit') if k in given}
     with self._undo as undo:
-      part = undo.enter_context(
+      self._file = undo.enter_context(
         _replacing(self.path, ('.tif', '.tiff'), self._overwrite)
       )
       with tiff_checks.refusing(self.path, 'cannot be written'):
-        with tifffile.TiffWriter(part, bigtiff=big, imagej=imagej) as out:
+        with tifffile.TiffWriter(self._file, bigtiff=big, imagej=imagej) as out:
           written = out.write(
             shape=self.shape,
             dtype=self.dtype,
@@ -247,7 +244,6 @@ class StackWriter:
             **tags,
           )
         assert written is not None  # Thanks to returnoffset.
-        self._file = undo.enter_context(part.open('r+b'))
         self._file.seek(written[0])
       self._undo = undo.pop_all()
     return self
@@ -274,9 +270,6 @@ class StackWriter:
         raise ValueError(
           f'{self.path} got {self._written} of its {self.shape[0]} slices'
         )
-      with tiff_checks.refusing(self.path, 'cannot be written'):
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 def write_stack(
@@ -297,10 +290,10 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
     raise ValueError(f'a PNG takes uint8, got {array.shape} {array.dtype}')
   path = pathlib.Path(path)
   with (
-    _replacing(path, ('.png',), overwrite=True) as part,
+    _replacing(path, ('.png',), overwrite=True) as file,
     tiff_checks.refusing(path, 'cannot be written'),
   ):
-    Image.fromarray(np.ascontiguousarray(array)).save(part, format='PNG')
+    Image.fromarray(np.ascontiguousarray(array)).save(file, format='PNG')
 
 
 def check_finite(array: np.ndarray, name: str, first: int = 0) -> None:

@@ -6,10 +6,10 @@ import pathlib
 from typing import Any
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import judge
 from skipnet_jax.evaluation import panels
-from skipnet_jax.runs import workdir
 
 _COLUMNS = (
   ('threshold', 'threshold'),
@@ -75,7 +75,7 @@ class Report:
     content = result | verdict.identity | dict(others)
     if verdict.warning:
       content['warning'] = verdict.warning
-    workdir.write_json(self.scores, content)
+    files.write_json(self.scores, content)
     curves = panels.score_curves(
       verdict.results, verdict.title, verdict.warning
     )

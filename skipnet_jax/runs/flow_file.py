@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 
+from skipnet_jax import files
 from skipnet_jax.step import telemetry
 
 
@@ -76,12 +77,10 @@ class FlowFile:
     """
     for q, row in zip(self._table, (change, *flow), strict=True):
       self._table[q] = np.vstack([self._table[q], row]).astype(np.float32)
-    replacement = self._path.with_suffix('.tmp')
-    with replacement.open('wb') as file:
+    with files.replacing(self._path) as file:
       # Not compressed: it is written anew each epoch, and is mostly noise.
       arrays: dict[str, Any] = {
         'layers': np.asarray(self._names),
         **self._table,
       }
       np.savez(file, **arrays)
-    replacement.replace(self._path)

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import tqdm
 
+from skipnet_jax import files
+
 
 class Log(Protocol):
   """What an epoch tells: a `RunLog`, or whatever else listens."""
@@ -126,9 +128,7 @@ def keep_records(
   kept = [found[epoch] for epoch in sorted(found) if epoch <= last_epoch]
   text = ''.join(json.dumps(record) + '\n' for record in kept)
   if text.encode() != content:
-    replacement = path.with_suffix('.tmp')
-    replacement.write_text(text)
-    replacement.replace(path)
+    files.write_whole(path, text)
   lost = last_epoch - len(kept)
   if not lost:
     return []

@@ -17,6 +17,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
 from skipnet_jax import environment as environment_lib
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax import models
 
 _PACKAGES = (
@@ -28,13 +29,6 @@ _PACKAGES = (
   'numpy',
   'skipnet_jax',
 )
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Replaces a file by `value` as JSON; a crash leaves the old or the new."""
-  replacement = path.with_name(path.name + '.tmp')
-  replacement.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
-  replacement.replace(path)
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -176,7 +170,7 @@ def describe(
   dataset: dict[str, str],
 ) -> None:
   """Writes config.json and environment.json."""
-  write_json(
+  files.write_json(
     path / 'config.json',
     {
       'hash': config_identity.hash_of(config),
@@ -184,7 +178,7 @@ def describe(
       'config': json.loads(config.to_json()),
     },
   )
-  write_json(path / 'environment.json', environment())
+  files.write_json(path / 'environment.json', environment())
 
 
 def environment() -> dict[str, Any]:

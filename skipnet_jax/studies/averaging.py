@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.analysis.page import report
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.runs import trained as runs_lib
-from skipnet_jax.runs import workdir
 from skipnet_jax.scores import scores as scores_lib
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
@@ -70,7 +70,7 @@ def _score(
     _, scored = run_predictor.score_slices(predictor, data, data.valid)
     found[way] = {key: scored[key] for key in KEYS}
     say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
-    workdir.write_json(file, found)
+    files.write_json(file, found)
   return found
 
 

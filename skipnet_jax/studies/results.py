@@ -1,7 +1,6 @@
 """What a study found: tables with spread, paired tests, curves with bands."""
 
 from collections.abc import Sequence
-import csv
 import json
 import pathlib
 import statistics
@@ -11,11 +10,11 @@ import numpy as np
 import scipy.stats
 
 from skipnet_jax import environment
+from skipnet_jax import files
 from skipnet_jax import plots
 from skipnet_jax.analysis.page import report
 from skipnet_jax.analysis.page import shown
 from skipnet_jax.runs import run_log
-from skipnet_jax.runs import workdir
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import runner
 
@@ -285,14 +284,17 @@ def write(
   report.write(target, page)
   text = '\n'.join(f'{t.title}: {t.text}\n\n{markdown(t)}' for t in tables)
   text = '\n'.join([*page.warnings, page.subtitle, '', text])
-  (target / 'table.md').write_text(text)
-  with (target / 'table.csv').open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(['run', 'row', *SCORES, 'seconds'])
-    for name, s in summaries.items():
-      row = [name, study.row_of[name], *(s[key] for key in SCORES)]
-      writer.writerow([*row, s['seconds']])
-  workdir.write_json(
+  files.write_whole(target / 'table.md', text)
+  keys = (*SCORES, 'seconds')
+  files.write_csv(
+    target / 'table.csv',
+    ['run', 'row', *keys],
+    [
+      [name, study.row_of[name], *(s[key] for key in keys)]
+      for name, s in summaries.items()
+    ],
+  )
+  files.write_json(
     target / 'runs.json',
     {
       'command': environment.command(),

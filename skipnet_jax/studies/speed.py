@@ -10,11 +10,11 @@ import jax
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.analysis.page import report
 from skipnet_jax.benchmarking import plan as cells
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.benchmarking.timing import turns
-from skipnet_jax.runs import workdir
 from skipnet_jax.studies import plan
 
 FILE = 'speed.json'
@@ -97,7 +97,7 @@ def _step(work: workload.Work) -> Callable[[], Any]:
 def keep(folder: pathlib.Path, measured: Measured) -> None:
   """Writes `speed.json` into the study's folder, over an older one."""
   folder.mkdir(parents=True, exist_ok=True)
-  workdir.write_json(folder / FILE, measured)
+  files.write_json(folder / FILE, measured)
 
 
 def kept(folder: pathlib.Path) -> Measured | None:

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import files
 from skipnet_jax.runs import folder as folder_lib
 from skipnet_jax.runs import progress as progress_lib
 from skipnet_jax.runs import workdir as workdir_lib
@@ -126,7 +127,7 @@ class Run:
     summary |= summary_lib.scores(
       self.prepared, folder.path, progress.seconds, scores
     )
-    workdir_lib.write_json(folder.path / 'summary.json', summary)
+    files.write_json(folder.path / 'summary.json', summary)
     folder.log.say(summary_lib.format_summary(summary, folder.path))
     return summary
 

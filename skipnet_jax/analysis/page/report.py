@@ -1,8 +1,7 @@
 """A report as one page without outside parts, and its figures as files."""
 
 import base64
-from collections.abc import Iterable, Sequence
-import csv
+from collections.abc import Sequence
 import dataclasses
 import importlib.resources
 import os
@@ -12,6 +11,7 @@ from typing import Any
 import jinja2
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax import plots
 from skipnet_jax.analysis.page import shown as shown_lib
 from skipnet_jax.runs import workdir
@@ -92,8 +92,12 @@ def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
   for shown in page.figures:
     png = plots.to_png(shown.figure)
     images[shown.name] = base64.b64encode(png).decode()
-    _replace(folder / f'{shown.name}.png', png)
-    _write_csv(folder / f'{shown.name}.csv', shown.columns, shown.rows)
+    files.write_whole(folder / f'{shown.name}.png', png)
+    rows = (
+      [f'{v:.6g}' if isinstance(v, float) else v for v in row]
+      for row in shown.rows
+    )
+    files.write_csv(folder / f'{shown.name}.csv', shown.columns, rows)
   environment = workdir.environment()
   packages = environment.pop('packages')
   environment['packages'] = ', '.join(f'{k} {v}' for k, v in packages.items())
@@ -104,7 +108,7 @@ def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
     environment={k: v for k, v in environment.items() if v != ''},
   )
   path = folder / PAGE
-  _replace(path, text.encode())
+  files.write_whole(path, text)
   return path
 
 
@@ -137,21 +141,3 @@ def _cell(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:.4f}' if 1e-3 <= abs(value) < 1e3 else f'{value:.3g}'
   return f'{value:,}' if isinstance(value, int) else str(value)
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  replacement = path.with_name(path.name + '.tmp')
-  replacement.write_bytes(content)
-  replacement.replace(path)
-
-
-def _write_csv(
-  path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
-) -> None:
-  replacement = path.with_name(path.name + '.tmp')
-  with replacement.open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    for row in rows:
-      writer.writerow([f'{v:.6g}' if isinstance(v, float) else v for v in row])
-  replacement.replace(path)

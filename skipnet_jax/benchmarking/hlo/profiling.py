@@ -7,12 +7,12 @@ shapes; one that reads a part of an operand only is charged with all of it.
 """
 
 from collections.abc import Iterable
-import csv
 import dataclasses
 import pathlib
 from typing import Any
 import warnings
 
+from skipnet_jax import files
 from skipnet_jax import tables
 from skipnet_jax.benchmarking.hlo import program as program_lib
 
@@ -181,7 +181,4 @@ def _figures(seconds: float, size: float, whole: float) -> list[str]:
 
 def write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
   """Writes every row of `table`."""
-  with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+  files.write_csv(path, list(rows[0]), [row.values() for row in rows])

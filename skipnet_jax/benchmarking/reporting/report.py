@@ -1,16 +1,15 @@
 """A benchmark's report: JSON, the raw times beside it as CSV, and as text."""
 
 from collections.abc import Callable, Iterable
-import csv
 import json
 import os
 import pathlib
 from typing import Any
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax import tables
 from skipnet_jax.benchmarking.reporting import schema
-from skipnet_jax.runs import workdir
 
 Report = dict[str, Any]
 check = schema.check
@@ -63,11 +62,8 @@ def write(
   """
   path = check_output(path, overwrite=True)
   check(report)
-  workdir.write_json(path, report)
-  with path.with_suffix('.csv').open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(RAW_HEADS)
-    writer.writerows(raw)
+  files.write_json(path, report)
+  files.write_csv(path.with_suffix('.csv'), RAW_HEADS, raw)
 
 
 def read(path: str | os.PathLike) -> Report:

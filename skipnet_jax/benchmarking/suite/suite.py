@@ -20,8 +20,8 @@ from typing import Any
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax import tables
-from skipnet_jax.runs import workdir
 
 DONE, FAILED, SKIPPED, LEFT = 'done', 'failed', 'skipped', 'no time left'
 Say = Callable[[str], None]
@@ -105,7 +105,7 @@ def run(
     entry = _run(piece, left) | {'seconds': clock() - start}
     entries[piece.name] = entry
     record = {'piece': piece.name, 'identity': identity, **entry}
-    workdir.write_json(folder / f'{piece.name}.json', record)
+    files.write_json(folder / f'{piece.name}.json', record)
     say(f'{piece.name}: {entry["status"]} {entry["error"] or ""}'.rstrip())
     _summarise(folder, identity, entries)
   return _summarise(folder, identity, entries)
@@ -175,8 +175,8 @@ def _summarise(
     'git': environment.git_state(),
     'pieces': rows,
   }
-  workdir.write_json(folder / 'summary.json', summary)
-  (folder / 'table.txt').write_text(format_table(summary) + '\n')
+  files.write_json(folder / 'summary.json', summary)
+  files.write_whole(folder / 'table.txt', format_table(summary) + '\n')
   return summary
 
 

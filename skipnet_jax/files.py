@@ -1,0 +1,64 @@
+"""Writes a file whole: whatever happens, there is the old one or the new one.
+
+The new one grows beside it under a hidden name that ends in .part, reaches the
+disk, and then takes the name. OSErrors pass to the caller.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import secrets
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Yields an empty file, which takes the name `path` if the block ends well.
+
+  If the block raises, the file is removed and `path` stays as it was. A link
+  at `path` is replaced, not followed.
+  """
+  part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+  # 'x' follows no link, and keeps to the umask as mkstemp does not.
+  file = part.open('x+b')
+  try:
+    yield file
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    os.replace(part, path)
+  except BaseException:
+    # A full disk refuses the buffered rest again: the first error tells more.
+    with contextlib.suppress(OSError):
+      file.close()
+    part.unlink(missing_ok=True)
+    raise
+
+
+def write_whole(path: pathlib.Path, data: bytes | str) -> None:
+  """Replaces a file by bytes, or by text in UTF-8."""
+  with replacing(path) as file:
+    file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a file by `value` as JSON.
+
+  Raises:
+    ValueError: a number in it is not finite.
+  """
+  text = json.dumps(value, indent=2, allow_nan=False)
+  write_whole(path, text + '\n')
+
+
+def write_csv(
+  path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+  """Replaces a file by a heading and rows, separated by commas."""
+  text = io.StringIO(newline='')
+  csv.writer(text).writerows([columns, *rows])
+  write_whole(path, text.getvalue())

@@ -1,0 +1,83 @@
+"""Files are written whole: the old one or the new one, never a part."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from skipnet_jax import files
+
+
+def test_what_was_there_is_replaced(tmp_path):
+  path = tmp_path / 'a'
+  for data in ('first, and longer', 'µ', b'\x00\xff'):
+    files.write_whole(path, data)
+    want = data.encode() if isinstance(data, str) else data
+    assert path.read_bytes() == want
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_writing_that_fails_leaves_what_was_there(tmp_path, there):
+  path = tmp_path / 'a'
+  if there:
+    path.write_text('old')
+
+  def write():
+    with files.replacing(path) as file:
+      file.write(b'half')
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    write()
+  assert [p.read_text() for p in tmp_path.iterdir()] == ['old'] * there
+
+
+def test_a_name_that_cannot_be_taken_leaves_no_part(tmp_path):
+  (tmp_path / 'a').mkdir()
+  with pytest.raises(IsADirectoryError):
+    files.write_whole(tmp_path / 'a', 'new')
+  assert [p.name for p in tmp_path.iterdir()] == ['a']
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+  (tmp_path / 'elsewhere').write_text('kept')
+  (tmp_path / 'a').symlink_to(tmp_path / 'elsewhere')
+  files.write_whole(tmp_path / 'a', 'new')
+  assert (tmp_path / 'elsewhere').read_text() == 'kept'
+  assert not (tmp_path / 'a').is_symlink()
+
+
+def test_the_part_is_never_a_file_or_link_that_is_there(tmp_path, monkeypatch):
+  monkeypatch.setattr(files.secrets, 'token_hex', lambda _: 'guessed')
+  (tmp_path / 'elsewhere').write_text('kept')
+  (tmp_path / '.a.guessed.part').symlink_to(tmp_path / 'elsewhere')
+  with pytest.raises(FileExistsError):
+    files.write_whole(tmp_path / 'a', 'new')
+  assert (tmp_path / 'elsewhere').read_text() == 'kept'
+
+
+@pytest.mark.parametrize('mask', [0o022, 0o077])
+def test_permissions_follow_the_umask(tmp_path, mask):
+  before = os.umask(mask)
+  try:
+    files.write_whole(tmp_path / 'a', '')
+  finally:
+    os.umask(before)
+  assert stat.S_IMODE((tmp_path / 'a').stat().st_mode) == 0o666 & ~mask
+
+
+def test_json_is_replaced_whole(tmp_path):
+  path = tmp_path / 'a.json'
+  files.write_json(path, {'a': 1})
+  with pytest.raises(ValueError, match='JSON'):
+    files.write_json(path, {'a': float('inf')})
+  assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_a_table_is_written_with_its_heading(tmp_path):
+  files.write_csv(
+    tmp_path / 'a.csv', ['a', 'b'], iter([(1, 'x,y'), (None, '')])
+  )
+  assert (tmp_path / 'a.csv').read_bytes() == b'a,b\r\n1,"x,y"\r\n,\r\n'
