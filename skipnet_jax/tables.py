@@ -1,6 +1,6 @@
 """Numbers in columns, for a terminal of 100 characters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import textwrap
 from typing import Any
 
@@ -57,17 +57,23 @@ def layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
   ]
   widths = [max(map(len, (head, *cells))) for head, cells in columns]
   gap = '  ' if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else ' '
+  widths = [
+    -width if head in _WORDS else width
+    for width, (head, _) in zip(widths, columns, strict=True)
+  ]
+  first, *others = [
+    line(cells, widths, gap).rstrip()
+    for cells in zip(*((head, *cells) for head, cells in columns), strict=True)
+  ]
+  return [first, '-' * len(first), *others]
 
-  def line(cells: Sequence[str]) -> str:
-    return gap.join(
-      f'{cell:<{width}}' if head in _WORDS else f'{cell:>{width}}'
-      for cell, width, (head, _) in zip(cells, widths, columns, strict=True)
-    ).rstrip()
 
-  lines = [line([head for head, _ in columns])]
-  lines.append('-' * len(lines[0]))
-  lines += [line(cells) for cells in zip(*(c for _, c in columns), strict=True)]
-  return lines
+def line(cells: Iterable[str], widths: Iterable[int], gap: str = '  ') -> str:
+  """One line of a table: figures to the right, text of width -n to the left."""
+  return gap.join(
+    f'{cell:<{-width}}' if width < 0 else f'{cell:>{width}}'
+    for cell, width in zip(cells, widths, strict=True)
+  )
 
 
 def paragraph(text: str, indent: int = 0) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from skipnet_jax import errors
 from skipnet_jax import files
+from skipnet_jax import tables
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import judge
 from skipnet_jax.evaluation import panels
@@ -118,7 +119,8 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
       the first.
   """
   result = next(iter(results.values()))
-  lines = ['  '.join(f'{name:>9}' for _, name in _COLUMNS)]
+  equal = [9] * len(_COLUMNS)
+  lines = [tables.line([name for _, name in _COLUMNS], equal)]
   for row in result['per_threshold']:
     cells = [_show(row['threshold'], 1)]
     cells += [_show(row[key]) for key, _ in _COLUMNS[1:]]
@@ -128,29 +130,19 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
       if row['threshold'] == result[f'threshold_{key}']
     ]
     mark = f'  best {" and ".join(best)}' if best else ''
-    lines.append('  '.join(f'{cell:>9}' for cell in cells) + mark)
-  width = max(len(name) for name in results)
-  heads = ('V_rand', 'at', 'V_info', 'at', 'accuracy', 'dice', 'iou', 'AP')
-  widths = (9, 4, 9, 4, 9, 9, 9, 9)
-  lines += [
-    '',
-    ' '.join(
-      [' ' * width, *(f'{h:>{w}}' for h, w in zip(heads, widths, strict=True))]
-    ),
-  ]
+    lines.append(tables.line(cells, equal) + mark)
+  heads = ('', 'V_rand', 'at', 'V_info', 'at', 'accuracy', 'dice', 'iou', 'AP')
+  widths = (-max(len(name) for name in results), 9, 4, 9, 4, 9, 9, 9, 9)
+  lines += ['', tables.line(heads, widths, ' ')]
   for name, result in results.items():
     cells = [
+      name,
       _show(result['v_rand']),
       _show(result['threshold_v_rand'], 1),
       _show(result['v_info']),
       _show(result['threshold_v_info'], 1),
       *(_show(result['pixel'][key]) for key in _PIXEL),
     ]
-    lines.append(
-      ' '.join(
-        [f'{name:<{width}}']
-        + [f'{cell:>{w}}' for cell, w in zip(cells, widths, strict=True)]
-      )
-    )
+    lines.append(tables.line(cells, widths, ' '))
   lines.append('dice, iou and AP (average precision) are of the membrane.')
   return '\n'.join(lines)

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from skipnet_jax import tables
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -121,19 +123,15 @@ def layer_table(
 
 def format_table(rows: Sequence[Layer], whole: int) -> str:
   """The table as text, with its totals; `whole` the number that are trained."""
-  width = max(len(row.name) for row in rows)
-  block = max(len(row.block) for row in rows)
-  head = (
-    f'{"layer":{width}}  {"block":{block}}  {"output":>18}  '
-    f'{"parameters":>12}  {"MFLOPs":>10}'
-  )
+  widths = [-max(len(row.name) for row in rows)]
+  widths += [-max(len(row.block) for row in rows), 18, 12, 10]
+  heads = ('layer', 'block', 'output', 'parameters', 'MFLOPs')
+  head = tables.line(heads, widths)
   lines = [head, '-' * len(head)]
   for row in rows:
     shape = 'x'.join(map(str, row.shape[1:]))
-    lines.append(
-      f'{row.name:{width}}  {row.block:{block}}  {shape:>18}  '
-      f'{row.parameters:>12,}  {row.flops / 1e6:>10,.1f}'
-    )
+    figures = (f'{row.parameters:,}', f'{row.flops / 1e6:,.1f}')
+    lines.append(tables.line((row.name, row.block, shape, *figures), widths))
   convs = sum(row.flops > 0 for row in rows)
   parameters = sum(row.parameters for row in rows)
   lines += [

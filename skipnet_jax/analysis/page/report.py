@@ -13,6 +13,7 @@ import jinja2
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import plots
+from skipnet_jax import tables
 from skipnet_jax.analysis.page import shown as shown_lib
 from skipnet_jax.runs import workdir
 
@@ -117,11 +118,8 @@ def format_tables(page: Page) -> str:
   blocks = []
   for table in page.tables:
     cells = [list(table.columns), *([_cell(c) for c in r] for r in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-      '  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-      for row in cells
-    ]
+    widths = [-max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [tables.line(row, widths).rstrip() for row in cells]
     blocks.append('\n'.join([table.title, *lines]))
   return '\n\n'.join(['', *blocks, ''])
 

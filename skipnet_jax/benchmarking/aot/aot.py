@@ -15,6 +15,7 @@ import ml_collections
 from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import tables
 from skipnet_jax.benchmarking.aot import bounds
 from skipnet_jax.benchmarking.aot import slices
 from skipnet_jax.benchmarking.aot import tpu_step
@@ -224,8 +225,9 @@ def format_table(report: dict[str, Any]) -> str:
   rows = [row for row in report['rows'] if row['error'] is None]
   if rows:
     lines.append('of one device:')
+    widths = [-40, *[20] * len(rows)]
     for label, cell in _CELLS:
-      lines.append(f'{label:40}' + ''.join(f'{cell(row):>20}' for row in rows))
+      lines.append(tables.line([label, *map(cell, rows)], widths, ''))
     lines += [
       'XLA counts bytes that stay in on-chip memory too: so does the memory '
       'floor.',
@@ -251,14 +253,18 @@ def format_table(report: dict[str, Any]) -> str:
       '',
       f'predicted weak scaling, {largest} images on each device, nothing sent '
       'while computing:',
-      f'{"devices":>8}{"collectives, ms":>18}{"efficiency":>12}'
-      f'{"images/s":>12}',
     ]
-    lines += [
-      f'{row["devices"]:8}{1e3 * row["collective_s"]:18.3f}'
-      f'{row["efficiency"]:12.4f}{row["images_per_second"]:12.1f}'
+    cells = [['devices', 'collectives, ms', 'efficiency', 'images/s']]
+    cells += [
+      [
+        str(row['devices']),
+        f'{1e3 * row["collective_s"]:.3f}',
+        f'{row["efficiency"]:.4f}',
+        f'{row["images_per_second"]:.1f}',
+      ]
       for row in report['weak_scaling']
     ]
+    lines += [tables.line(row, (8, 18, 12, 12), '') for row in cells]
   return '\n'.join(lines)
 
 

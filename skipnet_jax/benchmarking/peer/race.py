@@ -34,6 +34,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax import tables
 from skipnet_jax.benchmarking.timing import hardware
 from skipnet_jax.benchmarking.timing import turns
 from skipnet_jax.data import pipeline as pipeline_lib
@@ -312,21 +313,21 @@ def format_table(result: dict[str, Any]) -> str:
     f'{result["hardware"]["load_average"][0]:.1f} on '
     f'{result["hardware"]["cores"]} cores: it should be idle',
     '',
-    f'{"":26}{"first s":>8}{"p50 s":>9}{"MAD s":>9}'
-    f'{"ours / theirs":>15}  {"quartiles":13}{"range"}',
   ]
+  heads = ('', 'first s', 'p50 s', 'MAD s', 'ours / theirs', '')
+  widths = (-26, 8, 9, 9, 15, 2, -13, -1)
+  lines.append(tables.line((*heads, 'quartiles', 'range'), widths, ''))
   for name, row in result['contestants'].items():
     if row['error']:
       lines.append(f'{name:26}did not run: {row["error"]}'[:100])
       continue
-    s = row['summary']
-    line = f'{name:26}{row["first_call_s"]:8.2f}{s["p50"]:9.4f}{s["mad"]:9.4f}'
+    cells = [name, f'{row["first_call_s"]:.2f}']
+    cells += [f'{row["summary"][key]:.4f}' for key in ('p50', 'mad')]
     if name != OURS:
       r = row['ratio']
-      quartiles = f'{r["q25"]:.3f}-{r["q75"]:.3f}'
-      line += f'{r["median"]:15.3f}  {quartiles:13}'
-      line += f'{r["min"]:.3f}-{r["max"]:.3f}'
-    lines.append(line)
+      cells += [f'{r["median"]:.3f}', '', f'{r["q25"]:.3f}-{r["q75"]:.3f}']
+      cells.append(f'{r["min"]:.3f}-{r["max"]:.3f}')
+    lines.append(tables.line(cells, widths[: len(cells)], ''))
   best = result['contestants'][result['best']]['ratio']['median']
   lines += [
     '',

@@ -185,7 +185,8 @@ def format_table(summary: dict[str, Any]) -> str:
   lines = []
   for row in summary['pieces']:
     took = '' if row['seconds'] is None else f'{row["seconds"]:.0f} s'
-    lines.append(f'{row["name"]:12} {row["status"]:12} {took:>7}')
+    cells = (row['name'], row['status'], took)
+    lines.append(tables.line(cells, (-12, -12, 7), ' '))
     if row['error']:
       lines += tables.paragraph(f'    {row["error"].splitlines()[0]}', 4)
     for line in row['lines']:
