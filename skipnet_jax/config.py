@@ -4,6 +4,7 @@ An experiment file has `get_config(preset)`, which calls `get_default`, sets
 what differs, and picks one of its presets. Every field is documented here.
 """
 
+import dataclasses
 import difflib
 import math
 import pathlib
@@ -41,6 +42,38 @@ BUDGET = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """The fields of `data.augment`: strength of each random transform."""
+
+  flip: bool = True  # Horizontal and vertical, each with probability one half.
+  rotation: float = 25.0  # Degrees, uniform in +-.
+  shear: float = 0.41  # Radians, uniform in +-.
+  # Pixels, standard deviation of the displacements of a 3x3 grid, interpolated
+  # bicubically to every pixel.
+  warp: float = 10.0
+  # Quarter turns, each with probability one quarter; square examples only.
+  rot90: bool = False
+  # Pixels by which each pixel is displaced, uniform in +-, before a Gaussian
+  # smooths that (and makes it small); 0: none.
+  elastic: float = 0.0
+  elastic_sigma: float = 15.0  # Pixels, of that Gaussian.
+  elastic_share: float = 0.5  # Of the examples that are displaced.
+  # Of the normalised image: its contrast times uniform 1 +- contrast, plus
+  # uniform +- brightness for all of it, plus noise of this standard deviation
+  # at each pixel.
+  contrast: float = 0.0
+  brightness: float = 0.0
+  noise: float = 0.0
+
+  def active(self) -> bool:
+    """Whether anything moves at all."""
+    exact = self.flip or self.rot90
+    return bool(
+      exact or self.rotation or self.shear or self.warp or self.elastic
+    )
+
+
 def get_default() -> ConfigDict:
   """The paper's training of any network: every field but `model`, documented.
 
@@ -71,21 +104,7 @@ def get_default() -> ConfigDict:
   # Share of the device's memory that the data set may take; a larger one
   # stays on the host, memory-mapped.
   d.device_share = 0.25
-  d.augment = a = ConfigDict()
-  a.flip = True  # Horizontal and vertical, each with probability one half.
-  a.rotation = 25.0  # Degrees, uniform in +-.
-  a.shear = 0.41  # Radians, uniform in +-.
-  a.warp = 10.0  # Pixels, standard deviation of the 3x3 spline grid.
-  a.rot90 = False  # Quarter turns, each with probability one quarter.
-  # Pixels by which uniform noise displaces, before it is smoothed; 0: none.
-  a.elastic = 0.0
-  a.elastic_sigma = 15.0  # Pixels, of the Gaussian that smooths it.
-  a.elastic_share = 0.5  # Of the examples that are displaced.
-  # Of the normalised image: its contrast times uniform 1 +- contrast, plus
-  # uniform +- brightness, plus noise of this standard deviation.
-  a.contrast = 0.0
-  a.brightness = 0.0
-  a.noise = 0.0
+  d.augment = ConfigDict(dataclasses.asdict(Augmentation()))
   # w0 of U-Net's pixel weights, which also balance the classes; 0: all alike.
   d.border_weight = 0.0
   d.border_sigma = 5.0  # Pixels, sigma of the same.

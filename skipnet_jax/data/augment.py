@@ -5,55 +5,16 @@ become one coordinate map, so that the image is interpolated once (Drozdzal et
 al. 2016, section 3.1; Guo et al. 2019).
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 import numpy as np
 import scipy.ndimage
 
+from skipnet_jax import config as config_lib
+
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Strength of each transform; the fields of `data.augment`.
-
-  Attributes:
-    flip: horizontal and vertical, each with probability one half.
-    rotation: degrees, uniform in +-rotation.
-    shear: radians, uniform in +-shear.
-    warp: pixels, standard deviation of the displacements of a 3x3 grid,
-      interpolated bicubically to every pixel.
-    rot90: quarter turns, 0 to 3 alike; square examples only.
-    elastic: pixels, of displacements uniform in +-elastic at every pixel,
-      which a Gaussian then smooths (and makes small).
-    elastic_sigma: pixels, of that Gaussian.
-    elastic_share: probability that an example is displaced so.
-    contrast: the image is multiplied by uniform 1 +- contrast.
-    brightness: then uniform +-brightness is added to all of it.
-    noise: standard deviation of what is added to each pixel.
-  """
-
-  flip: bool = True
-  rotation: float = 25.0
-  shear: float = 0.41
-  warp: float = 10.0
-  rot90: bool = False
-  elastic: float = 0.0
-  elastic_sigma: float = 15.0
-  elastic_share: float = 0.5
-  contrast: float = 0.0
-  brightness: float = 0.0
-  noise: float = 0.0
-
-  def active(self) -> bool:
-    """Whether anything moves at all."""
-    exact = self.flip or self.rot90
-    return bool(
-      exact or self.rotation or self.shear or self.warp or self.elastic
-    )
+Settings = config_lib.Augmentation
 
 
 def _smoothing(side: int, sigma: float) -> np.ndarray:
