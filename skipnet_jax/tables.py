@@ -6,8 +6,7 @@ from typing import Any
 
 WIDTH = 100
 _DTYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16'}
-# What a row ran, and its heading.
-KEY = ('call', 'feed', 'mode', 'devices', 'hosts', 'dtype', 'batch')
+# Heading of what a row of a benchmark ran.
 KEY_HEADS = ('call', 'feed', 'mode', 'dev', 'dtype', 'batch')
 _WORDS = ('scaling', 'call', 'feed', 'mode', 'dtype')
 

@@ -93,9 +93,7 @@ def make_run(path, state=None, **changes):
   config = small_config(**changes)
   path.mkdir()
   dataset = sources.load(config)
-  workdir.describe(
-    path, config, {'name': dataset.name, 'fingerprint': dataset.fingerprint()}
-  )
+  workdir.describe(path, config, dataset.identity())
   if state is None:
     _, state = small_state(config)
   checkpoints = checkpoint.Checkpoints(path)

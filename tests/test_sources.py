@@ -102,6 +102,15 @@ def test_a_stack_of_ones_own(tmp_path):
   assert cropped.fingerprint() != data.fingerprint()
 
 
+@pytest.mark.parametrize(('share', 'nats'), [(0, 0), (0.25, 0.562335), (1, 0)])
+def test_a_constant_prediction_costs_the_entropy_of_the_share(share, nats):
+  label = np.zeros((3, 4, 4), bool)
+  label[1:, :, : int(4 * share)] = True
+  data = sources.DataSet('made', label, label, train=(0,), valid=(1, 2))
+  assert data.constant_bce(data.valid) == pytest.approx(nats, abs=1e-6)
+  assert data.constant_bce(data.train) == 0
+
+
 def test_a_centre_crop_larger_than_the_slices_is_refused(tmp_path):
   stack = np.zeros((2, 40, 60), np.uint8)
   label = stack.copy()

@@ -127,7 +127,7 @@ def sweep(
   for whole in cells.values():
     pipeline = pipeline_lib.make_pipeline(whole, data, 1)
     build_lib.build(whole, pipeline.window, pipeline.steps_per_epoch)
-  dataset = {'name': data.name, 'fingerprint': data.fingerprint()}
+  dataset = data.identity()
   path = workdir_lib.check(folder, config, dataset)
   rows, layers = read(path)
   workdir_lib.describe(path, config, dataset)
@@ -224,7 +224,7 @@ def _train(
     'finite_steps': len(values),
     'loss_first': float(np.mean(values[:few])) if values else math.nan,
     'loss_last': float(np.mean(values[-few:])) if finite else math.nan,
-    'constant_loss': _constant_loss(data),
+    'constant_loss': data.constant_bce(data.train),
     'trace_seconds': float(trace),
     'compile_seconds': float(compilation),
     'compile_cpu_seconds': cpu,
@@ -242,11 +242,6 @@ def _train(
     }
     for i, name in enumerate(names)
   ]
-
-
-def _constant_loss(data: sources.DataSet) -> float:
-  p = float(np.mean([data.label[z].mean() for z in data.train]))
-  return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
 
 
 def starved(layers: Sequence[Row]) -> float:

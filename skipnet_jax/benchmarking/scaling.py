@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-_SYSTEM = ('call', 'feed', 'mode', 'devices', 'hosts', 'dtype', 'batch')
+from skipnet_jax.benchmarking.reporting import schema
 
 
 def table(
@@ -43,7 +43,7 @@ def table(
       for row in family:
         rate = row['images_per_second']
         entries.append(
-          {'kind': kind, **{k: row[k] for k in _SYSTEM}}
+          {'kind': kind, **{k: row[k] for k in schema.KEY}}
           | {
             'images_per_second': rate,
             'efficiency': rate

@@ -16,6 +16,7 @@ from skipnet_jax.benchmarking import journal as journal_lib
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import rows as rows_lib
 from skipnet_jax.benchmarking import scaling
+from skipnet_jax.benchmarking.reporting import schema
 from skipnet_jax.benchmarking.timing import measure
 from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.benchmarking.timing import roofline
@@ -98,29 +99,6 @@ def merge(
   return rows, raw
 
 
-# Of a row that failed.
-_EMPTY = dict.fromkeys(
-  (
-    'timing',
-    'process_p50',
-    'compile',
-    'images_per_second',
-    'images_per_second_per_device',
-    'model_flops',
-    'model_bytes',
-    'hlo_flops',
-    'hlo_bytes',
-    'tflops',
-    'mfu',
-    'mfu_peak',
-    'mfu_reason',
-    'roofline',
-    'memory',
-    'energy',
-  )
-)
-
-
 def _row(
   found: Sequence[dict[str, Any]], journals: Sequence[journal_lib.Journal]
 ) -> dict[str, Any]:
@@ -132,7 +110,7 @@ def _row(
     'hosts': about['hosts'],
     'processes': len(found),
     'error': error,
-    **_EMPTY,
+    **dict.fromkeys(schema.FIGURES),
   }
   if error is not None:
     return row

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import math
 import re
 from typing import Any
 
@@ -52,6 +53,15 @@ class DataSet:
     for array in (self.image, self.label):
       digest.update(np.ascontiguousarray(array[0]).tobytes())
     return digest.hexdigest()[:12]
+
+  def identity(self) -> dict[str, str]:
+    """What a run's folder keeps of its data: name and fingerprint."""
+    return {'name': self.name, 'fingerprint': self.fingerprint()}
+
+  def constant_bce(self, slices: Sequence[int]) -> float:
+    """BCE, in nats, of predicting the slices' own share of cells everywhere."""
+    p = float(np.mean([self.label[z].mean() for z in slices]))
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
 
 
 def neighbours(z: Any, count: int, slices: int) -> Any:

@@ -160,8 +160,7 @@ def train(
   end = float('inf') if budget is None else clock() + budget
   for name, config in study.runs.items():
     data = sources.load(config)
-    dataset = {'name': data.name, 'fingerprint': data.fingerprint()}
-    workdir.check(folder / name, config, dataset)
+    workdir.check(folder / name, config, data.identity())
   todo = [row for row in progress(study, folder) if not row.finished]
   for number, row in enumerate(todo, 1):
     if clock() >= end:

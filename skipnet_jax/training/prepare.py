@@ -38,7 +38,7 @@ class Prepared:
   @functools.cached_property
   def dataset(self) -> dict[str, str]:
     """What a run's folder keeps of its data: name and fingerprint."""
-    return {'name': self.data.name, 'fingerprint': self.data.fingerprint()}
+    return self.data.identity()
 
 
 def prepare(config: Config) -> Prepared:

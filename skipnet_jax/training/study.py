@@ -41,8 +41,7 @@ def train(
   todo = []
   for path, config in zip(folders, variants.values(), strict=True):
     data = sources.load(config)
-    dataset = {'name': data.name, 'fingerprint': data.fingerprint()}
-    workdir_lib.check(path, config, dataset)
+    workdir_lib.check(path, config, data.identity())
     if not _finished(path, config.train.epochs):
       todo.append((path, config))
   for number, (path, config) in enumerate(todo, 1):

@@ -1,6 +1,5 @@
 """What a run says at its beginning and at its end."""
 
-import math
 import pathlib
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 
 from skipnet_jax import config_identity
-from skipnet_jax.data import sources
 from skipnet_jax.runs import progress as progress_lib
 from skipnet_jax.runs import run_log
 from skipnet_jax.training import prepare
@@ -38,8 +36,8 @@ def banner(prepared: prepare.Prepared, path: pathlib.Path) -> str:
     f'about {flops / 1e9:,.3g} GFLOPs; {pipe.steps_per_epoch} steps an '
     f'epoch, {c.train.epochs} epochs',
     f'workdir: {path} (config {config_identity.hash_of(c)})',
-    f'To beat: validation BCE {constant_bce(data):.4f} of predicting '
-    "the validation slices' share of membrane everywhere",
+    f'To beat: validation BCE {data.constant_bce(data.valid):.4f} of '
+    "predicting the validation slices' share of membrane everywhere",
   ]
   more = filter(None, [data.warning, data.remedy])
   return '\n'.join([*lines, *more])
@@ -65,7 +63,7 @@ def losses(
     'best_val_loss': record['valid_loss'],
     'best_val_loss_with_l2': record['valid_loss_with_l2'],
     'best_val_bce': record['valid_bce'],
-    'constant_val_bce': constant_bce(prepared.data),
+    'constant_val_bce': prepared.data.constant_bce(prepared.data.valid),
     'train_loss_at_best': record['train_loss'],
     'train_loss_with_l2_at_best': record['train_loss_with_l2'],
   }
@@ -97,12 +95,6 @@ def scores(
   if prepared.data.warning:
     part['warning'] = prepared.data.warning
   return part
-
-
-def constant_bce(data: sources.DataSet) -> float:
-  """BCE, in nats, of predicting the validation slices' own share everywhere."""
-  p = float(np.mean([data.label[z].mean() for z in data.valid]))
-  return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
 
 
 def format_summary(summary: dict[str, Any], path: pathlib.Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import tables
+from skipnet_jax.benchmarking.reporting import schema
 
 Report = dict[str, Any]
 
@@ -125,7 +126,7 @@ def spread(row: dict[str, Any]) -> float:
 def _by_key(report: Report, which: str) -> dict[tuple, dict[str, Any]]:
   rows: dict[tuple, dict[str, Any]] = {}
   for row in report['results']:
-    key = tuple(row[name] for name in tables.KEY)
+    key = tuple(row[name] for name in schema.KEY)
     if key in rows:
       raise errors.InputError(
         f'The {which} report has the row {" ".join(map(str, key))} twice: '

@@ -87,6 +87,10 @@ _SYSTEM = {
 }
 
 
+# The fields that name a row, and its figures, null in a row that failed.
+KEY, FIGURES = tuple(_SYSTEM), tuple(_FIGURES)
+
+
 def _row(value: Any) -> dict[str, Any]:
   failed = isinstance(value, dict) and value.get('error') is not None
   figures = dict.fromkeys(_FIGURES) if failed else _FIGURES
