@@ -5,7 +5,7 @@ dies on the way is a result like any other. A folder holds `depth.csv`
 (`COLUMNS`), `depth_layers.csv` (`LAYER_COLUMNS`) and the config they belong to.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 import csv
 import math
 import os

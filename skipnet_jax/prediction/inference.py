@@ -82,7 +82,10 @@ class Tiling:
 
 
 def _outputs(
-  model: nn.Module, variables: Variables, image: jax.Array, **settings: Any
+  model: network.Network,
+  variables: Variables,
+  image: jax.Array,
+  **settings: Any,
 ) -> losses.Outputs:
   outputs = model.apply(variables, image, train=False, **settings)
   assert isinstance(outputs, dict)  # Nothing is mutable, which Flax adds.
