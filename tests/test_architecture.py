@@ -27,7 +27,9 @@ ROOMS = {
   'benchmarking': 6,
   'studies': 7,
 }
-COMMANDS = 8
+# The names for notebooks, in the package's __init__.
+API = 8
+COMMANDS = 9
 
 
 def modules():
@@ -57,7 +59,7 @@ def folder(name):
 def rank(name):
   if not folder(name) and name.rpartition('.')[2] in MAINS:
     return COMMANDS
-  return ROOMS[folder(name).split('.')[0]]
+  return API if name == 'skipnet_jax' else ROOMS[folder(name).split('.')[0]]
 
 
 MODULES = dict(modules())
@@ -102,7 +104,7 @@ def test_arrows_point_downwards(name):
 def test_no_folders_import_each_other_in_a_circle():
   arrows = {}
   for name in MODULES:
-    if rank(name) == COMMANDS:
+    if rank(name) >= API:
       continue
     here = arrows.setdefault(folder(name), set())
     here |= {folder(i) for i in imported_modules(name)} - {folder(name)}
@@ -154,16 +156,20 @@ def test_no_module_is_a_drawer():
     assert name.rpartition('.')[2] not in ('utils', 'helpers', 'common')
 
 
-def test_the_package_is_imported_in_under_a_second():
+def test_the_package_is_imported_in_a_tenth_of_a_second():
   code = (
-    'import time; t = time.perf_counter(); import skipnet_jax; '
-    'print(time.perf_counter() - t)'
+    'import sys, time; t = time.perf_counter(); import skipnet_jax; '
+    'print(time.perf_counter() - t); '
+    "assert not {'jax', 'numpy', 'absl', 'ml_collections'} & set(sys.modules)"
   )
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    capture_output=True,
-    text=True,
-    check=True,
-    cwd=ROOT,
-  )
-  assert float(done.stdout) < 1
+  seconds = []
+  for _ in range(3):
+    done = subprocess.run(
+      [sys.executable, '-c', code],
+      capture_output=True,
+      text=True,
+      check=True,
+      cwd=ROOT,
+    )
+    seconds.append(float(done.stdout))
+  assert min(seconds) < 0.1

@@ -121,10 +121,24 @@ def layer_gradients(
     rngs: for dropout, `{'dropout': key}`.
 
   Returns:
-    Layer name to the gradient of its kernel.
+    Layer name to the gradient of its kernel, in the kernel's shape and dtype.
 
   Raises:
     InputError: a model without convolutions.
+
+  Example:
+    >>> import jax
+    >>> import skipnet_jax
+    >>> run = skipnet_jax.load_run('runs/long_short')
+    >>> batch = {'image': jax.random.normal(jax.random.key(0), (1, 32, 32, 1))}
+    >>> def loss(outputs, batch):
+    ...   return (outputs['logits'] ** 2).mean()
+    >>> gradients = skipnet_jax.layer_gradients(
+    ...   run.model, run.variables, batch, loss, train=False
+    ... )
+    >>> name, gradient = next(iter(gradients.items()))
+    >>> name, gradient.shape
+    ('down_1', (3, 3, 1, 4))
   """
   names = tuple(conv_names(model, batch['image'].shape))
   gradients = _make_gradients(model, loss, train, names)

@@ -178,6 +178,22 @@ class Routes:
 
   Raises:
     InputError: a model without convolutions.
+
+  Example:
+    >>> import jax
+    >>> import skipnet_jax
+    >>> run = skipnet_jax.load_run('runs/long_short')
+    >>> batch = {'image': jax.random.normal(jax.random.key(0), (1, 32, 32, 1))}
+    >>> def loss(outputs, batch):
+    ...   return (outputs['logits'] ** 2).mean()
+    >>> routes = skipnet_jax.Routes(
+    ...   run.model, run.variables, batch, loss, train=False
+    ... )
+    >>> sorted(routes.by_skip())
+    ['both', 'long', 'neither', 'short']
+    >>> shares = routes.by_length().shares  # [layers, branches + 1]
+    >>> shares.shape
+    (19, 11)
   """
 
   def __init__(

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from typing import Any
 
-import skipnet_jax
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import journal as journal_lib
 
@@ -84,7 +83,7 @@ def _finish(
 
 def _run(path: pathlib.Path, cache: pathlib.Path, say: Say) -> tuple[int, str]:
   """Exit code of a process, and what it wrote to standard error."""
-  root = str(pathlib.Path(skipnet_jax.__file__).parents[1])
+  root = str(pathlib.Path(__file__).parents[2])
   python_path = os.pathsep.join(
     filter(None, [root, os.environ.get('PYTHONPATH')])
   )

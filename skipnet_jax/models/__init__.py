@@ -96,3 +96,35 @@ def build_model(
   module = model(**fields, axis_name=axis_name)
   module.check()
   return module
+
+
+def make_model(name: str, **fields) -> network.Network:
+  """Makes a network by name: `skipnet_jax.build_model`.
+
+  Args:
+    name: a key of `MODELS`, such as 'fc_resnet', or module and class of a
+      network of one's own, see `own.load`.
+    **fields: the module's fields that differ from its defaults.
+
+  Returns:
+    A Linen module that maps `(image [b, y, x, slices] float32, train)` to a
+    dict of outputs, see `network.Network`.
+
+  Raises:
+    InputError: unknown name or field, or a value the network refuses.
+
+  Example:
+    >>> import jax
+    >>> import skipnet_jax
+    >>> model = skipnet_jax.build_model('unet', base_width=4)
+    >>> image = jax.ShapeDtypeStruct((1, 64, 64, 1), 'float32')
+    >>> outputs, variables = jax.eval_shape(
+    ...   lambda image: model.init_with_output(
+    ...     jax.random.key(0), image, train=False
+    ...   ),
+    ...   image,
+    ... )
+    >>> outputs['logits'].shape
+    (1, 64, 64, 1)
+  """
+  return build_model(model_config(name, **fields))

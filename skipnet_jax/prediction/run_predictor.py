@@ -1,6 +1,7 @@
 """Runs as one predictor, and its scores on a data set."""
 
 from collections.abc import Callable, Sequence
+import sys
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax.data import sources
+from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import scores
@@ -47,6 +49,78 @@ def make_predictor(
   return inference.Predictor(
     first.model, [r.variables for r in runs], tta=tta, mc_samples=mc_samples
   )
+
+
+def predict(
+  runs: trained.TrainedRun | Sequence[trained.TrainedRun],
+  image: np.ndarray,
+  *,
+  tta: bool = False,
+  mc_samples: int = 0,
+  tile: int = 0,
+  overlap: int | None = None,
+) -> np.ndarray:
+  """Predicts a stack in memory: `skipnet_jax.predict`.
+
+  Every slice is normalised by its own mean and standard deviation.
+
+  Args:
+    runs: an opened run, or several of one network, which are averaged.
+    image: `[z, y, x]`, or `[y, x]` for one slice; uint8, uint16 or float32, as
+      stored. A network of several slices sees a slice's neighbours in z.
+    tta: whether the eight flips and rotations are averaged.
+    mc_samples: dropout samples averaged; 0: no dropout.
+    tile: side of a tile in pixels, see `Predictor.tiling`; 0: whole slices up
+      to 1536 pixels.
+    overlap: pixels that tiles share; None: what the network sees.
+
+  Returns:
+    The probability that a pixel is inside a cell, float32 in 0..1, of the
+    image's shape.
+
+  Raises:
+    InputError: no run or runs of different networks, an image of another shape
+      or dtype, pixels that are not finite, fewer slices than the network looks
+      at, samples or tiles that do not fit; before anything is compiled.
+
+  Example:
+    >>> import numpy as np
+    >>> import skipnet_jax
+    >>> run = skipnet_jax.load_run('runs/long_short')
+    >>> image = np.arange(2 * 40 * 50, dtype=np.uint16).reshape(2, 40, 50)
+    >>> probability = skipnet_jax.predict(run, image)
+    >>> probability.shape, str(probability.dtype)
+    ((2, 40, 50), 'float32')
+  """
+  several = [runs] if isinstance(runs, trained.TrainedRun) else list(runs)
+  if not several:
+    raise errors.InputError('There are 0 runs; give at least one.')
+  if image.ndim not in (2, 3) or not image.size:
+    raise errors.InputError(
+      f'The image has shape {image.shape}; it must be [z, y, x] or [y, x] with '
+      'at least one pixel.'
+    )
+  if image.dtype not in (np.uint8, np.uint16, np.float32):
+    raise errors.InputError(
+      f'The image has dtype {image.dtype}; it must be uint8, uint16 or '
+      'float32: convert it by image.astype(numpy.float32), for one.'
+    )
+  predictor = make_predictor(several, tta=tta, mc_samples=mc_samples)
+  stack = image.reshape(-1, *image.shape[-2:])
+  if len(stack) < predictor.slices:
+    raise errors.InputError(
+      f'The image has {len(stack)} slice(s), but the network looks at '
+      f'{predictor.slices} at a time: give a larger stack.'
+    )
+  volume.check_finite(stack, 'The image')
+  tiling = predictor.tiling(
+    stack.shape[1:], tile, overlap, lambda text: print(text, file=sys.stderr)
+  )
+  found = np.empty(stack.shape, np.float32)
+  for z in range(len(stack)):
+    around = sources.neighbours(np.asarray(z), len(stack), predictor.slices)
+    found[z], _ = predictor(stack[around], tiling)
+  return found.reshape(image.shape)
 
 
 def score_slices(

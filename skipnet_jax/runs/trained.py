@@ -68,9 +68,25 @@ def abstract_state(
 def open_run(path: str | os.PathLike) -> TrainedRun:
   """Restores the best checkpoint of a run; compiles nothing.
 
+  It is `skipnet_jax.load_run`.
+
+  Args:
+    path: the run's folder, the `--workdir` of its training.
+
+  Returns:
+    The run; the arrays of its `variables` are float32, on the first device.
+
   Raises:
     InputError: the folder is no run's, has no best checkpoint, or one of
       another model.
+
+  Example:
+    >>> import skipnet_jax
+    >>> run = skipnet_jax.load_run('runs/long_short')
+    >>> run.config.model.name
+    'fc_resnet'
+    >>> sorted(run.variables)
+    ['batch_stats', 'params']
   """
   path = pathlib.Path(path)
   config = workdir.read_config(path)

@@ -34,7 +34,7 @@ def score_stack(
   thresholds: Sequence[float] = THRESHOLDS,
   workers: int | None = None,
 ) -> dict[str, Any]:
-  """Scores a stack of predictions as the challenge does.
+  """Scores a stack of predictions as the challenge does: `skipnet_jax.score`.
 
   A pixel is inside where prediction > threshold, strictly and in float64. The
   stack's score at a threshold is the mean over its slices, and `v_rand` and
@@ -63,6 +63,15 @@ def score_stack(
   Raises:
     InputError: shapes differ, a dtype or a value is not as above, or there is
       no threshold or no worker.
+
+  Example:
+    >>> import numpy as np
+    >>> import skipnet_jax
+    >>> label = np.ones((1, 32, 32), bool)
+    >>> label[:, 15:17] = False  # A membrane between two cells.
+    >>> found = skipnet_jax.score(0.9 * label.astype(np.float32), label)
+    >>> found['v_rand'], found['threshold_v_rand']
+    (1.0, 0.0)
   """
   started = time.perf_counter()
   prediction, inside = pixels.checked_stacks(prediction, inside)

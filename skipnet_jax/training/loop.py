@@ -32,6 +32,8 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
   """Trains, validates, checkpoints and scores; resumes what is there.
 
+  It is `skipnet_jax.train`.
+
   Args:
     config: a whole config.
     workdir: the run's folder, see the README for what it holds.
@@ -45,6 +47,19 @@ def train_and_evaluate(
       anything is compiled or overwritten.
     RunError: a loss that is not finite, a checkpoint that cannot be written.
     Stopped: told so; a checkpoint of all that was trained is written.
+
+  Example:
+    >>> import pathlib
+    >>> import skipnet_jax
+    >>> from skipnet_jax import config as config_lib
+    >>> file = pathlib.Path('experiments/long_short.py')
+    >>> config = config_lib.load_experiment(file, 'smoke')
+    >>> config.model.blocks = 'simple'  # Any field may be changed.
+    >>> summary = skipnet_jax.train(config, 'runs/smoke')  # doctest: +ELLIPSIS
+    long_short: fc_resnet, 19 convolutions, 20,677 parameters, float32
+    ...
+    >>> 0 <= summary['v_rand'] <= 1
+    True
   """
   config_lib.validate(config)
   processes.start(config.parallel)
