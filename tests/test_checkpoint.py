@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 from skipnet_jax import errors
@@ -187,24 +186,6 @@ def test_an_epoch_cut_short_carries_its_first_kernels(tmp_path):
   assert found['cut_short'] == {'steps': 1}
   for a, b in zip(first, kernels, strict=True):
     np.testing.assert_array_equal(a, b)
-
-
-def test_a_checkpoint_of_arrays_apart_is_read(tmp_path):
-  """As earlier versions wrote them."""
-  save(tmp_path, [2])
-  writer = checkpoint.Checkpoints(tmp_path)
-  tree = checkpoint._to_tree(make(4))
-  writer._latest.save(
-    4,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardSave(tree),
-      meta=ocp.args.JsonSave({'step': 4, 'epoch': 2, 'crc32': 7}),
-    ),
-  )
-  writer.close()
-  state, meta, _ = read(tmp_path, 'restore_latest', print)
-  assert_same(state, make(4))
-  assert meta['epoch'] == 2
 
 
 def test_nothing_readable_is_no_new_beginning(tmp_path):

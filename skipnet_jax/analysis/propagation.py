@@ -2,7 +2,7 @@
 
 For each layer in call order, over several seeds: size of the activations, of
 the loss's gradient at them, and of the change that a random change of the image
-makes there. Their ratios from layer to layer are the gains.
+makes there.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,14 +36,6 @@ class Propagation:
   variance: np.ndarray
   gradient: np.ndarray
   tangent: np.ndarray
-
-  def forward_gain(self) -> np.ndarray:
-    """Ratio of successive layers' tangents, `[seeds, layers - 1]`, by jvp."""
-    return self.tangent[:, 1:] / self.tangent[:, :-1]
-
-  def backward_gain(self) -> np.ndarray:
-    """Ratio of a layer's gradient to the next one's, by vjp."""
-    return self.gradient[:, :-1] / self.gradient[:, 1:]
 
 
 def propagate(

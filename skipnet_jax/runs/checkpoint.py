@@ -319,10 +319,6 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       tree,
     )
-    # Earlier versions wrote every array apart.
-    if 'arrays' not in meta:
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      return self._parts(manager.restore(step, args=args)['state'], meta)
     _check_same(meta.pop('arrays'), _table(abstract))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     args = ocp.args.Composite(
@@ -331,9 +327,7 @@ class Checkpoints:
     data = manager.restore(step, args=args)['state']['bytes']
     if _checksum(data, meta | {'arrays': _table(abstract)}) != meta['crc32']:
       raise ValueError('its checksum is another')
-    return self._parts(_unpack(data, abstract), meta)
-
-  def _parts(self, tree: dict[str, Any], meta: dict[str, Any]) -> Restored:
+    tree = _unpack(data, abstract)
     started = tree.pop('kernels', None)
     return _from_tree(tree), meta, started
 
