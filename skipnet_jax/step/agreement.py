@@ -17,6 +17,7 @@ import numpy as np
 
 from skipnet_jax.models import network
 from skipnet_jax.step import losses
+from skipnet_jax.step import step as step_lib
 
 CLOSE = 1e-4  # Of the norm, in float32, with raised biases.
 # Of the gradient's, where there is no BatchNorm: nothing keeps ReLUs from
@@ -59,18 +60,14 @@ def _compiled(
   @jax.jit
   def run(params, batch_stats, batch):
     def objective(params):
-      outputs, updated = model.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        batch['image'],
-        train=True,
-        mutable=['batch_stats'],
-        **({'label': batch['label']} if model.adversarial else {}),
+      outputs, after = step_lib.apply_training(
+        model, params, batch_stats, batch
       )
       whole = batch | {'mask': jnp.ones_like(batch['label'])}
       sums = losses.training_sums(chosen, outputs, whole)
       step = jnp.zeros((), jnp.int32)
       value, _ = losses.training_value(chosen, terms, sums, step)
-      return value, (outputs['logits'], updated.get('batch_stats', {}))
+      return value, (outputs['logits'], after)
 
     return jax.value_and_grad(objective, has_aux=True)(params)
 

@@ -5,6 +5,7 @@ writes them divides. The three ways to run a step are in `parallel`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax import lax
@@ -22,6 +23,29 @@ TrainState = state_lib.TrainState
 Batch = losses.Batch
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def apply_training(
+  model: network.Network,
+  params: Any,
+  batch_stats: Any,
+  batch: Batch,
+  rngs: dict[str, jax.Array] | None = None,
+) -> tuple[losses.Outputs, Any]:
+  """Outputs of a pass as in training, and the batch_stats after it.
+
+  The discriminator of an `adversarial` model is shown the label.
+  """
+  label = {'label': batch['label']} if model.adversarial else {}
+  outputs, updated = model.apply(
+    {'params': params, 'batch_stats': batch_stats},
+    batch['image'],
+    train=True,
+    mutable=['batch_stats'],
+    rngs=rngs,
+    **label,
+  )
+  return outputs, updated.get('batch_stats', {})
 
 
 def make_train_step(
@@ -61,13 +85,8 @@ def make_train_step(
     rngs = {'dropout': streams.key_at(state.key, 'dropout', state.step)}
 
     def objective(params):
-      outputs, updated = model.apply(
-        {'params': params, 'batch_stats': state.batch_stats},
-        batch['image'],
-        train=True,
-        mutable=['batch_stats'],
-        rngs=rngs,
-        **({'label': batch['label']} if model.adversarial else {}),
+      outputs, batch_stats = apply_training(
+        model, params, state.batch_stats, batch, rngs
       )
       sums = (
         losses.training_sums(loss, outputs, batch),
@@ -76,7 +95,7 @@ def make_train_step(
       if axis_name is not None:
         sums = lax.psum(sums, axis_name)
       value, parts = losses.training_value(loss, terms, sums[0], state.step)
-      return value, (parts, sums[1], updated.get('batch_stats', {}))
+      return value, (parts, sums[1], batch_stats)
 
     (value, (parts, pixels, batch_stats)), grads = jax.value_and_grad(
       objective, has_aux=True
