@@ -1,4 +1,4 @@
-"""Writes a file whole: whatever happens, there is the old one or the new one.
+"""Files that are written whole: there is the old one or the new one, no part.
 
 The new one grows beside it under a hidden name that ends in .part, reaches the
 disk, and then takes the name. OSErrors pass to the caller.
@@ -53,6 +53,14 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   """
   text = json.dumps(value, indent=2, allow_nan=False)
   write_whole(path, text + '\n')
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file; {} where it is missing or damaged."""
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
 
 
 def write_csv(

@@ -81,3 +81,13 @@ def test_a_table_is_written_with_its_heading(tmp_path):
     tmp_path / 'a.csv', ['a', 'b'], iter([(1, 'x,y'), (None, '')])
   )
   assert (tmp_path / 'a.csv').read_bytes() == b'a,b\r\n1,"x,y"\r\n,\r\n'
+
+
+@pytest.mark.parametrize('content', [None, b'{"a": 1', b'\xff'])
+def test_a_missing_or_damaged_object_is_empty(tmp_path, content):
+  path = tmp_path / 'a.json'
+  if content is not None:
+    path.write_bytes(content)
+  assert files.read_json(path) == {}
+  files.write_json(path, {'a': 1})
+  assert files.read_json(path) == {'a': 1}

@@ -223,7 +223,7 @@ def test_a_budget_ends_a_run_and_the_next_call_goes_on(tmp_path):
     study, tmp_path, budget=5.0, say=said.append, clock=lambda: next(ticks)
   )
   assert 'Stopped as its time is over after epoch' in said[-1]
-  assert runner.summary_of(tmp_path / 'long_and_short_0') is None
+  assert not (tmp_path / 'long_and_short_0' / 'summary.json').exists()
   assert runner.train(study, tmp_path, budget=None, say=said.append)
   assert len(results.read(study, tmp_path)) == 4
   before = (tmp_path / 'short_only_0' / 'summary.json').stat().st_mtime_ns

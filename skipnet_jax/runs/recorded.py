@@ -13,6 +13,7 @@ import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
@@ -98,20 +99,12 @@ def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
     path=path,
     config=config,
     dataset=workdir.read_dataset(path),
-    environment=_read(path / 'environment.json'),
+    environment=files.read_json(path / 'environment.json'),
     records=records[:epochs],
-    summary=_read(path / 'summary.json'),
+    summary=files.read_json(path / 'summary.json'),
     layers=tuple(layers),
     flow={q: rows[:epochs] for q, rows in flow.items()},
   )
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """A file that a run need not have; {} where it is missing or damaged."""
-  try:
-    return json.loads(path.read_text())
-  except (OSError, json.JSONDecodeError):
-    return {}
 
 
 def open_runs(

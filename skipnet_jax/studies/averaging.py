@@ -4,7 +4,6 @@ Dropout samples are Table 2 of Drozdzal et al. 2016.
 """
 
 from collections.abc import Callable, Sequence
-import json
 import pathlib
 import re
 from typing import Any
@@ -22,7 +21,6 @@ from skipnet_jax.runs import trained as runs_lib
 from skipnet_jax.scores import scores as scores_lib
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
-from skipnet_jax.studies import runner
 
 Say = Callable[[str], None]
 Ways = dict[str, dict[str, Any]]
@@ -59,7 +57,7 @@ def _score(
   label: str,
 ) -> dict[str, Any]:
   """Adds to a file what it lacks: scores of the paths' networks averaged."""
-  found = _read(file)
+  found = files.read_json(file)
   todo = [way for way in ways if way not in found]
   if not todo:
     return found
@@ -72,13 +70,6 @@ def _score(
     say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
     files.write_json(file, found)
   return found
-
-
-def _read(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(file.read_text())
-  except (OSError, ValueError):
-    return {}
 
 
 def _lines(label: str, found: Sequence[dict[str, Any]], ways: Ways) -> list:
@@ -96,7 +87,8 @@ def table(study: plan.Study, folder: pathlib.Path, ways: Ways) -> report.Table:
   lines = []
   for label in study.rows:
     names = [name for name, row in study.row_of.items() if row == label]
-    found = [kept for name in names if (kept := _read(folder / name / FILE))]
+    kept = [files.read_json(folder / name / FILE) for name in names]
+    found = [scored for scored in kept if scored]
     lines += _lines(label, found, ways)
   return report.Table(
     'Averaging',
@@ -179,7 +171,7 @@ def official(
     runs = [
       runs_lib.open_run(folder / name)
       for name, row in study.row_of.items()
-      if row == label and runner.summary_of(folder / name)
+      if row == label and files.read_json(folder / name / 'summary.json')
     ]
     if not runs:
       continue

@@ -16,7 +16,6 @@ from skipnet_jax.analysis.page import report
 from skipnet_jax.analysis.page import shown
 from skipnet_jax.runs import run_log
 from skipnet_jax.studies import plan
-from skipnet_jax.studies import runner
 
 # In this order in every table: what decides comes first.
 SCORES = {
@@ -33,7 +32,9 @@ Summaries = dict[str, dict[str, Any]]
 
 def read(study: plan.Study, folder: pathlib.Path) -> Summaries:
   """Summaries of the finished runs, by run."""
-  found = {name: runner.summary_of(folder / name) for name in study.runs}
+  found = {
+    name: files.read_json(folder / name / 'summary.json') for name in study.runs
+  }
   return {name: summary for name, summary in found.items() if summary}
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
-from typing import Any
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import sources
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
@@ -59,25 +58,17 @@ def progress(study: plan.Study, folder: pathlib.Path) -> list[Progress]:
     records = []
     if (path / 'metrics.jsonl').exists():
       records = run_log.read_records(path / 'metrics.jsonl')
-    summary = summary_of(path)
+    summary = files.read_json(path / 'summary.json')
     found.append(
       Progress(
         name,
         len(records),
         config.train.epochs,
-        summary is not None and summary['epochs'] >= config.train.epochs,
+        summary.get('epochs', 0) >= config.train.epochs,
         sum(record['seconds'] for record in records),
       )
     )
   return found
-
-
-def summary_of(path: pathlib.Path) -> dict[str, Any] | None:
-  """A run's summary.json, or None where there is none that can be read."""
-  try:
-    return json.loads((path / 'summary.json').read_text())
-  except (OSError, ValueError):
-    return None
 
 
 def estimate(

@@ -1,12 +1,12 @@
 """Several runs that are to be compared, one after the other."""
 
 from collections.abc import Callable
-import json
 import pathlib
 
 import ml_collections
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import sources
 from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.training import loop
@@ -42,17 +42,10 @@ def train(
   for path, config in zip(folders, variants.values(), strict=True):
     data = sources.load(config)
     workdir_lib.check(path, config, data.identity())
-    if not _finished(path, config.train.epochs):
+    summary = files.read_json(path / 'summary.json')
+    if summary.get('epochs', 0) < config.train.epochs:
       todo.append((path, config))
   for number, (path, config) in enumerate(todo, 1):
     say(f'\nTraining {path.name} ({number} of {len(todo)} to train)')
     loop.train_and_evaluate(config, path)
   return folders
-
-
-def _finished(path: pathlib.Path, epochs: int) -> bool:
-  """Whether a run has written its summary after so many epochs."""
-  try:
-    return json.loads((path / 'summary.json').read_text())['epochs'] >= epochs
-  except (OSError, ValueError, KeyError):
-    return False

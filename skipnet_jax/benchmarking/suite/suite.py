@@ -113,10 +113,7 @@ def run(
 
 def _read(folder: pathlib.Path, piece: Piece, identity: dict) -> Entry:
   """What a piece's file says if it finished; otherwise that it did not run."""
-  try:
-    record = json.loads((folder / f'{piece.name}.json').read_text())
-  except (FileNotFoundError, json.JSONDecodeError):
-    record = {}
+  record = files.read_json(folder / f'{piece.name}.json')
   same = record.get('identity') == identity and record.get('status') == DONE
   if same:
     return {k: record[k] for k in ('status', 'seconds', 'error', 'result')}
