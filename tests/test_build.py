@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import systems
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
@@ -30,10 +31,7 @@ from skipnet_jax.training import loop
 from skipnet_jax.training import prepare
 
 # Experiments of one network, one of each system.
-SYSTEMS = (
-  *('long_short', 'f_clmser_s', 'unet', 'fusionnet', 'polymtl'),
-  *('cumedvision', 'm2fcn', 'fcn_lstm', 'addn', 'sfcnn'),
-)
+SYSTEMS = tuple(systems.EXPERIMENTS.values())
 PRESETS = [
   (name, preset)
   for name in SYSTEMS

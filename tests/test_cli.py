@@ -8,6 +8,7 @@ import sys
 from conftest import ROOT
 import jax
 import pytest
+import systems
 
 from skipnet_jax import cli
 from skipnet_jax import errors
@@ -38,27 +39,13 @@ def test_describe_prints_the_layers_and_trains_nothing(
   assert row.split()[4] == f'{2 * 9 * 128 * 128 * 32 * 32 / 1e6:.1f}'
 
 
-@pytest.mark.parametrize(
-  ('name', 'parameters'),
-  [
-    ('f_clmser_s', '8,308,941'),
-    ('unet', '31,030,658'),
-    ('fusionnet', '78,531,137'),
-    ('polymtl', '13,392,579'),
-    ('cumedvision', '7,933,126'),
-    ('m2fcn', '5,732,820'),
-    ('fcn_lstm', '16,761,761'),
-    ('sfcnn', '2,810,001'),
-    # 1,550,913 of them the discriminator's.
-    ('addn', '1,550,913 parameters more, 8,994,058'),
-  ],
-)
-def test_describe_counts_the_parameters_of_every_system(
-  command, name, parameters
-):
-  outcome = command('train', f'{CONFIG}/{name}.py', '--describe')
+@pytest.mark.parametrize('name', systems.SYSTEMS)
+def test_describe_counts_the_parameters_of_every_system(command, name):
+  outcome = command(
+    'train', f'{CONFIG}/{systems.EXPERIMENTS[name]}.py', '--describe'
+  )
   assert outcome.code == 0
-  assert parameters in outcome.out.splitlines()[-1]
+  assert systems.SYSTEMS[name].sentence() in outcome.out.splitlines()[-1]
 
 
 def test_fields_are_set_by_name(command):

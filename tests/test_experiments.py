@@ -6,6 +6,7 @@ import conftest
 import jax
 import jax.numpy as jnp
 import pytest
+import systems
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
@@ -24,29 +25,11 @@ PARAMETERS = {
   'best': 11_451_745,
 }
 PRESETS = ('paper', 'quick', 'smoke')
-# The other systems: the count of each preset whose network is of full width.
+# The other systems.
 SYSTEMS = {
-  'f_clmser_s': {
-    'paper': 8_308_941,
-    'clmser_w': 8_293_704,
-    'cg': 8_306_178,
-    'cg_pg': 8_306_205,
-    'cg_full_pg': 8_306_223,
-    'budget': 8_308_941,
-  },
-  'unet': {
-    'paper': 31_030_658,
-    'same': 31_030_658,
-    # PAPERS: 34.5 M, and 5 of the 9 weights of a transposed kernel more.
-    'gpu_benchmark': 31_030_658 + 5 * (1024 + 256 + 64 + 16) * 512,
-  },
-  'fusionnet': {'paper': 78_531_137},
-  'polymtl': {'paper': 13_392_579, 'budget': 13_392_579},
-  'cumedvision': {'paper': 7_933_126},
-  'm2fcn': {'paper': 5_732_820},
-  'fcn_lstm': {'paper': 16_761_761},
-  'addn': {'paper': 8_994_058},
-  'sfcnn': {'paper': 2_810_001},
+  name: system.counts
+  for name, system in systems.SYSTEMS.items()
+  if systems.EXPERIMENTS[name] not in PARAMETERS
 }
 # Those that compare several networks.
 STUDIES = {

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import jax
 import numpy as np
 import pytest
+import systems
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
@@ -55,14 +56,7 @@ def values(default):
 @st.composite
 def configs(draw):
   """A config of an experiment with up to three fields of any value."""
-  name = draw(
-    st.sampled_from(
-      [
-        *('long_short', 'f_clmser_s', 'unet', 'fusionnet', 'polymtl'),
-        *('cumedvision', 'm2fcn', 'fcn_lstm', 'addn', 'sfcnn'),
-      ]
-    )
-  )
+  name = draw(st.sampled_from(list(systems.EXPERIMENTS.values())))
   config = experiment(name).get_config('smoke')
   flat = list(config_identity.to_flat(config))
   for _ in range(draw(st.integers(1, 3))):

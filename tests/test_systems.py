@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from small_networks import bce
 from small_networks import make_batch
+import systems
 import test_parallel
 import tifffile
 
@@ -24,47 +25,8 @@ from skipnet_jax.data import volume
 from skipnet_jax.step import agreement
 from skipnet_jax.step import build as build_lib
 
-# System: experiment, and the fields of a network compiled in seconds.
-SYSTEMS = {
-  'fc_resnet': (
-    'long_short',
-    {'base_width': 2, 'blocks': 'simple', 'repetitions': (1,) * 7},
-  ),
-  'f_clmser_s': ('f_clmser_s', {'base_width': 2, 'pad': 0}),
-  'unet': ('unet', {'base_width': 2, 'padding': 'SAME'}),
-  'fusionnet': ('fusionnet', {'base_width': 2}),
-  'polymtl': (
-    'polymtl',
-    {
-      'base_width': 2,
-      'blocks': 'simple',
-      'repetitions': (1,) * 7,
-      'normaliser_width': 2,
-    },
-  ),
-  'cumedvision': ('cumedvision', {'base_width': 2}),
-  'm2fcn': ('m2fcn', {'base_width': 2, 'stages': 2}),
-  'fcn_lstm': ('fcn_lstm', {'base_width': 2, 'hidden': 2}),
-  'addn': ('addn', {'base_width': 2, 'discriminator_width': 4}),
-  'sfcnn': ('sfcnn', {'base_width': 1, 'kernel_size': 3}),
-}
-# Which kinds of skips each has, and has a switch for.
-BOTH, LONG = ('long', 'short'), ('long',)
-SKIPS = {
-  'fc_resnet': BOTH,
-  'f_clmser_s': BOTH,
-  'unet': LONG,
-  'fusionnet': BOTH,
-  'polymtl': BOTH,
-  'cumedvision': (),
-  'm2fcn': (),
-  'fcn_lstm': LONG,
-  'addn': LONG,
-  'sfcnn': LONG,
-}
 
-
-@pytest.fixture(scope='module', params=SYSTEMS)
+@pytest.fixture(scope='module', params=systems.SYSTEMS)
 def name(request):
   """A system; pytest runs all tests of one before those of the next."""
   return request.param
@@ -79,12 +41,12 @@ def mixed():
 
 def build(name, **fields):
   return models.build_model(
-    models.model_config(name, **SYSTEMS[name][1] | fields)
+    models.model_config(name, **systems.SYSTEMS[name].small | fields)
   )
 
 
 def test_the_list_is_complete():
-  assert set(SYSTEMS) == set(models.MODELS)
+  assert set(systems.SYSTEMS) == set(models.MODELS)
 
 
 # Every test asks about one training of each system: what one compiled, the
@@ -114,7 +76,8 @@ TRAINING |= {f'data.augment.{k}': v for k, v in PLAIN.items()}
 @functools.cache
 def config(name):
   """The experiment's smoke preset with TRAINING and a network of seconds."""
-  experiment, fields = SYSTEMS[name]
+  experiment = systems.EXPERIMENTS[name]
+  fields = systems.SYSTEMS[name].small
   c = conftest.experiment(experiment).get_config('smoke')
   c.update_from_flattened_dict(
     TRAINING | {f'model.{k}': v for k, v in fields.items()}
@@ -140,7 +103,8 @@ def made(name):
 
 
 def test_trains_and_is_described_scored_and_used(command, name, tmp_path):
-  experiment, fields = SYSTEMS[name]
+  experiment = systems.EXPERIMENTS[name]
+  fields = systems.SYSTEMS[name].small
   changes = TRAINING | {f'model.{k}': v for k, v in fields.items()}
   arguments = [
     f'--config={ROOT}/experiments/{experiment}.py:smoke',
@@ -201,7 +165,7 @@ def raise_biases(params):
 
 @pytest.mark.parametrize('mode', ['pmap', 'sharded'])
 @pytest.mark.parametrize(
-  'name', [n for n in SYSTEMS if n != 'fc_resnet'], indirect=True
+  'name', [n for n in systems.SYSTEMS if n != 'fc_resnet'], indirect=True
 )
 def test_modes_give_the_parameters_of_one_device(name, mode):
   # FC-ResNet: tests/test_parallel.py, more closely.
@@ -221,16 +185,16 @@ def test_its_gradient_is_taken_apart_by_its_skips(name):
     kind: sum(np.square(np.asarray(g)).sum() for g in part.values())
     for kind, part in parts.items()
   }
-  for kind in BOTH:
-    assert (size.get(kind, 0) > 0) == (kind in SKIPS[name])
-  assert bool(found.branches) == ('short' in SKIPS[name])
+  for kind in systems.BOTH:
+    assert (size.get(kind, 0) > 0) == (kind in systems.SYSTEMS[name].skips)
+  assert bool(found.branches) == ('short' in systems.SYSTEMS[name].skips)
 
 
 def test_its_skips_can_be_taken_away(name):
   model = build(name)
   image = make_batch(slices=model.slices)['image']
   kinds = [k for k in ('long_skips', 'short_skips') if hasattr(model, k)]
-  assert kinds == [f'{kind}_skips' for kind in SKIPS[name]]
+  assert kinds == [f'{kind}_skips' for kind in systems.SYSTEMS[name].skips]
   for kind in kinds:
     less = build(name, **{kind: False})
     variables = jax.eval_shape(
@@ -247,8 +211,8 @@ def test_its_skips_can_be_taken_away(name):
         lambda v, x, m=less: m.apply(v, x, train=False), variables, image
       )
     assert kind.removesuffix('_skips') not in seen
-  for kind in BOTH:
-    if kind not in SKIPS[name]:
+  for kind in systems.BOTH:
+    if kind not in systems.SYSTEMS[name].skips:
       with pytest.raises(errors.InputError, match=f'no {kind} skips'):
         build(name, **{f'{kind}_skips': False})
 

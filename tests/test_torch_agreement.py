@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import small_networks
 from small_networks import make_batch
+import systems
 
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -13,19 +14,11 @@ from skipnet_jax.step import losses
 
 pytestmark = pytest.mark.peer
 
-SMALL = {
+SMALL = {name: system.small for name, system in systems.SYSTEMS.items()} | {
   'fc_resnet': dict(base_width=4, repetitions=(1, 1, 1, 2, 1, 1, 1)),
-  'f_clmser_s': dict(base_width=2, pad=0),
-  'unet': dict(base_width=2),
-  'fusionnet': dict(base_width=2),
   'polymtl': dict(
     base_width=4, repetitions=(1, 1, 1, 2, 1, 1, 1), normaliser_width=2
   ),
-  'cumedvision': dict(base_width=2),
-  'm2fcn': dict(base_width=2, stages=2),
-  'fcn_lstm': dict(base_width=2, hidden=3),
-  'addn': dict(base_width=2, discriminator_width=4),
-  'sfcnn': dict(base_width=1, kernel_size=3),
 }
 # Of all kernels: F-CLmser-S's gates and masks are half open at it.
 DEVIATION = {'f_clmser_s': 0.2}
@@ -103,25 +96,9 @@ def test_outputs_and_gradients_are_equal_in_float64(fields, both, parity):
 @pytest.mark.parametrize(
   ('name', 'fields', 'loss'),
   [
-    ('f_clmser_s', {'pad': 32, 'gamma': 2}, 'smooth_l1'),
-    (
-      'f_clmser_s',
-      {'gates': 'cg+full_pg', 'deconv_kernel': 3, 'short_skips': False},
-      'bce',
-    ),
-    ('f_clmser_s', {'long_skips': False}, 'smooth_l1'),
-    ('unet', {'dropout': 0.3}, 'bce'),
-    ('unet', {'padding': 'VALID', 'up_kernel': 3}, 'bce'),
-    ('unet', {'long_skips': False}, 'smooth_l1'),
-    ('fusionnet', {}, 'bce'),
-    ('fusionnet', {'long_skips': False, 'short_skips': False}, 'bce'),
-    ('polymtl', {'dropout': 0.3}, 'dice'),
-    ('cumedvision', {}, 'bce'),
-    ('m2fcn', {}, 'bce_dice'),
-    ('fcn_lstm', {}, 'bce'),
-    ('addn', {}, 'dice'),
-    ('sfcnn', {}, 'bce'),
-    ('sfcnn', {'long_skips': False, 'kernel_size': 5}, 'bce'),
+    (name, fields, loss)
+    for name, system in systems.SYSTEMS.items()
+    for fields, loss in system.agreement
   ],
 )
 def test_other_networks_are_equal_in_float64(name, fields, loss, both, parity):

@@ -1,37 +1,22 @@
 """The PyTorch networks: parameters as in the Flax ones, by name and shape."""
 
+import conftest
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import systems
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.models import clmser
 
 pytestmark = pytest.mark.peer
 
 SWITCHES = [
-  ('fc_resnet', {}),
-  *[('f_clmser_s', {'gates': gates}) for gates in clmser.VARIANTS],
-  ('f_clmser_s', {'deconv_kernel': 3, 'short_skips': False}),
-  ('f_clmser_s', {'long_skips': False}),
-  ('unet', {}),
-  ('unet', {'up_kernel': 3, 'padding': 'VALID'}),
-  ('unet', {'long_skips': False}),
-  ('fusionnet', {}),
-  ('fusionnet', {'long_skips': False, 'short_skips': False}),
-  ('fc_resnet', {'slices': 3}),
-  ('polymtl', {'normaliser_width': 2}),
-  ('cumedvision', {}),
-  ('m2fcn', {}),
-  ('fcn_lstm', {'hidden': 3}),
-  ('fcn_lstm', {'long_skips': False}),
-  ('addn', {}),
-  ('addn', {'long_skips': False}),
-  ('sfcnn', {}),
-  ('sfcnn', {'long_skips': False, 'kernel_size': 3}),
+  (name, fields)
+  for name, system in systems.SYSTEMS.items()
+  for fields in system.switches
 ]
 
 
@@ -79,27 +64,14 @@ def test_names_and_shapes_are_those_of_the_flax_network(
 
 
 @pytest.mark.parametrize(
-  ('name', 'fields', 'count'),
-  [
-    ('f_clmser_s', {'gates': 'none'}, 8_293_704),
-    ('f_clmser_s', {'gates': 'cg'}, 8_306_178),
-    ('f_clmser_s', {'gates': 'cg+pg'}, 8_306_205),
-    ('f_clmser_s', {'gates': 'cg+full_pg'}, 8_306_223),
-    ('f_clmser_s', {'gates': 'cg+pg+gm'}, 8_308_941),
-    ('unet', {}, 31_030_658),
-    ('unet', {'up_kernel': 3}, 34_512_258),
-    ('fusionnet', {}, 78_531_137),
-    ('polymtl', {}, 13_392_579),
-    ('cumedvision', {}, 7_933_126),
-    ('m2fcn', {}, 5_732_820),
-    ('fcn_lstm', {}, 16_761_761),
-    ('addn', {}, 8_994_058),
-    ('sfcnn', {}, 2_810_001),
-  ],
+  ('name', 'preset'),
+  [(n, preset) for n, s in systems.SYSTEMS.items() for preset in s.counts],
 )
-def test_it_has_the_known_number_of_parameters(name, fields, count, meta):
-  _, network = meta(name, **fields)
-  assert sum(p.numel() for p in network.parameters()) == count
+def test_it_has_the_known_number_of_parameters(name, preset, meta):
+  module = conftest.experiment(systems.EXPERIMENTS[name])
+  _, network = meta(**module.get_config(preset).model)
+  count = sum(p.numel() for p in network.parameters())
+  assert count == systems.SYSTEMS[name].counts[preset]
 
 
 @pytest.mark.parametrize('name', models.MODELS)
