@@ -253,6 +253,23 @@ def test_orientations_are_turned_back(size):
   np.testing.assert_allclose(np.rot90(again, -1)[inner], mean[inner], atol=0.1)
 
 
+def test_tiles_fit_a_network_of_any_multiple():
+  class Fives(network.Network):
+    size_multiple = 5
+
+    @nn.compact
+    def __call__(self, image, train, sample=False):
+      self.check_size(image.shape[1:3])
+      return {'logits': image * self.param('one', nn.initializers.ones, ())}
+
+  predictor = inference.Predictor(Fives(), [{'params': {'one': np.float32(1)}}])
+  image = noise(45, 70).astype(np.float32)
+  found, _ = predictor(image, predictor.tiling(image.shape))
+  assert found.shape == image.shape
+  assert predictor.tiling(image.shape).multiple == 160
+  assert predictor.tiling((2000, 2000)).tile == (1120, 1120)
+
+
 def test_an_identity_comes_back_in_place():
   class Identity(network.Network):
     @nn.compact

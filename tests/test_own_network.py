@@ -97,6 +97,12 @@ def test_names_that_lead_nowhere(module, name, words):
     build(name)
 
 
+def test_it_is_initialised_with_sides_that_it_takes(module):
+  name = module('class Large(Good):\n  size_multiple = 48')
+  assert build(f'{name}:Large').least_sides() == (96, 96)
+  assert build(f'{name}:Good').least_sides() == (64, 64)
+
+
 # A class, and what is said of it.
 REFUSED = {
   'no such name': ('class Bat: pass', "has no Bad: did you mean 'Bat'"),

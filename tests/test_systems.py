@@ -5,6 +5,7 @@ import json
 
 import conftest
 from conftest import ROOT
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,7 +207,7 @@ def test_its_skips_can_be_taken_away(name):
       seen.append(getattr(context.module, 'skip_kind', None))
       return next_fun(*args, **kwargs)
 
-    with models.nn.intercept_methods(note):
+    with nn.intercept_methods(note):
       jax.eval_shape(
         lambda v, x, m=less: m.apply(v, x, train=False), variables, image
       )

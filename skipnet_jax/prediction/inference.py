@@ -228,7 +228,8 @@ class Predictor:
       lambda v, x: losses.prediction(_outputs(self._model, v, x)),
       compiler_options=options,
     )
-    for length in (_FAR // 2, 2 * _FAR + block):
+    for far in (_FAR // 2, 2 * _FAR + block):
+      length = _ceil(far, block)
       strip = np.ones((1, block, length, self.slices), np.float32)
       first = length // 2 // block * block
       strip[:, :, first : first + block] = np.nan
@@ -263,7 +264,7 @@ class Predictor:
         f'--tile is {tile}; it must be a multiple of {m}: '
         f'{max(m, round(tile / m) * m)} is the nearest.'
       )
-    side = tile or (_DEFAULT_TILE if max(size) > WHOLE else _ceil(max(size), m))
+    side = tile or _ceil(_DEFAULT_TILE if max(size) > WHOLE else max(size), m)
     if overlap is not None and not 0 <= overlap <= side - m:
       raise errors.InputError(
         f'--overlap is {overlap}; it must be from 0 to {side - m}, the tile '
