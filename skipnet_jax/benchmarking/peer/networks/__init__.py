@@ -3,47 +3,37 @@
 It imports torch, as the networks do.
 """
 
-from flax import linen
 from torch import nn
 
 from skipnet_jax import errors
-from skipnet_jax.benchmarking.peer.networks import addn as torch_addn
-from skipnet_jax.benchmarking.peer.networks import clmser as torch_clmser
-from skipnet_jax.benchmarking.peer.networks import fc_resnet as torch_network
-from skipnet_jax.benchmarking.peer.networks import fcn_lstm as torch_fcn_lstm
-from skipnet_jax.benchmarking.peer.networks import fusionnet as torch_fusionnet
-from skipnet_jax.benchmarking.peer.networks import polymtl as torch_polymtl
-from skipnet_jax.benchmarking.peer.networks import sfcnn as torch_sfcnn
-from skipnet_jax.benchmarking.peer.networks import (
-  side_outputs as torch_side_outputs,
-)
-from skipnet_jax.benchmarking.peer.networks import unet as torch_unet
-from skipnet_jax.models import addn
-from skipnet_jax.models import clmser
-from skipnet_jax.models import cumedvision
-from skipnet_jax.models import fc_resnet
-from skipnet_jax.models import fcn_lstm
-from skipnet_jax.models import fusionnet
-from skipnet_jax.models import m2fcn
-from skipnet_jax.models import polymtl
-from skipnet_jax.models import sfcnn
-from skipnet_jax.models import unet
+from skipnet_jax import models
+from skipnet_jax.benchmarking.peer.networks import addn
+from skipnet_jax.benchmarking.peer.networks import clmser
+from skipnet_jax.benchmarking.peer.networks import fc_resnet
+from skipnet_jax.benchmarking.peer.networks import fcn_lstm
+from skipnet_jax.benchmarking.peer.networks import fusionnet
+from skipnet_jax.benchmarking.peer.networks import polymtl
+from skipnet_jax.benchmarking.peer.networks import sfcnn
+from skipnet_jax.benchmarking.peer.networks import side_outputs
+from skipnet_jax.benchmarking.peer.networks import unet
+from skipnet_jax.models import network
 
-NETWORKS: dict[type[linen.Module], type[nn.Module]] = {
-  fc_resnet.FCResNet: torch_network.TorchFCResNet,
-  clmser.F_CLmser_S: torch_clmser.TorchFCLmserS,
-  unet.UNet: torch_unet.TorchUNet,
-  fusionnet.FusionNet: torch_fusionnet.TorchFusionNet,
-  polymtl.PolyMtl: torch_polymtl.TorchPolyMtl,
-  cumedvision.CUMedVision: torch_side_outputs.TorchCUMedVision,
-  m2fcn.M2FCN: torch_side_outputs.TorchM2FCN,
-  fcn_lstm.FCNLSTM: torch_fcn_lstm.TorchFCNLSTM,
-  addn.ADDN: torch_addn.TorchADDN,
-  sfcnn.SFCNN: torch_sfcnn.TorchSFCNN,
+_BY_NAME: dict[str, type[nn.Module]] = {
+  'fc_resnet': fc_resnet.TorchFCResNet,
+  'f_clmser_s': clmser.TorchFCLmserS,
+  'unet': unet.TorchUNet,
+  'fusionnet': fusionnet.TorchFusionNet,
+  'polymtl': polymtl.TorchPolyMtl,
+  'cumedvision': side_outputs.TorchCUMedVision,
+  'm2fcn': side_outputs.TorchM2FCN,
+  'fcn_lstm': fcn_lstm.TorchFCNLSTM,
+  'addn': addn.TorchADDN,
+  'sfcnn': sfcnn.TorchSFCNN,
 }
+NETWORKS = {models.MODELS[name]: twin for name, twin in _BY_NAME.items()}
 
 
-def build(model: linen.Module) -> nn.Module:
+def build(model: network.Network) -> nn.Module:
   """Makes the counterpart of a Flax network, with weights of its own.
 
   Args:
