@@ -98,7 +98,7 @@ def made(name):
   model = build(name)
   state = build_lib.build(config(name), (64, 64), 1).create_state(0)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  if hasattr(model, 'dropout'):
+  if model.dropout:
     model = build(name, dropout=0.0)
   return model, variables, make_batch(slices=model.slices)
 
