@@ -2,28 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 import textwrap
-from typing import Any
 
 WIDTH = 100
-_DTYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16'}
-# Heading of what a row of a benchmark ran.
-KEY_HEADS = ('call', 'feed', 'mode', 'dev', 'dtype', 'batch')
 _WORDS = ('scaling', 'call', 'feed', 'mode', 'dtype')
-
-
-def key_cells(row: dict[str, Any]) -> list[str]:
-  """What a row ran, under KEY_HEADS; several processes as `8/2`."""
-  devices = str(row['devices'])
-  if row['hosts'] > 1:
-    devices += f'/{row["hosts"]}'
-  return [
-    row['call'],
-    row['feed'],
-    row['mode'],
-    devices,
-    _DTYPES.get(row['dtype'], row['dtype']),
-    str(row['batch']),
-  ]
 
 
 def number(value: float | None, scale: float = 1) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from skipnet_jax import tables
+from skipnet_jax.benchmarking.reporting import schema
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_a_row_is_named_by_what_it_ran():
     'dtype': 'float32',
     'batch': 64,
   }
-  assert tables.key_cells(row) == [
+  assert schema.key_cells(row) == [
     'train',
     'end_to_end',
     'sharded',
@@ -68,7 +69,7 @@ def test_a_row_is_named_by_what_it_ran():
     'f32',
     '64',
   ]
-  assert tables.key_cells(row | {'hosts': 1, 'dtype': 'fp8'})[3:5] == [
+  assert schema.key_cells(row | {'hosts': 1, 'dtype': 'fp8'})[3:5] == [
     '8',
     'fp8',
   ]

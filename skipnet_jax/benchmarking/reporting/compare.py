@@ -155,7 +155,7 @@ def _median(row: dict[str, Any]) -> float | None:
 def format(comparison: Comparison) -> str:
   """The comparison for the terminal, in at most 100 columns."""
   heads = (
-    *tables.KEY_HEADS,
+    *schema.KEY_HEADS,
     'old ms',
     'new ms',
     'new/old',
@@ -174,7 +174,7 @@ def format(comparison: Comparison) -> str:
     ('newer', comparison.only_new),
   ):
     for row in rows:
-      cells = ' '.join(tables.key_cells(row))
+      cells = ' '.join(schema.key_cells(row))
       lines.append(f'Only in the {name} report: {cells}')
   counts = {
     word: sum(getattr(row, word) for row in comparison.rows)
@@ -198,7 +198,7 @@ def _cells(row: Row) -> list[str]:
     for value in (row.old, row.new)
   ]
   return [
-    *tables.key_cells(row.row),
+    *schema.key_cells(row.row),
     *failed,
     '' if row.ratio is None else f'{row.ratio:.3f}',
     '' if row.spread is None else f'{100 * row.spread:.1f}',

@@ -209,8 +209,8 @@ def _grouped(
       figures = [show(row) for show in columns.values()]
     else:
       figures = ['failed', *[''] * (len(columns) - 1)]
-    cells.append(tables.key_cells(row)[1:] + figures)
-  heads = [*tables.KEY_HEADS[1:], *columns]
+    cells.append(schema.key_cells(row)[1:] + figures)
+  heads = [*schema.KEY_HEADS[1:], *columns]
   head, rule, *body = tables.layout(heads, cells)
   lines, call = [head, rule], None
   for row, line in zip(rows, body, strict=True):
@@ -227,7 +227,7 @@ def _failures(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows
     if row['error'] is not None
     for line in tables.paragraph(
-      f'failed: {" ".join(tables.key_cells(row))}: {row["error"]}', 2
+      f'failed: {" ".join(schema.key_cells(row))}: {row["error"]}', 2
     )
   ]
 
@@ -258,11 +258,11 @@ def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
 
 def _scaling(entries: list[dict[str, Any]]) -> list[str]:
   return tables.layout(
-    ('scaling', *tables.KEY_HEADS, 'img/s', 'efficiency%'),
+    ('scaling', *schema.KEY_HEADS, 'img/s', 'efficiency%'),
     [
       (
         entry['kind'],
-        *tables.key_cells(entry),
+        *schema.key_cells(entry),
         number(entry['images_per_second']),
         _percent(entry['efficiency']),
       )

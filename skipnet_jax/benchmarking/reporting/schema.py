@@ -89,6 +89,24 @@ _SYSTEM = {
 
 # The fields that name a row, and its figures, null in a row that failed.
 KEY, FIGURES = tuple(_SYSTEM), tuple(_FIGURES)
+# Headings of a table for `key_cells`.
+KEY_HEADS = ('call', 'feed', 'mode', 'dev', 'dtype', 'batch')
+_DTYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16'}
+
+
+def key_cells(row: dict[str, Any]) -> list[str]:
+  """What a row ran, under KEY_HEADS; several processes as `8/2`."""
+  devices = str(row['devices'])
+  if row['hosts'] > 1:
+    devices += f'/{row["hosts"]}'
+  return [
+    row['call'],
+    row['feed'],
+    row['mode'],
+    devices,
+    _DTYPES.get(row['dtype'], row['dtype']),
+    str(row['batch']),
+  ]
 
 
 def _row(value: Any) -> dict[str, Any]:
