@@ -1,5 +1,7 @@
 """Networks by name: pure Linen modules, nothing of data, training or files."""
 
+from typing import Any
+
 import ml_collections
 
 from skipnet_jax import config as config_lib
@@ -75,7 +77,7 @@ def build_model(
       of one's own that breaks the contract of `network.Network`.
   """
   # JSON has lists where a module, to be hashable, has tuples.
-  fields = {
+  fields: dict[str, Any] = {
     k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
   }
   model = _lookup(fields.pop('name', ''))

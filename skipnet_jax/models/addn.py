@@ -151,7 +151,7 @@ class ADDN(network.Network):
     train: bool,
     sample: bool = False,
     label: jax.Array | None = None,
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`.
 
     With labels also `judged`: logits of the discriminator `[b, y / 16, x / 16,
@@ -165,7 +165,7 @@ class ADDN(network.Network):
     logits = Generator(
       self.long_skips, self.base_width, dtype, self.axis_name, name='generator'
     )(image, train)
-    outputs = {'logits': logits}
+    outputs: network.Outputs = {'logits': logits}
     if label is None and not self.is_initializing():
       return outputs
     fake = nn.sigmoid(logits)
@@ -175,8 +175,8 @@ class ADDN(network.Network):
     if label is not None:
       judged['real'] = discriminator(image, label)
       frozen = lax.stop_gradient(discriminator.variables)
-      judged['fooled'] = Discriminator(*fields, parent=None).apply(
-        frozen, image, fake
-      )
+      fooled = Discriminator(*fields, parent=None).apply(frozen, image, fake)
+      assert not isinstance(fooled, tuple)  # With what is mutable: nothing.
+      judged['fooled'] = fooled
       outputs['judged'] = judged
     return outputs

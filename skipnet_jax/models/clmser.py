@@ -74,7 +74,7 @@ class F_CLmser_S(network.Network):
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`.
 
     The logits are twice what the paper's tanh is taken of, so that

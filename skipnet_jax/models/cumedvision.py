@@ -1,5 +1,7 @@
 """CUMedVision (Chen et al. 2016, Deep contextual networks)."""
 
+import functools
+import operator
 from typing import ClassVar
 
 import flax.linen as nn
@@ -29,7 +31,7 @@ class CUMedVision(network.Network):
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`; `auxiliary` are the branches.
 
     Each is the difference of two channels, whose softmax is the sigmoid of it.
@@ -46,4 +48,5 @@ class CUMedVision(network.Network):
       )(x)
       x = layers.wide(x)
       branches[f'branch_{level}'] = x[..., 1:] - x[..., :1]
-    return {'logits': sum(branches.values()), 'auxiliary': branches}
+    logits = functools.reduce(operator.add, branches.values())
+    return {'logits': logits, 'auxiliary': branches}

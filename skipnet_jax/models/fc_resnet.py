@@ -179,7 +179,7 @@ class FCResNet(network.Network):
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`."""
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)

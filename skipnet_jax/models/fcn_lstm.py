@@ -58,7 +58,7 @@ class FCNLSTM(network.Network):
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`."""
     del train, sample
     self.check_size(image.shape[1:3])

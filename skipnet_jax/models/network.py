@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Required, TypedDict
 
 import flax.linen as nn
 import jax
 
 from skipnet_jax import errors
+
+
+class Outputs(TypedDict, total=False):
+  """What a network makes of an image, see `Network.__call__`."""
+
+  logits: Required[jax.Array]
+  auxiliary: dict[str, jax.Array]
+  normalised: jax.Array
+  judged: dict[str, jax.Array]
 
 
 class Network(nn.Module, kw_only=True):
@@ -43,7 +52,7 @@ class Network(nn.Module, kw_only=True):
 
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> Outputs:
     """Logits of the probability that a pixel is inside a cell.
 
     Args:

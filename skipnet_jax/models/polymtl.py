@@ -45,7 +45,7 @@ class PolyMtl(network.Network):
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`; `normalised` is what FC-ResNet is given."""
     self.check_size(image.shape[1:3])
     normaliser = unet.UNet(**normaliser_fields(self), name='normaliser')

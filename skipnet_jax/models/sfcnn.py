@@ -49,7 +49,7 @@ class SFCNN(network.Network):
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`."""
     del sample
     self.check_size(image.shape[1:3])

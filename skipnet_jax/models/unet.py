@@ -1,5 +1,6 @@
 """U-Net (Ronneberger et al. 2015)."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
@@ -122,7 +123,7 @@ class UNet(network.Network):
         f'model.up_kernel is {self.up_kernel}; it must be 2 or 3.'
       )
 
-  def check_size(self, size: tuple[int, int]) -> None:
+  def check_size(self, size: Sequence[int]) -> None:
     """Raises InputError for sides that do not fit.
 
     In 'SAME' they must be multiples of 16. 'VALID' takes any of at least 4
@@ -138,7 +139,7 @@ class UNet(network.Network):
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
-  ) -> dict[str, jax.Array]:
+  ) -> network.Outputs:
     """See `Network`.
 
     The logits are the difference of the paper's two channels, whose softmax is

@@ -88,7 +88,7 @@ def _outputs(
   **settings: Any,
 ) -> losses.Outputs:
   outputs = model.apply(variables, image, train=False, **settings)
-  assert isinstance(outputs, dict)  # Nothing is mutable, which Flax adds.
+  assert not isinstance(outputs, tuple)  # With what is mutable: nothing.
   return outputs
 
 

@@ -9,15 +9,17 @@ loss counts them by it.
 from collections.abc import Callable, Mapping
 import functools
 import operator
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
+from skipnet_jax.models import network
+
 Array = jax.Array
-Outputs = dict[str, Any]
+Outputs = network.Outputs
 Batch = dict[str, Array]
 Number = TypeVar('Number', Array, float)
 

@@ -14,7 +14,6 @@ import copy
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ import torch
 from skipnet_jax import errors
 from skipnet_jax.benchmarking.peer import losses as torch_losses
 from skipnet_jax.benchmarking.peer import weights as torch_weights
+from skipnet_jax.models import network
 from skipnet_jax.step import agreement
 from skipnet_jax.step import losses
 
@@ -44,7 +44,7 @@ def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def ours(
-  model: nn.Module,
+  model: network.Network,
   variables: dict[str, Any],
   batch: agreement.HostBatch,
   dtype: str,
@@ -175,7 +175,7 @@ def _centre(batch: agreement.HostBatch) -> dict[str, np.ndarray]:
 
 
 def check(
-  model: nn.Module,
+  model: network.Network,
   variables: dict[str, Any],
   network: torch.nn.Module,
   batch: agreement.HostBatch,
