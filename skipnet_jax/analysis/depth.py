@@ -141,8 +141,8 @@ def sweep(
     layers += [place | norm for norm in norms]
     # In this order: a row without its layers is never seen.
     for name, found in (('depth_layers.csv', layers), ('depth.csv', rows)):
-      cells = ([row[column] for column in FILES[name]] for row in found)
-      files.write_csv(path / name, list(FILES[name]), cells)
+      lines = ([row[column] for column in FILES[name]] for row in found)
+      files.write_csv(path / name, list(FILES[name]), lines)
     say(
       f'{variant:12}  {row["convolutions"]:5d} convolutions  loss '
       f'{row["loss_first"]:.4f} to {row["loss_last"]:.4f}  compiled in '

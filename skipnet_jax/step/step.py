@@ -36,7 +36,9 @@ def apply_training(
 
   The discriminator of an `adversarial` model is shown the label.
   """
-  label = {'label': batch['label']} if model.adversarial else {}
+  label: dict[str, Any] = {}
+  if model.adversarial:
+    label['label'] = batch['label']
   outputs, updated = model.apply(
     {'params': params, 'batch_stats': batch_stats},
     batch['image'],

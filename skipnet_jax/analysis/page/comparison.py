@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax.analysis import depth
@@ -140,7 +141,7 @@ def at_init(
       config, {INITIAL: variables}, batch, measure.convolutions(config)
     )
     point = points[name][INITIAL]
-    least, most = point.grad_l2.argmin(), point.grad_l2.argmax()
+    least, most = np.argmin(point.grad_l2), np.argmax(point.grad_l2)
     rows.append(
       (
         name,
@@ -299,7 +300,7 @@ def _scores(runs: Sequence[recorded.RecordedRun]) -> report.Table:
   rows = []
   for run in runs:
     summary = run.summary
-    best = run.records[int(run.curve('valid_loss').argmin())]
+    best = run.records[int(np.argmin(run.curve('valid_loss')))]
     rows.append(
       (
         run.name,

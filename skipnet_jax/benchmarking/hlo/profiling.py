@@ -181,4 +181,4 @@ def _figures(seconds: float, size: float, whole: float) -> list[str]:
 
 def write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
   """Writes every row of `table`."""
-  files.write_csv(path, list(rows[0]), [row.values() for row in rows])
+  files.write_csv(path, list(rows[0]), [list(row.values()) for row in rows])

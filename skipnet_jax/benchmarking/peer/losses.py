@@ -1,11 +1,13 @@
 """The losses of `training.losses` for PyTorch; it imports torch."""
 
+from typing import TypeAlias
+
 import torch
 from torch.nn import functional
 
 from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 def mean(

@@ -3,6 +3,8 @@
 It imports torch, so that nothing imports it before a race is asked for.
 """
 
+from typing import TypeAlias
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -10,7 +12,7 @@ from torch.nn import functional
 from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import clmser
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 def _leaky(x: Tensor) -> Tensor:

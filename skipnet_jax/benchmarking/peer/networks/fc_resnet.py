@@ -7,6 +7,7 @@ on the small side of every resampling included. Activations are
 """
 
 from collections import OrderedDict
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import blocks
 from skipnet_jax.models import fc_resnet
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 def _up(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ It imports torch, so that nothing imports it before a race is asked for.
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.benchmarking.peer.networks import unet as torch_unet
 from skipnet_jax.models import fcn_lstm
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 SIDE = 5  # Of the LSTM's kernels.
 
 

@@ -1,13 +1,13 @@
 """What the PyTorch networks share; activations are `[b, c, y, x]`."""
 
 from collections.abc import Sequence
-from typing import Required, TypedDict
+from typing import Required, TypeAlias, TypedDict
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 class Outputs(TypedDict, total=False):

@@ -3,6 +3,8 @@
 It imports torch, so that nothing imports it before a race is asked for.
 """
 
+from typing import TypeAlias
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import polymtl
 from skipnet_jax.models import unet
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 class TorchPolyMtl(nn.Module):

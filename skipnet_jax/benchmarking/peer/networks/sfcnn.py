@@ -4,6 +4,8 @@ It imports torch, so that nothing imports it before a race is asked for. The
 atoms of the filters are those of `models.steerable`.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import sfcnn
 from skipnet_jax.models import steerable
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 TURNS = steerable.ORIENTATIONS
 
 

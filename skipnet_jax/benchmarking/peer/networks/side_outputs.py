@@ -3,6 +3,8 @@
 It imports torch, so that nothing imports it before a race is asked for.
 """
 
+from typing import TypeAlias
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,7 +14,7 @@ from skipnet_jax.models import cumedvision
 from skipnet_jax.models import m2fcn
 from skipnet_jax.models import vgg
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 class Trunk(nn.Module):
