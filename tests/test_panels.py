@@ -126,7 +126,7 @@ def test_training_and_predicting_import_no_matplotlib():
   code = (
     'import sys\n'
     'from skipnet_jax.training import loop\n'
-    'from skipnet_jax.evaluation import stacks\n'
+    'from skipnet_jax.prediction import stacks\n'
     'sys.exit(any(n.split(".")[0] in ("matplotlib", "skimage") '
     'for n in sys.modules))'
   )

@@ -156,7 +156,7 @@ def test_without_pytorch_it_says_what_to_install(smoke, monkeypatch):
 
 def test_importing_it_does_not_import_pytorch():
   code = (
-    'import sys; import skipnet_jax.benchmarking.torch_peer; '
+    'import sys; import skipnet_jax.benchmarking.peer.race; '
     "sys.exit('torch' in sys.modules)"
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=conftest.ROOT)
