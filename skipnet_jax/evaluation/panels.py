@@ -91,8 +91,10 @@ def error_map(
   drawn[segments == 0] = _BORDER
   for where, colour in ((split, SPLIT), (merge, MERGE), (split & merge, BOTH)):
     drawn[where] = colors.to_rgb(colour)
-  pixels = max(1, np.count_nonzero(inside))
-  return drawn, split.sum() / pixels, merge.sum() / pixels
+  every, splits, merges = (
+    int(np.count_nonzero(pixels)) for pixels in (inside, split, merge)
+  )
+  return drawn, splits / max(1, every), merges / max(1, every)
 
 
 def slice_panel(

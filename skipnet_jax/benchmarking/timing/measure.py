@@ -60,7 +60,7 @@ class Timing:
       'n': x.size,
       'mean': float(x.mean()),
       'std': float(x.std(ddof=1)) if x.size > 1 else None,
-      'min': float(x.min()),
+      'min': float(np.min(x)),
       'p50': p50,
       'p90': p90,
       'p95': p95,

@@ -90,6 +90,6 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     'median': middle,
     'q25': low,
     'q75': high,
-    'min': float(pairs.min()),
-    'max': float(pairs.max()),
+    'min': float(np.min(pairs)),
+    'max': float(np.max(pairs)),
   }
