@@ -35,7 +35,7 @@ setuptools.setup(
     'tpu': ['jax[tpu]'],
     'test': [
       'hypothesis>=6.100',
-      'mypy>=1.18',
+      'mypy>=2.4',
       'pytest>=9.0',
       'pytest-xdist>=3.7',
       'ruff>=0.9',
