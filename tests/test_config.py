@@ -150,7 +150,7 @@ def test_an_experiment_can_build_on_another(tmp_path):
     ({'blocks': 'simple,basic'}, 'names 2 kinds'),
     ({'repetitions': (1, 2)}, 'give 7 numbers'),
     ({'repetitions': (1, 1, 1, 0, 1, 1, 1)}, 'at least 1'),
-    ({'long_skip_projection': 'encoder'}, 'one of decoder, both'),
+    ({'long_skip_projection': 'encoder'}, 'must be decoder or both'),
     ({'base_width': 0}, 'at least 1'),
     ({'dtype': 'float16'}, 'float32 or bfloat16'),
     ({'dropout': 1.0}, 'below 1'),

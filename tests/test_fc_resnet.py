@@ -239,7 +239,7 @@ def _compare_bfloat16_with_float32():
     ({'blocks': 'simple,basic'}, 'names 2 kinds'),
     ({'repetitions': (1, 2, 3)}, 'give 7 numbers'),
     ({'repetitions': (1, 1, 1, 0, 1, 1, 1)}, 'at least 1'),
-    ({'long_skip_projection': 'encoder'}, 'one of decoder, both'),
+    ({'long_skip_projection': 'encoder'}, 'must be decoder or both'),
     ({'base_width': 0}, 'base_width is 0'),
     ({'dtype': 'float16'}, 'float32 or bfloat16'),
     ({'dropout': 1.0}, 'below 1'),

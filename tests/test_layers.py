@@ -47,7 +47,7 @@ def test_max_pool_and_its_gradient_are_those_of_flax():
 def test_repeat_is_nearest_upsampling():
   x = jax.random.normal(KEY, (2, 3, 4, 5))
   expected = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
-  np.testing.assert_array_equal(layers.repeat(x), expected)
+  np.testing.assert_array_equal(layers.upsample(x), expected)
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 12, 5), (1, 1, 3, 2)])
@@ -55,9 +55,9 @@ def test_a_convolution_of_the_repeated_image_is_computed_on_the_small_one(
   shape,
 ):
   x = jax.random.normal(KEY, shape)
-  ours = layers.Conv(7, repeated=True)
+  ours = layers.Conv(7, upsampled=True)
   theirs = layers.Conv(7)
-  variables = theirs.init(KEY, layers.repeat(x))
+  variables = theirs.init(KEY, layers.upsample(x))
   shapes = jax.tree.map(jnp.shape, ours.init(KEY, x))
   assert shapes == jax.tree.map(jnp.shape, variables)
   weights = jax.random.normal(
@@ -69,7 +69,7 @@ def test_a_convolution_of_the_repeated_image_is_computed_on_the_small_one(
 
   found = jax.value_and_grad(loss, (2, 3))(ours, lambda x: x, variables, x)
   expected = jax.value_and_grad(loss, (2, 3))(
-    theirs, layers.repeat, variables, x
+    theirs, layers.upsample, variables, x
   )
   for a, b in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
@@ -166,5 +166,5 @@ def test_a_transposed_convolution_adds_what_it_says(size):
 
 def test_the_centre_of_an_odd_rest_is_cut_below():
   x = jnp.arange(35.0).reshape(1, 5, 7, 1)
-  found = layers.centre(x, (2, 4))
+  found = layers.centre_crop(x, (2, 4))
   np.testing.assert_array_equal(found, x[:, 1:3, 1:5])

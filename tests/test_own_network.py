@@ -26,7 +26,7 @@ class Good(network.Network):
   width: int = 2
   shape: tuple[int, ...] = (1, 2)
   size_multiple = 2
-  least = {'width': 1}
+  minimum = {'width': 1}
 
   @nn.compact
   def __call__(self, image, train, sample=False):
@@ -99,8 +99,8 @@ def test_names_that_lead_nowhere(module, name, words):
 
 def test_it_is_initialised_with_sides_that_it_takes(module):
   name = module('class Large(Good):\n  size_multiple = 48')
-  assert build(f'{name}:Large').least_sides() == (96, 96)
-  assert build(f'{name}:Good').least_sides() == (64, 64)
+  assert build(f'{name}:Large').init_size() == (96, 96)
+  assert build(f'{name}:Good').init_size() == (64, 64)
 
 
 # A class, and what is said of it.
@@ -136,9 +136,9 @@ REFUSED = {
 }
 # What `outputs` returns, given the logits x.
 OUTPUTS = {
-  'array': ('x', 'returns what is an array; it must be a dict of logits'),
-  'list': ('[x]', 'is of type list; it must be a dict of logits'),
-  'no logits': ('{"map": x}', 'a dict of map; it must be a dict of logits'),
+  'array': ('x', 'returns an array; it must return a dict of logits'),
+  'list': ('[x]', 'of type list; it must return a dict of logits'),
+  'no logits': ('{"map": x}', 'a dict of map; it must return a dict of logits'),
   'two channels': (
     '{"logits": jnp.concatenate([x, x], -1)}',
     r'logits is \[2, 64, 128, 2\] float32; for an image \[2, 64, 128, 1\] it '
@@ -198,7 +198,7 @@ def test_outputs_that_break_the_contract(module, case):
 @pytest.mark.parametrize(
   ('field', 'words'),
   [
-    ('normalises', 'must be a dict of logits and normalised'),
+    ('normalises', 'must return a dict of logits and normalised'),
     ('adversarial', "unexpected keyword argument 'label'"),
   ],
 )
@@ -293,7 +293,7 @@ def test_a_network_that_no_other_process_finds(monkeypatch):
     pass
 
   monkeypatch.setitem(models.MODELS, 'mine', Mine)
-  with pytest.raises(errors.InputError, match='no other process finds'):
+  with pytest.raises(errors.InputError, match='other processes do not see'):
     models.model_config('mine')
 
 

@@ -196,16 +196,16 @@ MODELS = (
   Mutation(
     'fake-gradient-to-generator',
     'skipnet_jax/models/addn.py',
-    'lax.stop_gradient(fake)',
-    'fake',
+    'lax.stop_gradient(inside)',
+    'inside',
     "The discriminator's loss has a gradient for the generator.",
     ('tests/test_addn.py::test_a_gradient_reaches_one_of_the_two',),
   ),
   Mutation(
     'orientations-not-relative',
     'skipnet_jax/models/steerable.py',
-    'weights[:, (by - to) % seen]',
-    'weights[:, (by + to) % seen]',
+    'weights[:, (by - to) % orientations]',
+    'weights[:, (by + to) % orientations]',
     'Filters are not turned relative to their output orientation.',
     (
       'tests/test_steerable.py'

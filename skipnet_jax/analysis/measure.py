@@ -96,7 +96,7 @@ def initial_variables(
   """Those with which a run of this config begins, up to rounding."""
   key = streams.key_at(jax.random.key(config.seed), 'init')
   model = models.build_model(config.model)
-  shape = model.input_shape(model.least_sides())
+  shape = model.input_shape(model.init_size())
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
   # Not jitted: `propagate` draws by the same small compiled functions.
   return dict(model.lazy_init(key, image, train=False))
@@ -109,7 +109,7 @@ def convolutions(config: ml_collections.ConfigDict) -> list[str]:
     InputError: a model without convolutions.
   """
   model = _without_dropout(config)
-  return gradient_flow.conv_names(model, model.input_shape(model.least_sides()))
+  return gradient_flow.conv_names(model, model.input_shape(model.init_size()))
 
 
 def at_points(

@@ -1,4 +1,4 @@
-"""Networks by name: pure Linen modules, nothing of data, training or files."""
+"""Builds networks, which are pure Linen modules, by name."""
 
 from typing import Any
 
@@ -42,17 +42,17 @@ def _lookup(name: str) -> type[network.Network]:
     )
   if not MODELS[name].__module__.startswith(__name__):
     raise errors.InputError(
-      f'The model {name!r} was added to models.MODELS, where no other process '
-      'finds it: name it by module and class, as my_package.nets:MyNet.'
+      f'The model {name!r} was added to models.MODELS, which other processes '
+      'do not see: name it by module and class, such as my_package.nets:MyNet.'
     )
   return MODELS[name]
 
 
 def model_config(name: str, **changes) -> ml_collections.ConfigDict:
-  """The `model` section of a config: the module's own fields and defaults.
+  """The `model` section of a config: a network's fields with their defaults.
 
   Args:
-    name: a key of `MODELS`, or module and class of a network of one's own, see
+    name: a key of `MODELS`, or module and class of your own network, see
       `own.load`.
     **changes: fields that differ from the defaults.
 
@@ -66,33 +66,33 @@ def model_config(name: str, **changes) -> ml_collections.ConfigDict:
 def build_model(
   config: ml_collections.ConfigDict, axis_name: str | None = None
 ) -> network.Network:
-  """Makes the module that a config's `model` section describes.
+  """Makes the network of a config's `model` section.
 
   Args:
-    config: `name` and the module's fields.
+    config: `name` and the network's fields.
     axis_name: mapped axis of a pmapped call, or None.
 
   Raises:
     InputError: unknown name or field, a value the network refuses, or a network
-      of one's own that breaks the contract of `network.Network`.
+      of your own that breaks the contract of `network.Network`.
   """
-  # JSON has lists where a module, to be hashable, has tuples.
+  # JSON has lists, but a hashable module needs tuples.
   fields: dict[str, Any] = {
     k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
   }
   model = _lookup(fields.pop('name', ''))
   known = [f.name for f in network.fields(model)]
   for field in fields:
-    if field in ('short_skips', 'long_skips') and field not in known:
+    if field in known:
+      continue
+    if field in ('short_skips', 'long_skips'):
       raise errors.InputError(
         f'model.{field} is set, but {config.name} has no '
         f'{field.replace("_", " ")}: its fields are {", ".join(known)}.'
       )
-    if field not in known:
-      raise errors.InputError(
-        f'Unknown config field model.{field}: '
-        f'{config_lib.nearest(field, known)}'
-      )
+    raise errors.InputError(
+      f'Unknown config field model.{field}: {config_lib.nearest(field, known)}'
+    )
   if ':' in config.name:
     own.check(model(**fields))
   module = model(**fields, axis_name=axis_name)
@@ -104,9 +104,9 @@ def make_model(name: str, **fields) -> network.Network:
   """Makes a network by name: `skipnet_jax.build_model`.
 
   Args:
-    name: a key of `MODELS`, such as 'fc_resnet', or module and class of a
-      network of one's own, see `own.load`.
-    **fields: the module's fields that differ from its defaults.
+    name: a key of `MODELS`, such as 'fc_resnet', or module and class of your
+      own network, see `own.load`.
+    **fields: the network's fields that differ from their defaults.
 
   Returns:
     A Linen module that maps `(image [b, y, x, slices] float32, train)` to a

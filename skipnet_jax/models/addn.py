@@ -11,23 +11,17 @@ from skipnet_jax.models import layers
 from skipnet_jax.models import network
 from skipnet_jax.models import skips
 
-# Halvings of the generator; the discriminator has one more.
+# Downsamplings in the generator; the discriminator has one more.
 DEPTH = 3
-# Of a dense block's convolutions.
+# Dilations of a dense block's convolutions.
 DILATIONS = (1, 2, 4)
 
 
 class DenseBlock(nn.Module):
-  """Dilated convolutions, each of which sees all that came before it.
+  """Dilated convolutions, each of which reads all earlier outputs.
 
-  BatchNorm, ReLU, 3x3 convolution to `growth` channels, with the dilations 1, 2
-  and 4; a 1x1 convolution of all of it to `features`.
-
-  Attributes:
-    features: output channels.
-    growth: what each convolution adds.
-    dtype: compute dtype.
-    axis_name: mapped axis of a pmapped call, or None.
+  Each is BatchNorm, ReLU and a 3x3 convolution to `growth` channels. A 1x1
+  convolution reduces all outputs and the input to `features` channels.
   """
 
   features: int
@@ -54,10 +48,8 @@ class Generator(nn.Module):
 
   Attributes:
     long_skips: concatenations from the contracting to the expanding path.
-    base_width: channels of the first level; each has twice as many as the one
-      before, and its block grows by as many.
-    dtype: compute dtype.
-    axis_name: mapped axis of a pmapped call, or None.
+    base_width: channels and growth of the first level; each next level has
+      twice as many.
   """
 
   long_skips: bool
@@ -87,19 +79,18 @@ class Generator(nn.Module):
         x = skips.LongConcatenation(name=f'long_skip_{i}')(x, down[i])
       x = block(f'up_{i}', x, width)
     x = layers.Conv(1, 1, dtype=self.dtype, name='classifier')(x)
-    return layers.wide(x)
+    return layers.at_least_float32(x)
 
 
 class Discriminator(nn.Module):
-  """Judges patches of an image and its map: is the map from the labels?
+  """Classifies patches of a segmentation: label or prediction?
 
-  Strided 3x3 convolutions with LeakyReLU(0.2), no BatchNorm, so that a
-  judgement does not depend on what else is in the batch.
+  Strided 3x3 convolutions with LeakyReLU(0.2). Without BatchNorm, the logits of
+  an example do not depend on the other examples of the batch.
 
   Attributes:
-    width: channels after the first halving; each has twice as many as the one
-      before.
-    dtype: compute dtype.
+    width: channels after the first downsampling; each next level has twice as
+      many.
   """
 
   width: int
@@ -111,7 +102,7 @@ class Discriminator(nn.Module):
 
     Args:
       image: normalised.
-      inside: the map, in 0..1.
+      inside: the segmentation, in 0..1.
     """
     x = jnp.concatenate([image, inside], -1)
     for i in range(DEPTH + 1):
@@ -119,30 +110,28 @@ class Discriminator(nn.Module):
       x = layers.Conv(width, strides=2, dtype=self.dtype, name=f'conv_{i}')(x)
       x = nn.leaky_relu(x, 0.2)
     x = layers.Conv(1, 1, dtype=self.dtype, name='classifier')(x)
-    return layers.wide(x)
+    return layers.at_least_float32(x)
 
 
 class ADDN(network.Network):
-  """A generator that segments, and a discriminator that judges its maps.
+  """A generator that segments, and a discriminator of its segmentations.
 
-  Given labels, the discriminator judges both; the losses' gradients are kept
-  apart by where they are stopped, so that one backward pass serves both. Widths
-  are not published: these give 8,994,058 parameters, 8.9 M are quoted. Tables
-  of layers show the generator.
+  With labels, one backward pass trains both: stopped gradients separate their
+  losses. Widths are not published: these give 8,994,058 parameters, the paper
+  quotes 8.9 M. Tables of layers show the generator.
 
   Attributes:
-    long_skips: the generator's.
-    base_width: channels of its first level.
+    long_skips: long skips of the generator.
+    base_width: channels of the generator's first level.
     discriminator_width: channels of the discriminator's first level.
   """
 
   long_skips: bool = True
   base_width: int = 36
   discriminator_width: int = 64
-  # A training step gives such a model the labels too.
   adversarial = True
   size_multiple = 2 ** (DEPTH + 1)
-  least: ClassVar = {'base_width': 1, 'discriminator_width': 1}
+  minimum: ClassVar = {'base_width': 1, 'discriminator_width': 1}
 
   @nn.compact
   def __call__(
@@ -154,12 +143,11 @@ class ADDN(network.Network):
   ) -> network.Outputs:
     """See `Network`.
 
-    With labels also `judged`: logits of the discriminator `[b, y / 16, x / 16,
-    1]` of the labels (`real`), of the prediction (`fake`), whose gradient
-    reaches the discriminator alone, and of it again (`fooled`), whose gradient
-    reaches the generator alone.
+    With labels, `judged` has the discriminator's logits `[b, y / 16, x / 16,
+    1]`: `real` of the labels; `fake` of the prediction, whose gradient reaches
+    only the discriminator; `fooled`, equal to `fake`, whose gradient reaches
+    only the generator.
     """
-    del sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)
     logits = Generator(
@@ -168,15 +156,14 @@ class ADDN(network.Network):
     outputs: network.Outputs = {'logits': logits}
     if label is None and not self.is_initializing():
       return outputs
-    fake = nn.sigmoid(logits)
+    inside = nn.sigmoid(logits)
     fields = self.discriminator_width, dtype
     discriminator = Discriminator(*fields, name='discriminator')
-    judged = {'fake': discriminator(image, lax.stop_gradient(fake))}
+    fake = discriminator(image, lax.stop_gradient(inside))
     if label is not None:
-      judged['real'] = discriminator(image, label)
+      real = discriminator(image, label)
       frozen = lax.stop_gradient(discriminator.variables)
-      fooled = Discriminator(*fields, parent=None).apply(frozen, image, fake)
-      assert not isinstance(fooled, tuple)  # With what is mutable: nothing.
-      judged['fooled'] = fooled
-      outputs['judged'] = judged
+      fooled = Discriminator(*fields, parent=None).apply(frozen, image, inside)
+      assert isinstance(fooled, jax.Array)  # Nothing is mutable.
+      outputs['judged'] = {'fake': fake, 'real': real, 'fooled': fooled}
     return outputs

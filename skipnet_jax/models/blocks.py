@@ -1,7 +1,7 @@
 """The residual blocks of Drozdzal et al. 2016, section 2 (Figure 1).
 
 All are pre-activation: BatchNorm, ReLU, convolution. A 1x1 convolution commutes
-with repetition and with decimation, so both are computed on the small side.
+with upsampling and decimation, so it runs at the lower resolution.
 """
 
 import flax.linen as nn
@@ -13,16 +13,13 @@ from skipnet_jax.models import skips
 
 
 class Block(nn.Module):
-  """What the three blocks share: settings, pre-activation and the shortcut.
+  """The base class of the blocks: attributes, pre-activation, shortcut.
 
   Attributes:
-    features: output channels.
     resample: 'none', 'down' or 'up', by a factor of two.
     short_skip: whether the input is added to the output.
     batch_norm: whether BatchNorm precedes each ReLU.
     dropout: rate on the residual path.
-    dtype: compute dtype.
-    axis_name: mapped axis of a pmapped call, or None.
   """
 
   features: int
@@ -39,9 +36,8 @@ class Block(nn.Module):
     residual = self.residual(x, train, drop)
     if not self.short_skip:
       return residual
-    return skips.ShortSkip(self.resample, self.dtype, name='short_skip')(
-      residual, x
-    )
+    skip = skips.ShortSkip(self.resample, self.dtype, name='short_skip')
+    return skip(residual, x)
 
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
     """The residual path: `[b, y, x, c]` to `[b, y', x', features]`."""
@@ -49,9 +45,10 @@ class Block(nn.Module):
 
   def _act(self, x: jax.Array, index: int, train: bool) -> jax.Array:
     if self.batch_norm:
-      x = layers.batch_norm(f'norm_{index}', train, self.dtype, self.axis_name)(
-        x
+      norm = layers.batch_norm(
+        f'norm_{index}', train, self.dtype, self.axis_name
       )
+      x = norm(x)
     return nn.relu(x)
 
   def _conv(self, x, index: int, features: int, size: int, strides: int = 1):
@@ -62,44 +59,46 @@ class Block(nn.Module):
   def _drop(self, x: jax.Array, drop: bool) -> jax.Array:
     return layers.Dropout(self.dropout, self.axis_name)(x, drop)
 
-  def _repeat(self, x: jax.Array) -> jax.Array:
-    return layers.repeat(x) if self.resample == 'up' else x
+  def _upsample(self, x: jax.Array) -> jax.Array:
+    return layers.upsample(x) if self.resample == 'up' else x
+
+  def _strides(self) -> int:
+    return 2 if self.resample == 'down' else 1
 
 
 class SimpleBlock(Block):
-  """One 3x3 convolution; max pooling where it downsamples."""
+  """One 3x3 convolution; max pooling downsamples."""
 
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
-    """BN, ReLU, [max pool], 3x3, dropout, [repeat]."""
+    """BN, ReLU, [max pool], 3x3, dropout, [upsample]."""
     x = self._act(x, 1, train)
     if self.resample == 'down':
       x = layers.max_pool(x)
     x = self._conv(x, 1, self.features, 3)
-    return self._repeat(self._drop(x, drop))
+    return self._upsample(self._drop(x, drop))
 
 
 class BasicBlock(Block):
-  """Two 3x3 convolutions; the first is strided where it downsamples."""
+  """Two 3x3 convolutions; the stride of the first downsamples."""
 
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
-    """BN, ReLU, 3x3, dropout, BN, ReLU, [repeat], 3x3."""
-    strides = 2 if self.resample == 'down' else 1
-    x = self._conv(self._act(x, 1, train), 1, self.features, 3, strides)
+    """BN, ReLU, 3x3, dropout, BN, ReLU, [upsample], 3x3."""
+    x = self._act(x, 1, train)
+    x = self._conv(x, 1, self.features, 3, self._strides())
     x = self._act(self._drop(x, drop), 2, train)
-    return self._conv(self._repeat(x), 2, self.features, 3)
+    return self._conv(self._upsample(x), 2, self.features, 3)
 
 
 class BottleneckBlock(Block):
-  """1x1, 3x3, 1x1 with a quarter of the width inside."""
+  """1x1, 3x3 and 1x1 convolutions, the first two of a quarter of the width."""
 
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
-    """BN, ReLU, 1x1, BN, ReLU, 3x3, BN, ReLU, [repeat], 1x1, dropout."""
-    strides = 2 if self.resample == 'down' else 1
+    """BN, ReLU, 1x1, BN, ReLU, 3x3, BN, ReLU, [upsample], 1x1, dropout."""
     inner = self.features // 4
-    x = self._conv(self._act(x, 1, train), 1, inner, 1, strides)
+    x = self._conv(self._act(x, 1, train), 1, inner, 1, self._strides())
     x = self._conv(self._act(x, 2, train), 2, inner, 3)
     x = self._conv(self._act(x, 3, train), 3, self.features, 1)
-    return self._drop(self._repeat(x), drop)
+    return self._drop(self._upsample(x), drop)
 
 
 # Block kind: (class, output width as a multiple of the stage's inner width).

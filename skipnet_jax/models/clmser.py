@@ -13,10 +13,9 @@ from skipnet_jax.models import network
 from skipnet_jax.models import post_activation
 from skipnet_jax.models import skips
 
-# The variants of the paper's Table 1: nothing but sums; channel gates; and
-# pixel gates; pixel gates at full resolution too; confidence masks there.
+# The variants of the paper's Table 1: 'cg' are channel gates, 'pg' pixel gates,
+# 'full_pg' pixel gates at full resolution too, 'gm' confidence masks there.
 VARIANTS = ('none', 'cg', 'cg+pg', 'cg+full_pg', 'cg+pg+gm')
-_KERNEL_INIT = nn.initializers.normal(0.02)
 
 
 def _scale_init(key, shape, dtype=jnp.float32):
@@ -24,11 +23,11 @@ def _scale_init(key, shape, dtype=jnp.float32):
 
 
 class F_CLmser_S(network.Network):
-  """The U-shaped network whose long skips are sums passed through gates.
+  """A U-shaped network whose long skips are sums, passed through gates.
 
-  encoder_1 and encoder_2 at full resolution, then down_1 to down_4, each at
-  half the side; the bridge at a 32nd; up_4 to up_1. What skips are encoder_1,
-  encoder_2 and down_1 to down_3.
+  encoder_1 and encoder_2 have full resolution; down_1 to down_4 each halve it,
+  and the bridge has 1/32; up_4 to up_1 double it. Long skips start at
+  encoder_1, encoder_2 and down_1 to down_3.
 
   Attributes:
     gates: one of `VARIANTS`.
@@ -38,8 +37,8 @@ class F_CLmser_S(network.Network):
     base_width: channels of encoder_1.
     deconv_kernel: side of the transposed convolutions' kernels: 2 as in the
       authors' code, 3 as in the paper's text.
-    pad: pixels by which the image is mirrored on each side before; the
-      prediction is cut back. 64 in the paper, in training and at test.
+    pad: pixels of reflection padding on each side, which the prediction is
+      cropped by. 64 in the paper, in training and at test time.
   """
 
   gates: str = 'cg+pg+gm'
@@ -49,22 +48,14 @@ class F_CLmser_S(network.Network):
   base_width: int = 12
   deconv_kernel: int = 2
   pad: int = 64
-  # Five halvings: four stages and the bridge.
+  # Five downsamplings: four stages and the bridge.
   size_multiple = 32
-  least: ClassVar = {'gamma': 1, 'base_width': 2, 'pad': 0}
+  minimum: ClassVar = {'gamma': 1, 'base_width': 2, 'pad': 0}
+  choices: ClassVar = {'gates': VARIANTS, 'deconv_kernel': (2, 3)}
 
   def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
+    """Raises InputError for a field value that the network does not allow."""
     super().check()
-    if self.gates not in VARIANTS:
-      raise errors.InputError(
-        f'model.gates is {self.gates!r}; the variants are '
-        f'{", ".join(VARIANTS)}.'
-      )
-    if self.deconv_kernel not in (2, 3):
-      raise errors.InputError(
-        f'model.deconv_kernel is {self.deconv_kernel}; it must be 2 or 3.'
-      )
     if self.pad % 32:
       raise errors.InputError(
         f'model.pad is {self.pad}; it must be a multiple of 32: '
@@ -77,76 +68,57 @@ class F_CLmser_S(network.Network):
   ) -> network.Outputs:
     """See `Network`.
 
-    The logits are twice what the paper's tanh is taken of, so that
-    (tanh + 1) / 2 is the sigmoid of them.
+    The paper's tanh gets half of these logits, so that (tanh + 1) / 2 is their
+    sigmoid.
     """
-    del sample
     size = image.shape[1:3]
     self.check_size(size)
     dtype, d = jnp.dtype(self.dtype), self.base_width
-    settings = dict(
-      use_bias=False,
-      kernel_init=_KERNEL_INIT,
-      scale_init=_scale_init,
-      dtype=dtype,
-      axis_name=self.axis_name,
+    kernel = dict(
+      use_bias=False, kernel_init=gates_lib.KERNEL_INIT, dtype=dtype
     )
+    settings = dict(**kernel, scale_init=_scale_init, axis_name=self.axis_name)
     gates = self.gates.split('+') if self.long_skips else []
 
     def norm(name, x, features):
       return post_activation.ConvNorm(features, **settings, name=name)(x, train)
 
     def stage(name, x, features):
-      """A convolution and a residual block, as `name_conv` and `name`."""
+      """A convolution and a residual block, `name_conv` and `name`."""
       return post_activation.ResidualBlock(
         2, self.short_skips, True, settings, name=name
       )(norm(f'{name}_conv', x, features), train)
 
-    def conv(name: str, x: jax.Array, features: int) -> jax.Array:
-      return layers.Conv(
-        features,
-        use_bias=False,
-        kernel_init=_KERNEL_INIT,
-        dtype=dtype,
-        name=name,
-      )(x)
+    def conv(name, x, features):
+      return layers.Conv(features, **kernel, name=name)(x)
 
     def double(name, x, features):
       make = layers.ConvTranspose(
-        features,
-        self.deconv_kernel,
-        use_bias=False,
-        kernel_init=_KERNEL_INIT,
-        dtype=dtype,
-        name=name,
+        features, self.deconv_kernel, **kernel, name=name
       )
       return nn.leaky_relu(make(x), 0.01)
-
-    gated = dict(kernel_init=_KERNEL_INIT, dtype=dtype)
 
     def channel_gate(name, x):
       if 'cg' not in gates:
         return x
-      return gates_lib.ChannelGate(**gated, name=f'channel_gate_{name}')(x)
+      return gates_lib.ChannelGate(dtype, name=f'channel_gate_{name}')(x)
 
     def pixel_gate(name, x, kinds=('pg', 'full_pg')):
       if not set(kinds) & set(gates):
         return x
-      return gates_lib.PixelGate(**gated, name=f'pixel_gate_{name}')(x)
+      return gates_lib.PixelGate(dtype, name=f'pixel_gate_{name}')(x)
 
     def join(name, x, skipped):
       if not self.long_skips:
         return x
       return skips.LongSkip(dtype=dtype, name=f'long_skip_{name}')(x, skipped)
 
-    def mask(name, seen, x):
-      """x times the confidence mask of `seen`."""
+    def mask(name, prediction, x):
       return x * gates_lib.ConfidenceMask(
-        self.gamma, **gated, name=f'confidence_mask_{name}'
-      )(seen)
+        self.gamma, dtype, name=f'confidence_mask_{name}'
+      )(prediction)
 
-    pad = (self.pad, self.pad)
-    x = layers.mirror(image, (pad, pad))
+    x = layers.reflect_pad(image, ((self.pad, self.pad),) * 2)
     encoder_1 = norm('encoder_1', x, d)
     encoder_2 = norm('encoder_2', encoder_1, 2 * d)
     x, down = encoder_2, []
@@ -168,8 +140,7 @@ class F_CLmser_S(network.Network):
 
     full = double('up_1_up', x, 2 * d)
     if 'gm' in gates:
-      seen = double('confidence_up', x, 2 * d)
-      encoder_2 = mask('2', seen, encoder_2)
+      encoder_2 = mask('2', double('confidence_up', x, 2 * d), encoder_2)
     encoder_2 = pixel_gate('encoder_2', encoder_2, ('full_pg',))
     x = join('encoder_2', full, encoder_2)
     if 'gm' in gates:
@@ -178,4 +149,5 @@ class F_CLmser_S(network.Network):
     x = norm('last_conv', x, d)
     x = join('encoder_1', x, encoder_1)
     x = conv('classifier', x, 1)
-    return {'logits': 2 * layers.wide(layers.centre(x, size))}
+    logits = layers.at_least_float32(layers.centre_crop(x, size))
+    return {'logits': 2 * logits}

@@ -1,4 +1,4 @@
-"""A convolutional LSTM (Shi et al. 2015), and one of both directions."""
+"""A convolutional LSTM (Shi et al. 2015), in one direction and in both."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ import jax.numpy as jnp
 
 from skipnet_jax.models import layers
 
-GATES = 4  # input, forget, candidate, output: in this order in the kernel
+GATES = 4  # Input, forget, candidate, output, in this order in the kernel.
 
 
 class ConvLSTM(nn.Module):
   """One direction: its gates are convolutions of input and hidden state.
 
-  `c' = f c + i g`, `h' = o tanh(c')`, with i, f and o sigmoids and g a tanh of
-  one convolution with bias; no peepholes. The forget gate's bias begins at 1.
+  `c' = f c + i g`, `h' = o tanh(c')`, where i, f and o are sigmoids and g is a
+  tanh of one convolution with bias. There are no peepholes. The bias of the
+  forget gate starts at 1. The state is float32.
 
   Attributes:
     features: hidden channels.
     kernel_size: side of the kernel, in pixels.
-    dtype: compute dtype of the convolution; the state is float32.
   """
 
   features: int
@@ -31,7 +31,7 @@ class ConvLSTM(nn.Module):
   def __call__(self, sequence: Sequence[jax.Array]) -> list[jax.Array]:
     """Maps slices `[b, y, x, c]` to the hidden state after each of them.
 
-    Each is `[b, y, x, features]` float32; the first slice meets zeros.
+    A state is `[b, y, x, features]` float32; the initial state is zero.
     """
     convolve = layers.Conv(
       GATES * self.features,
@@ -41,25 +41,24 @@ class ConvLSTM(nn.Module):
       name='gates',
     )
     shape = (*sequence[0].shape[:3], self.features)
-    cell = hidden = layers.wide(jnp.zeros(shape, self.dtype))
-    found = []
+    cell = hidden = layers.at_least_float32(jnp.zeros(shape, self.dtype))
+    states = []
     for x in sequence:
-      both = jnp.concatenate([layers.wide(x), hidden], -1)
-      z = layers.wide(convolve(both))
+      both = jnp.concatenate([layers.at_least_float32(x), hidden], -1)
+      z = layers.at_least_float32(convolve(both))
       i, f, g, o = jnp.split(z, GATES, -1)
       cell = nn.sigmoid(f + 1) * cell + nn.sigmoid(i) * jnp.tanh(g)
       hidden = nn.sigmoid(o) * jnp.tanh(cell)
-      found.append(hidden)
-    return found
+      states.append(hidden)
+    return states
 
 
 class Bidirectional(nn.Module):
-  """Two of them, which meet in the middle slice from either end.
+  """Two ConvLSTMs, one from each end of the stack to the middle slice.
 
   Attributes:
     features: hidden channels of each.
     kernel_size: side of the kernels, in pixels.
-    dtype: compute dtype of the convolutions.
   """
 
   features: int
@@ -68,7 +67,7 @@ class Bidirectional(nn.Module):
 
   @nn.compact
   def __call__(self, sequence: Sequence[jax.Array]) -> jax.Array:
-    """Maps slices `[b, y, x, c]` to the middle's `[b, y, x, 2 features]`."""
+    """Maps slices `[b, y, x, c]` to `[b, y, x, 2 features]` of the middle."""
 
     def run(name, slices):
       lstm = ConvLSTM(self.features, self.kernel_size, self.dtype, name=name)

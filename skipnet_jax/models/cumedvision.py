@@ -14,11 +14,11 @@ from skipnet_jax.models import vgg
 
 
 class CUMedVision(network.Network):
-  """A VGG-like path whose three lower levels are each upsampled at once.
+  """A VGG-like path whose three lower levels are each upsampled to full size.
 
-  Transposed convolutions of strides 2, 4 and 8, with kernels of twice that,
-  give two classes each; the prediction is the sum of the three branches, and
-  each is an auxiliary output. There is nothing that skips.
+  Transposed convolutions of strides 2, 4 and 8, with kernels of twice that
+  size, give two classes each. The prediction is the sum of the three branches,
+  and each branch is an auxiliary output. There are no skip connections.
 
   Attributes:
     base_width: channels of the first level; the last has 8 times as many.
@@ -26,27 +26,26 @@ class CUMedVision(network.Network):
 
   base_width: int = 64
   size_multiple = vgg.SIZE_MULTIPLE
-  least: ClassVar = {'base_width': 1}
+  minimum: ClassVar = {'base_width': 1}
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> network.Outputs:
-    """See `Network`; `auxiliary` are the branches.
+    """See `Network`; `auxiliary` has the branches.
 
-    Each is the difference of two channels, whose softmax is the sigmoid of it.
+    A branch is the difference of two channels: its sigmoid is their softmax.
     """
-    del train, sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)
-    found = vgg.Trunk(self.base_width, dtype, name='trunk')(image)
+    levels = vgg.Trunk(self.base_width, dtype, name='trunk')(image)
     branches = {}
-    for level, x in enumerate(found[1:], start=1):
+    for level, x in enumerate(levels[1:], start=1):
       stride = 2**level
       x = layers.ConvTranspose(
         2, 2 * stride, stride, dtype=dtype, name=f'branch_{level}_up'
       )(x)
-      x = layers.wide(x)
+      x = layers.at_least_float32(x)
       branches[f'branch_{level}'] = x[..., 1:] - x[..., :1]
     logits = functools.reduce(operator.add, branches.values())
     return {'logits': logits, 'auxiliary': branches}

@@ -1,20 +1,20 @@
 """FC-ResNet with long and short skips (Drozdzal et al. 2016, Table 1)."""
 
-import difflib
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax.models import blocks
 from skipnet_jax.models import layers
 from skipnet_jax.models import network
 from skipnet_jax.models import skips
 
-# The seven main stages in forward order, with the power of two that the base
-# width is multiplied by to give the inner width.
+# The seven main stages in forward order; a stage's inner width is the base
+# width times two to the power given here.
 MAIN_STAGES = {
   'down_3': 0,
   'down_4': 1,
@@ -24,15 +24,12 @@ MAIN_STAGES = {
   'up_2': 1,
   'up_3': 0,
 }
-PROJECTIONS = ('decoder', 'both')
 
 
 def unroll(variables: dict[str, Any]) -> dict[str, Any]:
-  """The variables of a scanned network as those of the unrolled one.
+  """Converts an `FCResNet`'s variables to those of the network without scans.
 
-  Args:
-    variables: collections of an `FCResNet`; without scanned stages they are
-      returned as they are.
+  Variables without scanned stages stay as they are.
   """
 
   def stage(tree):
@@ -53,19 +50,18 @@ def unroll(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 class Stage(nn.Module):
-  """Repetitions of one block; the first downsamples or the last upsamples.
+  """A sequence of equal blocks; the first may downsample, the last upsample.
 
-  Scanned, block_2 to the last but one are `blocks`, whose variables have a
-  leading axis over them: see `unroll`.
+  With `scan`, the blocks between the first and the last are one scan, `blocks`,
+  whose variables have a leading axis over the blocks: see `unroll`.
 
   Attributes:
-    kind: a name of `blocks.BLOCKS`.
-    features: output channels of every repetition.
-    repetitions: how many blocks.
+    kind: a key of `blocks.BLOCKS`.
+    features: output channels of every block.
+    repetitions: number of blocks.
     down: whether the first block halves the resolution.
     up: whether the last block doubles it.
-    scan: whether the blocks between the first and the last are one scan.
-    block: settings handed to every block.
+    block: attributes of every block.
   """
 
   kind: str
@@ -80,7 +76,7 @@ class Stage(nn.Module):
   def __call__(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
     """Maps `[b, y, x, c]` to `[b, y', x', features]`."""
     make, _ = blocks.BLOCKS[self.kind]
-    # A single block cannot do both: the halving is then a block before it.
+    # A single block cannot both downsample and upsample.
     repetitions = max(self.repetitions, self.down + self.up)
 
     def block(i, name=''):
@@ -111,7 +107,7 @@ class Stage(nn.Module):
 
 
 class FCResNet(network.Network):
-  """The 140-convolution FC-ResNet of Table 1, with its switches.
+  """The FC-ResNet of Table 1, of 140 convolutions, and its variants.
 
   Attributes:
     short_skips: shortcut sums around each block.
@@ -121,12 +117,11 @@ class FCResNet(network.Network):
     base_width: inner width of down_3, and width of the outermost stages.
     blocks: block kind of the seven main stages, or seven separated by commas.
     repetitions: blocks in down_3, down_4, down_5, across, up_1, up_2, up_3.
-      `across` has at least two, the one that halves and the one that doubles.
+      `across` has at least two, one to downsample and one to upsample.
     long_skip_projection: 'decoder' or 'both', see `skips.LongSkip`.
-    slices: neighbouring slices that the image consists of, as channels; odd,
-      the one in the middle is predicted.
-    scan: compile the equal repetitions of a stage once, as a scan over their
-      stacked parameters, see `Stage`: for hundreds of layers.
+    slices: number of neighbouring slices in an image, as channels; odd.
+    scan: whether to compile the equal blocks of a stage once, as a scan over
+      their stacked parameters; useful for hundreds of layers.
   """
 
   short_skips: bool = True
@@ -139,21 +134,20 @@ class FCResNet(network.Network):
   long_skip_projection: str = 'decoder'
   slices: int = 1
   scan: bool = False
-  # Five halvings: down_2 to down_5 and the first block of `across`.
+  # Five downsamplings: in down_2 to down_5 and in `across`.
   size_multiple = 32
-  least: ClassVar = {'base_width': 1}
+  minimum: ClassVar = {'base_width': 1}
+  choices: ClassVar = {'long_skip_projection': ('decoder', 'both')}
 
   def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
+    """Raises InputError for a field value that the network does not allow."""
     super().check()
     count = len(MAIN_STAGES)
     for kind in self.kinds():
       if kind not in blocks.BLOCKS:
-        near = difflib.get_close_matches(kind, blocks.BLOCKS, 1, 0.3)
         raise errors.InputError(
-          f'model.blocks names {kind!r}; the block kinds are '
-          f'{", ".join(blocks.BLOCKS)}'
-          + (f': did you mean {near[0]!r}?' if near else '.')
+          f'model.blocks names the unknown block kind {kind!r}: '
+          f'{config_lib.nearest(kind, list(blocks.BLOCKS))}'
         )
     if len(self.kinds()) != count:
       raise errors.InputError(
@@ -164,11 +158,6 @@ class FCResNet(network.Network):
       raise errors.InputError(
         f'model.repetitions is {tuple(self.repetitions)}; give {count} numbers '
         f'of at least 1, for {", ".join(MAIN_STAGES)}.'
-      )
-    if self.long_skip_projection not in PROJECTIONS:
-      raise errors.InputError(
-        f'model.long_skip_projection is {self.long_skip_projection!r}; give '
-        f'one of {", ".join(PROJECTIONS)}.'
       )
 
   def kinds(self) -> list[str]:
@@ -183,7 +172,7 @@ class FCResNet(network.Network):
     """See `Network`."""
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)
-    common = dict(
+    block = dict(
       short_skip=self.short_skips,
       batch_norm=self.batch_norm,
       dropout=self.dropout,
@@ -191,20 +180,13 @@ class FCResNet(network.Network):
       axis_name=self.axis_name,
     )
     base = self.base_width
-    settings = dict(
-      zip(
-        MAIN_STAGES,
-        zip(self.kinds(), self.repetitions, strict=True),
-        strict=True,
-      )
-    )
+    kinds = dict(zip(MAIN_STAGES, self.kinds(), strict=True))
+    repetitions = dict(zip(MAIN_STAGES, self.repetitions, strict=True))
 
     def stage(name, x, down=False, up=False):
-      kind, repetitions = settings.get(name, ('simple', 1))
+      kind, count = kinds.get(name, 'simple'), repetitions.get(name, 1)
       width = base * 2 ** MAIN_STAGES.get(name, 0) * blocks.BLOCKS[kind][1]
-      make = Stage(
-        kind, width, repetitions, down, up, self.scan, common, name=name
-      )
+      make = Stage(kind, width, count, down, up, self.scan, block, name=name)
       return make(x, train, train or sample)
 
     def join(name, x, encoder, power=0):
@@ -226,11 +208,11 @@ class FCResNet(network.Network):
     x = stage('up_1', join('up_1', x, down_5, 2), up=True)
     x = stage('up_2', join('up_2', x, down_4, 1), up=True)
     x = stage('up_3', join('up_3', x, down_3), up=True)
-    # The doubling that ends up_4 is part of the convolution that follows it.
+    # The upsampling at the end of up_4 is part of the convolution up_5.
     x = stage('up_4', join('up_4', x, down_2))
-    x = layers.Conv(base, repeated=True, dtype=dtype, name='up_5')(x)
+    x = layers.Conv(base, upsampled=True, dtype=dtype, name='up_5')(x)
     x = join('up_5', x, down_1)
     if self.batch_norm:
       x = layers.batch_norm('norm', train, dtype, self.axis_name)(x)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(nn.relu(x))
-    return {'logits': layers.wide(x)}
+    return {'logits': layers.at_least_float32(x)}

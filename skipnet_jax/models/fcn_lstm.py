@@ -1,4 +1,4 @@
-"""FCN+LSTM (Chen et al. 2016): a U-Net of two scales, then an LSTM over z."""
+"""FCN+LSTM (Chen et al. 2016): a U-Net at two scales, then an LSTM over z."""
 
 from typing import ClassVar
 
@@ -32,39 +32,37 @@ class Scale(nn.Module):
 
 
 class FCNLSTM(network.Network):
-  """kU-Net features of each slice, and a bidirectional ConvLSTM over them.
+  """kU-Net features of each slice, then a bidirectional ConvLSTM over slices.
 
-  kU-Net of k = 2: a coarse net on the image halved, whose features are doubled
-  by a transposed convolution and stand beside the image before the fine net.
-  The hidden states of the slice in the middle are classified. Widths of the
-  U-Nets are not published; the hidden states have the published 64 channels and
+  kU-Net with k = 2: a coarse U-Net reads the image at half size. A transposed
+  convolution upsamples its features, which the fine U-Net reads with the image.
+  A 1x1 convolution classifies the LSTM's states at the middle slice. The widths
+  of the U-Nets are not published; the LSTM has the published 64 channels and
   5x5 kernels.
 
   Attributes:
     long_skips: concatenations in both U-Nets.
     base_width: channels of their first levels.
-    hidden: channels of each direction's state.
-    slices: neighbouring slices that the image consists of; odd, at least 3.
+    hidden: channels of the LSTM's state in each direction.
+    slices: number of neighbouring slices in an image; odd, at least 3.
   """
 
   long_skips: bool = True
   base_width: int = 32
   hidden: int = 64
   slices: int = 3
-  # Of the coarse net, whose image is half as large.
   size_multiple = 2 * unet.UNet.size_multiple
-  least: ClassVar = {'base_width': 1, 'hidden': 1, 'slices': 3}
+  minimum: ClassVar = {'base_width': 1, 'hidden': 1, 'slices': 3}
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> network.Outputs:
     """See `Network`."""
-    del train, sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)
     b, y, x, slices = image.shape
-    # The slices side by side, as if they were examples.
+    # The slices become examples of the batch.
     pages = jnp.moveaxis(image, -1, 1).reshape(b * slices, y, x, 1)
     half = pages.reshape(-1, y // 2, 2, x // 2, 2, 1).mean((2, 4))
     scale = (self.base_width, self.long_skips, dtype)
@@ -78,5 +76,5 @@ class FCNLSTM(network.Network):
     states = conv_lstm.Bidirectional(self.hidden, dtype=dtype, name='lstm')(
       [features[:, z] for z in range(slices)]
     )
-    found = layers.Conv(1, 1, dtype=dtype, name='classifier')(states)
-    return {'logits': layers.wide(found)}
+    logits = layers.Conv(1, 1, dtype=dtype, name='classifier')(states)
+    return {'logits': layers.at_least_float32(logits)}

@@ -11,8 +11,7 @@ from skipnet_jax.models import network
 from skipnet_jax.models import post_activation
 from skipnet_jax.models import skips
 
-# Halvings between the four levels and the bridge.
-DEPTH = 4
+DEPTH = 4  # Number of downsamplings.
 
 
 class FusionNet(network.Network):
@@ -31,14 +30,13 @@ class FusionNet(network.Network):
   short_skips: bool = True
   base_width: int = 64
   size_multiple = 2**DEPTH
-  least: ClassVar = {'base_width': 1}
+  minimum: ClassVar = {'base_width': 1}
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> network.Outputs:
     """See `Network`."""
-    del sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)
     settings = dict(dtype=dtype, axis_name=self.axis_name)
@@ -69,4 +67,4 @@ class FusionNet(network.Network):
         x = skips.LongSkip(dtype=dtype, name=f'long_skip_{i}')(x, down[i])
       x = level(f'up_{i}', x, features)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
-    return {'logits': layers.wide(x)}
+    return {'logits': layers.at_least_float32(x)}

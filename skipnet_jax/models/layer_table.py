@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from skipnet_jax import tables
+from skipnet_jax.models import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +19,12 @@ class Layer:
 
   Attributes:
     name: path with slashes, such as 'up_1/block_3/conv_2'.
-    block: class of the module it lies in.
+    block: class name of the module that contains it.
     shape: output shape.
-    parameters: trainable parameters of its own.
-    flops: multiplications and additions of its kernel, forward, for the whole
+    parameters: number of its own trainable parameters.
+    flops: forward multiplications and additions of its kernel, for the whole
       batch; 0 for layers without kernel.
-    read: elements of its input, of the whole batch.
+    read: elements of its input, for the whole batch.
   """
 
   name: str
@@ -34,18 +35,14 @@ class Layer:
   read: int
 
 
-def visit(
+def _visit(
   call: Callable[[], Any],
-  seen: Callable[[nn.Module, dict[str, Any], Any, tuple], None],
+  visitor: Callable[[nn.Module, dict[str, Any], Any, tuple], None],
 ) -> Any:
-  """Runs `call` and reports every layer in call order.
+  """Runs `call`, which applies a model, and returns its result.
 
-  Args:
-    call: applies a model.
-    seen: given module, its own parameters, its output and its arguments.
-
-  Returns:
-    What `call` returned.
+  Each call of a layer calls the visitor with the module, its own parameters,
+  its output and its arguments.
   """
 
   def intercept(next_fun, args, kwargs, context):
@@ -58,7 +55,7 @@ def visit(
         if not isinstance(leaf, dict)
       }
       if own:
-        seen(module, own, result, args)
+        visitor(module, own, result, args)
     return result
 
   with nn.intercept_methods(intercept):
@@ -68,34 +65,31 @@ def visit(
 def layer_table(
   model: nn.Module, shape: tuple[int, ...], *, label: bool = False
 ) -> list[Layer]:
-  """The model's layers in call order; nothing is computed.
+  """The model's layers in call order; computes only shapes.
 
-  One that is called several times is one row, with the sum of its products.
+  A layer that is called several times is one row with the sum of its FLOPs.
 
   Args:
     model: maps `(image, train)` to outputs.
     shape: of the image, `(b, y, x, c)`.
-    label: whether the model is given a label too, as an adversarial one is in
-      training.
+    label: whether to pass a label too, as in adversarial training.
   """
   rows: dict[str, Layer] = {}
 
-  def seen(module, own, output, args):
-    parameters = sum(math.prod(leaf.shape) for leaf in own.values())
+  def add_row(module, own, output, args):
     flops = 0
     if 'kernel' in own:
       # A transposed convolution applies its kernel at each input pixel.
-      transposed = isinstance(module, nn.ConvTranspose)
-      transposed |= getattr(module, 'transposed', False)
-      over = args[0] if transposed else output
+      transposed = isinstance(module, nn.ConvTranspose | layers.ConvTranspose)
+      pixels = math.prod((args[0] if transposed else output).shape[:-1])
       products = getattr(module, 'products', math.prod)(own['kernel'].shape)
-      flops = 2 * math.prod(over.shape[:-1]) * products
-      if getattr(module, 'repeated', False):
-        # Of the 9 products, those on the same pixel are one.
+      flops = 2 * pixels * products
+      if isinstance(module, layers.Conv) and module.upsampled:
+        # It adds the weights of equal pixels: 4 products instead of 9.
         flops = flops * 4 // 9
     name, read = '/'.join(module.path), math.prod(args[0].shape)
     if module.path and module.path[0] not in variables['params']:
-      # A copy without variables of its own, such as ADDN's frozen judge.
+      # A copy without variables of its own, such as ADDN's frozen one.
       return
     if name in rows:
       flops, read = flops + rows[name].flops, read + rows[name].read
@@ -103,7 +97,7 @@ def layer_table(
       name=name,
       block=type(module.parent).__name__,
       shape=output.shape,
-      parameters=parameters,
+      parameters=sum(math.prod(leaf.shape) for leaf in own.values()),
       flops=flops,
       read=read,
     )
@@ -115,14 +109,14 @@ def layer_table(
 
   def forward(v, x):
     more = {'label': x[..., :1]} if label else {}
-    return visit(lambda: model.apply(v, x, train=False, **more), seen)
+    return _visit(lambda: model.apply(v, x, train=False, **more), add_row)
 
   jax.eval_shape(forward, variables, image)
   return list(rows.values())
 
 
-def format_table(rows: Sequence[Layer], whole: int) -> str:
-  """The table as text, with its totals; `whole` the number that are trained."""
+def format_table(rows: Sequence[Layer], trained: int) -> str:
+  """The table as text, with totals; `trained` counts all trained parameters."""
   widths = [-max(len(row.name) for row in rows)]
   widths += [-max(len(row.block) for row in rows), 18, 12, 10]
   heads = ('layer', 'block', 'output', 'parameters', 'MFLOPs')
@@ -140,10 +134,10 @@ def format_table(rows: Sequence[Layer], whole: int) -> str:
     f'{sum(r.flops for r in rows) / 1e9:,.2f} GFLOPs forward per image '
     '(multiplications and additions of the kernels)',
   ]
-  if whole > parameters:
+  if trained > parameters:
     lines.append(
-      f'{whole - parameters:,} parameters more, {whole:,} in all, are used in '
-      'training alone'
+      f'{trained - parameters:,} parameters more, {trained:,} in all, are used '
+      'only in training'
     )
   return '\n'.join(lines)
 
@@ -157,19 +151,18 @@ def first_nonfinite(
     model: as in `layer_table`.
     variables: params and batch_stats.
     image: `[b, y, x, c]`.
-    rngs: the step's, for dropout.
+    rngs: the step's random keys, for dropout.
   """
-  found: list[str] = []
+  nonfinite: list[str] = []
 
-  def seen(module, own, output, args):
-    del own, args
-    if not found and not bool(jnp.all(jnp.isfinite(output))):
-      found.append('/'.join(module.path))
+  def check(module, own, output, args):
+    if not jnp.all(jnp.isfinite(output)):
+      nonfinite.append('/'.join(module.path))
 
-  visit(
+  _visit(
     lambda: model.apply(
       variables, image, train=True, mutable=['batch_stats'], rngs=rngs
     ),
-    seen,
+    check,
   )
-  return found[0] if found else None
+  return nonfinite[0] if nonfinite else None

@@ -1,10 +1,13 @@
-"""Convolution, normalisation, dropout and resampling: the fast paths' place.
+"""Convolution, normalisation, dropout and resampling for all networks.
 
-Activations are `[b, y, x, c]` in the compute dtype, parameters float32.
+Activations are `[b, y, x, c]` in the compute dtype, parameters are float32.
+The modules of this folder share three attributes: `features` is the number of
+output channels, `dtype` the compute dtype, and `axis_name` the mapped axis of a
+pmapped call, or None.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,16 +24,14 @@ class Conv(nn.Module):
   numbers as a strided convolution, and faster on every backend.
 
   Attributes:
-    features: output channels.
     kernel_size: side of the square kernel, in pixels.
     strides: decimation in y and x.
-    use_bias: whether a bias is added.
+    use_bias: whether to add a bias.
     kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
-    dtype: compute dtype.
-    repeated: whether the input is first upsampled as by `repeat`; for 3x3
-      kernels, which then cost 4 products a pixel instead of 9.
+    upsampled: whether to convolve `upsample(x)`; only for 3x3 kernels, which
+      then cost 4 products a pixel instead of 9.
     padding: 'SAME', or 'VALID': k - 1 pixels fewer in y and x.
-    dilation: distance of the pixels that the kernel sees.
+    dilation: distance in pixels between the kernel's taps.
   """
 
   features: int
@@ -39,7 +40,7 @@ class Conv(nn.Module):
   use_bias: bool = True
   kernel_init: Any = nn.initializers.he_normal()
   dtype: Dtype = jnp.float32
-  repeated: bool = False
+  upsampled: bool = False
   padding: str = 'SAME'
   dilation: int = 1
 
@@ -47,15 +48,15 @@ class Conv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[b, y, x, c_in]` to `[b, y / strides, x / strides, features]`.
 
-    With `repeated`, to `[b, 2y, 2x, features]`.
+    With `upsampled`, to `[b, 2y, 2x, features]`.
     """
     k, s = self.kernel_size, self.strides
     kernel = self.param(
       'kernel', self.kernel_init, (k, k, x.shape[-1], self.features)
     )
     x = x.astype(self.dtype)
-    if self.repeated:
-      x = _conv_of_repeat(x, kernel)
+    if self.upsampled:
+      x = _conv_of_upsampled(x, kernel)
     elif k == 1:
       x = lax.dot_general(
         x[:, ::s, ::s],
@@ -72,8 +73,8 @@ class Conv(nn.Module):
     return x
 
 
-def wide(x: jax.Array) -> jax.Array:
-  """In float32, or float64 where it is: what logits and states are kept in."""
+def at_least_float32(x: jax.Array) -> jax.Array:
+  """Casts to float32, or keeps float64."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -82,39 +83,33 @@ def conv(
   kernel: jax.Array,
   stride: int = 1,
   padding: Any = 'SAME',
-  spread: int = 1,
+  input_dilation: int = 1,
   dilation: int = 1,
 ) -> jax.Array:
-  """Convolves `[b, y, x, c]` with `[k, k, c, features]`.
+  """Convolves `[b, y, x, c]` with `[k, k, c, features]` of the same dtype.
 
-  Args:
-    x: the input.
-    kernel: the weights, of x's dtype.
-    stride: decimation of the output.
-    padding: 'SAME', 'VALID', or pixels before and after, in y and x.
-    spread: distance to which the input's pixels are first pulled apart.
-    dilation: distance of the pixels that the kernel sees.
+  `padding` is 'SAME', 'VALID', or the pixels before and after, in y and x.
   """
   return lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
     padding,
-    lhs_dilation=(spread, spread),
+    lhs_dilation=(input_dilation, input_dilation),
     rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
 
-def _by_parity(kernel: jax.Array, axis: int) -> jax.Array:
-  """What pixels of the upsampled image take from those of the small one.
+def _split_by_parity(kernel: jax.Array, axis: int) -> jax.Array:
+  """Rewrites a kernel for an upsampled image as one for the small image.
 
-  Along `axis`, of size 3, an even pixel sees the two small pixels before and
-  at its place, an odd one those at its place and after; weights that fall on
-  the same one are added up.
+  Along `axis`, of size 3, an even pixel reads the small pixels before and at
+  its position, an odd pixel those at its position and after. Weights of the
+  same small pixel are added.
 
   Returns:
-    `[parity, pixel, ...]`, without `axis`.
+    `[parity, small pixel, ...]`, without `axis`.
   """
   first, middle, last = jnp.moveaxis(kernel, axis, 0)
   return jnp.stack(
@@ -122,20 +117,20 @@ def _by_parity(kernel: jax.Array, axis: int) -> jax.Array:
   )
 
 
-def _conv_of_repeat(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """A 3x3 'SAME' convolution of `repeat(x)`, computed on x.
+def _conv_of_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A 3x3 'SAME' convolution of `upsample(x)`, computed on x.
 
-  A pixel of the upsampled image sees 2x2 pixels of x: see `_by_parity`. The
-  four parities of y and x are channels of one matrix product.
+  A pixel of the upsampled image reads 2x2 pixels of x, see `_split_by_parity`.
+  The four parities of y and x are channels of one matrix product.
   """
   b, h, w, c = x.shape
-  # [parity of x, its pixel, parity of y, its pixel, c_in, c_out]
-  merged = _by_parity(_by_parity(kernel, 0), 2).transpose(3, 1, 4, 2, 0, 5)
-  # Sums of float32 weights: only now is anything rounded.
-  merged = merged.reshape(4 * c, -1).astype(x.dtype)
+  # [parity of x, small pixel, parity of y, small pixel, c_in, c_out]
+  split = _split_by_parity(_split_by_parity(kernel, 0), 2)
+  # The sums are float32: round to the compute dtype only now.
+  split = split.transpose(3, 1, 4, 2, 0, 5).reshape(4 * c, -1).astype(x.dtype)
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  seen = [x[:, r : r + h + 1, s : s + w + 1] for r in (0, 1) for s in (0, 1)]
-  y = jnp.concatenate(seen, -1) @ merged
+  read = [x[:, r : r + h + 1, s : s + w + 1] for r in (0, 1) for s in (0, 1)]
+  y = jnp.concatenate(read, -1) @ split
   y = y.reshape(b, h + 1, w + 1, 2, 2, -1)
   rows = [
     jnp.stack([y[:, p : p + h, q : q + w, p, q] for q in (0, 1)], 3)
@@ -151,13 +146,10 @@ class ConvTranspose(nn.Module):
   (s i + p - c, s j + q - c), where c is half of k - s, rounded up.
 
   Attributes:
-    features: output channels.
     kernel_size: k, at least the stride.
     strides: s.
-    use_bias: whether a bias is added.
+    use_bias: whether to add a bias.
     kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
-    dtype: compute dtype.
-    transposed: what `layer_table` counts its products by.
   """
 
   features: int
@@ -166,7 +158,6 @@ class ConvTranspose(nn.Module):
   use_bias: bool = True
   kernel_init: Any = nn.initializers.he_normal()
   dtype: Dtype = jnp.float32
-  transposed: ClassVar[bool] = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -176,13 +167,13 @@ class ConvTranspose(nn.Module):
     kernel = self.param('kernel', self.kernel_init, (k, k, c, self.features))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if k == s:
-      # Output pixels come from one input pixel each: a matrix product.
+      # Each output pixel depends on one input pixel: a matrix product.
       x = x @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
       x = x.reshape(b, h, w, s, s, -1).transpose(0, 1, 3, 2, 4, 5)
       x = x.reshape(b, s * h, s * w, -1)
     else:
       pad = (s + k - 2) // 2, (s + k - 1) // 2
-      x = conv(x, kernel[::-1, ::-1], 1, (pad, pad), spread=s)
+      x = conv(x, kernel[::-1, ::-1], 1, (pad, pad), input_dilation=s)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -190,15 +181,14 @@ class ConvTranspose(nn.Module):
 
 
 class Dropout(nn.Module):
-  """Dropout whose mask depends on an example's place in the global batch.
+  """Dropout whose mask depends on an example's index in the global batch.
 
-  Each example has a key of its own, folded with its index over all devices, so
-  that `jit`, `pmap` and `sharded` drop the same units. Over a unit decides a
-  hash of the key and the unit's place: less work than random bits for each.
+  Each example has its own key, folded with its index over all devices, so that
+  `jit`, `pmap` and `sharded` drop the same units. A hash of the key and the
+  unit's position selects the units, which is cheaper than random bits for each.
 
   Attributes:
     rate: share of the units set to zero, 0 <= rate < 1.
-    axis_name: mapped axis of a pmapped call, None otherwise.
   """
 
   rate: float
@@ -223,7 +213,7 @@ class Dropout(nn.Module):
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  """A bijection of uint32 of which each bit depends on all bits of x.
+  """A bijection of uint32 whose every output bit depends on all bits of x.
 
   The finaliser of MurmurHash3 with constants of less bias ('lowbias32').
   """
@@ -241,12 +231,8 @@ def batch_norm(
 ) -> nn.BatchNorm:
   """BatchNorm as in the paper: scale, bias, momentum 0.9; float32 statistics.
 
-  Args:
-    name: the layer's name.
-    train: batch statistics if True, running ones otherwise.
-    dtype: dtype of the result.
-    axis_name: mapped axis over which statistics are averaged, or None.
-    scale_init: initialiser of the scale.
+  It uses batch statistics, averaged over `axis_name`, if `train`, and running
+  statistics otherwise.
   """
   return nn.BatchNorm(
     use_running_average=not train,
@@ -262,8 +248,8 @@ def batch_norm(
 def max_pool(x: jax.Array) -> jax.Array:
   """2x2 max pooling with stride 2: `[b, y, x, c]` to `[b, y/2, x/2, c]`.
 
-  By pairs: half the time of a maximum over two axes, and a gradient that does
-  not rest on finding the elements that equal the result.
+  Maxima of pairs take half the time of a maximum over two axes, and their
+  gradient need not search for the elements that equal the result.
   """
   b, h, w, c = x.shape
   x = x.reshape(b, h // 2, 2, w, c)
@@ -271,19 +257,19 @@ def max_pool(x: jax.Array) -> jax.Array:
   return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
-def repeat(x: jax.Array) -> jax.Array:
+def upsample(x: jax.Array) -> jax.Array:
   """Nearest upsampling by two: `[b, y, x, c]` to `[b, 2y, 2x, c]`."""
   b, h, w, c = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
   return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def centre(x: jax.Array, size: Sequence[int]) -> jax.Array:
-  """The middle of `[b, y, x, c]`, of sides `size`; an odd rest is cut below."""
+def centre_crop(x: jax.Array, size: Sequence[int]) -> jax.Array:
+  """The central `size` of `[b, y, x, c]`; the odd pixel is cut at the end."""
   top, left = ((a - b) // 2 for a, b in zip(x.shape[1:3], size, strict=True))
   return x[:, top : top + size[0], left : left + size[1]]
 
 
-def mirror(x: jax.Array, pad: Sequence[tuple[int, int]]) -> jax.Array:
-  """`[b, y, x, c]` continued by reflection, by `pad` before and after y, x."""
+def reflect_pad(x: jax.Array, pad: Sequence[tuple[int, int]]) -> jax.Array:
+  """Pads `[b, y, x, c]` by reflection, `pad` before and after in y and x."""
   return jnp.pad(x, ((0, 0), *pad, (0, 0)), 'reflect')

@@ -1,8 +1,8 @@
-"""What every network has: fields, sides and one contract of its call."""
+"""The base class of all networks: fields, image sizes and the call contract."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import ClassVar, Required, TypedDict
+from typing import Any, ClassVar, Required, TypedDict
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from skipnet_jax import errors
 
 
 class Outputs(TypedDict, total=False):
-  """What a network makes of an image, see `Network.__call__`."""
+  """The outputs of a network, see `Network.__call__`."""
 
   logits: Required[jax.Array]
   auxiliary: dict[str, jax.Array]
@@ -20,23 +20,24 @@ class Outputs(TypedDict, total=False):
 
 
 class Network(nn.Module, kw_only=True):
-  """Maps an image to the prediction of its pixels; abstract.
+  """Maps an image to a prediction for each of its pixels; abstract.
 
-  A subclass has a compact `__call__`. Its dataclass fields are the fields of
-  config.model, so that each has a default. It sets those of the following that
-  differ, as a class attribute or, to be configured, as a field of that name:
+  A subclass has a compact `__call__`. Its dataclass fields become the fields of
+  config.model, so each needs a default. A subclass may override the following
+  with a class attribute or, to make it configurable, with a field:
 
-    size_multiple: what both sides of an image must be multiples of.
-    slices: neighbouring slices that an image consists of, as channels; odd, the
-      one in the middle is predicted.
-    dropout: rate; where it is 0, there is nothing to sample.
-    scan: whether equal layers are one scan, see `unrolled`.
-    adversarial: whether a training step gives the call the labels too.
-    normalises: whether the outputs have an image of their own, `normalised`.
-    least: the least value of fields, by name.
+    size_multiple: both sides of an image must be multiples of it.
+    slices: number of neighbouring slices in an image, as channels; odd. The
+      network predicts the middle slice.
+    dropout: dropout rate; 0 means no dropout.
+    scan: whether repeated blocks run as one `nn.scan`, see `unrolled`.
+    adversarial: whether a training step also passes the labels to the call.
+    normalises: whether the outputs include `normalised`.
+    minimum: smallest allowed value of a field, by name.
+    choices: allowed values of a field, by name.
 
   Attributes:
-    dtype: 'float32' or 'bfloat16', for compute; the outputs are float32.
+    dtype: compute dtype, 'float32' or 'bfloat16'; the outputs are float32.
     axis_name: mapped axis of a pmapped call, or None.
   """
 
@@ -48,57 +49,65 @@ class Network(nn.Module, kw_only=True):
   scan = False
   adversarial = False
   normalises = False
-  least: ClassVar[Mapping[str, float]] = {}
+  minimum: ClassVar[Mapping[str, float]] = {}
+  choices: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> Outputs:
-    """Logits of the probability that a pixel is inside a cell.
+    """Predicts the logits of the probability that a pixel is inside a cell.
 
     Args:
-      image: `[b, y, x, slices]` float32, normalised; y and x as `check_size`
-        wants them. No parameter's shape depends on them.
-      train: batch statistics and dropout if True.
-      sample: dropout without batch statistics, as at the paper's test time.
+      image: `[b, y, x, slices]` float32, normalised; y and x must pass
+        `check_size`. No parameter's shape depends on them.
+      train: whether to use batch statistics and dropout.
+      sample: whether to use dropout with running statistics, as the paper does
+        at test time.
 
-    An adversarial network's call has a last argument, `label`:
-    `[b, y, x, 1]` float32, 1 inside a cell; None when it only predicts.
+    The call of an adversarial network has a last argument `label`,
+    `[b, y, x, 1]` float32, 1 inside a cell; None for a prediction alone.
 
     Returns:
-      `{'logits': [b, y, x, 1] float32}`, of the slice in the middle. There may
-      be `auxiliary`, `{name: the same}`, whose losses are added in training;
-      `normalised`, the same, of a network that normalises; and with labels
-      `judged`, see `addn.ADDN`.
+      `logits`, `[b, y, x, 1]` float32, of the middle slice. Optional outputs:
+      `auxiliary`, a dict of more logits of this shape, whose losses are added
+      in training; `normalised`, the image after a learned normalisation, of
+      this shape; with labels `judged`, see `addn.ADDN`.
 
     Raises:
-      InputError: sides that do not fit.
+      InputError: y or x is not allowed.
     """
     raise NotImplementedError('Network is abstract: subclass it.')
 
   def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise errors.InputError(
-        f'model.dtype is {self.dtype!r}; it must be float32 or bfloat16.'
-      )
+    """Raises InputError for a field value that the network does not allow."""
+    for name, allowed in {
+      'dtype': ('float32', 'bfloat16'),
+      **self.choices,
+    }.items():
+      if getattr(self, name) not in allowed:
+        *others, last = map(str, allowed)
+        raise errors.InputError(
+          f'model.{name} is {getattr(self, name)!r}; it must be '
+          f'{", ".join(others)} or {last}.'
+        )
     if not 0 <= self.dropout < 1:
       raise errors.InputError(
         f'model.dropout is {self.dropout}; it must be at least 0 and below 1.'
       )
     if self.slices < 1 or self.slices % 2 == 0:
       raise errors.InputError(
-        f'model.slices is {self.slices}; it must be odd, for there to be a '
-        'slice in the middle.'
+        f'model.slices is {self.slices}; it must be odd, so that there is a '
+        'middle slice.'
       )
-    for name, number in self.least.items():
-      value = getattr(self, name)
-      if value < number:
+    for name, minimum in self.minimum.items():
+      if getattr(self, name) < minimum:
         raise errors.InputError(
-          f'model.{name} is {value}; it must be at least {number}.'
+          f'model.{name} is {getattr(self, name)}; it must be at least '
+          f'{minimum}.'
         )
 
   def check_size(self, size: Sequence[int]) -> None:
-    """Raises InputError unless both sides (y, x) fit `size_multiple`."""
+    """Raises InputError unless y and x are multiples of `size_multiple`."""
     multiple = self.size_multiple
     if any(side % multiple or side < multiple for side in size):
       near = [max(1, round(side / multiple)) * multiple for side in size]
@@ -108,25 +117,25 @@ class Network(nn.Module, kw_only=True):
         'or data.size to such a side.'
       )
 
-  def least_sides(self) -> tuple[int, int]:
-    """Sides of the image that the network is initialised with: 64, or more."""
+  def init_size(self) -> tuple[int, int]:
+    """Sides of the image used for initialisation: 64, or the next multiple."""
     return (-(-64 // self.size_multiple) * self.size_multiple,) * 2
 
   def input_shape(
     self, window: Sequence[int], batch: int = 1
   ) -> tuple[int, ...]:
-    """Shape of an image: the slices are its channels."""
+    """The shape `(batch, y, x, slices)` of an image with the sides `window`."""
     return (batch, *window, self.slices)
 
   def unrolled(self) -> 'Network':
-    """The network without scans: the layers have the names that reports show.
+    """The network without scans, whose layers have the names in reports.
 
-    Its variables are those of `fc_resnet.unroll`.
+    `fc_resnet.unroll` converts the variables.
     """
     return self.clone(scan=False) if self.scan else self
 
 
 def fields(kind: type[Network]) -> list[dataclasses.Field]:
-  """The fields of a network that config.model has."""
+  """The dataclass fields of a network that are fields of config.model."""
   no_settings = ('parent', 'name', 'axis_name')
   return [f for f in dataclasses.fields(kind) if f.name not in no_settings]

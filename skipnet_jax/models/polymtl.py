@@ -11,18 +11,14 @@ from skipnet_jax.models import unet
 
 
 class PolyMtl(network.Network):
-  """A small U-Net makes the image that FC-ResNet then segments.
+  """A small U-Net normalises the image, and FC-ResNet segments its output.
 
-  Both are trained together, by the loss of the segmentation alone.
+  The loss of the segmentation trains both.
 
   Attributes:
-    short_skips: of FC-ResNet.
-    long_skips: of both.
-    dropout: of FC-ResNet.
-    base_width: of FC-ResNet, see `fc_resnet.FCResNet`.
-    blocks: of FC-ResNet.
-    repetitions: of FC-ResNet.
-    normaliser_width: channels of the small U-Net's first level.
+    long_skips: long skips of both networks.
+    normaliser_width: channels of the U-Net's first level. All other attributes
+      are those of `fc_resnet.FCResNet`.
   """
 
   short_skips: bool = True
@@ -32,13 +28,12 @@ class PolyMtl(network.Network):
   blocks: str = 'bottleneck'
   repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
   normaliser_width: int = 16
-  # Its outputs have an image of their own, which samples show.
   normalises = True
   size_multiple = fc_resnet.FCResNet.size_multiple
-  least: ClassVar = {'normaliser_width': 1}
+  minimum: ClassVar = {'normaliser_width': 1}
 
   def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
+    """Raises InputError for a field value that the network does not allow."""
     super().check()
     fc_resnet.FCResNet(**segmenter_fields(self), parent=None).check()
 
@@ -46,17 +41,16 @@ class PolyMtl(network.Network):
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> network.Outputs:
-    """See `Network`; `normalised` is what FC-ResNet is given."""
+    """See `Network`; `normalised` is the input of FC-ResNet."""
     self.check_size(image.shape[1:3])
     normaliser = unet.UNet(**normaliser_fields(self), name='normaliser')
-    # One channel: the difference of the U-Net's two.
     image = normaliser(image, train, sample)['logits']
     segmenter = fc_resnet.FCResNet(**segmenter_fields(self), name='segmenter')
     return segmenter(image, train, sample) | {'normalised': image}
 
 
 def normaliser_fields(model: PolyMtl) -> dict[str, Any]:
-  """Of its `unet.UNet`."""
+  """The fields of the model's `unet.UNet`."""
   return {
     'long_skips': model.long_skips,
     'dropout': 0.0,
@@ -67,17 +61,6 @@ def normaliser_fields(model: PolyMtl) -> dict[str, Any]:
 
 
 def segmenter_fields(model: PolyMtl) -> dict[str, Any]:
-  """Of its `fc_resnet.FCResNet`."""
-  return {
-    name: getattr(model, name)
-    for name in (
-      'short_skips',
-      'long_skips',
-      'dropout',
-      'base_width',
-      'blocks',
-      'repetitions',
-      'dtype',
-      'axis_name',
-    )
-  }
+  """The fields of the model's `fc_resnet.FCResNet`."""
+  names = {f.name for f in network.fields(PolyMtl)} - {'normaliser_width'}
+  return {name: getattr(model, name) for name in (*names, 'axis_name')}

@@ -11,16 +11,12 @@ from skipnet_jax.models import skips
 
 
 class ConvNorm(nn.Module):
-  """A 3x3 convolution, BatchNorm and, unless it is left out, ReLU.
+  """A 3x3 convolution, BatchNorm and, if `relu`, ReLU.
 
   Attributes:
-    features: output channels.
-    relu: whether ReLU follows.
-    use_bias: of the convolution.
-    kernel_init: of the convolution.
-    scale_init: of BatchNorm's scale.
-    dtype: compute dtype.
-    axis_name: mapped axis of a pmapped call, or None.
+    use_bias: whether the convolution has a bias.
+    kernel_init: initialiser of the convolution.
+    scale_init: initialiser of BatchNorm's scale.
   """
 
   features: int
@@ -48,13 +44,13 @@ class ConvNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-  """`ConvNorm`s, the last without ReLU, and the sum with what came in.
+  """Several `ConvNorm`s, the last without ReLU, plus the block's input.
 
   Attributes:
-    convolutions: how many.
-    short_skip: whether the input is added.
+    convolutions: number of `ConvNorm`s.
+    short_skip: whether to add the input.
     relu: whether ReLU follows the sum.
-    conv: settings handed to every `ConvNorm`.
+    conv: attributes of every `ConvNorm`.
   """
 
   convolutions: int

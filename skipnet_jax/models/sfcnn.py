@@ -6,29 +6,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skipnet_jax import errors
 from skipnet_jax.models import layers
 from skipnet_jax.models import network
 from skipnet_jax.models import skips
 from skipnet_jax.models import steerable
 
-# Halvings between the four levels.
-DEPTH = 3
+DEPTH = 3  # Number of downsamplings.
 
 
 class SFCNN(network.Network):
   """A U-Net equivariant under rotations by 22.5 degrees.
 
-  Exactly so under quarter turns, which map the pixels onto themselves. Each
-  level: two steerable convolutions with BatchNorm and ReLU; max pooling and
-  repetition between the levels; at the end the mean over the orientations, and
-  a 1x1 convolution. (The largest instead would turn over by rounding.) Widths
-  are not published.
+  The equivariance is exact for quarter turns, which map pixels onto pixels.
+  Each level: two steerable convolutions with BatchNorm and ReLU. Between the
+  levels: max pooling and nearest upsampling. At the end: the mean over the
+  orientations (rounding would change which of them is the maximum), and a 1x1
+  convolution. Widths are not published.
 
   Attributes:
     long_skips: concatenations from the contracting to the expanding path.
     base_width: channels of the first level at each of the 16 orientations;
-      each level has twice as many as the one before.
+      each next level has twice as many.
     kernel_size: side of the kernels, in pixels: 3, 5 or 7.
   """
 
@@ -36,22 +34,14 @@ class SFCNN(network.Network):
   base_width: int = 8
   kernel_size: int = 5
   size_multiple = 2**DEPTH
-  least: ClassVar = {'base_width': 1}
-
-  def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
-    super().check()
-    if self.kernel_size not in (3, 5, 7):
-      raise errors.InputError(
-        f'model.kernel_size is {self.kernel_size}; it must be 3, 5 or 7.'
-      )
+  minimum: ClassVar = {'base_width': 1}
+  choices: ClassVar = {'kernel_size': (3, 5, 7)}
 
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
   ) -> network.Outputs:
     """See `Network`."""
-    del sample
     self.check_size(image.shape[1:3])
     dtype = jnp.dtype(self.dtype)
 
@@ -76,20 +66,16 @@ class SFCNN(network.Network):
         down.append(x)
         x = layers.max_pool(x)
     for i in reversed(range(DEPTH)):
-      x = layers.repeat(x)
+      x = layers.upsample(x)
       if self.long_skips:
-        x = _join(f'long_skip_{i}', x, down[i])
+        # Concatenates the channels of each orientation.
+        shape = (*x.shape[:3], steerable.ORIENTATIONS, -1)
+        x = skips.LongConcatenation(name=f'long_skip_{i}')(
+          x.reshape(shape), down[i].reshape(shape)
+        )
+        x = x.reshape(*x.shape[:3], -1)
       x = level(f'up_{i}', x, self.base_width * 2**i)
     b, h, w, _ = x.shape
     x = x.reshape(b, h, w, steerable.ORIENTATIONS, -1).mean(3)
     x = layers.Conv(1, 1, dtype=dtype, name='classifier')(x)
-    return {'logits': layers.wide(x)}
-
-
-def _join(name: str, x: jax.Array, encoder: jax.Array) -> jax.Array:
-  """Concatenates the channels of each orientation."""
-  shape = (*x.shape[:3], steerable.ORIENTATIONS, -1)
-  both = skips.LongConcatenation(name=name)(
-    x.reshape(shape), encoder.reshape(shape)
-  )
-  return both.reshape(*x.shape[:3], -1)
+    return {'logits': layers.at_least_float32(x)}

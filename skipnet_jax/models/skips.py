@@ -1,7 +1,7 @@
-"""What skips: short ones around a block, long ones across the network.
+"""Skip connections: short ones around a block, long ones across the network.
 
-`analysis.routes` finds them by `skip_kind`; the second argument of a call is
-what skips, the first what came through the layers.
+In a call, the first argument comes through the layers and the second one skips
+them. `analysis.routes` recognises skips by their attribute `skip_kind`.
 """
 
 from typing import ClassVar
@@ -16,12 +16,11 @@ from skipnet_jax.models import layers
 class ShortSkip(nn.Module):
   """The sum of a block's residual path and its shortcut.
 
-  The shortcut is resampled like the block, and projected by a 1x1 convolution
-  only where the channel count differs; no BatchNorm or ReLU on it.
+  The shortcut is resampled like the block. A 1x1 convolution projects it only
+  if the channel counts differ; it has no BatchNorm or ReLU.
 
   Attributes:
-    resample: 'none', 'down' (decimation) or 'up' (repetition).
-    dtype: compute dtype.
+    resample: 'none', 'down' (decimation) or 'up' (nearest upsampling).
   """
 
   resample: str
@@ -38,20 +37,19 @@ class ShortSkip(nn.Module):
         residual.shape[-1], 1, dtype=self.dtype, name='projection'
       )(x)
     if self.resample == 'up':
-      x = layers.repeat(x)
+      x = layers.upsample(x)
     return residual + x
 
 
 class LongSkip(nn.Module):
   """The sum of the expanding path and the contracting stage of its resolution.
 
-  Where the widths differ, 1x1 convolutions project.
+  If their channel counts differ, 1x1 convolutions project.
 
   Attributes:
     projection: 'decoder' projects the expanding side to the contracting side's
       width; 'both' projects each side that is wider to `features`.
     features: inner width of the stage, used by 'both'.
-    dtype: compute dtype.
   """
 
   projection: str = 'decoder'
@@ -82,10 +80,9 @@ class LongConcatenation(nn.Module):
   skip_kind: ClassVar[str] = 'long'
 
   def __call__(self, decoder: jax.Array, encoder: jax.Array) -> jax.Array:
-    """`[b, y, x, c_encoder + c_decoder]`, of an encoder at least as large.
+    """Returns `[b, y, x, c_encoder + c_decoder]`.
 
-    What an encoder `[b, y', x', c_encoder]` has beyond the decoder's size is
-    cut off evenly around it.
+    The encoder is cropped to the centre if it is larger than the decoder.
     """
-    encoder = layers.centre(encoder, decoder.shape[1:3])
+    encoder = layers.centre_crop(encoder, decoder.shape[1:3])
     return jnp.concatenate([encoder, decoder], -1)

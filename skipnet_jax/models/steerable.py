@@ -1,9 +1,9 @@
 """Group convolutions by steerable filters (Weiler, Hamprecht, Storath 2018).
 
-A filter is a sum of circular harmonics times Gaussian rings, whose weights are
-learned; turning each harmonic by its phase turns the filter exactly. Feature
-maps hold every channel at `ORIENTATIONS` orientations: `[b, y, x, o c]`, the
-orientation the slower index.
+A filter is a weighted sum of atoms: circular harmonics times Gaussian rings.
+The network learns the weights. Shifting the phase of each harmonic rotates the
+filter exactly. A feature map holds every channel at `ORIENTATIONS`
+orientations: `[b, y, x, o c]`, where the orientation is the slower index.
 """
 
 import functools
@@ -17,10 +17,10 @@ import numpy as np
 from skipnet_jax.models import layers
 
 ORIENTATIONS = 16
-# Width of the rings, in pixels; they lie one pixel apart.
+# Standard deviation of the rings, in pixels; their radii are one pixel apart.
 SIGMA = 0.6
-# Highest angular frequency of each ring, from the centre: beyond, a harmonic
-# is not resolved by the pixels there.
+# Highest angular frequency of each ring, from the centre: its pixels do not
+# resolve higher ones.
 FREQUENCIES = (0, 2, 3, 2)
 
 
@@ -28,8 +28,8 @@ FREQUENCIES = (0, 2, 3, 2)
 def basis(side: int) -> np.ndarray:
   """The atoms at every orientation, `[o, q, side, side]` float32.
 
-  Each harmonic above 0 has two, a cosine and a sine; every atom has the norm 1
-  at orientation 0. Turning by 90 degrees is `np.rot90` of the pixels.
+  A harmonic above 0 has two atoms, a cosine and a sine; every atom has norm 1
+  at orientation 0. A rotation by 90 degrees is `np.rot90` of the pixels.
 
   Args:
     side: of the kernel, in pixels, odd and at most 7.
@@ -39,22 +39,22 @@ def basis(side: int) -> np.ndarray:
   radius, angle = np.hypot(x, y), np.arctan2(y, x)
   turns = 2 * np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS
   angle = angle[None] - turns[:, None, None]
-  found = []
+  unscaled = []
   for ring, highest in enumerate(FREQUENCIES[: half + 1]):
     profile = np.exp(-((radius - ring) ** 2) / (2 * SIGMA**2))
     for k in range(highest + 1):
-      # A harmonic has no value in its centre.
+      # A harmonic above 0 is undefined at the centre: use 0.
       shape = profile if k == 0 else profile * (radius > 0)
-      found.append(shape * np.cos(k * angle))
+      unscaled.append(shape * np.cos(k * angle))
       if k:
-        found.append(shape * np.sin(k * angle))
-  atoms = np.stack(found, 1)
+        unscaled.append(shape * np.sin(k * angle))
+  atoms = np.stack(unscaled, 1)
   norm = np.sqrt(np.square(atoms[:1]).sum((2, 3), keepdims=True))
   return (atoms / norm).astype(np.float32)
 
 
 def _he_normal(inputs: int):
-  """Generalised He initialisation: of atoms of norm 1, seen by `inputs`."""
+  """Generalised He initialisation for atoms of norm 1 and `inputs` channels."""
 
   def init(key, shape, dtype=jnp.float32):
     scale = math.sqrt(2 / (shape[0] * inputs))
@@ -67,10 +67,9 @@ class SteerableConv(nn.Module):
   """A convolution over positions and orientations, with bias.
 
   Attributes:
-    features: output channels, at every orientation.
+    features: output channels at every orientation.
     kernel_size: side of the kernel, in pixels, odd and at most 7.
     lift: whether the input is an image, without orientations.
-    dtype: compute dtype.
   """
 
   features: int
@@ -82,39 +81,33 @@ class SteerableConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[b, y, x, o c]`, or `[b, y, x, c]`, to `[b, y, x, o features]`."""
     atoms = basis(self.kernel_size)
-    seen = 1 if self.lift else ORIENTATIONS
-    inputs = x.shape[-1] // seen
+    orientations = 1 if self.lift else ORIENTATIONS
+    inputs = x.shape[-1] // orientations
     weights = self.param(
       'kernel',
-      _he_normal(inputs * seen),
-      (atoms.shape[1], seen, inputs, self.features),
+      _he_normal(inputs * orientations),
+      (atoms.shape[1], orientations, inputs, self.features),
     )
-    # An output orientation sees the others relative to its own.
-    to, by = np.mgrid[:ORIENTATIONS, :seen]
-    turned = weights[:, (by - to) % seen]
+    # The weights depend on the input's orientation relative to the output's.
+    to, by = np.mgrid[:ORIENTATIONS, :orientations]
+    turned = weights[:, (by - to) % orientations]
     kernel = jnp.einsum(
       'oqyx,qoscf->yxscof', atoms, turned, precision='highest'
     )
     k = self.kernel_size
-    kernel = kernel.reshape(k, k, seen * inputs, -1).astype(self.dtype)
+    kernel = kernel.reshape(k, k, orientations * inputs, -1).astype(self.dtype)
     x = layers.conv(x.astype(self.dtype), kernel)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     bias = jnp.tile(bias, ORIENTATIONS).astype(self.dtype)
     return x + bias.reshape(1, 1, 1, -1)
 
   def products(self, kernel: tuple[int, ...]) -> int:
-    """Of a pixel, with a `kernel` of this shape, see `layer_table`."""
-    _, seen, inputs, features = kernel
-    return self.kernel_size**2 * seen * inputs * features * ORIENTATIONS
+    """Multiplications per pixel for a `kernel` of this shape."""
+    return self.kernel_size**2 * math.prod(kernel[1:]) * ORIENTATIONS
 
 
 class OrientedNorm(nn.Module):
-  """BatchNorm of each channel over all orientations, then ReLU.
-
-  Attributes:
-    dtype: compute dtype.
-    axis_name: mapped axis of a pmapped call, or None.
-  """
+  """BatchNorm of each channel over all orientations, then ReLU."""
 
   dtype: layers.Dtype = jnp.float32
   axis_name: str | None = None

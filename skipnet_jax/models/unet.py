@@ -12,25 +12,23 @@ from skipnet_jax.models import layers
 from skipnet_jax.models import network
 from skipnet_jax.models import skips
 
-# Halvings between the five levels.
-DEPTH = 4
-PADDINGS = ('SAME', 'VALID')
-# What 'VALID' cuts off on each side, in pixels: 2 for the two convolutions of
-# each of four levels on both ways, as often as a level's pixel is wide, and of
-# the deepest.
+DEPTH = 4  # Number of downsamplings.
+# Pixels that 'VALID' removes on each side: 2 for the two convolutions of each
+# level, times the size of the level's pixels; the deepest level counts once,
+# the other four on both paths.
 VALID_BORDER = 2 * 2 * (1 + 2 + 4 + 8) + 2 * 16
 
 
 def valid_pad(side: int) -> tuple[int, int]:
-  """Pixels to mirror before and after a side, in 'VALID', for it to fit.
+  """Pixels to pad before and after a side for 'VALID' convolutions.
 
-  At least `VALID_BORDER` on both sides; 572 for the paper's 388. The network
-  fits inputs of 16 n + 12 pixels.
+  At least `VALID_BORDER` on both sides: the paper pads 388 to 572. The padded
+  side is 16 n + 12 pixels, which the network can downsample.
   """
-  least = side + 2 * VALID_BORDER
-  more = (12 - least) % 2**DEPTH
+  minimum = side + 2 * VALID_BORDER
+  more = (12 - minimum) % 2**DEPTH
   before = VALID_BORDER + more // 2
-  return before, least + more - side - before
+  return before, minimum + more - side - before
 
 
 def contract_and_expand(
@@ -45,21 +43,11 @@ def contract_and_expand(
   dtype: layers.Dtype = jnp.float32,
   axis_name: str | None = None,
 ) -> jax.Array:
-  """All of a U-Net but its classifier, within a compact method.
+  """All layers of a U-Net but its classifier; call it in a compact method.
 
-  Args:
-    x: `[b, y, x, c]`.
-    drop: whether dropout is on.
-    base_width: as in `UNet`, like what follows.
-    long_skips: as in `UNet`.
-    padding: as in `UNet`.
-    up_kernel: as in `UNet`.
-    dropout: as in `UNet`.
-    dtype: compute dtype.
-    axis_name: as in `UNet`.
-
-  Returns:
-    `[b, y, x, base_width]`, in 'VALID' 2 `VALID_BORDER` pixels smaller.
+  It maps `[b, y, x, c]` to `[b, y, x, base_width]`; 'VALID' removes
+  `VALID_BORDER` on each side. `drop` switches dropout on. The other arguments
+  are attributes of `UNet`.
   """
 
   def level(name, x, features):
@@ -90,13 +78,13 @@ def contract_and_expand(
 
 
 class UNet(network.Network):
-  """U-Net with its long skips as concatenations.
+  """U-Net, whose long skips are concatenations.
 
   Attributes:
-    long_skips: False: no concatenations; the convolutions after them are
-      smaller then.
-    padding: 'VALID' as published: the image is mirrored around so that the
-      prediction has its size; or 'SAME'.
+    long_skips: False: no concatenations, so the convolutions after them are
+      smaller.
+    padding: 'VALID' as published, with the image padded by reflection so that
+      the prediction has its size; or 'SAME'.
     up_kernel: side of the transposed convolutions' kernels: 2 as published; 3
       as in the U-Net that public GPU benchmarks time.
     dropout: rate at the end of the last two contracting levels.
@@ -109,25 +97,13 @@ class UNet(network.Network):
   dropout: float = 0.5
   base_width: int = 64
   size_multiple = 2**DEPTH
-  least: ClassVar = {'base_width': 1}
-
-  def check(self) -> None:
-    """Raises InputError for a setting that no network can be built from."""
-    super().check()
-    if self.padding not in PADDINGS:
-      raise errors.InputError(
-        f'model.padding is {self.padding!r}; it must be SAME or VALID.'
-      )
-    if self.up_kernel not in (2, 3):
-      raise errors.InputError(
-        f'model.up_kernel is {self.up_kernel}; it must be 2 or 3.'
-      )
+  minimum: ClassVar = {'base_width': 1}
+  choices: ClassVar = {'padding': ('SAME', 'VALID'), 'up_kernel': (2, 3)}
 
   def check_size(self, size: Sequence[int]) -> None:
-    """Raises InputError for sides that do not fit.
+    """Raises InputError for sides that the network cannot take.
 
-    In 'SAME' they must be multiples of 16. 'VALID' takes any of at least 4
-    pixels, see `valid_pad`.
+    'SAME' takes multiples of 16, 'VALID' any side of at least 4 pixels.
     """
     if self.padding == 'SAME':
       super().check_size(size)
@@ -142,15 +118,15 @@ class UNet(network.Network):
   ) -> network.Outputs:
     """See `Network`.
 
-    The logits are the difference of the paper's two channels, whose softmax is
-    the sigmoid of it.
+    The logits are the difference of the paper's two channels: their sigmoid is
+    the channels' softmax.
     """
     size = image.shape[1:3]
     self.check_size(size)
     dtype = jnp.dtype(self.dtype)
     x = image
     if self.padding == 'VALID':
-      x = layers.mirror(x, [valid_pad(side) for side in size])
+      x = layers.reflect_pad(x, [valid_pad(side) for side in size])
     x = contract_and_expand(
       x,
       train or sample,
@@ -163,5 +139,5 @@ class UNet(network.Network):
       axis_name=self.axis_name,
     )
     x = layers.Conv(2, 1, dtype=dtype, name='classifier')(x)
-    x = layers.wide(layers.centre(x, size))
+    x = layers.at_least_float32(layers.centre_crop(x, size))
     return {'logits': x[..., 1:] - x[..., :1]}

@@ -1,4 +1,4 @@
-"""The contracting path of VGG, which nets with side outputs share."""
+"""The contracting path of VGG, for CUMedVision and M2FCN."""
 
 import flax.linen as nn
 import jax
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from skipnet_jax.models import layers
 
-# Convolutions of each level.
+# Number of convolutions on each level.
 CONVOLUTIONS = (2, 2, 3, 3)
-# What the sides of an image must be multiples of: of the three halvings.
+# The sides of an image are halved between the levels.
 SIZE_MULTIPLE = 2 ** (len(CONVOLUTIONS) - 1)
 
 
@@ -16,9 +16,7 @@ class Trunk(nn.Module):
   """3x3 convolutions with ReLU, and max pooling between the levels.
 
   Attributes:
-    base_width: channels of the first level; each has twice as many as the one
-      before.
-    dtype: compute dtype.
+    base_width: channels of the first level; each next level has twice as many.
   """
 
   base_width: int
@@ -27,7 +25,7 @@ class Trunk(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> list[jax.Array]:
     """Maps `[b, y, x, c]` to the levels' `[b, y / 2^i, x / 2^i, w 2^i]`."""
-    found = []
+    levels = []
     for level, count in enumerate(CONVOLUTIONS):
       x = layers.max_pool(x) if level else x
       for i in range(1, count + 1):
@@ -37,5 +35,5 @@ class Trunk(nn.Module):
           name=f'level_{level}_conv_{i}',
         )(x)
         x = nn.relu(x)
-      found.append(x)
-    return found
+      levels.append(x)
+    return levels

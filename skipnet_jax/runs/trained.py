@@ -60,7 +60,7 @@ def abstract_state(
 ) -> tuple[network.Network, state_lib.TrainState]:
   """A config's network, and what its checkpoints hold: shapes and dtypes."""
   # The shapes depend neither on the window nor on the length of an epoch.
-  sides = models.build_model(config.model).least_sides()
+  sides = models.build_model(config.model).init_size()
   training = build_lib.build(config, sides, 1)
   return training.model, training.abstract_state
 

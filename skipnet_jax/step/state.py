@@ -33,7 +33,7 @@ class TrainState:
 
 
 def _draw(model: network.Network, key: jax.Array) -> Any:
-  image = jnp.zeros(model.input_shape(model.least_sides()), jnp.float32)
+  image = jnp.zeros(model.input_shape(model.init_size()), jnp.float32)
   return model.init(streams.key_at(key, 'init'), image, train=False)
 
 
