@@ -46,7 +46,7 @@ def test_each_process_starts_from_what_the_first_one_found(child):
   assert [j.config for j in journals] == [{'seed': 3}] * 3
   later = [False, {'train float32': 5}, ['b']]
   assert [j.about['seen'] for j in journals] == [[True, {}, []], later, later]
-  # They are told of one folder for compiled programs.
+  # They share one folder for compiled programs.
   assert len({j.cache for j in journals}) == 1
 
 
@@ -61,7 +61,7 @@ def test_the_process_runs_this_package(child):
 def test_another_process_goes_on_after_one_that_was_killed(child):
   child(
     "if not journal['trials']:\n"
-    "  journal['at'] = 'the row'\n"
+    "  journal['current'] = 'the row'\n"
     "  journal['rows'] = {'before': {'error': None}}\n"
     '  save()\n'
     '  os.kill(os.getpid(), 9)\n'
@@ -72,7 +72,7 @@ def test_another_process_goes_on_after_one_that_was_killed(child):
   (journal,) = children.measure({}, 1, said.append)
   assert journal.rows['before'] == {'error': None}
   assert 'killed (SIGKILL)' in journal.rows['the row']['error']
-  assert journal.at is None
+  assert journal.current is None
   assert '    killed (SIGKILL)' in said
 
 

@@ -37,7 +37,7 @@ def test_a_search_below_a_batch_never_tries_it_again():
     tried.append(n)
     return n <= 5
 
-  assert largest.search(fits, 0, 12) == (5, 6)
+  assert largest.search(fits, 12) == (5, 6)
   assert max(tried) < 12
 
 
@@ -52,27 +52,29 @@ def test_a_line_through_what_was_compiled_spares_trials(limit, error):
     points.append((n, error * (100 + 7 * n)))
     return 100 + 7 * n <= room
 
-  low, high = largest.search(fits, expect=lambda: largest.by_line(points, room))
+  low, high = largest.search(
+    fits, expect=lambda: largest.extrapolate(points, room)
+  )
   assert low <= limit < high
   assert high - low <= max(1, low // 8)
   assert len(tried) == len(set(tried)) <= 8
 
 
 def test_where_a_line_reaches_a_limit():
-  assert largest.by_line([(1, 10.0)], 100) is None
-  assert largest.by_line([(1, 10.0), (2, 20.0)], 99) == 9
-  assert largest.by_line([(4, 9.0), (1, 10.0), (3, 30.0)], 100) == 10
+  assert largest.extrapolate([(1, 10.0)], 100) is None
+  assert largest.extrapolate([(1, 10.0), (2, 20.0)], 99) == 9
+  assert largest.extrapolate([(4, 9.0), (1, 10.0), (3, 30.0)], 100) == 10
   # Not a line on which more examples need more.
-  assert largest.by_line([(1, 10.0), (2, 10.0)], 100) is None
-  assert largest.by_line([(1, 10.0), (2, 20.0)], 5) == 1
+  assert largest.extrapolate([(1, 10.0), (2, 10.0)], 100) is None
+  assert largest.extrapolate([(1, 10.0), (2, 20.0)], 5) == 1
 
 
 def test_what_jax_says_without_memory_is_recognised():
   with pytest.raises(jax.errors.JaxRuntimeError) as caught:
     jnp.zeros((2**45,), jnp.float32).block_until_ready()
-  assert largest.exhausted(caught.value).startswith('out of memory: ')
+  assert largest.out_of_memory(caught.value).startswith('out of memory: ')
   other = jax.errors.JaxRuntimeError('INVALID_ARGUMENT: shapes differ')
-  assert largest.exhausted(other) == ''
+  assert largest.out_of_memory(other) == ''
 
 
 def device(platform, limit=None):
@@ -82,16 +84,16 @@ def device(platform, limit=None):
 
 def test_a_program_larger_than_the_device_does_not_fit():
   gpu = device('gpu', 2**30)
-  assert largest.shortage(2**30, 4, gpu) == ''
-  assert largest.shortage(None, 1, gpu) == ''
-  why = largest.shortage(3 * 2**29, 1, gpu)
-  assert 'needs 1.50 GiB and 1.00 GiB are there' in why
+  assert largest.shortage(2**30, [gpu] * 4) == ''
+  assert largest.shortage(None, [gpu]) == ''
+  why = largest.shortage(3 * 2**29, [gpu])
+  assert 'needs 1.50 GiB, but only 1.00 GiB are available' in why
 
 
 def test_devices_of_a_cpu_share_its_memory(monkeypatch):
   monkeypatch.setattr(largest, 'memory_limit', lambda _: 1000)
-  assert largest.shortage(300, 3, device('cpu')) == ''
-  assert largest.shortage(300, 4, device('cpu'))
+  assert largest.shortage(300, [device('cpu')] * 3) == ''
+  assert largest.shortage(300, [device('cpu')] * 4)
 
 
 def test_the_memory_of_a_cpu_is_what_is_available():

@@ -14,11 +14,13 @@ def make(**changes):
   return section
 
 
-def rows(section, counts, *, found=False):
+def rows(section, counts, *, searched=False):
   return [
     cell
     for call, dtype, batch in plan.groups(section)
-    for cell in plan.cells(section, call, dtype, batch, counts, found=found)
+    for cell in plan.cells(
+      section, call, dtype, batch, counts, searched=searched
+    )
   ]
 
 
@@ -63,9 +65,9 @@ def test_each_dtype_and_batch_has_its_rows():
   ]
 
 
-def test_a_batch_that_was_found_is_rounded_for_strong_scaling():
+def test_a_searched_batch_is_rounded_for_strong_scaling():
   section = make(modes=('pmap',), calls=('train',), feeds=('compute',))
-  cells = plan.cells(section, 'train', 'float32', 11, (1, 2, 4), found=True)
+  cells = plan.cells(section, 'train', 'float32', 11, (1, 2, 4), searched=True)
   assert [(c.devices, c.batch) for c in cells] == [
     (1, 11),
     (2, 22),
@@ -75,11 +77,11 @@ def test_a_batch_that_was_found_is_rounded_for_strong_scaling():
     (4, 8),
   ]
   # Three images cannot be divided among four devices.
-  cells = plan.cells(section, 'train', 'float32', 3, (1, 4), found=True)
+  cells = plan.cells(section, 'train', 'float32', 3, (1, 4), searched=True)
   assert [(c.devices, c.batch) for c in cells] == [(1, 3), (4, 12)]
 
 
-def test_the_largest_batch_is_looked_for_by_the_feed_that_needs_most():
+def test_the_search_uses_the_feed_that_needs_most_memory():
   found = plan.trial(make(), 'train', 'float32', 3)
   assert found == plan.Cell('train', 'augment', 'jit', 1, 'float32', 3)
   found = plan.trial(make(feeds=('compute',)), 'train', 'float32', 3)
@@ -107,16 +109,16 @@ def test_numbers_of_devices(wanted, available, hosts, counts):
 def test_numbers_of_devices_that_are_not_there():
   with pytest.raises(errors.InputError, match='has 16, but there are 8 cpu'):
     plan.device_counts(make(devices=(1, 16)), 8, 1, 'cpu')
-  with pytest.raises(errors.InputError, match='2 processes take part with 8'):
+  with pytest.raises(errors.InputError, match='2 processes have 8 devices'):
     plan.device_counts(make(devices=(1, 8)), 8, 2, 'cpu')
 
 
 def test_a_batch_that_devices_do_not_divide():
   section = make(modes=('sharded',))
   with pytest.raises(errors.InputError, match='give multiples of 12'):
-    plan.cells(section, 'train', 'float32', 8, (1, 4, 6), found=False)
+    plan.cells(section, 'train', 'float32', 8, (1, 4, 6), searched=False)
   section.scaling = ('weak',)
-  cells = plan.cells(section, 'eval', 'float32', 8, (1, 4, 6), found=False)
+  cells = plan.cells(section, 'eval', 'float32', 8, (1, 4, 6), searched=False)
   assert [c.batch for c in cells] == [8, 32, 48]
 
 
@@ -191,5 +193,5 @@ def test_the_presets_can_be_carried_out():
     assert bare.model.name == 'fc_resnet'
     for call, dtype, batch in plan.groups(section):
       assert plan.cells(
-        section, call, dtype, batch or 8, (1, 2, 4, 8), found=not batch
+        section, call, dtype, batch or 8, (1, 2, 4, 8), searched=not batch
       )

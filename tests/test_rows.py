@@ -52,11 +52,9 @@ class Fake:
       jitted=jax.jit(lambda x: x + 1),
       arguments=(jnp.zeros(()),),
       start=start,
-      steps=2,
-      runs=1,
       flops=7 * cell.batch,
-      moved=3 * cell.batch,
-      devices=tuple(jax.devices()[: cell.devices]),
+      min_bytes=3 * cell.batch,
+      steps=2,
     )
 
 
@@ -83,8 +81,8 @@ def measure(smoke, monkeypatch):
   return call
 
 
-def test_each_row_has_its_times_by_step(measure):
-  journal, said = measure({'batches': (4, 8)})
+def test_each_row_has_its_times_by_step(measure, tmp_path):
+  journal, said = measure({'batches': (4, 8)}, cache=str(tmp_path))
   assert list(journal.rows) == [
     'train compute jit x1 float32 batch 4',
     'train compute jit x1 float32 batch 8',
@@ -101,6 +99,13 @@ def test_each_row_has_its_times_by_step(measure):
   # Nobody waits in silence: what is measured, and what came out.
   assert said[1] == '[1/2] train compute jit x1 float32 batch 4'
   assert 'images/s' in said[2]
+
+
+def test_without_a_cache_no_warm_compile_is_measured(measure):
+  journal, _ = measure()
+  (row,) = journal.rows.values()
+  assert row['compile']['compile_s'] > 0
+  assert row['compile']['warm_compile_s'] is None
 
 
 def test_the_largest_batch_is_found_and_the_refused_one_reported(measure):
@@ -170,7 +175,7 @@ def test_nothing_fits(measure):
   journal, _ = measure({'batches': (0,)}, limit=0)
   (row,) = journal.rows.values()
   assert row['error'].startswith('Batch 1 does not fit')
-  assert row['error'].endswith('no smaller fits.')
+  assert row['error'].endswith('no smaller batch fits.')
 
 
 def test_a_program_that_cannot_fit_is_not_run(measure, monkeypatch):

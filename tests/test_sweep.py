@@ -28,9 +28,9 @@ def measured(cell, seconds, **changes):
     'warmup': 1,
     'seconds': seconds,
     'compile': COMPILE,
-    'runs': 1,
+    'executions_per_batch': 1,
     'flops': 8_000_000_000,
-    'moved': 8_000_000_000,
+    'min_bytes': 8_000_000_000,
     'peak_bytes': None,
     'watts': None,
   } | changes
@@ -87,8 +87,10 @@ def test_a_row_is_of_the_times_of_all_processes():
   ]
 
 
-def test_runs_of_a_program_multiply_what_xla_counts():
-  (row,), _ = sweep.merge([journal(measured(CELL, [1.0], runs=9))])
+def test_executions_of_a_program_multiply_what_xla_counts():
+  (row,), _ = sweep.merge(
+    [journal(measured(CELL, [1.0], executions_per_batch=9))]
+  )
   assert row['hlo_flops'] == 45e9
   assert row['hlo_bytes'] == 36e9
 

@@ -1,8 +1,6 @@
 """Times and compile phases of benchmarks."""
 
-import pathlib
 import statistics
-import tempfile
 import types
 
 import jax
@@ -12,7 +10,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from skipnet_jax import errors
 from skipnet_jax.benchmarking.timing import measure
 
 DISPATCH, WORK = 0.25, 8.0
@@ -25,6 +22,7 @@ class Device:
     self.now = 100.0
     self.free = 0.0
     self.calls = 0
+    self.waited_after = []
 
   def clock(self):
     return self.now
@@ -44,6 +42,7 @@ class Pending:
     self.ready = ready
 
   def block_until_ready(self):
+    self.device.waited_after.append(self.device.calls)
     self.device.now = max(self.device.now, self.ready)
     return self
 
@@ -61,16 +60,8 @@ def test_a_call_lasts_until_its_result_is_there_not_until_it_is_dispatched():
 
 def test_no_call_waits_in_the_queue_of_another():
   device = Device()
-  waited = []
-
-  def block(result):
-    waited.append(device.calls)
-    jax.block_until_ready(result)
-
-  measure.time_calls(
-    device.call, warmup=1, repetitions=2, clock=device.clock, block=block
-  )
-  assert waited == [1, 2, 3]
+  measure.time_calls(device.call, warmup=1, repetitions=2, clock=device.clock)
+  assert device.waited_after == [1, 2, 3]
 
 
 def test_a_real_call_takes_as_long_as_its_work():
@@ -79,23 +70,6 @@ def test_a_real_call_takes_as_long_as_its_work():
   seconds = measure.time_calls(lambda: call(x), warmup=1, repetitions=1).seconds
   # 5.4 GFLOPs: no core does them in a millisecond.
   assert seconds[0] > 1e-3
-
-
-@pytest.mark.parametrize(
-  ('counts', 'message'),
-  [
-    (
-      {'warmup': 0, 'repetitions': 0},
-      'repetitions is 0; it must be at least 1',
-    ),
-    ({'warmup': -1, 'repetitions': 1}, 'warmup is -1; it must be at least 0'),
-  ],
-)
-def test_no_repetition_is_refused_before_anything_runs(counts, message):
-  device = Device()
-  with pytest.raises(errors.InputError, match=message):
-    measure.time_calls(device.call, **counts)
-  assert device.calls == 0
 
 
 @pytest.mark.parametrize('n', [1, 2, 5, 100])
@@ -233,23 +207,20 @@ def fake_compiled(memory, cost):
 @pytest.mark.parametrize(
   ('memory', 'cost', 'expected'),
   [
-    ('m', {'flops': 3.0, 'bytes accessed': 5.0}, (3.0, 5.0, 10)),
-    (['m'], [{'flops': 3.0, 'bytes accessed': 5.0}], (3.0, 5.0, 10)),
+    (True, {'flops': 3.0, 'bytes accessed': 5.0}, (3.0, 5.0, 10)),
     (None, None, (None, None, None)),
-    ([], [], (None, None, None)),
     (None, {'flops': -1.0}, (None, None, None)),
   ],
 )
-def test_what_backends_answer_is_read_in_every_shape(memory, cost, expected):
+def test_what_a_backend_does_not_know_is_none(memory, cost, expected):
   stats = types.SimpleNamespace(
     argument_size_in_bytes=4,
     output_size_in_bytes=3,
     temp_size_in_bytes=5,
     alias_size_in_bytes=2,
   )
-  if memory:
-    memory = stats if memory == 'm' else [stats]
-  lowered = types.SimpleNamespace(compile=lambda: fake_compiled(memory, cost))
+  compiled = fake_compiled(memory and stats, cost)
+  lowered = types.SimpleNamespace(compile=lambda: compiled)
   jitted = types.SimpleNamespace(lower=lambda: lowered)
   _, found = measure.compile_phases(jitted)
   assert (found.hlo_flops, found.hlo_bytes, found.predicted_bytes) == expected
@@ -265,7 +236,13 @@ def slow_to_compile():
   return call, jnp.ones((4, 16))
 
 
-def test_the_second_compile_comes_from_the_cache_and_the_first_does_not():
+def compile_twice(call, x, cache):
+  return measure.compile_phases(call, x, cache=str(cache), measure_warm=True)
+
+
+def test_the_second_compile_comes_from_the_cache_and_the_first_does_not(
+  tmp_path,
+):
   events = []
 
   def listen(event, **_):
@@ -276,10 +253,10 @@ def test_the_second_compile_comes_from_the_cache_and_the_first_does_not():
   call(x)  # Compiled already: that must not help.
   jax.monitoring.register_event_listener(listen)
   try:
-    compiled, found = measure.compile_cold_and_warm(call, x)
+    compiled, found = compile_twice(call, x, tmp_path / 'a')
     assert events == ['cache_misses', 'cache_hits']
-    # And once more: the first folder is gone.
-    _, again = measure.compile_cold_and_warm(call, x)
+    # And once more in another folder.
+    _, again = compile_twice(call, x, tmp_path / 'b')
     assert events == ['cache_misses', 'cache_hits'] * 2
   finally:
     jax.monitoring.unregister_event_listener(listen)
@@ -325,32 +302,12 @@ def test_a_cold_compile_sees_no_cache_at_all(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_a_cache_that_does_not_answer_gives_no_warm_time(monkeypatch):
+def test_a_cache_that_does_not_answer_gives_no_warm_time(tmp_path):
   call, x = slow_to_compile()
-  folder = tempfile.TemporaryDirectory
-
-  class Forgetful(folder):
-    def __enter__(self):
-      # A file where the folder was: nothing can be kept there.
-      path = pathlib.Path(super().__enter__(), 'file')
-      path.write_text('')
-      return str(path)
-
-  monkeypatch.setattr(tempfile, 'TemporaryDirectory', Forgetful)
+  # A file where the folder should be: nothing can be kept there.
+  path = tmp_path / 'file'
+  path.write_text('')
   with pytest.warns(UserWarning, match='compilation cache'):
-    _, found = measure.compile_cold_and_warm(call, x)
+    _, found = compile_twice(call, x, path)
   assert found.warm_compile_s is None
   assert found.compile_s > 0
-
-
-def test_several_processes_measure_no_warm_cache(monkeypatch, tmp_path):
-  call, x = slow_to_compile()
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  before = jax.config.jax_compilation_cache_dir
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path))
-  try:
-    _, found = measure.compile_cold_and_warm(call, x)
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
-  finally:
-    jax.config.update('jax_compilation_cache_dir', before)
-  assert found.warm_compile_s is None

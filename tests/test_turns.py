@@ -1,8 +1,5 @@
 """Turns on a clock that only the calls move."""
 
-import pytest
-
-from skipnet_jax import errors
 from skipnet_jax.benchmarking.timing import turns
 
 
@@ -34,23 +31,18 @@ def twice(durations):
 def test_rounds_alternate_and_only_second_calls_after_warm_up_count():
   track = Track()
   calls = {
-    'a': track.runner('a', twice([9.0, 9.0, 1.0, 2.0, 3.0])),
-    'b': track.runner('b', twice([8.0, 8.0, 0.5, 1.5, 2.5])),
-    'c': track.runner('c', twice([7.0, 7.0, 4.0, 4.0, 4.0])),
+    'a': track.runner('a', twice([9.0, 1.0, 2.0, 3.0])),
+    'b': track.runner('b', twice([8.0, 0.5, 1.5, 2.5])),
+    'c': track.runner('c', twice([7.0, 4.0, 4.0, 4.0])),
   }
-  timings = turns.take_turns(calls, rounds=3, warmup=2, clock=track.clock)
-  assert ''.join(track.ran) == 'aabbccccbbaa' * 2 + 'aabbcc'
+  timings = turns.take_turns(calls, rounds=3, clock=track.clock)
+  assert ''.join(track.ran) == 'aabbccccbbaa' * 2
   assert timings['a'].seconds == (1.0, 2.0, 3.0)
   assert timings['b'].seconds == (0.5, 1.5, 2.5)
-  assert timings['c'].summary()['warmup'] == 2
+  assert timings['c'].summary()['warmup'] == 1
 
 
-def test_a_race_of_no_rounds_is_refused():
-  with pytest.raises(errors.InputError, match='rounds is 0'):
-    turns.take_turns({}, rounds=0)
-
-
-def test_what_cannot_run_is_told_with_its_reason():
+def test_a_call_that_fails_is_reported_with_its_reason():
   track = Track()
 
   def broken():

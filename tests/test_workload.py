@@ -40,12 +40,12 @@ def test_a_step_is_repeated_on_the_same_batch_in_each_mode(bench):
   losses = {}
   for mode, devices in (('jit', 1), ('pmap', 2), ('sharded', 2)):
     cell = dataclasses.replace(TRAIN, mode=mode, devices=devices)
-    work, call = start(bench, cell)
-    assert len(work.devices) == devices
+    _, call = start(bench, cell)
     losses[mode] = []
     for count in (1, 2, 3):
       state, metrics = call()
       assert int(np.ravel(state.step)[0]) == count
+      assert len(state.step.devices()) == devices
       # The record that train keeps is part of the step.
       assert metrics['flow'].shape[-2] == 4
       losses[mode].append(loss(metrics))
@@ -74,11 +74,11 @@ def test_an_epoch_is_as_many_steps_as_it_says(bench):
   assert work.steps == 2
   assert work.program == augment.program
   call = work.start(work.jitted.lower(*work.arguments).compile())
-  state, sums = call()
-  assert int(state.step) == sums['steps'] == 2
+  state, done = call()
+  assert int(state.step) == done.sums['steps'] == 2
   # The same batches as two calls with augmentation inside.
   np.testing.assert_allclose(
-    sums['loss'], loss(first) + loss(second), rtol=1e-5
+    done.sums['loss'], loss(first) + loss(second), rtol=1e-5
   )
 
 
@@ -140,7 +140,7 @@ def test_a_tiled_prediction_is_of_four_slices(bench):
   assert mean.min() >= 0
   assert mean.max() <= 1
   # Tiles of 64 that overlap by 16 start at multiples of 32: three by three.
-  assert work.runs == 9
+  assert work.executions_per_batch == 9
   assert work.flops == 9 * flops.forward(bench.table)
 
 

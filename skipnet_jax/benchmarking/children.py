@@ -1,7 +1,7 @@
-"""Fresh processes that measure, one after the other.
+"""Starts the processes that measure, one after the other.
 
-A number measured in one process may be that process's luck. The parent touches
-no device, so that each child has the machine to itself.
+A time measured in a single process may be that process's luck. The parent uses
+no device, so each child has the machine to itself.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ Journal = journal_lib.Journal
 
 
 def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
-  """Measures everything in each of several processes.
+  """Measures everything in each of several new processes.
 
-  What the first one found is kept: the largest batches, the rows that do not
+  All use what the first one found: the largest batches, the rows that do not
   fit, and the compiled programs.
 
   Args:
     config: of the whole experiment, as JSON values.
     processes: how many.
-    say: told what they print.
+    say: receives every line that they print.
 
   Returns:
     Their journals.
@@ -41,13 +41,12 @@ def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
   with tempfile.TemporaryDirectory(prefix='skipnet_jax_benchmark_') as home:
     for number in range(processes):
       path = pathlib.Path(home, f'{number}.json')
-      journal = Journal(path, config=config)
-      journal.cache, journal.first = str(pathlib.Path(home, 'programs')), True
+      journal = Journal(path, config=config, first=not journals)
+      journal.cache = str(pathlib.Path(home, 'programs'))
       if journals:
-        journal.first = False
         journal.largest = journals[0].largest
-        for one in journals:
-          journal.rows |= {k: v for k, v in one.rows.items() if v['error']}
+      for one in journals:
+        journal.rows |= {k: v for k, v in one.rows.items() if v['error']}
       say(f'Process {number + 1} of {processes}')
       journals.append(_finish(journal, path, pathlib.Path(home, 'cache'), say))
   return journals
@@ -56,72 +55,63 @@ def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
 def _finish(
   journal: Journal, path: pathlib.Path, cache: pathlib.Path, say: Say
 ) -> Journal:
-  """Starts a process for a journal, and another where one is killed."""
+  """Runs a process for a journal, and another one each time it is killed."""
   journal.save()
   while True:
-    code, complaint = _run(path, cache, say)
+    code, stderr = _run(path, cache, say)
     if code == 0:
-      print(complaint, end='', file=sys.stderr)
+      print(stderr, end='', file=sys.stderr)
       return Journal.read(path)
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = lines[-1] if lines else 'it printed no error.'
     if code > 0:
-      _raise(code, complaint)
+      if last.startswith('error: '):
+        error = errors.InputError if code == 2 else errors.RunError
+        raise error(last.removeprefix('error: '))
+      # An unexpected error: shows its traceback.
+      print(stderr, end='', file=sys.stderr)
+      raise errors.RunError(f'The measuring process failed: {last}')
     journal = Journal.read(path)
     name = signal.Signals(-code).name
-    if journal.at is None:
+    if journal.current is None:
       raise errors.RunError(
         f'The measuring process was killed ({name}) before it measured '
-        f'anything: {_last_line(complaint)}'
+        f'anything: {last}'
       )
     say(f'    killed ({name})')
-    # It goes on after what it died of.
-    journal.trials[journal.at] = (
-      f'the process was killed ({name}), as it is when memory runs out'
+    # The next process continues after the cell that killed this one.
+    journal.trials[journal.current] = (
+      f'the process was killed ({name}), as happens when memory runs out'
     )
-    journal.at = None
+    journal.current = None
     journal.save()
 
 
 def _run(path: pathlib.Path, cache: pathlib.Path, say: Say) -> tuple[int, str]:
-  """Exit code of a process, and what it wrote to standard error."""
+  """Runs a process; returns its exit code and its standard error."""
   root = str(pathlib.Path(__file__).parents[2])
-  python_path = os.pathsep.join(
-    filter(None, [root, os.environ.get('PYTHONPATH')])
-  )
-  environment = os.environ | {'PYTHONPATH': python_path}
-  # What is not measured need not be compiled again in each process.
+  python_path = [root, os.environ.get('PYTHONPATH')]
+  environment = os.environ | {
+    'PYTHONPATH': os.pathsep.join(filter(None, python_path))
+  }
+  # Programs that are not measured need not be compiled in each process.
   environment.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
   command = [sys.executable, '-m', 'skipnet_jax.benchmark', f'--child={path}']
-  with tempfile.TemporaryFile('w+') as complaint:
-    process = subprocess.Popen(
+  with (
+    tempfile.TemporaryFile('w+') as stderr,
+    subprocess.Popen(
       command,
       env=environment,
       stdout=subprocess.PIPE,
-      stderr=complaint,
+      stderr=stderr,
       text=True,
-    )
-    assert process.stdout is not None  # A pipe was asked for.
+    ) as process,
+  ):
     try:
-      for line in process.stdout:
+      for line in process.stdout or ():
         say(line.rstrip('\n'))
       process.wait()
     finally:
       process.kill()
-      process.stdout.close()
-      process.wait()
-    complaint.seek(0)
-    return process.returncode, complaint.read()
-
-
-def _raise(code: int, complaint: str) -> None:
-  last = _last_line(complaint)
-  if not last.startswith('error: '):
-    # Nobody foresaw it: all that there is to read.
-    print(complaint, end='', file=sys.stderr)
-    raise errors.RunError(f'The measuring process failed: {last}')
-  error = errors.InputError if code == 2 else errors.RunError
-  raise error(last.removeprefix('error: '))
-
-
-def _last_line(text: str) -> str:
-  lines = [line for line in text.splitlines() if line.strip()]
-  return lines[-1].strip() if lines else 'it said nothing.'
+    stderr.seek(0)
+    return process.returncode, stderr.read()

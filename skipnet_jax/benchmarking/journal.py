@@ -1,4 +1,4 @@
-"""What a process measured so far, kept where it outlives the process."""
+"""Records what a measuring process has done, in a file that outlives it."""
 
 import json
 import pathlib
@@ -8,17 +8,17 @@ from skipnet_jax import files
 
 
 class Journal:
-  """What was measured so far; in a file, it outlives a process that dies.
+  """The results and the state of a measuring process.
 
   Attributes:
-    path: of the file, or None.
+    path: of the file, or None to write none.
     config: of the whole experiment, as JSON values.
-    cache: folder of compiled programs, '' for none. The first process compiles
-      without it and fills it, the others start from it.
+    cache: folder of compiled programs, '' for none. The first process fills it,
+      the others read it.
     first: whether this is the first process.
-    at: what is being tried, by name; None in between.
-    largest: the batches that were looked for, by group.
-    trials: what was tried, by name: '' if it fitted, else why not.
+    current: name of the cell that is being tried or measured, or None.
+    largest: results of searches for the largest batch, by group.
+    trials: by name of a trial: '' if the cell fitted, else why it did not.
     rows: what was measured, by cell.
     about: software, hardware, workload, hosts and rates.
   """
@@ -28,7 +28,7 @@ class Journal:
     self.config: dict[str, Any] = {}
     self.cache = ''
     self.first = True
-    self.at: str | None = None
+    self.current: str | None = None
     self.largest: dict[str, int] = {}
     self.trials: dict[str, str] = {}
     self.rows: dict[str, dict[str, Any]] = {}

@@ -1,22 +1,20 @@
-"""Which rows a benchmark measures: `config.benchmark`, and its checks."""
+"""Reads and checks `config.benchmark`, and lists the rows to measure."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import math
-from typing import Any
 
 import ml_collections
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax.benchmarking.reporting import schema
 
 Section = ml_collections.ConfigDict
 
-CALLS = ('train', 'eval', 'inference')
-FEEDS = ('compute', 'augment', 'end_to_end')
 DTYPES = ('float32', 'bfloat16')
 SCALING = ('weak', 'strong')
-# Images that the slice of a tiled prediction counts as.
+# A tiled prediction counts as this number of images.
 INFERENCE_BATCH = 4
 
 
@@ -25,11 +23,11 @@ class Cell:
   """What one row measures.
 
   Attributes:
-    call: one of CALLS.
-    feed: one of FEEDS, see `workload`.
-    mode: of `training.parallel`.
-    devices: how many, of all processes.
-    dtype: of compute.
+    call: one of `schema.CALLS`.
+    feed: one of `schema.FEEDS`, see `workload`.
+    mode: of `step.parallel`.
+    devices: number of devices, of all processes.
+    dtype: of the computation.
     batch: examples, over all devices.
   """
 
@@ -48,59 +46,60 @@ class Cell:
 
 
 def get_default() -> Section:
-  """The section `config.benchmark`: every field, documented."""
+  """The default of `config.benchmark`, with a comment on every field."""
   b = Section()
-  b.calls = CALLS
-  b.feeds = FEEDS  # Of the training step.
-  b.dtypes = ('float32', 'bfloat16')
-  # Examples over all devices, for weak scaling on each; 0: the largest batch
-  # that fits on one device, found.
+  b.calls = schema.CALLS
+  b.feeds = schema.FEEDS  # Of the training step.
+  b.dtypes = DTYPES
+  # Examples over all devices; for weak scaling, on each device. 0: search for
+  # the largest batch that fits on one device.
   b.batches = (0,)
-  # The first measures every call and feed. The others measure the training step
-  # by the first feed: what modes and numbers of devices are compared by.
-  b.modes = ('jit', 'pmap', 'sharded')
+  # The first mode measures every call and feed. The others measure the training
+  # step with the first feed: it compares modes and numbers of devices.
+  b.modes = config_lib.MODES
   # Numbers of devices for pmap and sharded; 0: all. Empty: 1, 2, 4 ... all.
   b.devices = ()
-  # weak: the batch on each device, strong: the batch over all of them. Empty:
-  # as strong, without its table.
+  # weak: the batch is that of each device. strong: the batch is divided among
+  # the devices. Empty: as strong, but without the table of efficiencies.
   b.scaling = SCALING
-  b.warmup = 3  # Calls before the timed ones.
-  b.repetitions = 20  # Timed calls, in each process.
-  b.processes = 3  # Fresh processes that measure everything.
+  b.warmup = 3  # Untimed calls before the timed ones.
+  b.repetitions = 20  # Timed calls in each process.
+  b.processes = 3  # New processes, each of which measures everything.
   return b
 
 
 def split(
   config: ml_collections.ConfigDict,
 ) -> tuple[ml_collections.ConfigDict, Section]:
-  """The config of what is measured, and the section that says how.
+  """Splits off `config.benchmark`, and checks both parts.
+
+  Returns:
+    The config of the network that is measured; the section, complete.
 
   Raises:
-    InputError: either cannot be used; found without data and devices.
+    InputError: either cannot be used. Data and devices are not looked at.
   """
   if 'benchmark' not in config:
     raise errors.InputError(
       'This experiment does not say what to measure: give '
-      'experiments/benchmark.py, or one that sets config.benchmark too.'
+      'experiments/benchmark.py, or an experiment that sets config.benchmark.'
     )
   bare = config.copy_and_resolve_references()
   with bare.unlocked():
-    section = bare.benchmark
+    given = bare.benchmark
     del bare.benchmark
-  known = get_default()
-  for field in section:
-    if field not in known:
+  default = get_default()
+  for field in given:
+    if field not in default:
       raise errors.InputError(
         f'Unknown config field benchmark.{field}: '
-        f'{config_lib.nearest(field, list(known))}'
+        f'{config_lib.nearest(field, list(default))}'
       )
-  for field in known:
-    if field not in section:
-      section[field] = known[field]
+  section = Section({**default, **given})
   _check(section)
   if bare.parallel.coordinator:
-    _check_several(section)
-  # Each row has its own.
+    _check_several_processes(section)
+  # Each row sets its own mode.
   bare.parallel.mode = section.modes[0]
   config_lib.validate(bare)
   return bare, section
@@ -108,8 +107,8 @@ def split(
 
 def _check(section: Section) -> None:
   for field, choices in (
-    ('calls', CALLS),
-    ('feeds', FEEDS),
+    ('calls', schema.CALLS),
+    ('feeds', schema.FEEDS),
     ('dtypes', DTYPES),
     ('modes', config_lib.MODES),
     ('scaling', SCALING),
@@ -117,7 +116,7 @@ def _check(section: Section) -> None:
     values = section[field]
     if isinstance(values, str) or any(v not in choices for v in values):
       raise errors.InputError(
-        f'benchmark.{field} is {values!r}; it must be names among '
+        f'benchmark.{field} is {values!r}; it must be a tuple of names among '
         f'{", ".join(choices)}.'
       )
     if not values and field != 'scaling':
@@ -144,36 +143,36 @@ def _check(section: Section) -> None:
   if 'inference' in section.calls and 'jit' not in section.modes:
     raise errors.InputError(
       'benchmark.calls has inference, which runs on one device: add jit to '
-      'benchmark.modes, or leave it out.'
+      'benchmark.modes, or leave out inference.'
     )
 
 
-def _check_several(section: Section) -> None:
+def _check_several_processes(section: Section) -> None:
   if tuple(section.modes) != ('sharded',):
     raise errors.InputError(
       f'benchmark.modes is {tuple(section.modes)}; with parallel.coordinator '
-      "it must be ('sharded',), the one mode of several processes."
+      "it must be ('sharded',), the only mode for several processes."
     )
   if 0 in section.batches:
     raise errors.InputError(
-      'benchmark.batches has 0, and the largest batch is looked for on one '
-      'device: give a number where there are several processes.'
+      'benchmark.batches has 0, but the largest batch is searched for on one '
+      'device only: with parallel.coordinator, give numbers above 0.'
     )
 
 
 def device_counts(
   section: Section, available: int, hosts: int, platform: str
 ) -> tuple[int, ...]:
-  """Numbers of devices that pmap and sharded run on, in order.
+  """Numbers of devices that pmap and sharded run on, in ascending order.
 
   Args:
     section: `config.benchmark`.
-    available: devices of all processes.
-    hosts: processes.
+    available: number of devices, of all processes.
+    hosts: number of processes.
     platform: of the devices.
 
   Raises:
-    InputError: more than there are, or fewer where there are several processes.
+    InputError: more devices than there are; fewer with several processes.
   """
   wanted = section.devices
   if not wanted:
@@ -187,15 +186,15 @@ def device_counts(
     )
   if hosts > 1 and counts != [available]:
     raise errors.InputError(
-      f'benchmark.devices is {counts}, but {hosts} processes take part with '
-      f'{available} devices: give {available}, and start fewer processes for '
-      'fewer.'
+      f'benchmark.devices is {counts}, but the {hosts} processes have '
+      f'{available} devices: give {available}; to measure fewer, start fewer '
+      'processes.'
     )
   return tuple(counts)
 
 
 def groups(section: Section) -> Iterator[tuple[str, str, int]]:
-  """Call, dtype and batch of each group of rows; batch 0 is to be found."""
+  """Call, dtype and batch of each group of rows; batch 0: search for it."""
   for dtype in dict.fromkeys(section.dtypes):
     for call in dict.fromkeys(section.calls):
       if call == 'inference':
@@ -206,10 +205,9 @@ def groups(section: Section) -> Iterator[tuple[str, str, int]]:
 
 
 def trial(section: Section, call: str, dtype: str, batch: int) -> Cell:
-  """The cell by which a batch of a group is tried, on one device.
+  """The cell that tries whether a batch fits, on one device.
 
-  Of the feeds the one that needs most memory: the data set and its
-  augmentation.
+  It has the feed that needs most memory: the data set with augmentation.
   """
   feed = 'compute'
   if call == 'train' and set(section.feeds) - {'compute'}:
@@ -224,25 +222,25 @@ def cells(
   batch: int,
   counts: Sequence[int],
   *,
-  found: bool,
+  searched: bool,
 ) -> list[Cell]:
-  """The rows of a group.
+  """The rows of a group from `groups`.
 
   Args:
     section: `config.benchmark`.
     call: of the group.
     dtype: of the group.
-    batch: of the group.
+    batch: of the group, or the result of a search.
     counts: from `device_counts`.
-    found: whether the batch was looked for. Then strong scaling has the largest
-      one below it that all counts divide, and none if there is none.
+    searched: whether the batch comes from a search. Strong scaling then reduces
+      it to a multiple of all counts, and has no rows if there is none.
 
   Raises:
     InputError: a given batch that a number of devices does not divide.
   """
   if call == 'inference':
     return [Cell(call, 'end_to_end', 'jit', 1, dtype, batch)]
-  rows: dict[Cell, Any] = {}
+  rows = []
   for mode in dict.fromkeys(section.modes):
     first = mode == section.modes[0]
     if call == 'eval' and not first:
@@ -250,14 +248,13 @@ def cells(
     feeds = ['compute']
     if call == 'train':
       feeds = section.feeds if first else section.feeds[:1]
-    for count, size in _shapes(section, mode, batch, counts, found):
-      for feed in feeds:
-        rows[Cell(call, feed, mode, count, dtype, size)] = None
-  return list(rows)
+    for count, size in _shapes(section, mode, batch, counts, searched):
+      rows += [Cell(call, feed, mode, count, dtype, size) for feed in feeds]
+  return list(dict.fromkeys(rows))
 
 
-def _shapes(section, mode, batch, counts, found) -> list[tuple[int, int]]:
-  """Number of devices and batch of a mode's rows."""
+def _shapes(section, mode, batch, counts, searched) -> list[tuple[int, int]]:
+  """Number of devices and batch of each row of a mode."""
   if mode == 'jit':
     return [(1, batch)]
   shapes = []
@@ -265,13 +262,13 @@ def _shapes(section, mode, batch, counts, found) -> list[tuple[int, int]]:
     shapes += [(n, n * batch) for n in counts]
   if 'strong' in section.scaling or not section.scaling:
     divisor = math.lcm(*counts)
-    if found:
+    if searched:
       batch = batch // divisor * divisor
     elif batch % divisor:
       raise errors.InputError(
         f'benchmark.batches has {batch}, which is to be divided among '
         f'{", ".join(map(str, counts))} devices: give multiples of {divisor}, '
-        "or benchmark.scaling=('weak',) for a batch on each."
+        "or benchmark.scaling=('weak',) for this batch on each device."
       )
     shapes += [(n, batch) for n in counts if batch]
   return shapes

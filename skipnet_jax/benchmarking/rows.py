@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -21,47 +22,44 @@ from skipnet_jax.benchmarking.timing import roofline
 from skipnet_jax.training import processes
 
 Say = Callable[[str], None]
-# A program, compiled, and how that went.
 _NOTHING = (None, None, None)
 
 
 def measure_all(journal: journal_lib.Journal, say: Say) -> None:
-  """Measures every row that the journal lacks, and writes it there.
+  """Measures every row that the journal lacks, and adds it to the journal.
 
-  Joins the other processes first, where the config names several.
+  If the config names several processes, it waits for them first.
 
   Raises:
     InputError: a plan that cannot be carried out; before anything is compiled.
-    RunError: what failed, for another reason than memory.
+    RunError: a failure other than running out of memory.
   """
   config = ml_collections.ConfigDict(journal.config)
   config, section = plan.split(config)
   processes.start(config.parallel)
-  _Measuring(journal, config, section, say).run()
+  _Rows(journal, config, section, say).measure_all()
 
 
-class _Measuring:
+class _Rows:
   def __init__(self, journal: journal_lib.Journal, config, section, say: Say):
     self._journal, self._section, self._say = journal, section, say
     devices = jax.devices()
-    self._counts = plan.device_counts(
+    counts = plan.device_counts(
       section, len(devices), jax.process_count(), devices[0].platform
     )
+    self._cells = functools.partial(plan.cells, section, counts=counts)
     for call, dtype, batch in plan.groups(section):
       if batch:
-        self._cells(call, dtype, batch, found=False)
+        # Checks the batch before anything is read or compiled.
+        self._cells(call, dtype, batch, searched=False)
     self._bench = workload.Bench(config)
-    # The program of the cell before, which may be that of the next one.
+    # `Work.program` of the last program and what `_compile` returned for it:
+    # the next cell may share it.
     self._last: tuple[Any, Any, Any] = _NOTHING
-    # Batch and predicted bytes of what was compiled while searching.
+    # Batch and predicted bytes of each program compiled in the current search.
     self._points: list[tuple[int, float]] = []
 
-  def _cells(self, call, dtype, batch, *, found: bool) -> list[plan.Cell]:
-    return plan.cells(
-      self._section, call, dtype, batch, self._counts, found=found
-    )
-
-  def run(self) -> None:
+  def measure_all(self) -> None:
     journal = self._journal
     if not journal.about:
       self._describe()
@@ -69,8 +67,8 @@ class _Measuring:
     for call, dtype, batch in plan.groups(self._section):
       size = batch or self._largest(call, dtype)
       if size:
-        found = not batch
-        cells |= dict.fromkeys(self._cells(call, dtype, size, found=found))
+        rows = self._cells(call, dtype, size, searched=not batch)
+        cells |= dict.fromkeys(rows)
     for i, cell in enumerate(cells, 1):
       if str(cell) not in journal.rows:
         self._say(f'[{i}/{len(cells)}] {cell}')
@@ -82,110 +80,114 @@ class _Measuring:
     device = jax.local_devices()[0]
     rates = {}
     for dtype in self._section.dtypes:
-      rates[dtype] = roofline.measure_rates(device, dtype)
+      best = roofline.measure_rates(device, dtype)
+      rates[dtype] = dataclasses.asdict(best)
       self._say(
-        f'{device.device_kind}, {dtype}: copies {rates[dtype].copy_gb_s:.4g} '
-        f'GB/s, multiplies {rates[dtype].matrix_tflops:.3g} TFLOP/s'
+        f'{device.device_kind}, {dtype}: copies {best.copy_gb_s:.4g} GB/s, '
+        f'multiplies {best.matrix_tflops:.3g} TFLOP/s'
       )
     self._journal.about = {
       'software': hardware.software(),
       'hardware': hardware.hardware(),
       'workload': self._bench.describe(),
       'hosts': jax.process_count(),
-      'rates': {k: dataclasses.asdict(v) for k, v in rates.items()},
+      'rates': rates,
     }
     self._journal.save()
 
   def _largest(self, call: str, dtype: str) -> int:
     """The largest batch of a group that fits on one device; 0 if none does."""
     group = f'{call} {dtype}'
-    found = self._journal.largest
-    if group not in found:
+    largest_batches = self._journal.largest
+    if group not in largest_batches:
       first = plan.trial(self._section, call, dtype, 1)
-      self._say(f'Looking for the largest batch of {first}')
-      found[group], refused, why = self._search(first)
-      # What did not fit is a row of the report too.
+      self._say(f'Searching for the largest batch of {first}')
+      batch, refused, why = self._search(first)
+      largest_batches[group] = batch
+      # The batch that did not fit becomes a row of the report too.
       failed = dataclasses.replace(first, batch=refused)
-      self._journal.rows[str(failed)] = _failed(failed, why, found[group])
+      self._journal.rows[str(failed)] = _failed(failed, why, batch)
       self._journal.save()
-    return found[group]
+    return largest_batches[group]
 
   def _search(self, cell, high: int | None = None) -> tuple[int, int, str]:
-    """Largest batch, smallest that is refused, and why, in steps of devices."""
+    """The largest batch that fits, the smallest that does not, and why not.
+
+    Tries multiples of the cell's devices, below `high` if it is given.
+    """
     n = cell.devices
-
-    def named(count):
-      return dataclasses.replace(cell, batch=count * n)
-
-    def fits(count):
-      why = self._try(named(count))
-      verdict = f'refused: {why}' if why else 'fits'
-      self._say(f'    batch {count * n} {verdict}')
-      return not why
-
     self._points = []
+
+    def with_batch(per_device):
+      return dataclasses.replace(cell, batch=per_device * n)
+
+    def fits(per_device):
+      why = self._try(with_batch(per_device))
+      verdict = f'does not fit: {why}' if why else 'fits'
+      self._say(f'    batch {per_device * n} {verdict}')
+      return not why
 
     def expect():
       device = jax.local_devices()[0]
       room = largest.memory_limit(device)
       if device.platform == 'cpu':
         room /= n
-      likely = largest.by_line(self._points, room)
-      return likely and max(1, likely // n)
+      batch = largest.extrapolate(self._points, room)
+      return batch and max(1, batch // n)
 
-    low, high = largest.search(fits, 0, high and high // n, expect)
-    why = self._journal.trials.get(f'try {named(high)}', '')
+    low, high = largest.search(fits, high and high // n, expect)
+    why = self._journal.trials.get(f'try {with_batch(high)}', '')
     return low * n, high * n, why
 
   def _try(self, cell: plan.Cell) -> str:
     """Why a cell does not fit; '' if it does."""
-    journal, name = self._journal, f'try {cell}'
-    if name not in journal.trials:
-      journal.at = name
-      journal.save()
-      _, why = self._attempt(cell, trial=True)
-      journal.trials[name], journal.at = why, None
-      journal.save()
-    return journal.trials[name]
+    trials, name = self._journal.trials, f'try {cell}'
+    if name not in trials:
+      _, trials[name] = self._attempt(name, cell, trial=True)
+      self._journal.save()
+    return trials[name]
 
   def _row(self, cell: plan.Cell) -> dict[str, Any]:
-    journal, name = self._journal, str(cell)
-    why = journal.trials.get(name, '')
+    name = str(cell)
+    why = self._journal.trials.get(name, '')
     if not why:
-      journal.at = name
-      journal.save()
-      row, why = self._attempt(cell, trial=False)
-      journal.at = None
+      row, why = self._attempt(name, cell, trial=False)
       if row is not None:
         return row
-    fitting = 0
+    batch = 0
     if cell.batch > cell.devices:
-      self._say(f'    {why}; looking for the largest batch that fits')
-      fitting, _, _ = self._search(cell, cell.batch)
-    return _failed(cell, why, fitting)
+      self._say(f'    {why}; searching for the largest batch that fits')
+      batch, _, _ = self._search(cell, cell.batch)
+    return _failed(cell, why, batch)
 
   def _attempt(
-    self, cell: plan.Cell, *, trial: bool
+    self, name: str, cell: plan.Cell, *, trial: bool
   ) -> tuple[dict[str, Any] | None, str]:
-    """What a cell gives, or why it ran out of memory."""
+    """What `_measure` returns, also if memory runs out while it measures."""
+    self._journal.current = name
+    self._journal.save()
     try:
       return self._measure(cell, trial)
     except jax.errors.JaxRuntimeError as e:
-      why = largest.exhausted(e)
-      # Of several processes, the others wait for this one's part.
+      why = largest.out_of_memory(e)
+      # If there are several processes, the others wait for this one's part.
       if not why or jax.process_count() > 1:
         raise errors.RunError(f'{cell} failed: {str(e).strip()}') from e
-    self._last = _NOTHING
-    return None, why
+      self._last = _NOTHING
+      return None, why
+    finally:
+      self._journal.current = None
 
   def _measure(self, cell, trial: bool) -> tuple[dict[str, Any] | None, str]:
+    """The row of a cell (None if only tried); why it does not fit, or ''."""
     work = self._bench.build(cell)
-    before = hardware.peak_bytes(work.devices)
+    devices = jax.local_devices()[: cell.devices]
+    before = hardware.peak_bytes(devices)
     compiled, compilation = self._compile(work, trial)
     predicted = compilation['predicted_bytes']
     if trial and predicted:
       self._points.append((cell.batch, predicted))
-    why = largest.shortage(predicted, len(work.devices), work.devices[0])
+    why = largest.shortage(predicted, devices)
     if why:
       return None, why
     call = work.start(compiled)
@@ -194,53 +196,49 @@ class _Measuring:
       return None, ''
     for _ in range(self._section.warmup):
       jax.block_until_ready(call())
-    with power.Meter(work.devices) as meter:
+    with power.Meter(devices) as meter:
       timing = measure.time_calls(
         call, warmup=0, repetitions=self._section.repetitions
       )
-    peak = hardware.peak_bytes(work.devices)
+    peak = hardware.peak_bytes(devices)
     return {
       'cell': dataclasses.asdict(cell),
       'error': None,
       'warmup': self._section.warmup,
       'seconds': [s / work.steps for s in timing.seconds],
       'compile': compilation,
-      'runs': work.runs,
+      'executions_per_batch': work.executions_per_batch,
       'flops': work.flops,
-      'moved': work.moved,
-      # The devices only tell the most so far: another row's if it did not rise.
+      'min_bytes': work.min_bytes,
+      # If the peak did not rise, it is that of an earlier row.
       'peak_bytes': peak if (peak or 0) > (before or 0) else None,
       'watts': meter.watts,
     }, ''
 
   def _compile(self, work: workload.Work, trial: bool) -> tuple[Any, Any]:
-    """What was compiled, and how that went as JSON values."""
-    if trial:
-      compiled, found = measure.compile_phases(work.jitted, *work.arguments)
-      return compiled, found.to_dict()
-    program, compiled, described = self._last
-    if program != work.program:
-      # Of the program before, nothing is kept while this one is compiled.
+    """The compiled call, and its compilation as JSON values."""
+    program, compiled, compilation = self._last
+    if trial or program != work.program:
+      # Frees the last program before this one is compiled.
       self._last, compiled = _NOTHING, None
-      folder = None
-      if self._journal.cache:
+      cache = None
+      if self._journal.cache and not trial:
         name = ' '.join(map(str, work.program))
-        folder = str(pathlib.Path(self._journal.cache, name))
-      if folder is None or self._journal.first:
-        compiled, found = measure.compile_cold_and_warm(
-          work.jitted, *work.arguments, folder=folder
-        )
-      else:
-        compiled, found = measure.compile_cached(
-          work.jitted, *work.arguments, folder=folder
-        )
-      described = found.to_dict()
-      self._last = (work.program, compiled, described)
-    return compiled, described
+        cache = str(pathlib.Path(self._journal.cache, name))
+      compiled, found = measure.compile_phases(
+        work.jitted,
+        *work.arguments,
+        cache=cache,
+        measure_warm=cache is not None and self._journal.first,
+      )
+      compilation = found.to_dict()
+      if not trial:
+        self._last = (work.program, compiled, compilation)
+    return compiled, compilation
 
 
-def _failed(cell: plan.Cell, why: str, fitting: int) -> dict[str, Any]:
-  fits = f'the largest that fits is {fitting}' if fitting else 'no smaller fits'
+def _failed(cell: plan.Cell, why: str, most: int) -> dict[str, Any]:
+  fits = f'the largest that fits is {most}' if most else 'no smaller batch fits'
   return {
     'cell': dataclasses.asdict(cell),
     'error': f'Batch {cell.batch} does not fit: {why}; {fits}.',
@@ -252,8 +250,7 @@ def _line(row: dict[str, Any]) -> str:
     return row['error']
   p50 = np.median(row['seconds'])
   rate = row['cell']['batch'] / np.mean(row['seconds'])
-  spent = row['compile']['compile_s']
   return (
-    f'{p50 * 1e3:.4g} ms (median of {len(row["seconds"])}), {rate:.4g} images/s'
-    f', compiled in {spent:.3g} s'
+    f'{p50 * 1e3:.4g} ms (median of {len(row["seconds"])}), {rate:.4g} '
+    f'images/s, compiled in {row["compile"]["compile_s"]:.3g} s'
   )

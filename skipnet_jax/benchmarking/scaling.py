@@ -11,18 +11,18 @@ from skipnet_jax.benchmarking.reporting import schema
 def table(
   section: ml_collections.ConfigDict, rows: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-  """How throughput grows with the devices, of the rows that did not fail.
+  """The report's `scaling`: rates and efficiencies of the rows without error.
 
-  Efficiency is images/s over that of as many times the smallest number of
-  devices. On devices that share a CPU's cores it says nothing.
+  The efficiency is images/s per device, divided by that on the smallest number
+  of devices. It means nothing for devices that share the cores of a CPU.
 
   Args:
     section: `config.benchmark`.
     rows: of the report.
 
   Returns:
-    Entries of the report's `scaling`; none where one number of devices was
-    measured.
+    Entries of rows that differ in the number of devices only; no entry of a
+    row that was measured on one number of devices.
   """
   entries = []
   for kind in section.scaling:
@@ -42,12 +42,9 @@ def table(
         continue
       for row in family:
         rate = row['images_per_second']
+        ideal = base['images_per_second'] * row['devices'] / base['devices']
         entries.append(
           {'kind': kind, **{k: row[k] for k in schema.KEY}}
-          | {
-            'images_per_second': rate,
-            'efficiency': rate
-            / (base['images_per_second'] * row['devices'] / base['devices']),
-          }
+          | {'images_per_second': rate, 'efficiency': rate / ideal}
         )
   return entries

@@ -1,4 +1,4 @@
-"""A benchmark from its config to its report."""
+"""Runs a benchmark: measures the rows of a config and makes the report."""
 
 from collections.abc import Callable, Sequence
 import json
@@ -29,14 +29,14 @@ Raw = list[tuple[int, int, int, float]]
 def run(
   config: ml_collections.ConfigDict, say: Say
 ) -> tuple[Report, Raw] | None:
-  """Measures every row of an experiment.
+  """Measures every row of an experiment, in new processes.
 
-  In fresh processes; where the config names several hosts' processes, which
-  are fresh themselves, in this one together with them.
+  If the config names the processes of several hosts, this process measures with
+  them instead of starting others.
 
   Args:
     config: a whole config with `benchmark`, see `plan.get_default`.
-    say: told what is being measured, and what came out.
+    say: receives lines on progress and results.
 
   Returns:
     The report and the raw times, as `report.write` takes them; None in all
@@ -44,14 +44,14 @@ def run(
 
   Raises:
     InputError: a config, data set or plan that cannot be used.
-    RunError: what failed, for another reason than memory.
+    RunError: a failure other than running out of memory.
   """
   start = time.perf_counter()
   bare, section = plan.split(config)
   whole = json.loads(config.to_json())
   if bare.parallel.coordinator:
     journal = journal_lib.Journal(None, config=whole)
-    # Which process this is, is known after all have joined.
+    # The process index is known only once all processes have joined.
     rows_lib.measure_all(
       journal, lambda text: say(text) if jax.process_index() == 0 else None
     )
@@ -84,56 +84,54 @@ def run(
 def merge(
   journals: Sequence[journal_lib.Journal],
 ) -> tuple[list[dict[str, Any]], Raw]:
-  """The report's rows of all processes, and the raw times of each."""
+  """The report's rows, and the raw times of each process."""
   rows: list[dict[str, Any]] = []
   raw: Raw = []
   for name in journals[0].rows:
-    # A row that failed in one process is not measured in the next ones.
-    found = [j.rows[name] for j in journals]
+    measured = [journal.rows[name] for journal in journals]
     raw += [
       (len(rows), process, repetition, seconds)
-      for process, one in enumerate(found)
+      for process, one in enumerate(measured)
       for repetition, seconds in enumerate(one.get('seconds', ()))
     ]
-    rows.append(_row(found, journals))
+    rows.append(_row(measured, journals))
   return rows, raw
 
 
 def _row(
-  found: Sequence[dict[str, Any]], journals: Sequence[journal_lib.Journal]
+  measured: Sequence[dict[str, Any]], journals: Sequence[journal_lib.Journal]
 ) -> dict[str, Any]:
   """One row of the report, from what each process measured."""
-  about, cell = journals[0].about, found[0]['cell']
-  error = next((one['error'] for one in found if one['error']), None)
+  about, first = journals[0].about, measured[0]
+  cell = first['cell']
+  error = next((one['error'] for one in measured if one['error']), None)
   row = {
     **cell,
     'hosts': about['hosts'],
-    'processes': len(found),
+    'processes': len(measured),
     'error': error,
     **dict.fromkeys(schema.FIGURES),
   }
   if error is not None:
     return row
-  first, batch, devices = found[0], cell['batch'], cell['devices']
-  every = tuple(s for one in found for s in one['seconds'])
-  timing = measure.Timing(first['warmup'], every).summary()
-  mean, described = timing['mean'], dict(first['compile'])
-  hlo = {
-    name: described[name] and described[name] * first['runs']
-    for name in ('hlo_flops', 'hlo_bytes')
-  }
-  predicted = described.pop('predicted_bytes')
+  batch, devices = cell['batch'], cell['devices']
+  seconds = tuple(s for one in measured for s in one['seconds'])
+  timing = measure.Timing(first['warmup'], seconds).summary()
+  mean, compilation = timing['mean'], dict(first['compile'])
+  hlo = {name: compilation.pop(name) for name in ('hlo_flops', 'hlo_bytes')}
+  predicted = compilation.pop('predicted_bytes')
   tflops = first['flops'] / mean / 1e12
-  peak_bytes = [one['peak_bytes'] for one in found if one['peak_bytes']]
+  peak_bytes = [one['peak_bytes'] for one in measured if one['peak_bytes']]
+  rates = [journal.about['rates'][cell['dtype']] for journal in journals]
   row |= {
     'timing': timing,
-    'process_p50': [float(np.median(one['seconds'])) for one in found],
-    'compile': {k: v for k, v in described.items() if k not in hlo},
+    'process_p50': [float(np.median(one['seconds'])) for one in measured],
+    'compile': compilation,
     'images_per_second': batch / mean,
     'images_per_second_per_device': batch / mean / devices,
     'model_flops': first['flops'],
-    'model_bytes': first['moved'],
-    **hlo,
+    'model_bytes': first['min_bytes'],
+    **{k: v and v * first['executions_per_batch'] for k, v in hlo.items()},
     'tflops': tflops,
     **utilisation(
       tflops / devices, about['hardware']['device_kind'], cell['dtype']
@@ -142,47 +140,39 @@ def _row(
       'predicted_bytes': predicted,
       'peak_bytes': max(peak_bytes, default=None),
     },
+    'roofline': roofline.floors(
+      first['flops'] / devices,
+      first['min_bytes'] / devices,
+      mean,
+      roofline.Rates(**{k: max(r[k] for r in rates) for k in rates[0]}),
+    ),
   }
-  rates = _fastest([j.about['rates'][cell['dtype']] for j in journals])
-  row['roofline'] = roofline.floors(
-    first['flops'] / devices, first['moved'] / devices, mean, rates
-  )
-  watts = [one['watts'] for one in found]
-  # One process reads the watts of its own devices.
+  watts = [one['watts'] for one in measured]
+  # With several hosts, each process reads only its own devices.
   if None not in watts and about['hosts'] == 1:
     power = float(np.mean(watts))
-    row['energy'] = {
-      'watts': power,
-      'joules_per_image': power * mean / batch,
-    }
+    row['energy'] = {'watts': power, 'joules_per_image': power * mean / batch}
   return row
 
 
-def _fastest(rates: Sequence[dict[str, float]]) -> roofline.Rates:
-  return roofline.Rates(**{k: max(r[k] for r in rates) for k in rates[0]})
-
-
 def utilisation(tflops: float, kind: str, dtype: str) -> dict[str, Any]:
-  """Model FLOPs utilisation of a device: reached over published; not clipped.
+  """Model FLOPs utilisation: the rate over the published peak, not clipped.
 
   Args:
-    tflops: reached on one device.
+    tflops: 1e12 model FLOPs per second on one device.
     kind: of the device, as JAX names it.
-    dtype: of compute.
+    dtype: of the computation.
 
   Returns:
-    mfu and mfu_peak, or null both with mfu_reason.
+    mfu and mfu_peak, or mfu_reason; the others are None.
   """
-  peak = peaks.find(kind)
+  found = {'mfu': None, 'mfu_peak': None, 'mfu_reason': None}
+  peak = peaks.PEAKS.get(kind)
   if peak is None:
     reason = f'no published peak is known of the device kind {kind!r}.'
-  else:
-    best = peak.bf16_tflops if dtype == 'bfloat16' else peak.float32_tflops
-    if best is not None:
-      return {
-        'mfu': tflops / best,
-        'mfu_peak': {'tflops': best, 'source': peak.source},
-        'mfu_reason': None,
-      }
-    reason = f'no {dtype} peak is published of {kind}.'
-  return {'mfu': None, 'mfu_peak': None, 'mfu_reason': reason}
+    return found | {'mfu_reason': reason}
+  best = peak.bf16_tflops if dtype == 'bfloat16' else peak.float32_tflops
+  if best is None:
+    return found | {'mfu_reason': f'no {dtype} peak is published of {kind}.'}
+  published = {'tflops': best, 'source': peak.source}
+  return found | {'mfu': tflops / best, 'mfu_peak': published}

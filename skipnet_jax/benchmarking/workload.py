@@ -1,12 +1,14 @@
-"""What is timed: a training step, an evaluation step, a tiled prediction.
+"""Builds what a benchmark times: training steps, evaluation steps, predictions.
 
-A training step is the one that `train` runs, record of each kernel included. It
-is fed in three ways: `compute` gives it a batch that lies on the devices,
-augmented once; `augment` makes the batch inside, from the data set on the
-devices; `end_to_end` is an epoch as `train` runs it, metrics read, by step. An
-evaluation step has its windows on the devices. A tiled prediction takes a slice
-of twice the sides from the host and gives it back; it counts as the four images
-whose pixels it has.
+A training step is the one that `train` runs, with the record of each kernel. It
+gets its batch in one of three ways, the cell's `feed`. `compute`: one augmented
+batch that stays on the devices. `augment`: the step itself draws and augments a
+batch of the data set on the devices. `end_to_end`: an epoch as `train` runs it,
+with its metrics read; the time is that of one step.
+
+An evaluation step has its windows on the devices. A tiled prediction takes a
+slice of twice the window's sides from the host and returns a map to it. It
+counts as four images, because it has the pixels of four.
 """
 
 from collections.abc import Callable
@@ -31,48 +33,44 @@ from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import epoch as epoch_lib
 
-TrainState = state_lib.TrainState
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """A cell, built: what is compiled and what is timed.
+  """What is compiled and timed for a cell.
 
   Attributes:
-    program: names what is compiled; two cells of one program compile it once.
+    program: equal for cells that share a compiled program.
     jitted: the call to compile.
-    arguments: its arguments, on the devices; the first may be used up.
-    start: given what was compiled, the call to time.
-    steps: batches in one timed call.
-    runs: of what was compiled, for one batch.
+    arguments: its arguments, on the devices; it may reuse the first's buffers.
+    start: takes what was compiled and returns the call to time.
     flops: of one batch, by formula.
-    moved: fewest bytes of one batch, by formula.
-    devices: those that run it, of this process.
+    min_bytes: the fewest bytes that one batch reads and writes, by formula.
+    steps: batches in one timed call.
+    executions_per_batch: how often one batch runs the compiled program.
   """
 
   program: tuple
   jitted: jax.stages.Wrapped
   arguments: tuple[Any, ...]
   start: Callable[[Any], Callable[[], Any]]
-  steps: int
-  runs: int
   flops: int
-  moved: int
-  devices: tuple[Any, ...]
+  min_bytes: int
+  steps: int = 1
+  executions_per_batch: int = 1
 
 
-class _Silent:
-  """A log that an epoch can be given."""
+class _SilentLog:
+  """A log that ignores what it gets."""
 
   def say(self, text: str) -> None:
-    del text
+    pass
 
   def advance(self, steps: int, loss: float, images_per_second: float) -> None:
-    del steps, loss, images_per_second
+    pass
 
 
 class Bench:
-  """Data, network and first state: what all cells of a process share.
+  """Builds cells from the data, network and first state that they share.
 
   Args:
     config: a validated config.
@@ -95,17 +93,16 @@ class Bench:
   def _build(
     self, config: ml_collections.ConfigDict, axis_name: str | None = None
   ) -> build_lib.Training:
-    # Schedules count epochs as the run does, whatever a cell's batch is.
-    count, size = len(self.data.train), self._config.train.batch_size
-    steps = max(1, count // size)
+    # Schedules count the epochs of the run, whatever the cell's batch is.
+    steps = max(1, len(self.data.train) // self._config.train.batch_size)
     return build_lib.build(config, self.window, steps, axis_name)
 
   @functools.cached_property
-  def _first(self) -> TrainState:
+  def _first(self) -> state_lib.TrainState:
     return self._training.create_state(self._config.seed)
 
   def describe(self) -> dict[str, Any]:
-    """What is measured, as the report's `workload`."""
+    """Network and data, as the report's `workload`."""
     c = self._config
     return {
       'model': c.model.name,
@@ -118,7 +115,7 @@ class Bench:
     }
 
   def build(self, cell: plan.Cell) -> Work:
-    """Builds a cell: its data on the devices, nothing compiled.
+    """Builds a cell: puts its data on the devices, compiles nothing.
 
     Raises:
       InputError: more devices than there are.
@@ -131,61 +128,67 @@ class Bench:
     if cell.call == 'inference':
       return self._inference(cell, training.model)
     pipeline = self.pipeline(cell.batch)
-    # A copy: the step reuses its state's buffers.
+    # A copy, because a training step reuses its state's buffers.
     state = parallel.replicate(_copy(self._first))
     if cell.call == 'eval':
       return self._eval(cell, training, pipeline, parallel, state)
     step = training.train_step
     steps, name = 1, cell.feed
-    if cell.feed == 'compute':
-      jitted = calls.make_step_call(step, parallel)
-      arguments = (state, _settle(parallel, self._batch(cell.batch)))
-      start = functools.partial(_threaded, arguments)
-    elif cell.feed == 'augment':
-      jitted = calls.make_train_call(step, pipeline, parallel, 1)
-      arguments = (state, parallel.replicate(self._arrays))
-      start = functools.partial(_threaded, arguments)
-    else:
+    if cell.feed == 'end_to_end':
       epoch = epoch_lib.Epoch(
-        config, step, pipeline, parallel, self._arrays, _Silent(), _refuse
+        config, step, pipeline, parallel, self._arrays, _SilentLog(), _refuse
       )
       jitted, arguments = epoch.program(state)
       steps = pipeline.steps_per_epoch
-      # One step from the data set on the device: what `augment` compiles.
+      # One step from the data set on the device is the program of `augment`.
       alone = epoch.steps == 1 and epoch.on_device
       name = 'augment' if alone else 'epoch'
-      start = functools.partial(_epochs, epoch, state)
+
+      def start(compiled):
+        epoch.use(compiled)
+        return _repeat(epoch, state)
+
+    else:
+      if cell.feed == 'compute':
+        jitted = calls.make_step_call(step, parallel)
+        data = _settle(parallel, self._batch(cell.batch))
+      else:
+        jitted = calls.make_train_call(step, pipeline, parallel, 1)
+        data = parallel.replicate(self._arrays)
+      arguments = (state, data)
+
+      def start(compiled):
+        return _repeat(lambda state: compiled(state, data), state)
+
     return Work(
       program=(*dataclasses.astuple(cell)[2:], cell.call, name),
       jitted=jitted,
       arguments=arguments,
       start=start,
-      steps=steps,
-      runs=1,
       flops=cell.batch * flops.training(self.table, training.judge),
-      moved=cell.batch
+      min_bytes=cell.batch
       * flops.training_bytes(
         self.table, jnp.dtype(cell.dtype).itemsize, training.judge
       ),
-      devices=_local(parallel),
+      steps=steps,
     )
 
-  def _forward_bytes(self, cell, images: int) -> int:
-    # The parameters are counted once an image: they are a small part.
+  def _forward_bytes(self, cell: plan.Cell, images: int) -> int:
+    # Counts the parameters once per image; they are a small part.
     itemsize = jnp.dtype(cell.dtype).itemsize
     return images * flops.forward_bytes(self.table, itemsize)
 
   def pipeline(self, batch: int) -> pipeline_lib.Pipeline:
-    """Batches of any size: the slices again where they are too few.
+    """Makes batches of any size; repeats the slices if they are too few.
 
-    An epoch is as many whole batches as the slices fill, at least one.
+    An epoch has as many whole batches as the slices fill, at least one.
     """
     one = self._pipeline
     times = -(-batch // len(one.train))
     return dataclasses.replace(one, batch_size=batch, train=one.train * times)
 
   def _batch(self, size: int) -> dict[str, np.ndarray]:
-    """A training batch on the host: the slices augmented, then again."""
+    """A training batch on the host: the augmented slices, repeated."""
     count = min(size, len(self._pipeline.train))
     pipeline = self.pipeline(count)
 
@@ -195,31 +198,27 @@ class Bench:
       return pipeline.train_batch(pipeline.read(data, drawn), drawn['key'])
 
     batch = make(self._arrays, jax.random.key(self._config.seed))
-    again = np.arange(size) % count
-    return {name: np.asarray(x)[again] for name, x in batch.items()}
+    indices = np.arange(size) % count
+    return {name: np.asarray(x)[indices] for name, x in batch.items()}
 
   def _eval(self, cell, training, pipeline, parallel, state) -> Work:
     windows = pipeline.eval_plans(cell.batch)[0]
     raw = self._pipeline.read_host(self._arrays, windows)
-    placed = _settle(parallel, (raw, windows['seen']))
-    arguments = (state, *placed)
+    arguments = (state, *_settle(parallel, (raw, windows['seen'])))
     return Work(
       program=dataclasses.astuple(cell),
       jitted=calls.make_eval_call(training.eval_step, pipeline, parallel),
       arguments=arguments,
       start=lambda compiled: lambda: compiled(*arguments),
-      steps=1,
-      runs=1,
       flops=cell.batch * flops.forward(self.table),
-      moved=self._forward_bytes(cell, cell.batch),
-      devices=_local(parallel),
+      min_bytes=self._forward_bytes(cell, cell.batch),
     )
 
   def _inference(self, cell, model) -> Work:
     y, x = self.window
-    # Mirrored at its borders: no edge that tissue would not have.
     slices = model.slices
     corner = self.data.around(self.data.valid[0], slices)[:, :y, :x]
+    # Mirrored, so that no edge appears that tissue would not have.
     image = np.pad(corner, ((0, 0), (0, y), (0, x)), 'symmetric')
     overlap = min(y, x) // 4
     tiling = inference.Tiling((y, x), overlap, overlap * 3 // 8)
@@ -230,20 +229,14 @@ class Bench:
     predictor = inference.Predictor(model, [variables])
     tile = np.zeros((y, x, slices), np.float32)
     tiles = len(tiling.starts(image.shape[1:]))
-
-    def predict():
-      return predictor(image, tiling)
-
     return Work(
       program=dataclasses.astuple(cell),
       jitted=inference.predict_tile,
       arguments=(model, False, variables, tile, jax.random.key(0)),
-      start=lambda compiled: predict,
-      steps=1,
-      runs=tiles,
+      start=lambda compiled: lambda: predictor(image, tiling),
       flops=tiles * flops.forward(self.table),
-      moved=self._forward_bytes(cell, tiles),
-      devices=(jax.local_devices()[0],),
+      min_bytes=self._forward_bytes(cell, tiles),
+      executions_per_batch=tiles,
     )
 
 
@@ -252,48 +245,31 @@ def _copy(tree: Any) -> Any:
   return jax.tree.map(jnp.copy, tree)
 
 
-def _local(parallel: parallel_lib.Parallel) -> tuple[Any, ...]:
-  here = jax.process_index()
-  return tuple(d for d in parallel.devices if d.process_index == here)
-
-
 def _settle(parallel: parallel_lib.Parallel, tree: Any) -> Any:
-  """Host arrays `[b, ...]` divided among the devices, there to stay."""
+  """Divides host arrays `[b, ...]` among the devices once and for all."""
   placed = parallel.place_batch(tree)
   if parallel.mode == 'pmap':
-    # Otherwise each call would divide them anew.
+    # Otherwise each call would divide them again.
     return jax.pmap(lambda x: x, devices=parallel.devices)(placed)
   return placed
 
 
-def _threaded(arguments: tuple, compiled: Any) -> Callable[[], Any]:
-  """Training steps one after the other, on the same data."""
-  state, data = arguments
-  held = [state]
-
-  def call():
-    held[0], metrics = compiled(held[0], data)
-    return held[0], metrics
-
-  return call
-
-
-def _epochs(
-  epoch: epoch_lib.Epoch, state: TrainState, compiled: Any
+def _repeat(
+  step: Callable[[Any], tuple[Any, Any]], state: Any
 ) -> Callable[[], Any]:
-  epoch.use(compiled)
-  held = [state]
+  """A call that runs a step on the state that its last call returned."""
 
   def call():
-    held[0], done = epoch(held[0])
-    return held[0], done.sums
+    nonlocal state
+    state, result = step(state)
+    return state, result
 
   return call
 
 
-def _refuse(state: TrainState) -> None:
+def _refuse(state: state_lib.TrainState) -> None:
   del state
   raise errors.RunError(
-    'The loss of the network that is measured is not finite: lower '
+    'The loss of the benchmarked network is not finite: lower '
     'optim.learning_rate.'
   )

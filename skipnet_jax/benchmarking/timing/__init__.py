@@ -1,1 +1,1 @@
-"""What is measured: times, power, work, and the limits of both."""
+"""Measures time, power and rates of devices; counts the work of a network."""

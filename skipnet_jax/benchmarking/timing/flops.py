@@ -1,13 +1,13 @@
 """FLOPs and bytes of a network by formula: what it needs on any machine.
 
-A multiplication and an addition are two. Counted are the kernels; BatchNorm,
-activations, losses and optimizers, below one percent, are not.
+A multiplication and an addition are two FLOPs. Only kernels are counted:
+BatchNorm, activations, losses and optimizers are below one percent.
 
-The bytes are the fewest, of a program that fuses all elementwise operations
-into the kernels and keeps no activation in a cache from one kernel to the next:
-forward, each kernel reads its input and writes its output; backward, it reads
-the gradient of its output and its input again, and writes the gradient of its
-input. A program cannot do with fewer unless it fuses kernels with each other.
+The bytes are a lower bound for programs that fuse all elementwise operations
+into the kernels and keep no activation in a cache between kernels. Forward,
+each kernel reads its input and writes its output. Backward, it reads the
+gradient of its output and its input again, and writes the gradient of its
+input. Only a program that fuses kernels with each other needs fewer.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,14 @@ import math
 
 from skipnet_jax.models import layer_table
 
+_FLOAT32 = 4  # Bytes.
+
 
 def forward(table: Sequence[layer_table.Layer]) -> int:
   """FLOPs of a prediction.
 
   Args:
-    table: from `layer_table.layer_table`, for as many images as its shape says.
+    table: from `layer_table.layer_table`; its shape gives the number of images.
   """
   return sum(row.flops for row in table)
 
@@ -30,18 +32,18 @@ def training(
 ) -> int:
   """FLOPs of a training step: forward and backward.
 
-  Backward, each kernel is applied twice, for the gradient of its weights and
-  for that of its input, each as many FLOPs as forward. The first one's input is
-  the image, of which nobody asks the gradient.
+  Backward, each kernel is applied twice: for the gradient of its weights and
+  for the gradient of its input. The first kernel's input is the image, whose
+  gradient is not computed.
 
-  A discriminator judges three times. The labels and the prediction teach it:
-  as above. The third judgement teaches the generator: forward, and the gradient
-  of every input, but of no weight.
+  A discriminator is called three times. Labels and prediction train it, at the
+  cost above. The third call trains the generator: it costs the forward pass and
+  the gradients of all inputs, but no gradient of a weight.
 
   Args:
     table: as in `forward`.
-    judge: a discriminator's layers, each with the sum over the two calls that
-      teach it.
+    judge: layers of the discriminator, each with the sum over the two calls
+      that train it.
   """
   flops = 3 * forward(table) - _first(table).flops
   if judge:
@@ -70,7 +72,7 @@ def training_bytes(
   itemsize: int,
   judge: Sequence[layer_table.Layer] = (),
 ) -> int:
-  """Fewest bytes of a training step with one moment, as RMSprop has.
+  """Fewest bytes of a training step whose optimizer has one moment (RMSprop).
 
   Args:
     table: as in `forward`.
@@ -79,20 +81,17 @@ def training_bytes(
   """
   kernels = [row for row in table if row.flops]
   activations = sum(3 * row.read + 2 * math.prod(row.shape) for row in kernels)
-  # The image has no gradient to write.
+  # No gradient of the image is written.
   activations -= kernels[0].read
   for row in judge:
     if row.flops:
-      # Two calls as above, and one that reads no input again backward.
+      # Two calls as above; the third reads no input again backward.
       activations += 4 * row.read + 6 * math.prod(row.shape)
   if judge:
     activations -= _first(judge).read
-  # Read forward, backward and by the update, and written; the gradient written
-  # and read; the moment read and written.
+  # Parameters: read forward, backward and by the update, and written. Their
+  # gradients: written and read. The moment: read and written.
   return itemsize * activations + 8 * _FLOAT32 * _parameters([*table, *judge])
-
-
-_FLOAT32 = 4
 
 
 def _parameters(table: Sequence[layer_table.Layer]) -> int:

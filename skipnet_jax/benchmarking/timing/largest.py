@@ -1,4 +1,4 @@
-"""The largest batch that fits, by doubling and then by bisection."""
+"""Finds the largest batch that fits into the memory of a device."""
 
 from collections.abc import Callable, Sequence
 import os
@@ -10,23 +10,22 @@ import jax
 
 def search(
   fits: Callable[[int], bool],
-  low: int = 0,
   high: int | None = None,
   expect: Callable[[], int | None] = lambda: None,
 ) -> tuple[int, int]:
-  """Finds the largest number that fits: exact below 16, to an eighth above.
+  """Finds the largest number that fits: exact below 16, else to an eighth.
 
   Args:
-    fits: whether a number fits; none above one that does not.
-    low: known to fit.
-    high: known not to fit, or None.
-    expect: the result that is likely by now, or None: it is tried next, and
-      spares most of the doublings.
+    fits: whether a number fits. If one does not, no larger one does.
+    high: a number that does not fit, or None.
+    expect: the likely result, given what was tried so far, or None. It is tried
+      next, which saves most of the doublings.
 
   Returns:
-    The largest that was found to fit, 0 if not even 1 does, and the smallest
-    that was found not to.
+    The largest number that fitted, 0 if not even 1 does; the smallest number
+    that did not.
   """
+  low = 0
   while high is None or high - low > max(1, low // 8):
     likely = expect()
     if likely is not None and low < likely < (high or likely + 1):
@@ -34,7 +33,7 @@ def search(
     elif high is not None:
       trial = (low + high) // 2
     elif likely is not None:
-      # As many as are likely: just above, one should not.
+      # As many as expected fit: a little more should not.
       trial = low + max(1, low // 8)
     else:
       trial = max(1, 2 * low)
@@ -45,28 +44,31 @@ def search(
   return low, high
 
 
-def by_line(points: Sequence[tuple[int, float]], limit: float) -> int | None:
-  """Where a line through the last two points reaches a limit, rounded down.
+def extrapolate(
+  points: Sequence[tuple[int, float]], limit: float
+) -> int | None:
+  """The number at which a line through the last two points reaches a limit.
 
   Args:
-    points: number and bytes, growing.
+    points: pairs of a number and the bytes that it needs.
     limit: in bytes.
 
   Returns:
-    The number; None without two points on a rising line.
+    The number, rounded down, at least 1; None if there are fewer than two
+    points or the line does not rise.
   """
   if len(points) < 2:
     return None
   (x0, y0), (x1, y1) = points[-2:]
-  if x1 == x0 or (y1 - y0) * (x1 - x0) <= 0:
+  if (y1 - y0) * (x1 - x0) <= 0:
     return None
   return max(1, int(x0 + (limit - y0) * (x1 - x0) / (y1 - y0)))
 
 
 def memory_limit(device: Any) -> int:
-  """Bytes that a program may take on a device.
+  """Bytes that a program may use on a device.
 
-  On a CPU the memory that is available now, which all of its devices share.
+  On a CPU, the memory that is available now; all CPU devices share it.
   """
   stats = device.memory_stats() if device.platform != 'cpu' else None
   if stats and 'bytes_limit' in stats:
@@ -79,26 +81,26 @@ def memory_limit(device: Any) -> int:
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def shortage(predicted: int | None, devices: int, device: Any) -> str:
-  """Why a compiled program cannot fit; '' where it may.
+def shortage(predicted: int | None, devices: Sequence[Any]) -> str:
+  """Why a compiled program cannot fit into memory; '' if it may fit.
 
   Args:
-    predicted: bytes that the program takes on one device; None: unknown.
-    devices: on how many of this process's devices it runs.
-    device: one of them.
+    predicted: bytes that the program needs on one device; None: unknown.
+    devices: those of this process that run it.
   """
-  limit = memory_limit(device)
-  # Devices of a CPU share its memory.
-  need = (predicted or 0) * (devices if device.platform == 'cpu' else 1)
+  limit = memory_limit(devices[0])
+  # CPU devices share one memory.
+  share = len(devices) if devices[0].platform == 'cpu' else 1
+  need = (predicted or 0) * share
   if need <= limit:
     return ''
   return (
-    f'the compiled program needs {need / 2**30:.2f} GiB and '
-    f'{limit / 2**30:.2f} GiB are there'
+    f'the compiled program needs {need / 2**30:.2f} GiB, but only '
+    f'{limit / 2**30:.2f} GiB are available'
   )
 
 
-def exhausted(error: jax.errors.JaxRuntimeError) -> str:
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> str:
   """Why a program ran out of memory; '' for any other error."""
   text = str(error)
   if 'RESOURCE_EXHAUSTED' not in text and 'Out of memory' not in text:

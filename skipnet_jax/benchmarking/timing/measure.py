@@ -1,57 +1,41 @@
-"""Seconds: of calls that were waited for, and of each phase of compiling."""
+"""Times calls that run on devices, and each phase of compiling them."""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import re
-import tempfile
 import time
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 
-from skipnet_jax import errors
-
 Clock = Callable[[], float]
-# A line of HLO text that defines something: `ROOT %add.3 = f32[] add(...)`.
+# An instruction in an HLO text: `ROOT %add.3 = f32[] add(...)`.
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?[\w.-]+ = ', re.MULTILINE)
-
-
-class Summary(TypedDict):
-  """Statistics of calls, see `Timing.summary`."""
-
-  warmup: int
-  n: int
-  mean: float
-  std: float | None
-  min: float
-  p50: float
-  p90: float
-  p95: float
-  p99: float
-  mad: float
+_CACHE_HIT = '/jax/compilation_cache/cache_hits'
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """What a call took.
+  """How long each of several equal calls took.
 
   Attributes:
-    warmup: calls before, which were not timed.
-    seconds: of each timed call, in order.
+    warmup: number of calls before the first timed one.
+    seconds: duration of each timed call, in order.
   """
 
   warmup: int
   seconds: tuple[float, ...]
 
-  def summary(self) -> Summary:
-    """Statistics, in seconds but for the two counts.
+  def summary(self) -> dict[str, Any]:
+    """Statistics of the timed calls, in seconds.
 
     Returns:
-      warmup, n, mean, std (sample; None where n is 1), min, p50, p90, p95, p99
-      (linear between neighbours), mad: the median distance from p50.
+      warmup and n (counts); mean; std (of the sample; None if n is 1); min;
+      p50, p90, p95, p99 (percentiles, interpolated linearly); mad (median
+      absolute deviation from p50).
     """
     x = np.asarray(self.seconds, np.float64)
     p50, p90, p95, p99 = map(float, np.percentile(x, (50, 90, 95, 99)))
@@ -75,55 +59,44 @@ def time_calls(
   warmup: int,
   repetitions: int,
   clock: Clock = time.perf_counter,
-  block: Callable[[Any], Any] = jax.block_until_ready,
 ) -> Timing:
-  """Times calls one by one, each from its start until its result is there.
+  """Times calls one after the other, each until its result is ready.
 
   Args:
-    call: does the work once and returns all that must be waited for.
-    warmup: calls before the first timed one, waited for too.
-    repetitions: timed calls.
-    clock: gives seconds.
-    block: waits for what `call` returned.
-
-  Raises:
-    InputError: no repetition, or a negative number of warm-up calls.
+    call: does the work once and returns all arrays to wait for.
+    warmup: number of calls before the first timed one.
+    repetitions: number of timed calls, at least 1.
+    clock: returns seconds.
   """
-  for name, value, low in (
-    ('repetitions', repetitions, 1),
-    ('warmup', warmup, 0),
-  ):
-    if value < low:
-      raise errors.InputError(f'{name} is {value}; it must be at least {low}.')
   for _ in range(warmup):
-    block(call())
+    jax.block_until_ready(call())
   seconds = []
   for _ in range(repetitions):
     start = clock()
-    block(call())
+    jax.block_until_ready(call())
     seconds.append(clock() - start)
   return Timing(warmup, tuple(seconds))
 
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-  """How a call was compiled, and what XLA says of the program.
+  """How long a call took to compile, and XLA's figures of the program.
 
-  A program is that of one device: of a call divided among several, its FLOPs,
-  bytes and memory are one device's part.
+  The program is that of one device: if the call is divided among several
+  devices, FLOPs, bytes and memory are those of one device's part.
 
   Attributes:
-    trace_s: seconds from Python to a jaxpr; None where JAX does not separate it
-      from lowering (pmap).
-    lower_s: seconds from there to StableHLO.
-    compile_s: seconds from there to an executable, without any cache.
+    trace_s: seconds from Python to a jaxpr; None for pmap, where JAX does not
+      separate tracing from lowering.
+    lower_s: seconds from the jaxpr to StableHLO.
+    compile_s: seconds from StableHLO to an executable.
     warm_compile_s: the same with the executable in the persistent cache; None
-      where that was not measured.
-    hlo_instructions: in the optimised HLO, those inside fusions counted.
-    hlo_flops: XLA's count; not the model's FLOPs.
-    hlo_bytes: XLA's count of bytes read and written.
-    predicted_bytes: memory by XLA's plan: arguments, outputs and temporaries,
-      less what is aliased.
+      if it was not measured or the cache had no executable.
+    hlo_instructions: number in the optimised HLO, including those in fusions.
+    hlo_flops: FLOPs as XLA counts them; not the model's FLOPs.
+    hlo_bytes: bytes read and written as XLA counts them.
+    predicted_bytes: memory that XLA plans: arguments, outputs and temporaries,
+      minus aliased buffers.
   """
 
   trace_s: float | None
@@ -141,104 +114,49 @@ class Compilation:
 
 
 def compile_phases(
-  jitted: Any, *args: Any, clock: Clock = time.perf_counter
+  jitted: Any,
+  *args: Any,
+  cache: str | None = None,
+  measure_warm: bool = False,
+  clock: Clock = time.perf_counter,
 ) -> tuple[Any, Compilation]:
-  """Compiles a call and times the phases; no cache shortens any.
+  """Compiles a call and times each phase.
 
-  JAX's caches in memory are emptied, so that whatever else was compiled in this
-  process is compiled again when it is next called.
+  JAX's caches in memory are cleared: whatever else this process compiled is
+  compiled again when it is next called.
 
   Args:
     jitted: from `jax.jit` or `jax.pmap`.
-    *args: its arguments: arrays, or their shapes as `jax.ShapeDtypeStruct`.
-    clock: gives seconds.
+    *args: its arguments: arrays or `jax.ShapeDtypeStruct`s.
+    cache: folder of the persistent compilation cache; None: no such cache.
+    measure_warm: whether to compile a second time, now from the cache. `cache`
+      must be empty; `compile_s` includes writing to it.
+    clock: returns seconds.
 
   Returns:
-    The compiled call, which takes the same arguments, and how it came about.
+    The compiled call, which takes the same arguments; its times and figures.
   """
-  with _persistent_cache(None):
+  warm = None
+  with _persistent_cache(cache):
     compiled, seconds = _phases(jitted, args, clock)
-  return compiled, _describe(compiled, seconds, None)
+    if measure_warm:
+      with _cache_events() as events:
+        _, (_, _, warm) = _phases(jitted, args, clock)
+      if events != {_CACHE_HIT}:
+        warm = None
+  memory = compiled.memory_analysis()
+  cost = compiled.cost_analysis() or {}
 
-
-def compile_cold_and_warm(
-  jitted: Any,
-  *args: Any,
-  folder: str | None = None,
-  clock: Clock = time.perf_counter,
-) -> tuple[Any, Compilation]:
-  """`compile_phases`, and again from the persistent cache.
-
-  The first time with the cache empty (which includes writing to it), the second
-  time with the executable in it. `warm_compile_s` is None if the cache did not
-  answer, and for several processes, of which only the first one writes to it.
-
-  Args:
-    jitted: as in `compile_phases`.
-    *args: as there.
-    folder: the cache, so far empty, for `compile_cached` in other processes; by
-      default one that is thrown away.
-    clock: gives seconds.
-  """
-  if jax.process_count() > 1:
-    return compile_phases(jitted, *args, clock=clock)
-  with contextlib.ExitStack() as stack:
-    if folder is None:
-      folder = stack.enter_context(tempfile.TemporaryDirectory())
-    stack.enter_context(_persistent_cache(folder))
-    compiled, cold = _phases(jitted, args, clock)
-    with _cache_answers() as answers:
-      _, warm = _phases(jitted, args, clock)
-  found = set(answers) == {'cache_hits'}
-  return compiled, _describe(compiled, cold, warm[2] if found else None)
-
-
-def compile_cached(
-  jitted: Any, *args: Any, folder: str, clock: Clock = time.perf_counter
-) -> tuple[Any, Compilation]:
-  """`compile_phases` with the persistent cache in a folder, whatever it has."""
-  with _persistent_cache(folder):
-    compiled, seconds = _phases(jitted, args, clock)
-  return compiled, _describe(compiled, seconds, None)
-
-
-def _phases(
-  jitted: Any, args: tuple, clock: Clock
-) -> tuple[Any, tuple[float | None, float, float]]:
-  jax.clear_caches()
-  times = [clock()]
-  stage = jitted
-  if hasattr(jitted, 'trace'):
-    stage = jitted.trace(*args)
-    times.append(clock())
-    stage = stage.lower()
-  else:
-    stage = jitted.lower(*args)
-  times.append(clock())
-  compiled = stage.compile()
-  times.append(clock())
-  *trace, lower, compile_ = np.diff(times).tolist()
-  return compiled, (trace[0] if trace else None, lower, compile_)
-
-
-def _describe(
-  compiled: Any,
-  seconds: tuple[float | None, float, float],
-  warm: float | None,
-) -> Compilation:
-  memory = _only(compiled.memory_analysis())
-  cost = _only(compiled.cost_analysis()) or {}
-
-  def count(name: str) -> float | None:
-    # XLA says -1 where it does not know.
+  def figure(name: str) -> float | None:
+    # XLA gives -1 for what it does not know.
     return float(cost[name]) if cost.get(name, -1) >= 0 else None
 
-  return Compilation(
+  return compiled, Compilation(
     *seconds,
     warm_compile_s=warm,
     hlo_instructions=count_instructions(compiled.as_text()),
-    hlo_flops=count('flops'),
-    hlo_bytes=count('bytes accessed'),
+    hlo_flops=figure('flops'),
+    hlo_bytes=figure('bytes accessed'),
     predicted_bytes=memory
     and memory.argument_size_in_bytes
     + memory.output_size_in_bytes
@@ -247,54 +165,68 @@ def _describe(
   )
 
 
+def _phases(
+  jitted: Any, args: tuple, clock: Clock
+) -> tuple[Any, tuple[float | None, float, float]]:
+  """A compiled call, and the seconds to trace (or None), lower and compile."""
+  jax.clear_caches()
+  times = [clock()]
+  if hasattr(jitted, 'trace'):
+    traced = jitted.trace(*args)
+    times.append(clock())
+    lowered = traced.lower()
+  else:
+    lowered = jitted.lower(*args)
+  times.append(clock())
+  compiled = lowered.compile()
+  times.append(clock())
+  *trace, lower, compile_ = np.diff(times).tolist()
+  return compiled, (trace[0] if trace else None, lower, compile_)
+
+
 def count_instructions(hlo: str) -> int:
-  """Instructions of all computations in an HLO text."""
+  """Number of instructions in an HLO text, those of all computations."""
   return len(_INSTRUCTION.findall(hlo))
-
-
-def _only(analysis: Any) -> Any:
-  # Some versions of JAX and some backends give a list with one item.
-  if isinstance(analysis, list | tuple):
-    return analysis[0] if analysis else None
-  return analysis
 
 
 @contextlib.contextmanager
 def _persistent_cache(folder: str | None) -> Iterator[None]:
-  """Everything compiled within is cached in `folder` alone; None: nowhere."""
-  wanted = {
+  """Makes `folder` JAX's persistent cache, for programs of any size and time.
+
+  None disables the cache. Afterwards the settings are as before.
+  """
+  settings = {
     'jax_enable_compilation_cache': folder is not None,
     'jax_compilation_cache_dir': folder,
     'jax_persistent_cache_min_compile_time_secs': 0.0,
     'jax_persistent_cache_min_entry_size_bytes': -1,
   }
-  before = {name: getattr(jax.config, name) for name in wanted}
-  _configure(wanted)
+  before = {name: getattr(jax.config, name) for name in settings}
+  _configure(settings)
   try:
     yield
   finally:
     _configure(before)
 
 
-def _configure(values: dict[str, Any]) -> None:
-  for name, value in values.items():
+def _configure(settings: dict[str, Any]) -> None:
+  for name, value in settings.items():
     jax.config.update(name, value)
-  # JAX opens its cache once and keeps to that folder.
+  # Otherwise JAX keeps using the folder that it opened first.
   compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
-def _cache_answers() -> Iterator[list[str]]:
-  """Collects what JAX reports of its cache: 'cache_hits' or 'cache_misses'."""
-  answers: list[str] = []
+def _cache_events() -> Iterator[set[str]]:
+  """Collects which events the persistent cache reports, such as _CACHE_HIT."""
+  events: set[str] = set()
 
   def listen(event: str, **_: Any) -> None:
-    name = event.removeprefix('/jax/compilation_cache/')
-    if name in ('cache_hits', 'cache_misses'):
-      answers.append(name)
+    if event.startswith('/jax/compilation_cache/cache_'):
+      events.add(event)
 
   jax.monitoring.register_event_listener(listen)
   try:
-    yield answers
+    yield events
   finally:
     jax.monitoring.unregister_event_listener(listen)

@@ -1,8 +1,7 @@
-"""What vendors publish of an accelerator: rates, bandwidths, memory.
+"""Rates, bandwidths and memory of accelerators, as the vendors publish them.
 
-Peaks are upper bounds that no program reaches; a figure that is measured has no
-place here. Devices without bfloat16 units (NVIDIA Volta and Turing, such as
-V100 and T4) are left out: there is no rate to hold a bfloat16 step against.
+Peaks are upper bounds that no program reaches; no measured figure belongs here.
+Devices without bfloat16 units, such as NVIDIA's V100 and T4, are left out.
 """
 
 import dataclasses
@@ -13,17 +12,17 @@ class Peak:
   """The published figures of one device, a TPU chip or a GPU.
 
   Attributes:
-    bf16_tflops: bfloat16 products accumulated in float32, dense (without
-      structured sparsity), in 1e12 operations a second.
-    float32_tflops: float32 outside of matrix units; None where the vendor does
-      not publish it. A TPU multiplies float32 in bfloat16 passes.
-    bandwidth_gb_s: of the device's memory, in 1e9 bytes a second.
-    memory_gib: of the device's memory. Vendors write GB and mean GiB, part of
-      which is reserved: a program sees less.
-    link_gb_s: what a device can send to its peers at once over all its links,
-      in 1e9 bytes a second: half of a bandwidth that is published for both
-      directions. None without such links (a bridge between two cards is an
-      option and does not count) or without a published figure.
+    bf16_tflops: bfloat16 products accumulated in float32, without structured
+      sparsity, in 1e12 operations per second.
+    float32_tflops: float32 outside the matrix units; None if not published. A
+      TPU multiplies float32 in bfloat16 passes.
+    bandwidth_gb_s: of the device's memory, in 1e9 bytes per second.
+    memory_gib: size of the device's memory. Vendors write GB and mean GiB. A
+      part is reserved, so programs can use less.
+    link_gb_s: what a device can send over all its links at once, in 1e9 bytes
+      per second; if the published figure is the sum of both directions, half of
+      it. None without links or without a published figure. Optional bridges
+      between two cards do not count.
     source: where the figures are published.
   """
 
@@ -40,9 +39,10 @@ _A100 = 'NVIDIA A100 Tensor Core GPU datasheet'
 _H100 = 'NVIDIA H100 Tensor Core GPU datasheet'
 _ADA = 'NVIDIA Ada GPU Architecture whitepaper'
 
-# By the device_kind that jax reports.
+# By the exact device_kind that JAX reports: a part of a GPU ('NVIDIA H200 MIG
+# 1g.18gb') or a slower variant ('NVIDIA H200 NVL') has a similar name.
 PEAKS: dict[str, Peak] = {
-  # One device is a chip: both of its TensorCores together.
+  # One device is a chip, with both of its TensorCores.
   'TPU v4': Peak(
     275, None, 1200, 32, None, 'Google Cloud documentation, TPU v4'
   ),
@@ -68,12 +68,3 @@ PEAKS: dict[str, Peak] = {
   'NVIDIA L40S': Peak(362.05, 91.6, 864, 48, None, 'NVIDIA L40S datasheet'),
   'NVIDIA GeForce RTX 4090': Peak(165.2, 82.6, 1008, 24, None, _ADA),
 }
-
-
-def find(device_kind: str) -> Peak | None:
-  """The peaks of a device, or None for one that is not known.
-
-  Only the exact name counts: a part of a GPU ('NVIDIA H200 MIG 1g.18gb') or a
-  slower sibling ('NVIDIA H200 NVL') has a name that begins like the whole.
-  """
-  return PEAKS.get(device_kind)

@@ -1,4 +1,4 @@
-"""Watts of NVIDIA GPUs while something runs, sampled beside it."""
+"""Measures the power of NVIDIA GPUs while something runs on them."""
 
 from collections.abc import Callable, Sequence
 import os
@@ -12,14 +12,11 @@ from skipnet_jax import errors
 
 
 class Meter:
-  """Measures the power of devices between entering and leaving; for one use.
+  """Samples the power of devices in a thread while its `with` block runs.
 
   Attributes:
-    seconds: how long it was open.
-    watts: mean over that time, of all devices together; None where no power
-      could be read.
-    joules: the integral, by trapezoids between samples; None likewise.
-    reason: why there is none, as a sentence; None where there is.
+    watts: mean power during the block, summed over the devices, by trapezoids
+      between samples; None if it cannot be read.
   """
 
   def __init__(
@@ -30,109 +27,87 @@ class Meter:
     interval: float = 0.05,
     clock: Callable[[], float] = time.perf_counter,
   ):
-    """Prepares; nothing is read before the context is entered.
+    """Prepares the block; reads nothing yet.
 
     Args:
       devices: JAX devices of this process.
-      read: gives the watts of this moment and raises RunError where it cannot;
-        by default NVML's of these devices.
+      read: returns the present watts or raises RunError; by default the one
+        from `nvml_reader`.
       interval: seconds between samples.
-      clock: gives seconds.
+      clock: returns seconds.
     """
-    self._devices = devices
-    self._read = read
-    self._interval = interval
-    self._clock = clock
+    self._devices, self._read = devices, read
+    self._interval, self._clock = interval, clock
     self._samples: list[tuple[float, float]] = []
-    self._left = threading.Event()
+    self._failed = False
+    self._ended = threading.Event()
     self._thread = threading.Thread(target=self._watch, daemon=True)
-    self.seconds = 0.0
     self.watts: float | None = None
-    self.joules: float | None = None
-    self.reason: str | None = None
 
   def __enter__(self) -> Self:
-    if self._read is None:
-      try:
-        self._read = nvml_reader(self._devices)
-      except errors.RunError as e:
-        self.reason = str(e)
     self._sample()
     self._thread.start()
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._left.set()
+    self._ended.set()
     self._thread.join()
     self._sample()
-    times, watts = np.array(self._samples).T
-    self.seconds = float(times[-1] - times[0])
-    if self.reason is None:
-      self.joules = float(np.trapezoid(watts, times))
-      self.watts = self.joules / self.seconds
+    if not self._failed:
+      times, watts = np.array(self._samples).T
+      joules = np.trapezoid(watts, times)
+      self.watts = float(joules / (times[-1] - times[0]))
 
   def _watch(self) -> None:
-    while self.reason is None and not self._left.wait(self._interval):
+    while not self._failed and not self._ended.wait(self._interval):
       self._sample()
 
   def _sample(self) -> None:
-    watts = np.nan
-    if self._read is not None and self.reason is None:
-      try:
-        watts = self._read()
-      except errors.RunError as e:
-        self.reason = str(e)
-    self._samples.append((self._clock(), watts))
+    if self._failed:
+      return
+    try:
+      if self._read is None:
+        self._read = nvml_reader(self._devices)
+      watts = self._read()
+    except errors.RunError:
+      self._failed = True
+    else:
+      self._samples.append((self._clock(), watts))
 
 
 def nvml_reader(devices: Sequence[Any]) -> Callable[[], float]:
-  """Reads the watts of these GPUs together, by NVIDIA's library NVML.
+  """Makes a function that reads the watts of GPUs, summed, through NVML.
 
-  Recent GPUs answer with the mean over the last second: measure for several.
+  Recent GPUs report the mean of the last second: measure for several seconds.
 
   Raises:
     RunError: the devices are no GPUs, the package nvidia-ml-py is missing, or
-      NVML does not answer; also from the reader.
+      NVML reports an error. The function raises it too.
   """
-  for device in devices:
-    if device.platform != 'gpu':
-      raise errors.RunError(
-        'Power is read of NVIDIA GPUs only, and the platform is '
-        f'{device.platform}.'
-      )
+  if any(device.platform != 'gpu' for device in devices):
+    raise errors.RunError('Only the power of NVIDIA GPUs can be read.')
   try:
     import pynvml
   except ImportError as e:
-    raise errors.RunError(
-      'Power was not read, because pynvml is missing: pip install nvidia-ml-py.'
-    ) from e
+    raise errors.RunError('Power needs pip install nvidia-ml-py.') from e
 
   def ask(call: Callable, *args: Any) -> Any:
     try:
       return call(*args)
     except pynvml.NVMLError as e:
-      raise errors.RunError(
-        f'Power was not read, because NVML answered {str(e)!r}.'
-      ) from e
+      raise errors.RunError(f'NVML reports {e}.') from e
 
   ask(pynvml.nvmlInit)
+  # CUDA numbers only the visible GPUs: NVML's index or UUID of each.
+  visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
+  names = [name.strip() for name in visible.split(',') if name.strip()]
   handles = []
-  for name in _names(devices):
+  for index in (device.local_hardware_id for device in devices):
+    name = names[index] if index < len(names) else str(index)
     if name.isdigit():
       handles.append(ask(pynvml.nvmlDeviceGetHandleByIndex, int(name)))
     else:
       handles.append(ask(pynvml.nvmlDeviceGetHandleByUUID, name))
-
-  def read() -> float:
-    milliwatts = [ask(pynvml.nvmlDeviceGetPowerUsage, h) for h in handles]
-    return sum(milliwatts) / 1e3
-
-  return read
-
-
-def _names(devices: Sequence[Any]) -> list[str]:
-  """NVML's index or UUID of each device: CUDA counts the visible ones only."""
-  visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
-  names = [name.strip() for name in visible.split(',') if name.strip()]
-  indices = [device.local_hardware_id for device in devices]
-  return [names[i] if i < len(names) else str(i) for i in indices]
+  return lambda: (
+    sum(ask(pynvml.nvmlDeviceGetPowerUsage, h) for h in handles) / 1e3
+  )

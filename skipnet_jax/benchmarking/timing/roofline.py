@@ -1,7 +1,7 @@
-"""How fast this device copies and multiplies, and the floors that gives.
+"""How fast a device copies and multiplies, and the least time that follows.
 
-Measured, not read from a data sheet: what remains between a floor and a time is
-the program's, not the machine's.
+The rates are measured, not read from a data sheet: a step that takes longer
+than its least time loses the rest in its program, not in the device.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from skipnet_jax.benchmarking.timing import measure
 
-# Sides: large enough for the full rate, a second or so in all.
+# Large enough for the full rate; all measurements take about a second.
 _CPU = {'copy_mib': 256, 'matrix': 2048}
 _ACCELERATOR = {'copy_mib': 2048, 'matrix': 8192}
 _REPETITIONS = 10
@@ -20,12 +20,12 @@ _REPETITIONS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """The best that one device was seen to do.
+  """The highest rates measured on one device.
 
   Attributes:
-    copy_gb_s: 1e9 bytes a second, read and written, of an array that is passed
-      over once.
-    matrix_tflops: 1e12 FLOPs a second of a product of large square matrices.
+    copy_gb_s: 1e9 bytes per second, read and written, in one pass over a large
+      array.
+    matrix_tflops: 1e12 FLOPs per second in a product of large square matrices.
   """
 
   copy_gb_s: float
@@ -35,13 +35,13 @@ class Rates:
 def measure_rates(device: Any, dtype: str) -> Rates:
   """Times a pass over a large array and a product of large matrices.
 
-  The array is in the dtype; its numbers' signs are changed, for XLA would leave
-  out a plain copy. The product has JAX's default precision, as the network has.
-  Of several runs, the fastest counts.
+  The pass negates the array, because XLA would remove a plain copy. The product
+  has JAX's default precision, as the network has. The fastest of several calls
+  counts.
 
   Args:
-    device: where.
-    dtype: 'float32' or 'bfloat16'.
+    device: where they run.
+    dtype: of arrays and matrices, 'float32' or 'bfloat16'.
   """
   sizes = _CPU if device.platform == 'cpu' else _ACCELERATOR
   kind = jnp.dtype(dtype)
@@ -66,24 +66,24 @@ def measure_rates(device: Any, dtype: str) -> Rates:
 
 
 def floors(
-  flops: float, moved: float | None, seconds: float, rates: Rates
+  flops: float, min_bytes: float, seconds: float, rates: Rates
 ) -> dict[str, Any]:
-  """The times that arithmetic and memory alone must take on one device.
+  """The least times that arithmetic and memory need on one device.
 
   Args:
     flops: of one device.
-    moved: bytes that one device reads and writes; None: unknown.
+    min_bytes: that one device must read and write.
     seconds: measured.
     rates: of the device.
 
   Returns:
-    flops_s and bytes_s (seconds), bound ('flops' or 'bytes': the larger),
-    floor_s (the larger), fraction (floor over measured; not clipped), and the
+    flops_s and bytes_s (seconds), bound ('flops' or 'bytes', the larger one),
+    floor_s (the larger one), fraction (floor_s / seconds; not clipped), and the
     rates.
   """
   flops_s = flops / (rates.matrix_tflops * 1e12)
-  bytes_s = None if moved is None else moved / (rates.copy_gb_s * 1e9)
-  floor_s = max(flops_s, bytes_s or 0.0)
+  bytes_s = min_bytes / (rates.copy_gb_s * 1e9)
+  floor_s = max(flops_s, bytes_s)
   return {
     'flops_s': flops_s,
     'bytes_s': bytes_s,

@@ -1,4 +1,4 @@
-"""Calls timed in turn, so that what slows the machine slows them alike."""
+"""Times several calls in alternation, so that other work slows all alike."""
 
 from collections.abc import Callable, Sequence
 import time
@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from skipnet_jax import errors
 from skipnet_jax.benchmarking.timing import measure
 
-WARMUP = 1  # Rounds that are not counted, after the call that compiles.
+WARMUP = 1  # Untimed rounds.
 
 
 def first_calls(
@@ -18,18 +17,18 @@ def first_calls(
   say: Callable[[str], None],
   clock: measure.Clock = time.perf_counter,
 ) -> dict[str, dict[str, Any]]:
-  """Calls each once, which compiles it.
+  """Calls each function once, which compiles it.
 
   Args:
-    calls: each returns when its work is done.
-    say: told whose turn it is.
-    clock: gives seconds.
+    calls: functions by name; each returns when its work is done.
+    say: receives a line before each call.
+    clock: returns seconds.
 
   Returns:
-    Name to first_call_s and error: one is None. A missing compiler, or memory,
-    is no reason for the others not to race.
+    By name: first_call_s and error, one of which is None. A function that fails
+    (no compiler, no memory) does not stop the others.
   """
-  found: dict[str, dict[str, Any]] = {}
+  results: dict[str, dict[str, Any]] = {}
   for name, call in calls.items():
     say(f'first step: {name}')
     start = clock()
@@ -37,52 +36,44 @@ def first_calls(
       call()
     except RuntimeError as e:
       reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-      found[name] = {'first_call_s': None, 'error': reason}
+      results[name] = {'first_call_s': None, 'error': reason}
     else:
-      found[name] = {'first_call_s': clock() - start, 'error': None}
-  return found
+      results[name] = {'first_call_s': clock() - start, 'error': None}
+  return results
 
 
 def take_turns(
   calls: dict[str, Callable[[], Any]],
   *,
   rounds: int,
-  warmup: int = WARMUP,
   clock: measure.Clock = time.perf_counter,
 ) -> dict[str, measure.Timing]:
-  """Times calls in turn: A B C, C B A, A B C, ...
+  """Times calls in rounds of alternating order: A B C, C B A, A B C, ...
 
-  In its turn, each is called twice and the second call counts. The first takes
-  memory and caches back from the one before, which a training does not have to
-  do at every step.
+  In each round a function is called twice, and the second call counts: the
+  first restores memory and caches that another function has used.
 
   Args:
-    calls: each returns when its work is done.
-    rounds: timed calls of each.
-    warmup: rounds before, which are not timed.
-    clock: gives seconds.
-
-  Raises:
-    InputError: no round.
+    calls: functions by name; each returns when its work is done.
+    rounds: timed calls of each, at least 1.
+    clock: returns seconds.
   """
-  if rounds < 1:
-    raise errors.InputError(f'rounds is {rounds}; it must be at least 1.')
   seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for turn in range(warmup + rounds):
+  for turn in range(WARMUP + rounds):
     for name in list(calls) if turn % 2 == 0 else list(calls)[::-1]:
       calls[name]()
       start = clock()
       calls[name]()
       took = clock() - start
-      if turn >= warmup:
+      if turn >= WARMUP:
         seconds[name].append(took)
   return {
-    name: measure.Timing(warmup, tuple(row)) for name, row in seconds.items()
+    name: measure.Timing(WARMUP, tuple(row)) for name, row in seconds.items()
   }
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-  """Ours over theirs, round by round: below 1, ours is faster."""
+  """Our seconds over theirs, round by round: below 1, ours is faster."""
   pairs = np.asarray(ours, np.float64) / np.asarray(theirs, np.float64)
   low, middle, high = (float(q) for q in np.percentile(pairs, (25, 50, 75)))
   return {
