@@ -19,63 +19,76 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'JSON file of the report; the raw times go beside it as CSV.'
 )
 _PEER = flags.DEFINE_enum(
-  'peer', None, ['torch'], 'Then race the same network in PyTorch.'
+  'peer', None, ['torch'], 'Also race the same network in PyTorch, afterwards.'
 )
 _AOT = flags.DEFINE_string(
   'aot',
   None,
-  'Measure nothing: compile for a TPU slice such as v5e:2x2, and predict.',
+  'Measure nothing: compile for a TPU slice such as v5e:2x2 and predict its '
+  'speed. No TPU is needed.',
 )
 _COMPARE = flags.DEFINE_multi_string(
   'compare', None, 'Two reports, the older one first; exits 1 on a slowdown.'
 )
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a report.')
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Replace a report that exists.'
+)
 _CHILD = flags.DEFINE_string(
-  'child', None, 'Journal of a process that this command starts itself.'
+  'child', None, 'For internal use: journal of a process that measures.'
 )
 
 
 def main() -> None:
-  """Checks the flags, then compares, predicts or measures."""
-  if _CHILD.value:
-    _measure_alone(pathlib.Path(_CHILD.value))
-    return
-  _check_flags()
-  # Only now: --help need not wait for JAX.
+  """Checks the flags; then compares, predicts or measures."""
+  if _COMPARE.value:
+    if _CONFIG.value is not None or _OUTPUT.value:
+      cli.refuse('Give either --compare or --config and --output.')
+    if len(_COMPARE.value) != 2:
+      cli.refuse(
+        f'--compare names {len(_COMPARE.value)} report(s); give two, the older '
+        'one first.'
+      )
+  if _AOT.value and _PEER.value:
+    cli.refuse('Give either --aot, which measures nothing, or --peer.')
+  # Imported here, so that --help does not wait for JAX.
   from skipnet_jax import config as config_lib
   from skipnet_jax import files
+  from skipnet_jax.benchmarking import journal
   from skipnet_jax.benchmarking import plan
+  from skipnet_jax.benchmarking import rows
   from skipnet_jax.benchmarking import sweep
   from skipnet_jax.benchmarking.reporting import compare
   from skipnet_jax.benchmarking.reporting import report as report_lib
 
+  if _CHILD.value:
+    rows.measure_all(journal.Journal.read(pathlib.Path(_CHILD.value)), _say)
+    return
   if _COMPARE.value:
-    found = compare.compare(*map(report_lib.read, _COMPARE.value))
-    print(compare.format(found))
-    if found.slower:
+    comparison = compare.compare(*map(report_lib.read, _COMPARE.value))
+    print(compare.format(comparison))
+    if comparison.slower:
       sys.exit(1)
     return
-  cli.require_config(_CONFIG.value)
-  output = cli.required(_OUTPUT)
-  path = report_lib.check_output(output, overwrite=_OVERWRITE.value)
   config = _CONFIG.value
+  cli.require_config(config)
+  path = report_lib.check_output(
+    cli.required(_OUTPUT), overwrite=_OVERWRITE.value
+  )
   if _AOT.value:
     from skipnet_jax.benchmarking.aot import aot
 
-    # Of any experiment: what is to be measured is of no matter here.
+    # Any experiment can be compiled, with or without a benchmark section.
     if 'benchmark' in config:
-      bare, _ = plan.split(config)
-    else:
-      bare = config
-      config_lib.validate(bare)
-    predicted = aot.predict(bare, _AOT.value, say=_say)
+      config, _ = plan.split(config)
+    config_lib.validate(config)
+    predicted = aot.predict(config, _AOT.value, say=_say)
     files.write_json(path, predicted)
     print(aot.format_table(predicted))
     print(f'predictions: {path}')
     return
   bare, section = plan.split(config)
   if _PEER.value:
-    # Only now: torch is an extra.
+    # Imported here, because torch is an extra.
     from skipnet_jax.benchmarking.peer import race
 
     if bare.parallel.coordinator:
@@ -88,7 +101,7 @@ def main() -> None:
   report_lib.write(path, report, raw)
   print(report_lib.format_table(report))
   if _PEER.value:
-    # After the report is written: what was measured outlives the race.
+    # The report is already written: a failed race loses no measurement.
     report['peer'] = race.race(bare, rounds=section.repetitions, say=_say)
     report_lib.write(path, report, raw)
     print(race.format_table(report['peer']))
@@ -97,26 +110,6 @@ def main() -> None:
 
 def _say(text: str) -> None:
   print(text, flush=True)
-
-
-def _measure_alone(path: pathlib.Path) -> None:
-  from skipnet_jax.benchmarking import journal
-  from skipnet_jax.benchmarking import rows
-
-  rows.measure_all(journal.Journal.read(path), _say)
-
-
-def _check_flags() -> None:
-  if _COMPARE.value:
-    if _CONFIG.value is not None or _OUTPUT.value:
-      cli.refuse('Give either --compare or --config and --output.')
-    if len(_COMPARE.value) != 2:
-      cli.refuse(
-        f'--compare names {len(_COMPARE.value)} report(s); give two, the older '
-        'one first.'
-      )
-  if _AOT.value and _PEER.value:
-    cli.refuse('Give either --aot, which measures nothing, or --peer.')
 
 
 if __name__ == '__main__':

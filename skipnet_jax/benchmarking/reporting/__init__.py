@@ -1,1 +1,1 @@
-"""The report of a benchmark: its schema, its tables, comparisons."""
+"""Reports of benchmarks: schema, files, tables, comparisons."""

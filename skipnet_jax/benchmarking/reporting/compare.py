@@ -1,4 +1,4 @@
-"""Two reports of one workload: what became slower, beyond the spread."""
+"""Compares two reports of one workload: which rows became slower."""
 
 import dataclasses
 import math
@@ -12,19 +12,34 @@ from skipnet_jax.benchmarking.reporting import schema
 Report = dict[str, Any]
 
 
+# Fields that may explain a ratio; None: all fields of that section.
+_CIRCUMSTANCES = {
+  'identity': ('config_hash', 'git'),
+  'software': None,
+  'hardware': (
+    'platform',
+    'device_kind',
+    'device_memory_bytes',
+    'cpu',
+    'cores',
+    'memory_bytes',
+  ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What two reports say of one call.
+  """Compares a row of two reports.
 
   Attributes:
     row: that of the newer report.
-    old, new: median seconds; None where it failed.
-    ratio: new / old; None where either failed.
-    spread: of the ratio, relative; None likewise. See `spread`.
-    slower: the ratio is above 1 by more than the spread; or only the newer one
+    old, new: median seconds; None if the row failed.
+    ratio: new / old; None if either failed.
+    spread: relative uncertainty of the ratio, see `spread`; None likewise.
+    slower: the ratio exceeds 1 by more than the spread, or only the newer row
       failed.
-    faster: the same the other way round.
-    single: one of the two was measured in a single process.
+    faster: the inverse ratio does, or only the older row failed.
+    single: at least one was measured in a single process.
   """
 
   row: dict[str, Any]
@@ -39,13 +54,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """All rows of two reports.
+  """Compares all rows of two reports.
 
   Attributes:
-    rows: those in both, in the newer report's order.
+    rows: those in both reports, in the order of the newer one.
     only_old, only_new: rows that only one report has.
     differences: fields of software, hardware and identity that differ, as
-      'name (old, now new)': what a ratio may come from.
+      'name (old, now new)'. They may explain a ratio.
   """
 
   rows: tuple[Row, ...]
@@ -55,7 +70,7 @@ class Comparison:
 
   @property
   def slower(self) -> bool:
-    """Whether any row is."""
+    """Whether any row is slower."""
     return any(row.slower for row in self.rows)
 
 
@@ -63,15 +78,15 @@ def compare(old: Report, new: Report) -> Comparison:
   """Compares two reports row by row.
 
   Args:
-    old, new: as `report.read` gives them.
+    old, new: from `report.read`.
 
   Raises:
-    InputError: they are of different workloads, or one has a row twice.
+    InputError: their workloads differ, or one has the same row twice.
   """
   changed = config_identity.differences(old['workload'], new['workload'])
   if changed:
     raise errors.InputError(
-      'The two reports are of different workloads: '
+      'The workloads of the two reports differ: '
       f'{", ".join(f"workload.{one}" for one in changed)}. Compare reports of '
       'one workload.'
     )
@@ -95,31 +110,15 @@ def compare(old: Report, new: Report) -> Comparison:
   )
 
 
-# What may explain a ratio; None: every field of that section.
-_CIRCUMSTANCES = {
-  'identity': ('config_hash', 'git'),
-  'software': None,
-  'hardware': (
-    'platform',
-    'device_kind',
-    'device_memory_bytes',
-    'cpu',
-    'cores',
-    'memory_bytes',
-  ),
-}
-
-
 def spread(row: dict[str, Any]) -> float:
-  """How far a row's median may be off, relative to it.
+  """The uncertainty of a row's median, relative to it.
 
   The root of the sum of squares of two parts: the range of the medians of its
   processes (0 for a single one), and the median absolute deviation of all
   calls. docs/benchmark_report.md says how often chance exceeds it.
   """
-  timing = row['timing']
-  medians = row['process_p50']
-  between = max(medians) - min(medians) if medians else 0.0
+  timing, medians = row['timing'], row['process_p50']
+  between = max(medians, default=0.0) - min(medians, default=0.0)
   return math.hypot(between, timing['mad']) / timing['p50']
 
 
@@ -130,38 +129,30 @@ def _by_key(report: Report, which: str) -> dict[tuple, dict[str, Any]]:
     if key in rows:
       raise errors.InputError(
         f'The {which} report has the row {" ".join(map(str, key))} twice: '
-        'measure it once in a report.'
+        'give a report that has it once.'
       )
     rows[key] = row
   return rows
 
 
 def _compare_rows(old: dict[str, Any], new: dict[str, Any]) -> Row:
-  was, now = _median(old), _median(new)
-  single = min(old['processes'], new['processes']) < 2
+  was, now = (
+    None if row['error'] is not None else row['timing']['p50']
+    for row in (old, new)
+  )
   if was is None or now is None:
     slower, faster = was is not None, now is not None
     return Row(new, was, now, None, None, slower, faster, single=False)
   ratio = now / was
-  off = math.hypot(spread(old), spread(new))
-  slower, faster = ratio > 1 + off, 1 / ratio > 1 + off
-  return Row(new, was, now, ratio, off, slower, faster, single)
-
-
-def _median(row: dict[str, Any]) -> float | None:
-  return None if row['error'] is not None else row['timing']['p50']
+  both = math.hypot(spread(old), spread(new))
+  slower, faster = ratio > 1 + both, 1 / ratio > 1 + both
+  single = min(old['processes'], new['processes']) < 2
+  return Row(new, was, now, ratio, both, slower, faster, single)
 
 
 def format(comparison: Comparison) -> str:
   """The comparison for the terminal, in at most 100 columns."""
-  heads = (
-    *schema.KEY_HEADS,
-    'old ms',
-    'new ms',
-    'new/old',
-    '+-%',
-    'verdict',
-  )
+  heads = (*schema.KEY_HEADS, 'old ms', 'new ms', 'new/old', '+-%', 'verdict')
   lines = []
   if comparison.differences:
     lines += tables.paragraph(
@@ -176,30 +167,29 @@ def format(comparison: Comparison) -> str:
     for row in rows:
       cells = ' '.join(schema.key_cells(row))
       lines.append(f'Only in the {name} report: {cells}')
-  counts = {
-    word: sum(getattr(row, word) for row in comparison.rows)
-    for word in ('slower', 'faster')
-  }
+  slower, faster = (
+    sum(getattr(row, verdict) for row in comparison.rows)
+    for verdict in ('slower', 'faster')
+  )
   lines.append(
-    f'{len(comparison.rows)} rows in both: {counts["slower"]} slower, '
-    f'{counts["faster"]} faster, by more than the spread.'
+    f'{len(comparison.rows)} rows in both: {slower} slower, {faster} faster, '
+    'by more than the spread.'
   )
   if any(row.single for row in comparison.rows):
     lines += tables.paragraph(
-      'A row measured in a single process shows nothing of what differs '
-      'between processes: its spread is too small. Measure in three or more.'
+      'A row measured in a single process does not show how processes differ: '
+      'its spread is too small. Measure in three processes or more.'
     )
   return '\n'.join(lines)
 
 
 def _cells(row: Row) -> list[str]:
-  failed = [
-    'failed' if value is None else tables.number(value, 1e-3)
-    for value in (row.old, row.new)
-  ]
   return [
     *schema.key_cells(row.row),
-    *failed,
+    *(
+      'failed' if seconds is None else tables.number(seconds, 1e-3)
+      for seconds in (row.old, row.new)
+    ),
     '' if row.ratio is None else f'{row.ratio:.3f}',
     '' if row.spread is None else f'{100 * row.spread:.1f}',
     'slower' if row.slower else 'faster' if row.faster else '',

@@ -1,4 +1,4 @@
-"""A benchmark's report: JSON, the raw times beside it as CSV, and as text."""
+"""Writes, reads and prints the report of a benchmark."""
 
 from collections.abc import Callable, Iterable
 import json
@@ -12,30 +12,26 @@ from skipnet_jax import tables
 from skipnet_jax.benchmarking.reporting import schema
 
 Report = dict[str, Any]
-check = schema.check
-# Row of the results, process, repetition, seconds.
-RAW_HEADS = ('row', 'process', 'repetition', 'seconds')
-
 number = tables.number
 
 
 def check_output(path: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
-  """Refuses, before any work, a file that could not be written after it.
+  """Checks, before any work, that a report can be written to a file.
 
   Raises:
-    InputError: its name does not end in .json, there is no folder for it, or it
-      exists and is not to be replaced.
+    InputError: the name does not end in .json, the folder is missing or cannot
+      be written, or the file exists and `overwrite` is False.
   """
   path = pathlib.Path(path)
   if path.suffix != '.json':
     raise errors.InputError(
       f'The report {path} cannot be written: its name must end in .json (the '
-      'raw times go beside it, as .csv).'
+      'raw times are written beside it, as .csv).'
     )
   if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
     raise errors.InputError(
       f'The folder {path.parent} of the report is missing or cannot be '
-      'written: make it, or choose another.'
+      'written: create it, or choose another.'
     )
   if path.exists() and not overwrite:
     raise errors.InputError(
@@ -45,32 +41,32 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
 
 
 def write(
-  path: str | os.PathLike,
+  path: pathlib.Path,
   report: Report,
   raw: Iterable[tuple[int, int, int, float]],
 ) -> None:
-  """Writes a report, and the raw times beside it with the ending .csv.
+  """Writes a report as JSON, and the raw times beside it as CSV.
 
   Args:
-    path: the JSON file.
+    path: the JSON file, from `check_output`.
     report: as in docs/benchmark_report.md.
-    raw: each timed call: place in the results, process, repetition (all from
-      0), seconds.
+    raw: for each timed call: index in the results, process, repetition (all
+      from 0), seconds.
 
   Raises:
-    InputError: as `check` and `check_output`.
+    InputError: as `schema.check`.
   """
-  path = check_output(path, overwrite=True)
-  check(report)
+  schema.check(report)
   files.write_json(path, report)
-  files.write_csv(path.with_suffix('.csv'), RAW_HEADS, raw)
+  heads = ('row', 'process', 'repetition', 'seconds')
+  files.write_csv(path.with_suffix('.csv'), heads, raw)
 
 
 def read(path: str | os.PathLike) -> Report:
   """Reads what `write` wrote.
 
   Raises:
-    InputError: there is no such file, or it is no report of this version.
+    InputError: the file cannot be read, or is no report of this version.
   """
   try:
     report = json.loads(pathlib.Path(path).read_text())
@@ -80,7 +76,7 @@ def read(path: str | os.PathLike) -> Report:
       'python -m skipnet_jax.benchmark wrote.'
     ) from e
   try:
-    check(report)
+    schema.check(report)
   except errors.InputError as e:
     raise errors.InputError(f'{path} is no report: {e}') from e
   return report
@@ -93,22 +89,44 @@ def format_table(report: Report) -> str:
   lines = [
     *_header(report),
     '',
-    *_grouped(rows, _SPEED),
-    *_failures(rows),
+    *_table_by_call(rows, _SPEED),
+    *(
+      line
+      for row in rows
+      if row['error'] is not None
+      for line in tables.paragraph(
+        f'failed: {" ".join(schema.key_cells(row))}: {row["error"]}', 2
+      )
+    ),
     *_speed_notes(good),
   ]
   compiled = [row for row in good if row['compile']]
   if compiled:
-    lines += ['', *_grouped(compiled, _COMPILE), *_COMPILE_NOTES]
+    lines += ['', *_table_by_call(compiled, _COMPILE), *_COMPILE_NOTES]
   if report['scaling']:
-    lines += ['', *_scaling(report['scaling'])]
+    lines += [
+      '',
+      *tables.layout(
+        ('scaling', *schema.KEY_HEADS, 'img/s', 'efficiency%'),
+        [
+          (
+            entry['kind'],
+            *schema.key_cells(entry),
+            number(entry['images_per_second']),
+            _percent(entry['efficiency']),
+          )
+          for entry in report['scaling']
+        ],
+      ),
+    ]
   return '\n'.join(lines)
 
 
 def _header(report: Report) -> list[str]:
   identity, workload = report['identity'], report['workload']
   software, hardware = report['software'], report['hardware']
-  first = report['results'][0] if report['results'] else {'hosts': 1}
+  hosts = max((row['hosts'] for row in report['results']), default=1)
+  memory = hardware['device_memory_bytes']
   parts = {
     'benchmark': (
       f'{identity["experiment"]}, config {identity["config_hash"]}, git '
@@ -123,8 +141,8 @@ def _header(report: Report) -> list[str]:
     'devices': (
       f'{hardware["device_count"]} x {hardware["device_kind"]} '
       f'({hardware["platform"]}'
-      + _maybe(hardware['device_memory_bytes'], ', {} GB each for JAX', 1e9)
-      + (f', {first["hosts"]} processes)' if first['hosts'] > 1 else ')')
+      + (f', {number(memory, 1e9)} GB each for JAX' if memory else '')
+      + (f', {hosts} processes)' if hosts > 1 else ')')
     ),
     'host': (
       f'{hardware["cpu"]}, {hardware["cores"]} cores, '
@@ -132,14 +150,9 @@ def _header(report: Report) -> list[str]:
       + ' '.join(f'{load:.2f}' for load in hardware['load_average'])
     ),
     'software': ', '.join(
-      f'{name} {software[name]}'
-      for name in ('python', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
-    )
-    + (f', {software["plugin"]}' if software['plugin'] else '')
-    + ''.join(
-      f', {name} {software[key]}'
-      for key, name in _NVIDIA.items()
-      if software[key]
+      f'{label} {software[name]}'.strip()
+      for name, label in _SOFTWARE.items()
+      if software[name]
     ),
     'XLA_FLAGS': software['xla_flags'],
     'GLIBC_TUNABLES': software['glibc_tunables'],
@@ -154,18 +167,18 @@ def _header(report: Report) -> list[str]:
   ]
 
 
-_NVIDIA = {'driver': 'driver', 'cuda': 'CUDA', 'cudnn': 'cuDNN'}
-
-
-def _maybe(value: float | None, text: str, scale: float) -> str:
-  return '' if value is None else text.format(number(value, scale))
+# Labels; the plugin's version has its name before it.
+_SOFTWARE = {
+  **{k: k for k in ('python', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')},
+  **{'plugin': '', 'driver': 'driver', 'cuda': 'CUDA', 'cudnn': 'cuDNN'},
+}
 
 
 def _percent(value: float | None) -> str:
   return '' if value is None else number(100 * value)
 
 
-# Heading to the figure of a row that did not fail.
+# Heading of a column to its cell, for a row that did not fail.
 _SPEED: dict[str, Callable[[dict[str, Any]], str]] = {
   'ms p50': lambda r: number(r['timing']['p50'], 1e-3),
   '+-MAD': lambda r: number(r['timing']['mad'], 1e-3),
@@ -190,23 +203,23 @@ _COMPILE: dict[str, Callable[[dict[str, Any]], str]] = {
   'plan GB': lambda r: number(r['memory']['predicted_bytes'], 1e9),
 }
 _COMPILE_NOTES = tables.paragraph(
-  'trace, lower, compile: seconds, without a cached executable; warm: compile '
-  "from the persistent cache. HLO: instructions of one device's program, HLO "
-  'TF its 1e12 FLOPs as XLA counts them, plan GB its memory by plan; model TF: '
-  '1e12 FLOPs of the whole call by formula.'
+  'trace, lower, compile: seconds, without a cached executable. warm: seconds '
+  "to compile from the persistent cache. Of one device's program: HLO, its "
+  'instructions; HLO TF, its 1e12 FLOPs as XLA counts them; plan GB, its '
+  'memory as XLA plans it. model TF: 1e12 FLOPs of the whole call, by formula.'
 )
 
 
-def _grouped(
+def _table_by_call(
   rows: list[dict[str, Any]], columns: dict[str, Callable]
 ) -> list[str]:
-  """A table with a line for each row, under the call that it measured."""
+  """A table with a line for each row, under a heading for each call."""
   if not rows:
     return []
   cells = []
   for row in rows:
     if row['error'] is None:
-      figures = [show(row) for show in columns.values()]
+      figures = [cell(row) for cell in columns.values()]
     else:
       figures = ['failed', *[''] * (len(columns) - 1)]
     cells.append(schema.key_cells(row)[1:] + figures)
@@ -221,25 +234,14 @@ def _grouped(
   return lines
 
 
-def _failures(rows: list[dict[str, Any]]) -> list[str]:
-  return [
-    line
-    for row in rows
-    if row['error'] is not None
-    for line in tables.paragraph(
-      f'failed: {" ".join(schema.key_cells(row))}: {row["error"]}', 2
-    )
-  ]
-
-
 def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
   if not rows:
     return []
   counts = sorted({(row['processes'], row['timing']['n']) for row in rows})
+  each = '; '.join(f'{n} calls in {p} process(es)' for p, n in counts)
   notes = [
-    'Each: '
-    + '; '.join(f'{n} calls in {p} process(es)' for p, n in counts)
-    + ', waited for one by one; img/s = batch / mean seconds.'
+    f'Each row: {each}. Each call is timed until its result is ready; img/s = '
+    'batch / mean seconds.'
   ]
   peaks = [row['mfu_peak'] for row in rows if row['mfu_peak']]
   notes += [
@@ -248,24 +250,9 @@ def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
   notes += [f'No MFU: {row["mfu_reason"]}' for row in rows if row['mfu_reason']]
   if any(row['roofline'] for row in rows):
     notes.append(
-      'roof: the least time that the FLOPs and bytes must take here, over the '
-      'mean.'
+      'roof: the least time that the FLOPs and bytes need on this device, over '
+      'the mean time.'
     )
   return [
     line for note in dict.fromkeys(notes) for line in tables.paragraph(note)
   ]
-
-
-def _scaling(entries: list[dict[str, Any]]) -> list[str]:
-  return tables.layout(
-    ('scaling', *schema.KEY_HEADS, 'img/s', 'efficiency%'),
-    [
-      (
-        entry['kind'],
-        *schema.key_cells(entry),
-        number(entry['images_per_second']),
-        _percent(entry['efficiency']),
-      )
-      for entry in entries
-    ],
-  )

@@ -1,7 +1,7 @@
-"""The form of a benchmark's report; docs/benchmark_report.md explains it."""
+"""Checks the fields of a report; docs/benchmark_report.md explains them."""
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
@@ -10,7 +10,7 @@ VERSION = 1
 CALLS = ('train', 'eval', 'inference')
 FEEDS = ('compute', 'augment', 'end_to_end')
 
-_KINDS = {
+_TYPE_NAMES = {
   int: 'a whole number',
   float: 'a finite number',
   str: 'text',
@@ -19,32 +19,24 @@ _KINDS = {
 }
 
 
+# A form describes what a value must be: a type; a set of choices; [form] for a
+# list of any length; a dict for an object with these fields; None for null; the
+# result of `_or_null`; or a function that maps a value to its form.
 def _or_null(form: Any) -> tuple[Any]:
   return (form,)
 
 
-# A form is a type, a set of choices, a list of one form (any number of it), an
-# object's fields, one form in a tuple (it or null), or what a value chooses.
 _FIGURES = {
   'timing': {
-    'warmup': int,
-    'n': int,
-    'mean': float,
+    **dict.fromkeys(('warmup', 'n'), int),
+    **dict.fromkeys(('mean', 'min', 'p50', 'p90', 'p95', 'p99', 'mad'), float),
     'std': _or_null(float),
-    'min': float,
-    'p50': float,
-    'p90': float,
-    'p95': float,
-    'p99': float,
-    'mad': float,
   },
   'process_p50': [float],
   'compile': _or_null(
     {
-      'trace_s': _or_null(float),
-      'lower_s': float,
-      'compile_s': float,
-      'warm_compile_s': _or_null(float),
+      **dict.fromkeys(('trace_s', 'warm_compile_s'), _or_null(float)),
+      **dict.fromkeys(('lower_s', 'compile_s'), float),
       'hlo_instructions': int,
     }
   ),
@@ -60,20 +52,13 @@ _FIGURES = {
   'mfu_reason': _or_null(str),
   'roofline': _or_null(
     {
-      'flops_s': float,
-      'bytes_s': float,
+      **dict.fromkeys(('flops_s', 'bytes_s', 'floor_s', 'fraction'), float),
+      **dict.fromkeys(('copy_gb_s', 'matrix_tflops'), float),
       'bound': str,
-      'floor_s': float,
-      'fraction': float,
-      'copy_gb_s': float,
-      'matrix_tflops': float,
     }
   ),
-  'memory': {
-    'predicted_bytes': _or_null(int),
-    'peak_bytes': _or_null(int),
-  },
-  'energy': _or_null({'watts': float, 'joules_per_image': float}),
+  'memory': dict.fromkeys(('predicted_bytes', 'peak_bytes'), _or_null(int)),
+  'energy': _or_null(dict.fromkeys(('watts', 'joules_per_image'), float)),
 }
 
 _SYSTEM = {
@@ -85,9 +70,7 @@ _SYSTEM = {
   'dtype': str,
   'batch': int,
 }
-
-
-# The fields that name a row, and its figures, null in a row that failed.
+# The fields that identify a row; its figures, which are null if it failed.
 KEY, FIGURES = tuple(_SYSTEM), tuple(_FIGURES)
 # Headings of a table for `key_cells`.
 KEY_HEADS = ('call', 'feed', 'mode', 'dev', 'dtype', 'batch')
@@ -95,63 +78,47 @@ _DTYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16'}
 
 
 def key_cells(row: dict[str, Any]) -> list[str]:
-  """What a row ran, under KEY_HEADS; several processes as `8/2`."""
-  devices = str(row['devices'])
-  if row['hosts'] > 1:
-    devices += f'/{row["hosts"]}'
+  """Cells under KEY_HEADS; 8 devices in 2 processes are `8/2`."""
+  hosts = f'/{row["hosts"]}' if row['hosts'] > 1 else ''
   return [
-    row['call'],
-    row['feed'],
-    row['mode'],
-    devices,
+    *(row[name] for name in KEY_HEADS[:3]),
+    f'{row["devices"]}{hosts}',
     _DTYPES.get(row['dtype'], row['dtype']),
     str(row['batch']),
   ]
 
 
 def _row(value: Any) -> dict[str, Any]:
+  """The form of a row of the results."""
   failed = isinstance(value, dict) and value.get('error') is not None
   figures = dict.fromkeys(_FIGURES) if failed else _FIGURES
-  error = {'processes': int, 'error': _or_null(str)}
-  return _SYSTEM | error | figures
+  return _SYSTEM | {'processes': int, 'error': _or_null(str)} | figures
 
 
 SCHEMA = {
   'schema': {VERSION},
   'identity': {
-    'experiment': str,
-    'config_hash': str,
+    **dict.fromkeys(('experiment', 'config_hash', 'git'), str),
+    **dict.fromkeys(('command', 'date'), str),
     'config': dict,
-    'git': str,
-    'command': str,
-    'date': str,
     'seconds': float,
   },
   'software': {
     **dict.fromkeys(('python', 'jax', 'jaxlib', 'flax', 'optax', 'numpy'), str),
     **dict.fromkeys(('plugin', 'driver', 'cuda', 'cudnn'), _or_null(str)),
-    'xla_flags': str,
-    'glibc_tunables': str,
+    **dict.fromkeys(('xla_flags', 'glibc_tunables'), str),
   },
   'hardware': {
-    'platform': str,
-    'device_kind': str,
-    'device_count': int,
-    'local_device_count': int,
+    **dict.fromkeys(('platform', 'device_kind', 'cpu'), str),
+    **dict.fromkeys(('device_count', 'local_device_count', 'cores'), int),
     'device_memory_bytes': _or_null(int),
-    'cpu': str,
-    'cores': int,
     'memory_bytes': int,
     'load_average': [float],
   },
   'workload': {
-    'model': str,
-    'parameters': int,
-    'convolutions': int,
+    **dict.fromkeys(('model', 'dataset', 'loss', 'optimizer'), str),
+    **dict.fromkeys(('parameters', 'convolutions'), int),
     'image_size': [int],
-    'dataset': str,
-    'loss': str,
-    'optimizer': str,
   },
   'results': [_row],
   'scaling': [
@@ -167,10 +134,10 @@ SCHEMA = {
 
 
 def check(report: Any) -> None:
-  """Checks that a report has every field of the schema, and no other.
+  """Checks that a report has every field of the schema and no other.
 
   Raises:
-    InputError: naming the path of the first offending field, such as
+    InputError: names the path of the first field that is wrong, such as
       `results[2].timing.p50`.
   """
   _check(report, SCHEMA, '')
@@ -182,21 +149,25 @@ def _check(value: Any, form: Any, path: str) -> None:
   if isinstance(form, tuple):
     if value is None:
       return
-    form = form[0]
+    (form,) = form
   if form is None:
     if value is not None:
-      raise errors.InputError(
-        f'{path} is {_shown(value)}; it must be null in a row that failed.'
-      )
+      _refuse(path, value, 'null in a row that failed')
   elif isinstance(form, set):
     if not isinstance(value, str | int) or value not in form:
-      choices = ', '.join(map(str, sorted(form)))
-      raise errors.InputError(
-        f'{path} is {_shown(value)}; it must be one of {choices}.'
-      )
+      _refuse(path, value, f'one of {", ".join(map(str, sorted(form)))}')
   elif isinstance(form, dict):
     _check_type(value, dict, path)
-    _check_fields(value, form, f'{path}.' if path else '')
+    prefix = f'{path}.' if path else ''
+    for name in value:
+      if name not in form:
+        raise errors.InputError(
+          f'{prefix}{name} is unknown: {config_lib.nearest(name, list(form))}'
+        )
+    for name, one in form.items():
+      if name not in value:
+        raise errors.InputError(f'{prefix}{name} is missing.')
+      _check(value[name], one, prefix + name)
   elif isinstance(form, list):
     _check_type(value, list, path)
     for i, item in enumerate(value):
@@ -205,29 +176,16 @@ def _check(value: Any, form: Any, path: str) -> None:
     _check_type(value, form, path)
 
 
-def _check_fields(value: dict, form: dict, prefix: str) -> None:
-  for name in value:
-    if name not in form:
-      raise errors.InputError(
-        f'{prefix}{name} is unknown: {config_lib.nearest(name, list(form))}'
-      )
-  for name, one in form.items():
-    if name not in value:
-      raise errors.InputError(f'{prefix}{name} is missing.')
-    _check(value[name], one, prefix + name)
-
-
 def _check_type(value: Any, kind: type, path: str) -> None:
   if kind is float:
     ok = type(value) in (int, float) and math.isfinite(value)
   else:
     ok = type(value) is kind
   if not ok:
-    raise errors.InputError(
-      f'{path or "The report"} is {_shown(value)}; it must be {_KINDS[kind]}.'
-    )
+    _refuse(path or 'The report', value, _TYPE_NAMES[kind])
 
 
-def _shown(value: Any) -> str:
+def _refuse(path: str, value: Any, expected: str) -> NoReturn:
   text = 'null' if value is None else repr(value)
-  return text if len(text) <= 60 else text[:57] + '...'
+  text = text if len(text) <= 60 else text[:57] + '...'
+  raise errors.InputError(f'{path} is {text}; it must be {expected}.')
