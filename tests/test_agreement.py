@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import small_networks
 
+from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.step import agreement
 
@@ -38,19 +39,19 @@ def test_the_gradient_is_the_slope_of_the_loss(case):
   assert found['gradient'][name]['bias'][0] == pytest.approx(slope, abs=2e-3)
 
 
-def test_only_the_biases_of_batch_norms_are_raised(case):
+def test_only_the_biases_of_batch_norms_are_shifted(case):
   _, variables, _ = case
-  raised = agreement.raise_biases(variables)
+  shifted = agreement.shift_biases(variables)
   changed = jax.tree_util.tree_map_with_path(
     lambda path, a, b: (path[-2].key, path[-1].key, float(np.max(b - a))),
     variables,
-    raised,
+    shifted,
   )
   for layer, name, by in jax.tree.leaves(
     changed, is_leaf=lambda x: isinstance(x, tuple)
   ):
     norm = layer.startswith('norm') and name == 'bias'
-    assert by == (agreement.RAISED if norm else 0), (layer, name)
+    assert by == (agreement.BIAS_SHIFT if norm else 0), (layer, name)
 
 
 def test_a_batch_norm_is_known_by_its_scale():
@@ -59,11 +60,11 @@ def test_a_batch_norm_is_known_by_its_scale():
     'up_0_norm': {'scale': one, 'bias': one},
     'up': {'block': {'scale': one, 'bias': one}, 'conv': {'bias': one}},
   }
-  raised = agreement.raise_biases({'params': params, 'batch_stats': {}})
-  assert raised['batch_stats'] == {}
-  found = raised['params']
-  assert found['up_0_norm']['bias'][0] == 1 + agreement.RAISED
-  assert found['up']['block']['bias'][0] == 1 + agreement.RAISED
+  shifted = agreement.shift_biases({'params': params, 'batch_stats': {}})
+  assert shifted['batch_stats'] == {}
+  found = shifted['params']
+  assert found['up_0_norm']['bias'][0] == 1 + agreement.BIAS_SHIFT
+  assert found['up']['block']['bias'][0] == 1 + agreement.BIAS_SHIFT
   assert found['up']['block']['scale'][0] == 1
   assert found['up']['conv']['bias'][0] == 1
 
@@ -92,3 +93,20 @@ def test_the_settings_of_the_device_are_put_back(case):
   assert point['gradient']['classifier']['bias'].dtype == np.float64
   after = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
   assert before == after
+
+
+def test_a_distance_is_relative_to_the_norm_of_all_arrays():
+  a = {'x': np.array([3.0, 4.0]), 'y': np.zeros(2)}
+  b = {'x': np.array([3.0, 0.0]), 'y': np.zeros(2)}
+  assert agreement.distance(a, b) == pytest.approx(4 / 3)
+  assert agreement.distance(a, b, least=8.0) == pytest.approx(1 / 2)
+  assert agreement.distance({}, {}) == 0
+  assert agreement.distance(a['x'], b['y']) == np.inf
+
+
+@pytest.mark.parametrize('apart', [2e-4, float('nan')])
+def test_a_distance_above_its_tolerance_is_an_error(apart):
+  tolerances = {'loss': 1e-4, 'logits': 1e-4}
+  agreement.check({'loss': 9e-5}, tolerances, 'Bad')
+  with pytest.raises(errors.RunError, match='Bad: loss differs'):
+    agreement.check({'logits': 9e-5, 'loss': apart}, tolerances, 'Bad')

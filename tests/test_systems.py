@@ -89,7 +89,7 @@ def config(name):
 @functools.cache
 def setting(name):
   return test_parallel.Setting(
-    config(name).copy_and_resolve_references(), raise_biases
+    config(name).copy_and_resolve_references(), shift_biases
   )
 
 
@@ -152,9 +152,9 @@ def test_trains_and_is_described_scored_and_used(command, name, tmp_path):
   assert 0 <= probability.min() < probability.max() <= 1
 
 
-def raise_biases(params):
-  """Or rounding turns over a ReLU of the few units there are."""
-  params = agreement.raise_biases(params)
+def shift_biases(params):
+  """Without it rounding flips ReLUs, and these networks have few units."""
+  params = agreement.shift_biases(params)
   return jax.tree_util.tree_map_with_path(
     # M2FCN's trunks have no BatchNorm, and each follows the ones before it.
     lambda path, x: (

@@ -145,7 +145,7 @@ def test_a_check_tells_how_close_they_are(both, parity, monkeypatch):
 def test_only_without_batch_norm_may_gradients_in_float32_be_apart(
   both, parity, monkeypatch
 ):
-  def turned(network):
+  def scaled(network):
     def ours(model, variables, batch, dtype, *objective):
       point = parity.theirs(network, batch, dtype, *objective)
       if dtype == 'float32':
@@ -157,14 +157,14 @@ def test_only_without_batch_norm_may_gradients_in_float32_be_apart(
 
   batch = make_batch(64, count=1, noise=1)
   model, variables, network = both('unet')
-  monkeypatch.setattr(parity, 'ours', turned(network))
+  monkeypatch.setattr(parity, 'ours', scaled(network))
   found = parity.check(model, variables, network, batch)
   assert found['float32']['gradient'] == pytest.approx(1e-3)
 
   model, variables, network = both('fusionnet')
-  assert agreement.limit('gradient', variables) == agreement.CLOSE
-  monkeypatch.setattr(parity, '_raised_network', lambda n: n)
-  monkeypatch.setattr(parity, 'ours', turned(network))
+  assert agreement.tolerance('gradient', variables) == agreement.TOLERANCE
+  monkeypatch.setattr(parity, '_shift_biases', lambda n: n)
+  monkeypatch.setattr(parity, 'ours', scaled(network))
   with pytest.raises(errors.RunError, match='gradient in float32 differs'):
     parity.check(model, variables, network, batch)
 

@@ -131,7 +131,7 @@ def test_a_race_against_nobody_is_an_error(smoke, monkeypatch):
     ({'model.scan': True}, 'set --config.model.scan=False'),
     ({'optim.accumulate': 2}, 'optim.accumulate is 2'),
     ({'optim.ema': 0.9}, 'optim.ema is 0.9'),
-    ({'model.dtype': 'bfloat16'}, 'on a CPU the race is run in float32'),
+    ({'model.dtype': 'bfloat16'}, 'on a CPU the race runs in float32'),
   ],
 )
 def test_what_has_no_counterpart_is_refused(changes, message, smoke):

@@ -1,13 +1,14 @@
-"""What a network makes of a batch, for two programs of it to be compared.
+"""Compares two implementations of a network: PyTorch's, or another device's.
 
-In float32, rounding turns over single ReLUs whose input is nearly zero. In 140
-convolutions that alone moved the gradient by up to 3e-3 of its norm from that
-in float64, and at other times by 3e-6. With the bias of every BatchNorm raised
-by RAISED, few inputs are near zero: there the same networks differ by 1e-5.
+In float32, rounding flips ReLUs whose input is near zero. In 140 convolutions
+this alone changed the gradient by 3e-6 to 3e-3 of its norm, relative to
+float64. With BIAS_SHIFT added to the bias of every BatchNorm, few inputs are
+near zero, and the same networks differ by 1e-5.
 """
 
 from collections.abc import Callable, Mapping
 import functools
+import math
 from typing import Any
 
 import flax.traverse_util
@@ -15,46 +16,84 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skipnet_jax import errors
 from skipnet_jax.models import network
 from skipnet_jax.step import losses
 from skipnet_jax.step import step as step_lib
 
-CLOSE = 1e-4  # Of the norm, in float32, with raised biases.
-# Of the gradient's, where there is no BatchNorm: nothing keeps ReLUs from
-# turning over. The outputs, which are continuous there, stay CLOSE.
-TURNED = 1e-2
-RAISED = 4.0
+# Of the norm, in float32, with shifted biases.
+TOLERANCE = 1e-4
+# Of the gradient without BatchNorm, where rounding flips ReLUs. The outputs are
+# continuous there and stay within TOLERANCE.
+FLIPPED_TOLERANCE = 1e-2
+BIAS_SHIFT = 4.0
 
-# A batch by name, of NumPy's or JAX's arrays.
 HostBatch = Mapping[str, np.ndarray | jax.Array]
 
 
-def raise_biases(variables: dict[str, Any]) -> dict[str, Any]:
-  """Variables of a Flax network with the BatchNorms' biases raised."""
+def shift_biases(variables: dict[str, Any]) -> dict[str, Any]:
+  """Adds BIAS_SHIFT to the bias of every BatchNorm of a Flax network."""
   flat = flax.traverse_util.flatten_dict(variables, keep_empty_nodes=True)
   for path in flat:
     # Only a BatchNorm has a scale.
     if path[-1] == 'bias' and (*path[:-1], 'scale') in flat:
-      flat[path] = flat[path] + RAISED
+      flat[path] = flat[path] + BIAS_SHIFT
   return flax.traverse_util.unflatten_dict(flat)
 
 
-def limit(part: str, variables: dict[str, Any]) -> float:
-  """How far two programs may be apart in float32, at raised biases.
+def tolerance(part: str, variables: dict[str, Any]) -> float:
+  """The largest relative difference in float32, with shifted biases.
 
   Args:
-    part: of what `point` returns.
+    part: a key of what `point` returns.
     variables: params and batch_stats.
   """
-  turned = part == 'gradient' and not variables.get('batch_stats')
-  return TURNED if turned else CLOSE
+  flipped = part == 'gradient' and not variables.get('batch_stats')
+  return FLIPPED_TOLERANCE if flipped else TOLERANCE
+
+
+def norm(tree: Any) -> float:
+  """L2 norm of all arrays of a tree, in float64."""
+  leaves = (np.asarray(x, np.float64) for x in jax.tree.leaves(tree))
+  return math.hypot(*map(np.linalg.norm, leaves))
+
+
+def distance(a: Any, b: Any, least: float = 0.0) -> float:
+  """Norm of a - b over the norm of b, of two trees of arrays.
+
+  Args:
+    a: a tree of arrays.
+    b: the same arrays by the other implementation.
+    least: the divisor where the norm of b is smaller.
+  """
+  apart = norm(jax.tree.map(lambda x, y: np.asarray(x, np.float64) - y, a, b))
+  size = max(norm(b), least)
+  if not size:
+    return math.inf if apart else 0.0
+  return apart / size
+
+
+def check(
+  distances: Mapping[str, float], tolerances: Mapping[str, float], message: str
+) -> None:
+  """Compares each distance with its tolerance.
+
+  Raises:
+    RunError: `message` and the first distance that is too large, or NaN.
+  """
+  for name, found in distances.items():
+    if not found <= tolerances[name]:
+      raise errors.RunError(
+        f'{message}: {name} differs by {found:.1e} of its norm, and '
+        f'{tolerances[name]:.1e} is allowed.'
+      )
 
 
 @functools.lru_cache(2)
 def _compiled(
   model: network.Network, loss: str, terms: losses.Terms
 ) -> Callable[..., Any]:
-  """Compiles a pass forward and backward; the same for equal arguments."""
+  """One forward and backward pass, compiled; cached by its arguments."""
   chosen = losses.LOSSES[loss]
 
   @jax.jit
@@ -91,13 +130,13 @@ def point(
     batch: image `[b, y, x, slices]`, label and perhaps weight `[b, y, x, 1]`,
       numpy.
     dtype: 'float32' or 'float64', of everything.
-    device: where; None: JAX's default.
+    device: None for JAX's default device.
     loss: a key of `losses.LOSSES`.
-    terms: what other outputs add to it, at step 0.
+    terms: weights of the losses of other outputs, at step 0.
 
   Returns:
-    On the host: logits `[b, y, x, 1]`, loss, gradient (as params), statistics
-    (as batch_stats, after the step).
+    On the host: logits `[b, y, x, 1]`, loss, gradient (a tree like params),
+    statistics (batch_stats after the step).
   """
   fields: dict[str, Any] = {'dropout': 0.0} if model.dropout else {}
   model = model.clone(**fields, dtype=dtype)

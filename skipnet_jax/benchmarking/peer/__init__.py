@@ -1,1 +1,1 @@
-"""PyTorch, the same network beside ours: the only rooms that import torch."""
+"""Comparison with PyTorch; only this room imports torch."""

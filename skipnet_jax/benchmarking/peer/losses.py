@@ -1,34 +1,28 @@
-"""The losses of `training.losses` for PyTorch; it imports torch."""
-
-from typing import TypeAlias
+"""The losses of `step.losses` in PyTorch."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
-
-Tensor: TypeAlias = torch.Tensor
 
 
 def mean(
   name: str, logits: Tensor, label: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-  """A loss over the pixels, by their weight where they have one.
+  """The weighted mean of a loss over the pixels, a scalar.
 
   Args:
     name: a key of `losses.LOSSES`.
-    logits: `[b, 1, y, x]`, in the dtype of the rest.
-    label: the same shape, 1 inside cells.
-    weight: the same shape, or None: all alike.
-
-  Returns:
-    A scalar.
+    logits: `[b, 1, y, x]`.
+    label: the same shape and dtype, 1 inside cells.
+    weight: the same, or None for equal weights.
   """
   if name == 'bce_dice':
     bce = mean('bce', logits, label, weight)
     return bce + mean('dice', logits, label, weight)
   if name == 'dice':
-    # Of the membrane.
+    # The Dice loss of the membrane, not of the cells.
     o, y = torch.sigmoid(-logits), 1 - label
     w = 1 if weight is None else weight
     return -(2 * (o * y * w).sum() + 1) / (((o + y) * w).sum() + 1)
@@ -51,22 +45,19 @@ def objective(
   label: Tensor,
   weight: Tensor | None = None,
 ) -> Tensor:
-  """What a training step minimises, as `losses.training_value`.
+  """What a training step minimises, as `losses.training_value`; a scalar.
 
   Args:
     name: as in `mean`.
-    terms: weights of auxiliary outputs and of the generator's wish to fool.
+    terms: weights of the auxiliary losses and of the generator's adversarial
+      loss.
     outputs: of a network.
-    label: `[b, 1, y, x]`.
-    weight: the same shape, or None.
-
-  Returns:
-    A scalar, in the label's dtype.
+    label: `[b, 1, y, x]`, in the dtype of the parameters and of the result.
+    weight: the same, or None.
   """
   auxiliary, adversarial = terms
 
   def loss(logits: Tensor) -> Tensor:
-    # As in the Flax network, in the parameters' dtype.
     return mean(name, logits.to(label.dtype), label, weight)
 
   value = loss(outputs['logits'])
@@ -84,7 +75,7 @@ def objective(
 def apply(
   network: torch.nn.Module, image: Tensor, label: Tensor
 ) -> torch_layers.Outputs:
-  """The outputs of a network of `torch_networks` in a training step."""
+  """Runs a network of `networks` in a training step."""
   if getattr(network, 'adversarial', False):
     return network(image, label)
   return network(image)

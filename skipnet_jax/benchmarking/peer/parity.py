@@ -1,17 +1,14 @@
-"""Whether the Flax and the PyTorch network are one function.
+"""Checks that a Flax and a PyTorch network compute the same function.
 
-Compared without dropout and with batch statistics, each as the norm of the
-difference over the norm: logits, loss, gradient, and the running statistics
-after the step. In float64 the gradient of every layer must agree (kernel with
-bias, scale with bias: a bias before a BatchNorm has no gradient but rounding).
+Both run one training step without dropout. Compared are logits, loss, gradient
+and the running statistics after the step, each by `agreement.distance`. In
+float64 the gradient of every layer must also agree, with kernel and bias (or
+scale and bias) as one: a bias before a BatchNorm has no gradient but rounding.
 
-In float32 both have raised biases, see `agreement`. Without BatchNorm there are
-none to raise: what is strict there is float64, and the outputs in float32.
+In float32 both networks get the bias shift of `agreement`.
 """
 
-from collections.abc import Iterable
 import copy
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,10 +22,10 @@ from skipnet_jax.models import network
 from skipnet_jax.step import agreement
 from skipnet_jax.step import losses
 
-EXACT = 1e-9  # In float64; every system was within 2e-12.
-# Of the whole gradient: a layer's is not compared with less.
-LEAST = 1e-6
-# The centre of one example: XLA has no fast float64 convolution on a CPU.
+EXACT = 1e-9  # Tolerance in float64; every system was within 2e-12.
+# A layer's difference is divided by at least this share of the whole gradient.
+SMALLEST_SHARE = 1e-6
+# Side of the compared crop: XLA has no fast float64 convolution on a CPU.
 SIDE = 128
 
 # logits, loss, gradient and statistics by name, as float64 numpy arrays.
@@ -51,34 +48,25 @@ def ours(
   loss: str = 'bce',
   terms: losses.Terms = losses.NO_TERMS,
 ) -> Point:
-  """What the Flax network makes of a batch.
-
-  Args:
-    model: an unscanned network; its dropout and dtype are set here.
-    variables: params and batch_stats.
-    batch: image, label and perhaps weight `[b, y, x, 1]`, numpy.
-    dtype: 'float32' or 'float64', of everything.
-    loss: a key of `losses.LOSSES`.
-    terms: what other outputs add to it.
-  """
-  found = agreement.point(
+  """Runs the Flax network: `agreement.point` under PyTorch's names."""
+  point = agreement.point(
     model, variables, batch, dtype, loss=loss, terms=terms
   )
-  gradient, stats = found['gradient'], found['statistics']
-  logits = np.asarray(found['logits'], np.float64)
+  gradient = torch_weights.to_torch({'params': point['gradient']})
+  statistics = torch_weights.to_torch({'batch_stats': point['statistics']})
   return {
-    'logits': {'': logits.transpose(0, 3, 1, 2)},
-    'loss': {'': np.asarray(found['loss'], np.float64)},
-    'gradient': _arrays(torch_weights.to_torch({'params': gradient})),
-    'statistics': _arrays(torch_weights.to_torch({'batch_stats': stats})),
+    'logits': _arrays({'': torch_weights.image(point['logits'])}),
+    'loss': {'': np.asarray(point['loss'], np.float64)},
+    'gradient': _arrays(gradient),
+    'statistics': _arrays(statistics),
   }
 
 
-def _raised_network(network: torch.nn.Module) -> torch.nn.Module:
+def _shift_biases(network: torch.nn.Module) -> torch.nn.Module:
   network = copy.deepcopy(network)
   for module in network.modules():
     if isinstance(module, torch.nn.BatchNorm2d):
-      module.bias.data += agreement.RAISED
+      module.bias.data += agreement.BIAS_SHIFT
   return network
 
 
@@ -89,10 +77,9 @@ def theirs(
   loss: str = 'bce',
   terms: losses.Terms = losses.NO_TERMS,
 ) -> Point:
-  """What the PyTorch network makes of it; the network is left as it is."""
+  """Runs a copy of the PyTorch network; arguments as in `agreement.point`."""
   network = copy.deepcopy(network).to(getattr(torch, dtype)).train()
-  place = next(network.parameters())
-  tensors = torch_weights.batch(batch, place)
+  tensors = torch_weights.batch(batch, next(network.parameters()))
   image = tensors.pop('image').to(memory_format=torch.channels_last)
   count = {}
   for name, module in network.named_modules():
@@ -131,47 +118,35 @@ def theirs(
   }
 
 
-def _norm(arrays: Iterable[np.ndarray]) -> float:
-  return float(np.sqrt(sum(np.sum(np.square(array)) for array in arrays)))
-
-
-def _distance(
-  a: dict[str, np.ndarray],
-  b: dict[str, np.ndarray],
-  names: Iterable[str],
-  least: float = 0.0,
-) -> float:
-  """Norm of a - b over that of b, at least `least`, of all named arrays."""
-  names = list(names)
-  apart = _norm(a[name] - b[name] for name in names)
-  size = max(_norm(b[name] for name in names), least)
-  if not size:
-    return math.inf if apart else 0.0
-  return apart / size
-
-
 def _distances(a: Point, b: Point) -> dict[str, float]:
-  return {part: _distance(a[part], b[part], b[part]) for part in b}
+  return {
+    part: agreement.distance({name: a[part][name] for name in arrays}, arrays)
+    for part, arrays in b.items()
+  }
 
 
 def _by_layer(a: Point, b: Point) -> dict[str, float]:
-  least = LEAST * _norm(b['gradient'].values())
+  """`agreement.distance` of each layer's gradient."""
+  ours, theirs = a['gradient'], b['gradient']
+  least = SMALLEST_SHARE * agreement.norm(theirs)
   layers: dict[str, list[str]] = {}
-  for name in b['gradient']:
+  for name in theirs:
     layers.setdefault(name.rpartition('.')[0], []).append(name)
   return {
-    layer: _distance(a['gradient'], b['gradient'], names, least)
+    layer: agreement.distance(
+      [ours[name] for name in names], [theirs[name] for name in names], least
+    )
     for layer, names in layers.items()
   }
 
 
-def _centre(batch: agreement.HostBatch) -> dict[str, np.ndarray]:
-  found = {}
-  for name in batch.keys() & {'image', 'label', 'weight'}:
-    array = np.asarray(batch[name])
-    y, x = (max(0, (side - SIDE) // 2) for side in array.shape[1:3])
-    found[name] = array[:1, y : y + SIDE, x : x + SIDE]
-  return found
+def _crop(batch: agreement.HostBatch) -> dict[str, np.ndarray]:
+  """The centre of the first example."""
+  y, x = (max(0, (side - SIDE) // 2) for side in batch['image'].shape[1:3])
+  return {
+    name: np.asarray(batch[name])[:1, y : y + SIDE, x : x + SIDE]
+    for name in batch.keys() & {'image', 'label', 'weight'}
+  }
 
 
 def check(
@@ -182,23 +157,23 @@ def check(
   loss: str = 'bce',
   terms: losses.Terms = losses.NO_TERMS,
 ) -> dict[str, Any]:
-  """Compares both on the centre of the first example.
+  """Compares both networks on the centre of the first example.
 
   Args:
     model: an unscanned network of `models.MODELS`.
     variables: its params and batch_stats, float32.
-    network: what they were loaded into.
+    network: the PyTorch network with the same weights.
     batch: image, label and perhaps weight `[b, y, x, 1]`.
     loss: a key of `losses.LOSSES`.
-    terms: what other outputs add to it.
+    terms: weights of the losses of other outputs.
 
   Returns:
-    The relative differences: `float64` (logits, loss, gradient, statistics;
-    worst_layer, of one layer's gradient, and worst, its name), `float32` (the
-    first four, at raised biases); `image_size` `[y, x]`.
+    Relative differences. `float64`: logits, loss, gradient, statistics;
+    worst_layer, the largest of one layer's gradient, and worst, that layer's
+    name. `float32`: the first four, with shifted biases. `image_size` `[y, x]`.
 
   Raises:
-    RunError: they do not agree.
+    RunError: a difference is above its tolerance, or a parameter is missing.
   """
   unshared = torch_weights.to_torch(variables).keys() ^ {
     name
@@ -207,41 +182,33 @@ def check(
   }
   if unshared:
     raise errors.RunError(
-      'The PyTorch network is another one: only one side has '
+      'The PyTorch network has other parameters: only one side has '
       f'{", ".join(sorted(unshared))}.'
     )
-  batch = _centre(batch)
+  batch = _crop(batch)
   our = ours(model, variables, batch, 'float64', loss, terms)
   their = theirs(network, batch, 'float64', loss, terms)
   exact, layers = _distances(our, their), _by_layer(our, their)
-  layer = max(layers, key=layers.__getitem__)
+  worst = max(layers, key=layers.__getitem__)
+  shifted = agreement.shift_biases(variables)
   close = _distances(
-    ours(
-      model,
-      agreement.raise_biases(variables),
-      batch,
-      'float32',
-      loss,
-      terms,
-    ),
-    theirs(_raised_network(network), batch, 'float32', loss, terms),
+    ours(model, shifted, batch, 'float32', loss, terms),
+    theirs(_shift_biases(network), batch, 'float32', loss, terms),
   )
-  judged = [(f'{part} in float64', exact[part], EXACT) for part in exact]
-  judged.append((f'gradient of {layer} in float64', layers[layer], EXACT))
-  judged += [
-    (f'{part} in float32', close[part], agreement.limit(part, variables))
-    for part in close
-  ]
-  for what, found, limit in judged:
-    # Not `found > limit`: NaN is no agreement.
-    if not found <= limit:
-      raise errors.RunError(
-        f'The PyTorch network does not agree: {what} differs by {found:.1e} of '
-        f'its norm, and {limit:.1e} is allowed. A race would compare different '
-        'work.'
-      )
+  distances = {f'{part} in float64': exact[part] for part in exact}
+  distances[f'gradient of {worst} in float64'] = layers[worst]
+  tolerances = dict.fromkeys(distances, EXACT)
+  for part in close:
+    distances[f'{part} in float32'] = close[part]
+    tolerances[f'{part} in float32'] = agreement.tolerance(part, variables)
+  agreement.check(
+    distances,
+    tolerances,
+    'The PyTorch network does not agree with the Flax network, so a race would '
+    'compare different work',
+  )
   return {
     'image_size': list(batch['image'].shape[1:3]),
-    'float64': exact | {'worst_layer': layers[layer], 'worst': layer},
+    'float64': exact | {'worst_layer': layers[worst], 'worst': worst},
     'float32': close,
   }

@@ -1,24 +1,21 @@
-"""A training step raced against the same network in PyTorch.
+"""Times a training step against a step of the same network in PyTorch.
 
 Both have the same weights, batch, dropout rate, loss and optimizer, at the
-config's learning rate without schedule. Before the race, the two networks must
-be one function (`parity`). Then one step of each contestant makes a
-round, the next round runs backwards, and each step is waited for before the
-clock is read, so that the two never run at the same time. Where other processes
-want the cores too, PyTorch's threads wait for each other actively and lose more
-than ours: race on an idle machine. Ours is the package's
-compiled training step on one device, its metrics included; PyTorch's is a
-network, `loss.backward()` and its own optimizer, in every form that may be its
-best.
+config's learning rate without schedule. `parity` first checks that both compute
+the same function. In each round every contestant trains one step, the next
+round reverses the order, and the clock is read when the step is finished. Use
+an idle machine: PyTorch's threads spin while they wait, so other processes slow
+PyTorch down more than JAX. Our step is the package's compiled training step on
+one device, metrics included; PyTorch's is the forward pass, `loss.backward()`
+and an optimizer of its own, in every form that may be its fastest.
 
-float32 means float32 on both sides. By default both would use TF32 on a GPU,
-JAX in matrix products and convolutions, PyTorch in convolutions: here JAX
-traces with the matmul precision 'highest', and PyTorch's TF32 is off. bfloat16
-is the network's dtype on one side and autocast on the other, on a GPU only.
+float32 uses no TF32: JAX traces with the matmul precision 'highest', and
+PyTorch's TF32 is off. bfloat16 is the dtype of the Flax network and autocast in
+PyTorch, on a GPU only.
 
-On a GPU both share its memory. JAX would take 75 % of it at its start; a race
-leaves it MEMORY_SHARE, unless the environment or an earlier use of the device
-has decided.
+Both share the GPU's memory. JAX would take 75 % of it when it starts; here it
+gets MEMORY_SHARE, unless the environment sets another share or JAX has already
+used the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,15 +44,13 @@ OURS = 'skipnet_jax'
 MEMORY_SHARE = '0.45'
 _MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
-Say = Callable[[str], None]
-
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-  """Refuses what no race can be run with; nothing is computed.
+  """Checks that a config can be raced; computes nothing.
 
   Raises:
-    InputError: PyTorch is missing, or the config asks for what it has no
-      counterpart of here.
+    InputError: PyTorch is missing, or the PyTorch side lacks a feature that
+      the config uses.
   """
   if importlib.util.find_spec('torch') is None:
     raise errors.InputError(
@@ -70,8 +65,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   ):
     if value != only:
       raise errors.InputError(
-        f'{field} is {value!r}; the race against PyTorch has only {only!r}: '
-        f'set --config.{field}={only}.'
+        f'{field} is {value!r}; the race against PyTorch supports only '
+        f'{only!r}: set --config.{field}={only}.'
       )
 
 
@@ -81,29 +76,29 @@ def _torch_device(dtype: str) -> str:
   platform = jax.default_backend()
   if platform == 'cpu':
     if dtype != 'float32':
-      # torch 2.13.0+cpu with two threads, channels_last: most processes that
-      # trained a small network ended in a segmentation fault within a dozen
-      # steps. Rarer, it was seen in float32 too, never with one thread.
+      # torch 2.13.0+cpu with channels_last and two threads: most processes that
+      # trained a small network had a segmentation fault within a dozen steps.
+      # It also happens in float32, more rarely, but never with one thread.
       raise errors.InputError(
-        f'model.dtype is {dtype!r}; on a CPU the race is run in float32 only, '
-        'since PyTorch crashes there: set --config.model.dtype=float32, or '
-        'race on a GPU.'
+        f'model.dtype is {dtype!r}; on a CPU the race runs in float32 only, '
+        'as PyTorch crashes in other dtypes: set --config.model.dtype=float32, '
+        'or use a GPU.'
       )
     return 'cpu'
 
   if platform == 'gpu' and torch.cuda.is_available():
     return 'cuda'
   raise errors.InputError(
-    f'JAX runs on {platform}, where this PyTorch ({torch.__version__}) has no '
-    'device: install a PyTorch that has one, or set JAX_PLATFORMS=cpu to race '
-    'on the CPU.'
+    f'JAX runs on {platform}, which PyTorch {torch.__version__} does not '
+    'support: install a PyTorch build that does, or set JAX_PLATFORMS=cpu to '
+    'race on the CPU.'
   )
 
 
 def _make_batch(
   config: ml_collections.ConfigDict, data: sources.DataSet
 ) -> losses.Batch:
-  """The first augmented examples; their number need not divide the slices."""
+  """The first augmented examples; any number, even if slices repeat."""
   one = config.copy_and_resolve_references()
   one.train.batch_size = 1
   pipeline = pipeline_lib.make_pipeline(one, data, 1)
@@ -119,7 +114,7 @@ def _make_batch(
 def _training(
   config: ml_collections.ConfigDict, window: tuple[int, int]
 ) -> build_lib.Training:
-  """That of the first epochs throughout: PyTorch's weights are constant."""
+  """Our training, with the learning rate and weights of the first epoch."""
   first = config.copy_and_resolve_references()
   first.optim.update(schedule='constant', warmup_epochs=0)
   first.train.update(auxiliary=first.train.auxiliary[:1], auxiliary_at=())
@@ -131,21 +126,21 @@ def _make_ours(
   training: build_lib.Training,
   batch: losses.Batch,
 ) -> tuple[state_lib.TrainState, Callable[[], Any]]:
-  """First state, and a call that trains by a step and waits for it."""
+  """First state, and a function that trains one step and waits for it."""
   first = training.create_state(config.seed)
   precision = 'highest' if config.model.dtype == 'float32' else None
   with jax.default_matmul_precision(precision):
     step = jax.jit(training.train_step, donate_argnums=0)
     lowered = step.lower(first, batch)
-  made: dict[str, Any] = {}
+  compiled = None
+  # A copy: the step donates its state, and PyTorch needs the first weights.
+  state = jax.tree.map(jnp.copy, first)
 
   def call():
-    if not made:
-      made['step'] = lowered.compile()
-      # The first state is not given away: PyTorch takes its weights.
-      made['state'] = jax.tree.map(jnp.copy, first)
-    made['state'], metrics = made['step'](made['state'], batch)
-    jax.block_until_ready((made['state'], metrics))
+    nonlocal compiled, state
+    compiled = compiled or lowered.compile()
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready((state, metrics))
 
   return first, call
 
@@ -156,7 +151,7 @@ def _make_theirs(
   batch: losses.Batch,
   names: Sequence[str] | None,
 ) -> dict[str, Callable[[], Any]]:
-  """A call for each of PyTorch's forms, each with a network of its own."""
+  """For each of PyTorch's forms a function like that of `_make_ours`."""
   import copy
 
   import torch
@@ -185,20 +180,11 @@ def _make_theirs(
   }
 
 
-def _require_runners(contestants: dict[str, dict[str, Any]]) -> None:
-  failed = {n: row['error'] for n, row in contestants.items() if row['error']}
-  if OURS in failed or len(failed) == len(contestants) - 1:
-    reasons = '; '.join(f'{name}: {why}' for name, why in failed.items())
-    raise errors.RunError(
-      f'There is no race: the step cannot run on one of the sides ({reasons}).'
-    )
-
-
 def race(
   config: ml_collections.ConfigDict,
   *,
   rounds: int,
-  say: Say,
+  say: Callable[[str], None],
   forms: Sequence[str] | None = None,
 ) -> dict[str, Any]:
   """Checks that both networks agree, then times their training steps in turn.
@@ -206,21 +192,21 @@ def race(
   Args:
     config: a whole config; `train.batch_size` is the batch, on one device.
     rounds: timed steps of each contestant.
-    say: told what is done.
-    forms: of `torch_training.FORMS`; all that the device has if None.
+    say: called with each progress message.
+    forms: keys of `training.FORMS`; None for all that the device supports.
 
   Returns:
     JSON values. `contestants`: name (OURS, or a form) to seconds, summary (of
     `measure.Timing`), first_call_s (with compilation), error (None, or why it
-    did not run; the rest is then None) and, for PyTorch's, ratio. `best`:
-    PyTorch's form of the smallest median. `agreement`: as
-    `parity.check` returns it. date, rounds, warmup, dtype, batch,
-    image_size `[y, x]`, dataset, parameters, dropout, optimizer, device,
-    settings, software, hardware (its load average before the race).
+    did not run; then the rest is None) and, for PyTorch's, ratio. `best`: the
+    PyTorch form with the smallest median. `agreement`: see `parity.check`.
+    date, rounds, warmup, dtype, batch, image_size `[y, x]`, dataset,
+    parameters, dropout, optimizer, device, settings, software, hardware (with
+    the load average before the race).
 
   Raises:
-    InputError: no round, no PyTorch, no device that both can use, or a config
-      that a race has no counterpart of.
+    InputError: no round, no PyTorch, no device that both support, or a config
+      that fails `check_config`.
     RunError: the networks do not agree, or one side cannot run.
   """
   if rounds < 1:
@@ -258,8 +244,13 @@ def race(
   )
   calls = {OURS: ours, **_make_theirs(config, network, batch, forms)}
   contestants = turns.first_calls(calls, say=say)
-  _require_runners(contestants)
-  running = {n: c for n, c in calls.items() if not contestants[n]['error']}
+  failed = {n: row['error'] for n, row in contestants.items() if row['error']}
+  if OURS in failed or len(failed) == len(contestants) - 1:
+    reasons = '; '.join(f'{name}: {error}' for name, error in failed.items())
+    raise errors.RunError(
+      f'There is no race: the step fails on one of the sides ({reasons}).'
+    )
+  running = {name: calls[name] for name in calls if name not in failed}
   say(f'{turns.WARMUP} + {rounds} rounds of {len(running)} contestants')
   timings = turns.take_turns(running, rounds=rounds)
   for name, row in contestants.items():
@@ -301,7 +292,7 @@ def race(
 
 
 def format_table(result: dict[str, Any]) -> str:
-  """What `race` returned, as text of at most 100 columns."""
+  """The result of `race` as text of at most 100 columns."""
   y, x = result['image_size']
   exact, close = (result['agreement'][d] for d in ('float64', 'float32'))
   lines = [
@@ -309,9 +300,9 @@ def format_table(result: dict[str, Any]) -> str:
     f'{y}x{x}, batch {result["batch"]}, {result["dtype"]}, {result["device"]}',
     f'gradients differ by {exact["gradient"]:.1e} of their norm in float64, '
     f'{close["gradient"]:.1e} in float32',
-    f'before the race the machine had a load of '
+    f'load average before the race (should be near 0): '
     f'{result["hardware"]["load_average"][0]:.1f} on '
-    f'{result["hardware"]["cores"]} cores: it should be idle',
+    f'{result["hardware"]["cores"]} cores',
     '',
   ]
   heads = ('', 'first s', 'p50 s', 'MAD s', 'ours / theirs', '')

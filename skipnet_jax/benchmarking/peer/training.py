@@ -1,9 +1,8 @@
-"""The training step of a PyTorch network, and the ways in which it runs.
+"""The training step of a PyTorch network, in several forms.
 
-It imports torch, as the networks do. The optimizers are PyTorch's own with
-the config's numbers. For rmsprop (epsilon outside the root), sgd, adam and
-adamw they make the same updates as optax's at a constant learning rate, L2 on
-kernels included.
+PyTorch's optimizers with the config's numbers make the same updates as optax's
+at a constant learning rate, L2 on kernels included (rmsprop: with epsilon
+outside the root).
 """
 
 from collections.abc import Callable
@@ -23,9 +22,9 @@ class Form:
 
   Attributes:
     channels_last: whether activations lie as `[b, y, x, c]` in memory.
-    compiled: whether forward and backward pass go through `torch.compile`.
-    mode: of `torch.compile`.
-    gpu_only: whether it means nothing on a CPU.
+    compiled: whether `torch.compile` compiles forward and backward pass.
+    mode: the mode of `torch.compile`.
+    gpu_only: whether a CPU lacks this form.
   """
 
   channels_last: bool
@@ -45,13 +44,13 @@ FORMS = {
 
 
 def configure() -> dict[str, Any]:
-  """Sets PyTorch's switches for the process, and says them.
+  """Sets PyTorch's options for this process and returns them.
 
-  All usable cores; cuDNN tries its algorithms; float32 means float32, no TF32.
+  It uses all usable cores, cuDNN's autotuner and no TF32.
   """
   torch.set_num_threads(environment.usable_cores())
   torch.backends.cudnn.benchmark = True
-  # The older of two sets of names: torch.compile reads these.
+  # PyTorch has newer names too, but torch.compile reads these.
   torch.backends.cudnn.allow_tf32 = False
   torch.backends.cuda.matmul.allow_tf32 = False
   return {
@@ -62,7 +61,7 @@ def configure() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-  """Of PyTorch and what it brings; None where it brings none."""
+  """Versions of PyTorch, CUDA and cuDNN; None for what it lacks."""
   return {
     'torch': torch.__version__,
     'torch_cuda': torch.version.cuda,
@@ -76,36 +75,29 @@ def make_optimizer(
   """The optimizer of the config's `optim` section, at a constant rate.
 
   Args:
-    config: `optim`; schedule, warm-up, accumulate and ema are not read.
-    network: its convolutions' weights are decayed, nothing else is; a
+    config: `optim`; schedule, warm-up, accumulate and ema are ignored.
+    network: weight decay applies to its convolution kernels only; a
       discriminator has its own learning rate.
   """
   decay = config.l2 if config.name == 'adamw' else 2 * config.l2
-  groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+  by_kind: dict[tuple[bool, bool], dict[str, Any]] = {}
   for name, parameter in network.named_parameters():
-    kernel, judge = parameter.ndim == 4, name.startswith('discriminator.')
-    group = groups.setdefault((kernel, judge), {'params': []})
+    kernel = parameter.ndim == 4
+    discriminator = name.startswith('discriminator.')
+    group = by_kind.setdefault((kernel, discriminator), {'params': []})
     group['params'].append(parameter)
     group['weight_decay'] = decay if kernel else 0.0
-    if judge:
+    if discriminator:
       group['lr'] = config.discriminator_learning_rate
-  made = list(groups.values())
-  rate, b1, b2, eps = (
-    config.learning_rate,
-    config.momentum,
-    config.decay,
-    config.eps,
-  )
-  # Each the fastest that PyTorch has: rmsprop is not fused.
-  make = {
-    'rmsprop': lambda: torch.optim.RMSprop(
-      made, rate, b2, eps, momentum=b1, foreach=True
-    ),
-    'sgd': lambda: torch.optim.SGD(made, rate, b1, fused=True),
-    'adam': lambda: torch.optim.Adam(made, rate, (b1, b2), eps, fused=True),
-    'adamw': lambda: torch.optim.AdamW(made, rate, (b1, b2), eps, fused=True),
-  }
-  return make[config.name]()
+  groups, rate = list(by_kind.values()), config.learning_rate
+  b1, b2, eps = config.momentum, config.decay, config.eps
+  # PyTorch's fastest implementations; it has no fused rmsprop.
+  if config.name == 'rmsprop':
+    return torch.optim.RMSprop(groups, rate, b2, eps, momentum=b1, foreach=True)
+  if config.name == 'sgd':
+    return torch.optim.SGD(groups, rate, b1, fused=True)
+  adam = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}[config.name]
+  return adam(groups, rate, (b1, b2), eps, fused=True)
 
 
 def make_step(
@@ -114,18 +106,18 @@ def make_step(
   batch: dict[str, torch.Tensor],
   form: Form,
 ) -> Callable[[], torch.Tensor]:
-  """A call that trains the network by one step on one batch.
+  """A function that trains the network one step on one batch.
 
   Args:
-    config: `optim`, `train` (its loss and the first weights of other terms),
-      and `model.dtype`: autocast with bfloat16.
+    config: `optim`, `train` (the loss and the first weights of other terms)
+      and `model.dtype`, where bfloat16 stands for autocast.
     network: on its device; changed in place.
-    batch: on the device, as `torch_weights.batch` makes it.
+    batch: on the device, from `weights.batch`.
     form: how to run.
 
   Returns:
-    A call that returns the loss, a scalar on the device. It does not wait for
-    the device.
+    A function that returns the loss, a scalar on the device, without waiting
+    for the device.
   """
   network.train()
   image, label = batch['image'], batch['label']

@@ -1,4 +1,4 @@
-"""Flax arrays as PyTorch's, under its names and in its layout."""
+"""Converts Flax variables and batches to PyTorch's names and layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,21 +15,21 @@ _NAMES = {
   'mean': 'running_mean',
   'var': 'running_var',
 }
-# Transposed convolutions are called so, in every network.
+# The names of transposed convolutions end in it, in every network.
 _TRANSPOSED = '_up'
 
 
 def to_torch(variables: dict[str, Any]) -> dict[str, torch.Tensor]:
-  """Flax arrays under PyTorch's names and in its layout.
+  """Converts Flax variables to a PyTorch state dict.
 
   Args:
-    variables: collections of an unscanned network, params and batch_stats, or
-      the gradient of one.
+    variables: collections of an unscanned network, such as params, or a tree
+      with the same paths.
 
   Returns:
     Name as in `state_dict` to a tensor on the host, of the same dtype.
   """
-  found = {}
+  state = {}
   for tree in variables.values():
     for path, leaf in flax.traverse_util.flatten_dict(tree).items():
       value = np.array(leaf)
@@ -37,15 +37,15 @@ def to_torch(variables: dict[str, Any]) -> dict[str, torch.Tensor]:
         transposed = path[-2].endswith(_TRANSPOSED)
         value = value.transpose((2, 3, 0, 1) if transposed else (3, 2, 0, 1))
       name = '.'.join((*path[:-1], _NAMES[path[-1]]))
-      found[name] = torch.from_numpy(np.ascontiguousarray(value))
-  return found
+      state[name] = torch.from_numpy(np.ascontiguousarray(value))
+  return state
 
 
 def load(network: nn.Module, variables: dict[str, Any]) -> None:
-  """Gives a network the parameters and statistics of the Flax one.
+  """Copies the Flax network's parameters and statistics into a network.
 
   Raises:
-    RuntimeError: a name or a shape that the two do not share.
+    RuntimeError: a name or a shape differs.
   """
   state = to_torch(variables)
   for name, value in network.state_dict().items():
@@ -60,14 +60,11 @@ def image(array: Any) -> torch.Tensor:
 
 
 def batch(arrays: Mapping[str, Any], place: Any) -> dict[str, torch.Tensor]:
-  """What a training step needs of a batch, as tensors.
+  """Converts a batch to tensors `[b, c, y, x]`.
 
   Args:
-    arrays: image, label and perhaps weight `[b, y, x, 1]`.
-    place: a device, or a tensor whose device and dtype they take.
-
-  Returns:
-    The same names to tensors `[b, 1, y, x]`.
+    arrays: image, label and perhaps weight `[b, y, x, c]`; the rest is ignored.
+    place: a device, or a tensor whose device and dtype the result gets.
   """
   return {
     name: image(arrays[name]).to(place)

@@ -1,67 +1,72 @@
-"""What wants a real accelerator: each piece a function of a config.
+"""The measurements that need an accelerator, each a function of a config.
 
-A piece is given `save(result)`, which it calls whenever it has found something:
-what it had when it was stopped is kept. `lines` of a result is for the table.
+Each calls `save(result)` after every step, so that what it measured is kept
+when the time is over. `lines` of a result are shown in the table.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import functools
 import importlib.util
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import models
+from skipnet_jax.benchmarking import plan
+from skipnet_jax.benchmarking import sweep
+from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.peer import race
+from skipnet_jax.benchmarking.reporting import report as report_lib
+from skipnet_jax.benchmarking.timing import measure
+from skipnet_jax.step import agreement
 
 Config = ml_collections.ConfigDict
 Result = dict[str, Any]
 Save = Callable[[Result], None]
-SIDE = 128  # Pixels, of parity: a CPU computes it too.
+SIDE = 128  # Pixels of the parity check, which also runs on a CPU.
 ROUNDS = 10
-# The systems beside the config's own: fields of their networks, and losses.
+# Other networks to measure: fields of `model`, and the loss.
 OTHERS = {
   'unet': ({'padding': 'VALID'}, 'bce'),
   'f_clmser_s': ({}, 'smooth_l1'),
   'fusionnet': ({}, 'bce'),
 }
-
-
-def _split(config: Config) -> Config:
-  from skipnet_jax.benchmarking import plan
-
-  return plan.split(config)[0]
+_say = functools.partial(print, flush=True)
 
 
 def parity(config: Config, save: Save) -> None:
-  """Each network on the accelerator beside the CPU, in float32.
+  """Compares each network on the accelerator with the CPU, in float32.
 
-  Logits, loss, gradient and statistics of one batch without dropout, each as
-  the norm of the difference over the norm; with raised biases, see `agreement`.
+  Logits, loss, gradient and statistics of one batch without dropout, with
+  shifted biases: see `agreement`.
 
   Raises:
-    RunError: they do not agree.
+    RunError: a difference is above its tolerance.
   """
-  import jax
-
-  found, lines = {}, []
+  found: Result = {}
+  lines: list[str] = []
   for one in (config, *_others(config)):
-    bare = _split(one)
+    bare, _ = plan.split(one)
     name = bare.model.name
-    apart, limits = _apart(bare)
-    found[name] = apart
+    found[name], tolerances = _compare(bare)
     lines += [
-      f'{name}, {part}: differs by {x:.1e}' for part, x in apart.items()
+      f'{name}, {k}: differs by {x:.1e}' for k, x in found[name].items()
     ]
     save({'device': jax.devices()[0].device_kind, **found, 'lines': lines})
-    judge(apart, limits)
+    agreement.check(
+      found[name], tolerances, 'The accelerator does not agree with the CPU'
+    )
 
 
-def _others(config: Config) -> Iterator[Config]:
-  """The config with the other systems in place of its network."""
-  from skipnet_jax import models
-
-  small = bool(config.data.size)  # Slices are cut for a CPU.
+def _others(config: Config) -> list[Config]:
+  """The config with each of the other networks."""
+  configs = []
+  small = bool(config.data.size)  # --smoke crops the slices.
   for name, (fields, loss) in list(OTHERS.items())[: 1 if small else None]:
     one = config.copy_and_resolve_references()
     with one.unlocked():
@@ -69,96 +74,56 @@ def _others(config: Config) -> Iterator[Config]:
     if small:
       one.model.update(base_width=2, padding='SAME')
     one.train.loss = loss
-    yield one
+    configs.append(one)
+  return configs
 
 
-def _apart(bare: Config) -> tuple[dict[str, float], dict[str, float]]:
-  """How far each part is off, and how far it may be."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from skipnet_jax import models
-  from skipnet_jax.step import agreement
-
+def _compare(bare: Config) -> tuple[dict[str, float], dict[str, float]]:
+  """Distances between accelerator and CPU, and their tolerances."""
   rng = np.random.default_rng(bare.seed)
   side = min(SIDE, bare.data.size or SIDE)
   image = rng.normal(size=(1, side, side, 1))
   label = (rng.random(image.shape) < 0.8).astype(image.dtype)
+  batch = {'image': image, 'label': label}
   model = models.build_model(bare.model)
   variables = jax.jit(functools.partial(model.init, train=False))(
     jax.random.key(bare.seed), jnp.zeros(image.shape, jnp.float32)
   )
-  variables = agreement.raise_biases(jax.device_get(variables))
-  batch = {'image': image, 'label': label}
-
-  def point(device):
-    found = agreement.point(
-      model, variables, batch, 'float32', device, bare.train.loss
-    )
-    leaves = {name: jax.tree.leaves(tree) for name, tree in found.items()}
+  variables = agreement.shift_biases(jax.device_get(variables))
+  here, cpu = (
+    agreement.point(model, variables, batch, 'float32', device, bare.train.loss)
+    for device in (jax.devices()[0], jax.devices('cpu')[0])
+  )
+  distances = {
+    part: agreement.distance(here[part], cpu[part])
+    for part in cpu
     # A network without BatchNorm has no statistics.
-    return {
-      name: np.concatenate([np.ravel(x) for x in arrays])
-      for name, arrays in leaves.items()
-      if arrays
-    }
-
-  apart = distances(point(jax.devices()[0]), point(jax.devices('cpu')[0]))
-  return apart, {part: agreement.limit(part, variables) for part in apart}
-
-
-def distances(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
-  """Norm of a - b over the norm of b, of each array by name, in float64."""
-  import numpy as np
-
-  norm = np.linalg.norm
-  return {
-    name: float(norm(a[name].astype('float64') - b[name]) / norm(b[name]))
-    for name in b
+    if jax.tree.leaves(cpu[part])
   }
-
-
-def judge(apart: dict[str, float], limits: dict[str, float]) -> None:
-  """Refuses a difference beyond its limit.
-
-  Raises:
-    RunError: naming the first.
-  """
-  for name, found in apart.items():
-    # Not `found > limit`: NaN is no agreement.
-    if not found <= limits[name]:
-      raise errors.RunError(
-        f'The accelerator does not agree with the CPU: {name} differs by '
-        f'{found:.1e} of its norm, and {limits[name]:.1e} is allowed.'
-      )
+  tolerances = {part: agreement.tolerance(part, variables) for part in cpu}
+  return distances, tolerances
 
 
 def throughput(config: Config, save: Save) -> None:
   """The benchmark's training rows, one at a time, with the roofline."""
   section = config.benchmark
-  _throughput(
+  _measure(
     [(config, b, d) for b in section.batches for d in section.dtypes], save
   )
 
 
 def systems(config: Config, save: Save) -> None:
-  """The first of those rows for each of the other systems."""
-  section = config.benchmark
-  _throughput(
-    [(o, section.batches[0], section.dtypes[0]) for o in _others(config)], save
-  )
+  """The first of these rows for each of the other networks."""
+  batch, dtype = config.benchmark.batches[0], config.benchmark.dtypes[0]
+  _measure([(other, batch, dtype) for other in _others(config)], save)
 
 
-def _throughput(rows: list[tuple[Config, int, str]], save: Save) -> None:
-  from skipnet_jax.benchmarking import sweep
-  from skipnet_jax.benchmarking.reporting import report as report_lib
-
+def _measure(rows: list[tuple[Config, int, str]], save: Save) -> None:
   reports, lines = [], []
   for config, batch, dtype in rows:
     one = config.copy_and_resolve_references()
     one.benchmark.batches, one.benchmark.dtypes = (batch,), (dtype,)
-    measured = sweep.run(one, functools.partial(print, flush=True))
+    measured = sweep.run(one, _say)
     assert measured is not None  # This is the only host.
     report, _ = measured
     reports.append(report)
@@ -170,35 +135,27 @@ def _throughput(rows: list[tuple[Config, int, str]], save: Save) -> None:
 
 
 def peer(config: Config, save: Save) -> None:
-  """The race against PyTorch, in bfloat16 and in float32."""
+  """The race against PyTorch, in each dtype."""
   if importlib.util.find_spec('torch') is None:
     save({'skipped': 'PyTorch is not installed.'})
     return
-  from skipnet_jax.benchmarking.peer import race
-
   races, lines = [], []
   for dtype in config.benchmark.dtypes:
-    bare = _split(config)
+    bare, _ = plan.split(config)
     bare.model.dtype = dtype
-    say = functools.partial(print, flush=True)
-    races.append(race.race(bare, rounds=ROUNDS, say=say))
+    races.append(race.race(bare, rounds=ROUNDS, say=_say))
     lines += race.format_table(races[-1]).splitlines()
     save({'races': races, 'lines': lines})
 
 
 def scan(config: Config, save: Save) -> None:
-  """Compiling the training step with repetitions unrolled and scanned."""
-  from skipnet_jax.benchmarking import plan
-  from skipnet_jax.benchmarking import workload
-  from skipnet_jax.benchmarking.timing import measure
-
+  """Compile times of the training step, scanned and unrolled."""
   found, lines = {}, []
-  for scanned in (True, False):
-    bare = _split(config)
-    bare.model.scan = scanned
-    work = workload.Bench(bare).build(_cell(plan, bare, 'compute'))
+  for name in ('scanned', 'unrolled'):
+    bare, _ = plan.split(config)
+    bare.model.scan = name == 'scanned'
+    work = workload.Bench(bare).build(_cell(bare, 'compute'))
     _, compilation = measure.compile_phases(work.jitted, *work.arguments)
-    name = 'scanned' if scanned else 'unrolled'
     found[name] = c = compilation.to_dict()
     lines.append(
       f'{name}: traced {c["trace_s"]:.1f} s, lowered {c["lower_s"]:.1f} s, '
@@ -207,19 +164,14 @@ def scan(config: Config, save: Save) -> None:
     save({**found, 'lines': lines})
 
 
-def _cell(plan: Any, bare: Config, feed: str) -> Any:
+def _cell(bare: Config, feed: str) -> plan.Cell:
   size, dtype = bare.train.batch_size, bare.model.dtype
   return plan.Cell('train', feed, 'jit', 1, dtype, size)
 
 
 def epoch(config: Config, save: Save) -> None:
-  """A whole epoch in one call, and the share of augmentation in a step."""
-  from skipnet_jax.benchmarking import plan
-  from skipnet_jax.benchmarking import workload
-  from skipnet_jax.benchmarking.timing import measure
-
-  section = plan.split(config)[1]
-  bare = _split(config)
+  """Times a whole epoch in one call, and the share of augmentation."""
+  bare, section = plan.split(config)
   bare.train.batch_size = min(5, bare.train.batch_size)
   bench = workload.Bench(bare)
   size = bare.train.batch_size
@@ -228,7 +180,7 @@ def epoch(config: Config, save: Save) -> None:
   found: dict[str, dict[str, Any]] = {}
   lines = []
   for feed in ('compute', 'augment', 'end_to_end'):
-    work = bench.build(_cell(plan, bare, feed))
+    work = bench.build(_cell(bare, feed))
     compiled = work.jitted.lower(*work.arguments).compile()
     timing = measure.time_calls(
       work.start(compiled),
@@ -244,26 +196,19 @@ def epoch(config: Config, save: Save) -> None:
     save({'batch': size, **found, 'lines': lines})
   share = 1 - found['compute']['p50'] / found['augment']['p50']
   lines.append(f'augmentation takes {share:.1%} of a step')
-  save(
-    {
-      'batch': size,
-      **found,
-      'augmentation_share': share,
-      'lines': lines,
-    }
-  )
+  save({'batch': size, **found, 'augmentation_share': share, 'lines': lines})
 
 
 def determinism(config: Config, save: Save) -> None:
-  """What the same bits every time cost: the first row without, then with it."""
+  """The first row with XLA's usual, then with deterministic operations."""
   section, rates, lines = config.benchmark, {}, []
   row = (config, section.batches[0], section.dtypes[0])
   for name in ('usual', 'deterministic'):
     if name == 'deterministic':
-      # Of effect in the processes that measure.
+      # The processes that measure are started after this and inherit it.
       environment.add_xla_flag(environment.DETERMINISTIC)
     found: Result = {}
-    _throughput([row], found.update)
+    _measure([row], found.update)
     rates[name] = found['reports'][0]['results'][0]['images_per_second']
     lines += [f'{name}:', *found['lines']]
     save({'images_per_second': rates, 'lines': lines})
@@ -272,7 +217,7 @@ def determinism(config: Config, save: Save) -> None:
   save({'images_per_second': rates, 'ratio': ratio, 'lines': lines})
 
 
-# In order of worth; later studies go to the end.
+# The most important first.
 PIECES: dict[str, Callable[[Config, Save], None]] = {
   'parity': parity,
   'throughput': throughput,
@@ -285,7 +230,7 @@ PIECES: dict[str, Callable[[Config, Save], None]] = {
 
 
 def adapt(config: Config, smoke: bool) -> Config:
-  """What `experiments/benchmark.py` is measured with here, changed in place."""
+  """Adapts the config of `experiments/benchmark.py` in place."""
   config.data.source = 'synthetic'  # No download.
   config.benchmark.update(
     {

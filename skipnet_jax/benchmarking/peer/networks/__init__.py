@@ -1,6 +1,8 @@
-"""The PyTorch network of any model of `models.MODELS`.
+"""The PyTorch counterpart of every network in `models.MODELS`.
 
-It imports torch, as the networks do.
+Each takes its sizes and switches from the Flax network; `dtype`, `axis_name`
+and `scan` have no effect. Layers have the names of their Flax counterparts.
+Activations are `[b, c, y, x]`. Only code that needs PyTorch imports this room.
 """
 
 from torch import nn
@@ -34,23 +36,22 @@ NETWORKS = {models.MODELS[name]: twin for name, twin in _BY_NAME.items()}
 
 
 def build(model: network.Network) -> nn.Module:
-  """Makes the counterpart of a Flax network, with weights of its own.
+  """Builds the counterpart of a Flax network, with random weights.
 
   Args:
-    model: of one of `NETWORKS`, unscanned.
+    model: an instance of a class in `NETWORKS`, unscanned.
 
   Returns:
-    A module mapping `[b, slices, y, x]`, where its `adversarial` is True also
-    labels `[b, 1, y, x]`, to outputs as the Flax network's: a dict of logits
-    `[b, 1, y, x]` and perhaps `auxiliary` and `judged`. Its parameters have the
-    names and shapes that `torch_weights.to_torch` gives.
+    A module that maps `[b, slices, y, x]` (and labels `[b, 1, y, x]` if its
+    attribute `adversarial` is True) to `layers.Outputs`. Its parameters have
+    the names and shapes that `weights.to_torch` gives.
 
   Raises:
-    InputError: it has no counterpart.
+    InputError: the network has no counterpart.
   """
   if type(model) not in NETWORKS:
     raise errors.InputError(
-      f'{type(model).__name__} has no counterpart in PyTorch; there are those '
-      f'of {", ".join(known.__name__ for known in NETWORKS)}.'
+      f'{type(model).__name__} has no counterpart in PyTorch; these networks '
+      f'have one: {", ".join(known.__name__ for known in NETWORKS)}.'
     )
   return NETWORKS[type(model)](model)

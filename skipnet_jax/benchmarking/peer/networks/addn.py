@@ -1,22 +1,16 @@
-"""The ADDN of `models.addn` written for PyTorch.
-
-It imports torch, so that nothing imports it before a race is asked for.
-"""
-
-from typing import TypeAlias
+"""ADDN in PyTorch, the counterpart of `models.addn`."""
 
 import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
 from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import addn
 
-Tensor: TypeAlias = torch.Tensor
-
 
 class DenseBlock(nn.Module):
-  """Dilated convolutions, each of which sees all that came before it."""
+  """Dilated convolutions; each gets the input and all earlier outputs."""
 
   def __init__(self, channels: int, features: int):
     super().__init__()
@@ -76,7 +70,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-  """Judges patches of an image and its map."""
+  """Decides for patches of an image whether a map of cells is the label."""
 
   def __init__(self, width: int):
     super().__init__()
@@ -91,21 +85,16 @@ class Discriminator(nn.Module):
     """Maps `[b, 1, y, x]` twice to logits `[b, 1, y / 16, x / 16]`."""
     x = torch.cat([image, inside], 1)
     for i in range(addn.DEPTH + 1):
-      # 'SAME' with stride 2 pads below and to the right only.
+      # 'SAME' with stride 2 pads at the bottom and on the right only.
       x = self.get_submodule(f'conv_{i}')(functional.pad(x, (0, 1, 0, 1)))
       x = functional.leaky_relu(x, 0.2)
     return self.classifier(x)
 
 
 class TorchADDN(nn.Module):
-  """ADDN (2018).
+  """ADDN (2018): a generator and a discriminator."""
 
-  Args:
-    model: the Flax network whose fields it takes.
-  """
-
-  # What calls it gives it the labels too.
-  adversarial = True
+  adversarial = True  # `forward` also needs the labels.
 
   def __init__(self, model: addn.ADDN):
     super().__init__()
@@ -113,7 +102,7 @@ class TorchADDN(nn.Module):
     self.discriminator = Discriminator(model.discriminator_width)
 
   def forward(self, image: Tensor, label: Tensor) -> torch_layers.Outputs:
-    """Maps `[b, 1, y, x]` to logits of that shape, and what is judged."""
+    """Maps `[b, 1, y, x]` twice to `logits` and `judged`."""
     logits = self.generator(image)
     fake = torch.sigmoid(logits)
     frozen = {

@@ -1,12 +1,9 @@
-"""The FCN+LSTM of `models.fcn_lstm` written for PyTorch.
-
-It imports torch, so that nothing imports it before a race is asked for.
-"""
+"""FCN+LSTM in PyTorch, the counterpart of `models.fcn_lstm`."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
@@ -14,8 +11,7 @@ from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.benchmarking.peer.networks import unet as torch_unet
 from skipnet_jax.models import fcn_lstm
 
-Tensor: TypeAlias = torch.Tensor
-SIDE = 5  # Of the LSTM's kernels.
+KERNEL_SIZE = 5  # Of the LSTM.
 
 
 class ConvLSTM(nn.Module):
@@ -25,7 +21,7 @@ class ConvLSTM(nn.Module):
     super().__init__()
     self.features = features
     self.gates = nn.Conv2d(
-      channels + features, 4 * features, SIDE, padding=SIDE // 2
+      channels + features, 4 * features, KERNEL_SIZE, padding=KERNEL_SIZE // 2
     )
 
   def forward(self, sequence: Sequence[Tensor]) -> Tensor:
@@ -36,18 +32,14 @@ class ConvLSTM(nn.Module):
     for x in sequence:
       z = self.gates(torch.cat([x, hidden], 1))
       i, f, g, o = z.chunk(4, 1)
-      # The forget gate's bias begins at 1.
+      # The forget gate's bias starts at 1.
       cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
       hidden = torch.sigmoid(o) * torch.tanh(cell)
     return hidden
 
 
 class TorchFCNLSTM(nn.Module):
-  """FCN+LSTM (Chen et al. 2016).
-
-  Args:
-    model: the Flax network whose fields it takes.
-  """
+  """FCN+LSTM (Chen et al. 2016)."""
 
   def __init__(self, model: fcn_lstm.FCNLSTM):
     super().__init__()
@@ -67,7 +59,7 @@ class TorchFCNLSTM(nn.Module):
     self.classifier = nn.Conv2d(2 * hidden, 1, 1)
 
   def forward(self, image: Tensor) -> torch_layers.Outputs:
-    """Maps `[b, slices, y, x]` to logits `[b, 1, y, x]` of the middle one."""
+    """Maps `[b, slices, y, x]` to the middle slice's logits `[b, 1, y, x]`."""
     b, slices, height, width = image.shape
     pages = image.reshape(b * slices, 1, height, width)
     coarse = self.coarse_up(

@@ -1,27 +1,15 @@
-"""The FusionNet of `models.fusionnet` written for PyTorch.
+"""FusionNet in PyTorch, the counterpart of `models.fusionnet`."""
 
-It imports torch, so that nothing imports it before a race is asked for.
-"""
-
-from typing import TypeAlias
-
-import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
 from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import fusionnet
 
-Tensor: TypeAlias = torch.Tensor
-
 
 class TorchFusionNet(nn.Module):
-  """FusionNet (Quan et al. 2016).
-
-  Args:
-    model: the Flax network whose fields it takes; `dtype` and `axis_name` mean
-      nothing here.
-  """
+  """FusionNet (Quan et al. 2016)."""
 
   def __init__(self, model: fusionnet.FusionNet):
     super().__init__()

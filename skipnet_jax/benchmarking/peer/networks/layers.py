@@ -1,17 +1,21 @@
-"""What the PyTorch networks share; activations are `[b, c, y, x]`."""
+"""Layers that the PyTorch networks share."""
 
 from collections.abc import Sequence
-from typing import Required, TypeAlias, TypedDict
+from typing import Required, TypedDict
 
-import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
-Tensor: TypeAlias = torch.Tensor
-
 
 class Outputs(TypedDict, total=False):
-  """What a network makes of an image, as the Flax networks do."""
+  """Outputs of a network, under the names of the Flax networks' outputs.
+
+  Attributes:
+    logits: `[b, 1, y, x]`.
+    auxiliary: more logits of that shape, each with a loss of its own.
+    judged: the discriminator's logits for 'real', 'fake' and 'fooled'.
+  """
 
   logits: Required[Tensor]
   auxiliary: dict[str, Tensor]
@@ -19,9 +23,9 @@ class Outputs(TypedDict, total=False):
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
-  """BatchNorm with the numbers of the Flax networks."""
-  # PyTorch's momentum is one minus Flax's 0.9. It averages the unbiased
-  # variance, Flax the biased one: the step does not depend on it.
+  """BatchNorm with the epsilon and momentum of the Flax networks."""
+  # PyTorch's momentum is one minus Flax's 0.9. Its running variance is the
+  # unbiased one, Flax's is biased; neither enters a training step.
   return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
 
 
@@ -47,7 +51,7 @@ def transposed(
 
 
 class ConvNorm(nn.Module):
-  """A 3x3 convolution, BatchNorm and, unless it is left out, ReLU."""
+  """A 3x3 convolution, BatchNorm and an optional ReLU."""
 
   def __init__(
     self, channels: int, features: int, *, bias: bool, relu: bool = True
@@ -64,14 +68,14 @@ class ConvNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-  """`ConvNorm`s in a row and the sum of what they make with the input.
+  """`ConvNorm` several times, and the sum with the input.
 
   Args:
     channels: of input and output.
-    convolutions: how many.
-    short_skip: whether the input is added.
-    relu: whether ReLU follows the sum.
-    bias: of the convolutions.
+    convolutions: their number; the last one has no ReLU.
+    short_skip: whether to add the input.
+    relu: whether to end with a ReLU.
+    bias: whether the convolutions have one.
   """
 
   def __init__(
@@ -87,8 +91,7 @@ class ResidualBlock(nn.Module):
     self.short_skip = short_skip
     self.relu = relu
     for i in range(1, convolutions + 1):
-      last = i == convolutions
-      conv = ConvNorm(channels, channels, bias=bias, relu=not last)
+      conv = ConvNorm(channels, channels, bias=bias, relu=i < convolutions)
       self.add_module(f'conv_{i}', conv)
 
   def forward(self, x: Tensor) -> Tensor:
@@ -102,15 +105,15 @@ class ResidualBlock(nn.Module):
 
 
 def centre(x: Tensor, size: Sequence[int]) -> Tensor:
-  """The middle of `[b, c, y, x]`, of sides `size`; an odd rest is cut below."""
+  """The middle of `[b, c, y, x]`, of this size; an odd rest is cut below."""
   height, width = size
   top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
   return x[:, :, top : top + height, left : left + width]
 
 
 def mirror(x: Tensor, pad: Sequence[tuple[int, int]]) -> Tensor:
-  """`[b, c, y, x]` continued by reflection, by `pad` before and after y, x."""
-  # left, right, above, below; PyTorch reflects an image once at a time.
+  """Pads by reflection, by `pad` pixels before and after, of y and of x."""
+  # Order: left, right, top, bottom. PyTorch pads by less than a side at a time.
   rest = [*pad[1], *pad[0]]
   while any(rest):
     most = [x.shape[3] - 1] * 2 + [x.shape[2] - 1] * 2

@@ -1,11 +1,6 @@
-"""The PolyMtl of `models.polymtl` written for PyTorch.
+"""PolyMtl in PyTorch, the counterpart of `models.polymtl`."""
 
-It imports torch, so that nothing imports it before a race is asked for.
-"""
-
-from typing import TypeAlias
-
-import torch
+from torch import Tensor
 from torch import nn
 
 from skipnet_jax.benchmarking.peer.networks import fc_resnet as torch_network
@@ -15,15 +10,9 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import polymtl
 from skipnet_jax.models import unet
 
-Tensor: TypeAlias = torch.Tensor
-
 
 class TorchPolyMtl(nn.Module):
-  """PolyMtl (Drozdzal et al. 2018).
-
-  Args:
-    model: the Flax network whose fields it takes.
-  """
+  """PolyMtl (Drozdzal et al. 2018)."""
 
   def __init__(self, model: polymtl.PolyMtl):
     super().__init__()

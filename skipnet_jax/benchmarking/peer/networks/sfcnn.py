@@ -1,13 +1,8 @@
-"""The SFCNN of `models.sfcnn` written for PyTorch.
-
-It imports torch, so that nothing imports it before a race is asked for. The
-atoms of the filters are those of `models.steerable`.
-"""
-
-from typing import TypeAlias
+"""SFCNN in PyTorch, the counterpart of `models.sfcnn`."""
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
@@ -15,8 +10,7 @@ from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import sfcnn
 from skipnet_jax.models import steerable
 
-Tensor: TypeAlias = torch.Tensor
-TURNS = steerable.ORIENTATIONS
+ORIENTATIONS = steerable.ORIENTATIONS
 
 
 class SteerableConv(nn.Module):
@@ -26,37 +20,36 @@ class SteerableConv(nn.Module):
     channels: of the input, at each orientation.
     features: of the output, likewise.
     kernel_size: side of the kernel, in pixels.
-    lift: whether the input is an image, without orientations.
+    lift: whether the input is an image, which has no orientations.
   """
 
   atoms: Tensor
-  turned: Tensor
+  relative: Tensor
 
   def __init__(
     self, channels: int, features: int, kernel_size: int, lift: bool
   ):
     super().__init__()
-    seen = 1 if lift else TURNS
+    inputs = 1 if lift else ORIENTATIONS
     atoms = np.array(steerable.basis(kernel_size))
-    to, by = np.mgrid[:TURNS, :seen]
+    output, source = np.mgrid[:ORIENTATIONS, :inputs]
     self.weight = nn.Parameter(
-      torch.zeros(features, channels, atoms.shape[1], seen)
+      torch.zeros(features, channels, atoms.shape[1], inputs)
     )
     self.bias = nn.Parameter(torch.zeros(features))
-    # On meta devices too: what is constant is no part of the state.
+    # Constants: they move with the module and are not in its state_dict.
     self.register_buffer('atoms', torch.tensor(atoms), persistent=False)
-    self.register_buffer(
-      'turned', torch.tensor((by - to) % seen), persistent=False
-    )
+    relative = torch.tensor((source - output) % inputs)
+    self.register_buffer('relative', relative, persistent=False)
 
   def forward(self, x: Tensor) -> Tensor:
     """Maps `[b, o c, y, x]`, or `[b, c, y, x]`, to `[b, o features, y, x]`."""
-    weight = self.weight[..., self.turned]
+    weight = self.weight[..., self.relative]
     kernel = torch.einsum('oqyx,fcqos->ofscyx', self.atoms, weight)
     side = kernel.shape[-1]
     kernel = kernel.flatten(2, 3).flatten(0, 1)
     return functional.conv2d(
-      x, kernel, self.bias.repeat(TURNS), padding=side // 2
+      x, kernel, self.bias.repeat(ORIENTATIONS), padding=side // 2
     )
 
 
@@ -70,18 +63,14 @@ class OrientedNorm(nn.Module):
   def forward(self, x: Tensor) -> Tensor:
     """Maps `[b, o c, y, x]` to the same shape."""
     b, _, height, width = x.shape
-    x = x.unflatten(1, (TURNS, -1)).transpose(1, 2)
-    x = self.norm(x.reshape(b, -1, TURNS * height, width))
-    x = functional.relu(x, inplace=True).unflatten(2, (TURNS, height))
+    x = x.unflatten(1, (ORIENTATIONS, -1)).transpose(1, 2)
+    x = self.norm(x.reshape(b, -1, ORIENTATIONS * height, width))
+    x = functional.relu(x, inplace=True).unflatten(2, (ORIENTATIONS, height))
     return x.transpose(1, 2).reshape(b, -1, height, width)
 
 
 class TorchSFCNN(nn.Module):
-  """SFCNN (Weiler et al. 2018).
-
-  Args:
-    model: the Flax network whose fields it takes.
-  """
+  """SFCNN (Weiler et al. 2018)."""
 
   def __init__(self, model: sfcnn.SFCNN):
     super().__init__()
@@ -126,8 +115,8 @@ class TorchSFCNN(nn.Module):
     for i in reversed(range(sfcnn.DEPTH)):
       x = functional.interpolate(x, scale_factor=2.0, mode='nearest')
       if self.long_skips:
-        both = [t.unflatten(1, (TURNS, -1)) for t in (down[i], x)]
+        both = [t.unflatten(1, (ORIENTATIONS, -1)) for t in (down[i], x)]
         x = torch.cat(both, 2).flatten(1, 2)
       x = self._level(f'up_{i}', x)
-    x = x.unflatten(1, (TURNS, -1)).mean(1)
+    x = x.unflatten(1, (ORIENTATIONS, -1)).mean(1)
     return {'logits': self.classifier(x)}

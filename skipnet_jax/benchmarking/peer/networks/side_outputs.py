@@ -1,11 +1,7 @@
-"""CUMedVision, M2FCN and the trunk that they share, written for PyTorch.
-
-It imports torch, so that nothing imports it before a race is asked for.
-"""
-
-from typing import TypeAlias
+"""CUMedVision and M2FCN in PyTorch, and the trunk that they share."""
 
 import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
@@ -13,8 +9,6 @@ from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import cumedvision
 from skipnet_jax.models import m2fcn
 from skipnet_jax.models import vgg
-
-Tensor: TypeAlias = torch.Tensor
 
 
 class Trunk(nn.Module):
@@ -30,21 +24,17 @@ class Trunk(nn.Module):
 
   def forward(self, x: Tensor) -> list[Tensor]:
     """Maps `[b, c, y, x]` to the levels' `[b, w 2^i, y / 2^i, x / 2^i]`."""
-    found = []
+    levels = []
     for level, count in enumerate(vgg.CONVOLUTIONS):
       x = functional.max_pool2d(x, 2) if level else x
       for i in range(1, count + 1):
         x = functional.relu(self.get_submodule(f'level_{level}_conv_{i}')(x))
-      found.append(x)
-    return found
+      levels.append(x)
+    return levels
 
 
 class TorchCUMedVision(nn.Module):
-  """CUMedVision (Chen et al. 2016).
-
-  Args:
-    model: the Flax network whose fields it takes.
-  """
+  """CUMedVision (Chen et al. 2016)."""
 
   def __init__(self, model: cumedvision.CUMedVision):
     super().__init__()
@@ -55,17 +45,17 @@ class TorchCUMedVision(nn.Module):
       self.add_module(f'branch_{level}_up', up)
 
   def forward(self, image: Tensor) -> torch_layers.Outputs:
-    """Maps `[b, 1, y, x]` to logits and auxiliary ones, `[b, 1, y, x]`."""
-    found, branches = self.trunk(image), {}
+    """Maps `[b, 1, y, x]` to logits and auxiliary logits of that shape."""
+    levels, branches = self.trunk(image), {}
     for level in (1, 2, 3):
-      both = self.get_submodule(f'branch_{level}_up')(found[level])
+      both = self.get_submodule(f'branch_{level}_up')(levels[level])
       outside, inside = both.split(1, 1)
       branches[f'branch_{level}'] = inside - outside
     return {'logits': sum(branches.values()), 'auxiliary': branches}
 
 
 class Stage(nn.Module):
-  """A net with a side output of each level, and their fusion."""
+  """A trunk with a side output at each level, and their fusion."""
 
   def __init__(self, channels: int, base_width: int):
     super().__init__()
@@ -79,23 +69,19 @@ class Stage(nn.Module):
     self.fusion = nn.Conv2d(4, 1, 1)
 
   def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps `[b, c, y, x]` to the sides `[b, 4, y, x]` and `[b, 1, y, x]`."""
-    found_sides = []
-    for level, found in enumerate(self.trunk(x)):
-      side = self.get_submodule(f'side_{level}')(found)
+    """Maps `[b, c, y, x]` to 4 side outputs and the fusion `[b, 1, y, x]`."""
+    outputs = []
+    for level, features in enumerate(self.trunk(x)):
+      side = self.get_submodule(f'side_{level}')(features)
       if level:
         side = self.get_submodule(f'side_{level}_up')(side)
-      found_sides.append(side)
-    sides = torch.cat(found_sides, 1)
+      outputs.append(side)
+    sides = torch.cat(outputs, 1)
     return sides, self.fusion(sides)
 
 
 class TorchM2FCN(nn.Module):
-  """M2FCN (Shen et al. 2017).
-
-  Args:
-    model: the Flax network whose fields it takes.
-  """
+  """M2FCN (Shen et al. 2017)."""
 
   def __init__(self, model: m2fcn.M2FCN):
     super().__init__()
@@ -104,7 +90,7 @@ class TorchM2FCN(nn.Module):
       self.add_module(f'stage_{number}', stage)
 
   def forward(self, image: Tensor) -> torch_layers.Outputs:
-    """Maps `[b, 1, y, x]` to logits and auxiliary ones, `[b, 1, y, x]`."""
+    """Maps `[b, 1, y, x]` to logits and auxiliary logits of that shape."""
     x, auxiliary, name = image, {}, ''
     for name, stage in self.named_children():
       sides, auxiliary[name] = stage(x)

@@ -1,30 +1,24 @@
-"""The U-Net of `models.unet` written for PyTorch.
-
-It imports torch, so that nothing imports it before a race is asked for.
-"""
-
-from typing import TypeAlias
+"""U-Net in PyTorch, the counterpart of `models.unet`."""
 
 import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
 from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import unet
 
-Tensor: TypeAlias = torch.Tensor
-
 
 class ContractAndExpand(nn.Module):
-  """All of a U-Net but its classifier.
+  """A U-Net without its classifier.
 
   Args:
     channels: of the input.
     base_width: of the output, and of the first level.
-    long_skips: whether the levels are concatenated.
-    valid: whether the 3x3 convolutions cut off what they do not see.
+    long_skips: whether to concatenate the levels of both paths.
+    valid: whether the 3x3 convolutions are unpadded.
     up_kernel: side of the transposed convolutions' kernels.
-    dropout: rate at the end of the last two contracting levels.
+    dropout: its rate at the end of the last two contracting levels.
   """
 
   def __init__(
@@ -83,12 +77,7 @@ class ContractAndExpand(nn.Module):
 
 
 class TorchUNet(ContractAndExpand):
-  """U-Net (Ronneberger et al. 2015).
-
-  Args:
-    model: the Flax network whose fields it takes; `dtype` and `axis_name` mean
-      nothing here.
-  """
+  """U-Net (Ronneberger et al. 2015)."""
 
   def __init__(self, model: unet.UNet):
     super().__init__(
