@@ -11,7 +11,7 @@ from skipnet_jax.studies import averaging
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
 
-WAYS = {'plain': {}, 'two samples': {'mc_samples': 2}, 'turned': {'tta': True}}
+WAYS = {'plain': {}, 'two samples': {'mc_samples': 2}, 'eight': {'tta': True}}
 
 
 @pytest.fixture
@@ -30,7 +30,6 @@ def study(finished, tmp_path):
     runs=dict.fromkeys(row_of, config),
     row_of=row_of,
     compared='v_rand',
-    lower=False,
     orderings=(),
   )
   assert set(results.read(made, folder)) == {'a_5', 'b_5', 'a_4'}
@@ -51,10 +50,10 @@ def test_every_finished_run_is_scored_once_in_each_way(
   assert [row[:3] for row in rows] == [
     ['a', 'plain', 2],
     ['a', 'two samples', 2],
-    ['a', 'turned', 2],
+    ['a', 'eight', 2],
     ['b', 'plain', 1],
     ['b', 'two samples', 1],
-    ['b', 'turned', 1],
+    ['b', 'eight', 1],
   ]
   assert rows[3][3] == f'{plain["v_rand"]:.4f}'
 
@@ -68,7 +67,7 @@ def test_every_finished_run_is_scored_once_in_each_way(
 
 def test_the_networks_of_a_fold_are_averaged(study, finished):
   study, folder = study
-  table = averaging.together(study, folder, {'plain': {}}, lambda _: None)
+  table = averaging.ensemble_table(study, folder, {'plain': {}}, lambda _: None)
   # Only fold 5 has two; the same network twice is that network.
   assert [row[:3] for row in table.rows] == [['a; b', 'plain', 1]]
   v_rand = float(table.rows[0][3])
@@ -82,5 +81,5 @@ def test_another_network_is_left_out(study):
   other = study.runs['b_5'].copy_and_resolve_references()
   other.model.slices = 3
   study = dataclasses.replace(study, runs=study.runs | {'b_5': other})
-  table = averaging.together(study, folder, {'plain': {}}, lambda _: None)
+  table = averaging.ensemble_table(study, folder, {'plain': {}}, lambda _: None)
   assert not table.rows

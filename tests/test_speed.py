@@ -38,10 +38,10 @@ def study():
 
 
 def test_a_step_of_every_row_is_timed_in_every_round(study, tmp_path):
-  assert speed.kept(tmp_path / 'study') is None
-  speed.keep(tmp_path / 'study', speed.measure(study, 3, lambda _: None))
-  found = speed.kept(tmp_path / 'study')
+  speed.write(tmp_path / 'study', speed.measure(study, 3, lambda _: None))
+  found = json.loads((tmp_path / 'study' / speed.FILE).read_text())
   assert list(found['rows']) == ['short only', 'neither']
+  assert found['rounds'] == 3
   for name in ('short_only_0', 'neither_0'):
     config = study.runs[name]
     row = found['rows'][study.row_of[name]]
@@ -89,7 +89,7 @@ def test_images_a_second_are_compared_and_not_seconds():
   assert '3 rounds' in table.text
 
 
-def test_a_row_that_cannot_run_is_told_and_the_others_shown():
+def test_a_failed_row_is_named_and_the_others_are_shown():
   table = speed.table(made(a=(1, 8e9, None), b=(2, 6e9, [0.5, 1.0, 1.0])))
   assert table.rows == [
     ['a', 'failed: out of memory', '-', '-', '-'],
@@ -102,8 +102,3 @@ def test_no_round_is_refused_before_anything_is_compiled(study):
   with pytest.raises(errors.InputError, match='rounds is 0'):
     speed.measure(study, 0, said.append)
   assert not said
-
-
-def test_the_file_is_json_that_others_can_read(tmp_path):
-  speed.keep(tmp_path, made(a=(1, 8e9, [1.0])))
-  assert json.loads((tmp_path / speed.FILE).read_text())['rounds'] == 3

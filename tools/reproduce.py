@@ -1,11 +1,12 @@
-"""Reproduces a table or figure of the papers, with spread, by one command.
+"""Reproduces a table or figure of the papers, with several runs of each row.
 
 python tools/reproduce.py --study=table_3 --scale=small --seeds=3
 
-Trains what the study lacks, goes on where it was cut off, repeats nothing, and
-writes what was found so far: report.html, table.md, table.csv, runs.json and
-figures into --output. --status says what is done and how long the rest takes;
---rounds=8 times a training step of every row instead, for the next results.
+Trains the runs that are missing and writes the results so far into --output:
+report.html, table.md, table.csv, runs.json and figures. The same command
+resumes after any interruption. --status shows finished runs and the time left.
+--rounds=8 measures the training speed of every row instead of training; later
+results include it.
 """
 
 import functools
@@ -15,15 +16,17 @@ from absl import flags
 
 from skipnet_jax import cli
 
-_STUDY = flags.DEFINE_string('study', None, 'table_3, table_2, recipe, ...')
+_STUDY = flags.DEFINE_string(
+  'study', None, 'table_3, table_2, recipe, gates, ...'
+)
 _SCALE = flags.DEFINE_string('scale', 'small', 'small, paper or smoke.')
 _SEEDS = flags.DEFINE_integer(
   'seeds',
   3,
-  'Runs of each row: seeds, or folds (table_2, recipe).',
+  'Runs of each row: seeds, or folds in table_2 and recipe.',
   lower_bound=1,
 )
-_BUDGET = flags.DEFINE_float('budget_minutes', None, 'Then stop, resumably.')
+_BUDGET = flags.DEFINE_float('budget_minutes', None, 'Stop after this time.')
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the runs; default runs/STUDY_SCALE.'
 )
@@ -31,22 +34,25 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder of the results; default WORKDIR/results.'
 )
 _SOURCE = flags.DEFINE_string('source', 'auto', 'data.source of all runs.')
-_STATUS = flags.DEFINE_bool('status', False, 'Only say what is done.')
+_STATUS = flags.DEFINE_bool('status', False, 'Only show progress.')
 _ROUNDS = flags.DEFINE_integer(
   'rounds',
   None,
-  'Train nothing: time a step of every row, in turns, this many times.',
+  'Measure training speed in this many rounds instead of training.',
   lower_bound=1,
 )
 _LABELS = flags.DEFINE_string(
-  'test_labels', None, 'table_2: the official test labels, to score on them.'
+  'test_labels',
+  None,
+  'For table_2: file of the official test labels, to score on.',
 )
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
 
 
 def main() -> None:
-  """Plans, trains, tabulates."""
+  """Trains the study and writes its results."""
   from skipnet_jax import config as config_lib
+  from skipnet_jax import files
   from skipnet_jax.studies import plan
 
   cli.require(_STUDY)
@@ -57,11 +63,13 @@ def main() -> None:
         f'{config_lib.nearest(flag.value, known)}'
       )
   if _LABELS.value and _STUDY.value != 'table_2':
-    cli.refuse('--test_labels goes with --study=table_2.')
+    cli.refuse(
+      f'--test_labels is for --study=table_2, not {_STUDY.value}: leave it out.'
+    )
   if _BUDGET.value is not None and _BUDGET.value <= 0:
     cli.refuse(f'--budget_minutes is {_BUDGET.value}; it must be above 0.')
   say = functools.partial(print, flush=True)
-  # Only now: bad flags need not wait for JAX.
+  # Imported late: JAX takes seconds, which wrong flags need not wait for.
   from skipnet_jax.studies import averaging
   from skipnet_jax.studies import results
   from skipnet_jax.studies import runner
@@ -79,8 +87,9 @@ def main() -> None:
     print(runner.format_status(study, folder))
     return
   if _ROUNDS.value:
-    speed.keep(folder, speed.measure(study, _ROUNDS.value, say))
-    say(results.markdown(speed.table(speed.kept(folder))))
+    measured = speed.measure(study, _ROUNDS.value, say)
+    speed.write(folder, measured)
+    say(results.markdown(speed.table(measured)))
     return
   budget = 60 * _BUDGET.value if _BUDGET.value else None
   finished = runner.train(study, folder, budget=budget, say=say)
@@ -92,19 +101,21 @@ def main() -> None:
     averaging.measure(study, folder, ways, say)
     more.append(averaging.table(study, folder, ways))
   if study.name == 'recipe':
-    more.append(averaging.together(study, folder, ways, say))
-  if measured := speed.kept(folder):
+    more.append(averaging.ensemble_table(study, folder, ways, say))
+  if measured := files.read_json(folder / speed.FILE):
     more.append(speed.table(measured))
   if _LABELS.value:
-    more.append(averaging.official(study, folder, _LABELS.value, say))
+    more.append(averaging.test_set_table(study, folder, _LABELS.value, say))
   output = pathlib.Path(_OUTPUT.value or folder / 'results')
   print(results.write(study, folder, output, more))
   if measured:
-    speed.keep(output, measured)
+    speed.write(output, measured)
   print(f'results: {output}/report.html, table.md, table.csv, runs.json')
   if not finished:
     print(runner.format_status(study, folder))
 
 
 if __name__ == '__main__':
-  cli.run(main, 'the same command goes on from the latest checkpoints.')
+  cli.run(
+    main, 'run the same command again to resume from the latest checkpoints.'
+  )

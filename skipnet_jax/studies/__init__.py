@@ -1,1 +1,1 @@
-"""The studies of the papers: what is run, within which time, and what came."""
+"""The studies of the papers: their runs, a time budget and the results."""

@@ -1,4 +1,4 @@
-"""Predictions averaged: dropout samples, orientations, several networks.
+"""Scores of averaged predictions: dropout samples, orientations, networks.
 
 Dropout samples are Table 2 of Drozdzal et al. 2016.
 """
@@ -23,27 +23,28 @@ from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
 
 Say = Callable[[str], None]
+# Ways to predict: the name in the tables, and options of `make_predictor`.
 Ways = dict[str, dict[str, Any]]
-# Study: what a table calls a way to predict, and its options.
-PLAIN, TURNED = 'one prediction', '8 orientations'
+# The ways that each study compares.
 WAYS: dict[str, Ways] = {
   'table_2': {
     'no dropout': {},
     **{f'dropout, N = {n}': {'mc_samples': n} for n in (1, 5, 10, 30, 100)},
   },
-  'recipe': {PLAIN: {}, TURNED: {'tta': True}},
+  'recipe': {'one prediction': {}, '8 orientations': {'tta': True}},
 }
 FILE = 'averaging.json'
 KEYS = ('v_rand', 'v_info')
+_COLUMNS = ('predicted by', 'folds', 'V_rand', 'V_info')
 
 
 def measure(
   study: plan.Study, folder: pathlib.Path, ways: Ways, say: Say
 ) -> None:
-  """Scores every finished run in each way; keeps what is there.
+  """Scores every finished run in each way that is not in its file yet.
 
-  In `averaging.json` of the run's folder: the way to v_rand and v_info on the
-  run's validation slices.
+  `averaging.json` in the run's folder: way to v_rand and v_info on the run's
+  validation slices.
   """
   for name in results.read(study, folder):
     _score(folder / name / FILE, [folder / name], ways, say, name)
@@ -56,139 +57,134 @@ def _score(
   say: Say,
   label: str,
 ) -> dict[str, Any]:
-  """Adds to a file what it lacks: scores of the paths' networks averaged."""
-  found = files.read_json(file)
-  todo = [way for way in ways if way not in found]
-  if not todo:
-    return found
+  """Adds missing scores of the runs' averaged prediction to a JSON file."""
+  scores = files.read_json(file)
+  missing = [way for way in ways if way not in scores]
+  if not missing:
+    return scores
   runs = [runs_lib.open_run(path) for path in paths]
   data = runs_lib.load_data(runs[0])
-  for way in todo:
+  for way in missing:
     predictor = run_predictor.make_predictor(runs, **ways[way])
     _, scored = run_predictor.score_slices(predictor, data, data.valid)
-    found[way] = {key: scored[key] for key in KEYS}
+    scores[way] = {key: scored[key] for key in KEYS}
     say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
-    files.write_json(file, found)
-  return found
+    files.write_json(file, scores)
+  return scores
 
 
-def _lines(label: str, found: Sequence[dict[str, Any]], ways: Ways) -> list:
+def _lines(label: str, folds: Sequence[dict[str, Any]], ways: Ways) -> list:
+  """Table rows of a label: one for each way, over the scores of its folds."""
   lines = []
   for way in ways:
-    scored = [kept[way] for kept in found if way in kept]
+    scored = [scores[way] for scores in folds if way in scores]
     if scored:
-      spreads = (results.spread([s[key] for s in scored]) for key in KEYS)
-      lines.append([label, way, len(scored), *spreads])
+      cells = (results.mean_and_range([s[key] for s in scored]) for key in KEYS)
+      lines.append([label, way, len(scored), *cells])
   return lines
 
 
 def table(study: plan.Study, folder: pathlib.Path, ways: Ways) -> report.Table:
-  """A line for each row and way, with the spread over folds."""
+  """Scores of each row and way, over the folds."""
   lines = []
   for label in study.rows:
     names = [name for name, row in study.row_of.items() if row == label]
-    kept = [files.read_json(folder / name / FILE) for name in names]
-    found = [scored for scored in kept if scored]
-    lines += _lines(label, found, ways)
+    folds = [files.read_json(folder / name / FILE) for name in names]
+    lines += _lines(label, folds, ways)
   return report.Table(
     'Averaging',
-    'Mean, least and most over the folds, on the validation slices of each.',
-    ['row', 'predicted by', 'folds', 'V_rand', 'V_info'],
+    'Mean, minimum and maximum over the folds, on the validation slices of '
+    'each fold.',
+    ['row', *_COLUMNS],
     lines,
   )
 
 
-def together(
+def ensemble_table(
   study: plan.Study, folder: pathlib.Path, ways: Ways, say: Say
 ) -> report.Table:
-  """What the networks of all rows give, averaged fold by fold.
+  """Scores of the averaged prediction of all rows' networks, in each fold.
 
-  Of those rows whose network is the first row's. Kept in the study's folder,
-  by the rows that took part.
+  Only rows whose `config.model` equals that of the first row take part. The
+  scores are kept in the study's folder, in a file for each fold and set of
+  rows.
   """
-  done = results.read(study, folder)
   first = next(iter(study.runs.values())).model
   members: dict[str, list[str]] = {}
-  for name in done:
+  for name in results.read(study, folder):
     if study.runs[name].model == first:
       members.setdefault(name.rsplit('_', 1)[1], []).append(name)
-  lines = []
-  by_rows: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+  folds_of: dict[tuple[str, ...], list[dict[str, Any]]] = {}
   for fold, names in members.items():
     rows = tuple(study.row_of[name] for name in names)
-    by_rows.setdefault(rows, []).append((fold, names))
-  for rows, folds in by_rows.items():
-    if len(rows) < 2:
-      continue
-    found = []
-    for fold, names in folds:
+    if len(rows) > 1:
       label = re.sub(r'[^a-z0-9]+', '_', '_'.join(rows).lower())
       file = folder / f'together_{fold}_{label}'[:200]
       paths = [folder / name for name in names]
-      found.append(
+      folds_of.setdefault(rows, []).append(
         _score(file.with_suffix('.json'), paths, ways, say, f'fold {fold}')
       )
-    lines += _lines('; '.join(rows), found, ways)
+  lines = []
+  for rows, folds in folds_of.items():
+    lines += _lines('; '.join(rows), folds, ways)
   return report.Table(
     'Averaged networks',
-    'All networks of a fold averaged, each trained without its validation '
-    'slices.',
-    ['rows', 'predicted by', 'folds', 'V_rand', 'V_info'],
+    'The prediction is the average of all networks of a fold, none of which '
+    'was trained on its validation slices.',
+    ['rows', *_COLUMNS],
     lines,
   )
 
 
-def official(
-  study: plan.Study,
-  folder: pathlib.Path,
-  labels: str,
-  say: Say,
-  samples: Sequence[int] = (0, 30),
+def test_set_table(
+  study: plan.Study, folder: pathlib.Path, labels: str, say: Say
 ) -> report.Table:
-  """The challenge's test slices, by whoever has their labels.
+  """Scores on the challenge's test slices, for whoever has their labels.
+
+  Each row's prediction is the average of the networks of all folds, without
+  dropout and with 30 dropout samples.
 
   Args:
     study: table_2.
     folder: of its runs.
-    labels: the official test labels; never part of any training here.
-    say: told of progress.
-    samples: of dropout.
+    labels: the official test labels, which no training uses.
+    say: called with each progress message.
 
   Raises:
-    InputError: the test stack is not found, or the labels do not fit it.
+    InputError: the test stack is missing, or the labels do not fit it.
   """
   stacks = isbi2012.find()
   if stacks is None:
     raise errors.InputError(
-      '--test_labels needs the test stack beside the training stacks: name '
-      'their folder in SKIPNET_DATA_DIR.'
+      '--test_labels needs the test stack beside the training stacks: set '
+      'SKIPNET_DATA_DIR to their folder.'
     )
   image, _ = isbi2012.load(stacks, 'test')
   with volume.open_stack(labels) as stack:
     inside = volume.check_labels(stack.read_all(), image.shape, labels)
-  lines = []
+  finished, lines = results.read(study, folder), []
   for label in study.rows:
     runs = [
       runs_lib.open_run(folder / name)
-      for name, row in study.row_of.items()
-      if row == label and files.read_json(folder / name / 'summary.json')
+      for name in finished
+      if study.row_of[name] == label
     ]
     if not runs:
       continue
-    for n in samples:
-      predictor = run_predictor.make_predictor(runs, mc_samples=n)
+    for samples in (0, 30):
+      predictor = run_predictor.make_predictor(runs, mc_samples=samples)
       tiling = predictor.tiling(image.shape[1:], say=say)
       around = sources.neighbours(
         np.arange(len(image)), len(image), predictor.slices
       )
       prediction = np.stack([predictor(image[i], tiling)[0] for i in around])
       scored = scores_lib.score_stack(prediction, inside)
-      say(f'{label}, {n} samples, test slices: {scored["v_rand"]:.4f}')
-      found = (f'{scored[key]:.4f}' for key in ('v_rand', 'v_info'))
-      lines.append([label, n, len(runs), *found])
+      say(f'{label}, {samples} samples, test slices: {scored["v_rand"]:.4f}')
+      cells = (f'{scored[key]:.4f}' for key in KEYS)
+      lines.append([label, samples, len(runs), *cells])
   return report.Table(
     'Official test slices',
-    'The networks of all folds averaged.',
+    'The prediction is the average of the networks of all folds.',
     ['loss', 'dropout samples', 'networks', 'V_rand', 'V_info'],
     lines,
   )

@@ -1,6 +1,6 @@
-"""Which runs a study consists of, and what was published about them."""
+"""The runs of each study, and the published figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import pathlib
 
@@ -11,7 +11,7 @@ from skipnet_jax import errors
 
 Config = ml_collections.ConfigDict
 SCALES = ('small', 'paper', 'smoke')
-# Contiguous parts of the labelled slices; the last is the papers' own.
+# Contiguous parts of the labelled slices; the papers validate on the last one.
 FOLDS = 6
 
 
@@ -20,106 +20,109 @@ class Row:
   """A row of a paper's table.
 
   Attributes:
-    experiment: name of the file.
-    changes: fields by dotted name.
-    published: column to what the paper prints.
+    experiment: name of its file.
+    changes: values of config fields, by dotted name.
+    published: the paper's figure, as printed, by column.
   """
 
-  experiment: str
+  experiment: str = 'long_short'
   changes: dict[str, object] = dataclasses.field(default_factory=dict)
   published: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _but(experiment: str = 'long_short', **changes) -> Row:
-  changes = {name.replace('__', '.'): value for name, value in changes.items()}
-  return Row(experiment, changes)
+def _scores(v_rand: str, v_info: str) -> dict[str, str]:
+  return {'V_rand': v_rand, 'V_info': v_info}
 
 
-def _row(experiment: str, v_rand: str, v_info: str, **changes) -> Row:
-  published = {'V_rand': v_rand, 'V_info': v_info}
-  return dataclasses.replace(_but(experiment, **changes), published=published)
+def _gates(gates: str, v_rand: str, v_info: str) -> Row:
+  return Row('f_clmser_s', {'model.gates': gates}, _scores(v_rand, v_info))
 
 
-def _losses(experiment: str, valid: str, train: str) -> Row:
-  return Row(experiment, {}, {'validation loss': valid, 'training loss': train})
+def _losses(valid: str, train: str) -> dict[str, str]:
+  return {'validation loss': valid, 'training loss': train}
 
 
 GATES = {
-  'CLmser-w': _row('f_clmser_s', '.97310', '.98712', model__gates='none'),
-  '+CG': _row('f_clmser_s', '.97359', '.98726', model__gates='cg'),
-  '+CG+PG': _row('f_clmser_s', '.97438', '.98868', model__gates='cg+pg'),
-  '+CG+FullPG': _row(
-    'f_clmser_s', '.97709', '.98710', model__gates='cg+full_pg'
-  ),
-  '+CG+PG+GM': _row('f_clmser_s', '.98223', '.98919', model__gates='cg+pg+gm'),
+  'CLmser-w': _gates('none', '.97310', '.98712'),
+  '+CG': _gates('cg', '.97359', '.98726'),
+  '+CG+PG': _gates('cg+pg', '.97438', '.98868'),
+  '+CG+FullPG': _gates('cg+full_pg', '.97709', '.98710'),
+  '+CG+PG+GM': _gates('cg+pg+gm', '.98223', '.98919'),
 }
 SYSTEMS = {
-  'FC-ResNet': _row('long_short', '.957', '.980'),
-  'U-Net': _row('unet', '.97276', '.98662'),
-  'FusionNet': _row('fusionnet', '.97804', '.98893'),
+  'FC-ResNet': Row('long_short', {}, _scores('.957', '.980')),
+  'U-Net': Row('unet', {}, _scores('.97276', '.98662')),
+  'FusionNet': Row('fusionnet', {}, _scores('.97804', '.98893')),
   **GATES,
-  'CUMedVision': _row('cumedvision', '.97682', '.98865'),
-  'M2FCN': _row('m2fcn', '.97805', '.98919'),
-  'PolyMtl': _row('polymtl', '.98058', '.98816'),
-  'ADDN': _row('addn', '.98317', '.99088'),
-  'FCN+LSTM': _row('fcn_lstm', '.97537', '.98743'),
-  'SFCNN': _row('sfcnn', '.98680', '.99144'),
+  'CUMedVision': Row('cumedvision', {}, _scores('.97682', '.98865')),
+  'M2FCN': Row('m2fcn', {}, _scores('.97805', '.98919')),
+  'PolyMtl': Row('polymtl', {}, _scores('.98058', '.98816')),
+  'ADDN': Row('addn', {}, _scores('.98317', '.99088')),
+  'FCN+LSTM': Row('fcn_lstm', {}, _scores('.97537', '.98743')),
+  'SFCNN': Row('sfcnn', {}, _scores('.98680', '.99144')),
 }
 TABLE_3 = {
-  'long and short': _losses('long_short', '.162', '.163'),
-  'short only': _losses('short_only', '.202', '.188'),
-  'long only': _losses('long_only', '.188', '.205'),
+  'long and short': Row('long_short', {}, _losses('.162', '.163')),
+  'short only': Row('short_only', {}, _losses('.202', '.188')),
+  'long only': Row('long_only', {}, _losses('.188', '.205')),
   'neither': Row('no_skips'),
 }
+_DICE: dict[str, object] = {'train.loss': 'dice'}
 TABLE_2 = {
-  'BCE': _row('long_short', '.957', '.980'),
-  'Dice': _row('long_short', '.969', '.986', train__loss='dice'),
+  'BCE': Row('long_short', {}, _scores('.957', '.980')),
+  'Dice': Row('long_short', _DICE, _scores('.969', '.986')),
 }
-
-
-# The paper's training, and one change at a time.
+_COSINE = {'optim.schedule': 'cosine', 'optim.warmup_epochs': 2}
+# One change at a time to the training of FC-ResNet's paper.
 RECIPE = {
-  'base': _but(),
-  'Dice': _but(train__loss='dice'),
-  'BCE + Dice': _but(train__loss='bce_dice'),
-  'no warp': _but(data__augment__warp=0.0),
-  'half the warp': _but(data__augment__warp=5.0),
-  'twice the warp': _but(data__augment__warp=20.0),
-  'quarter turns': _but(data__augment__rot90=True),
-  'intensity': _but(
-    data__augment__contrast=0.2,
-    data__augment__brightness=0.2,
-    data__augment__noise=0.1,
+  'base': Row(),
+  'Dice': Row(changes=_DICE),
+  'BCE + Dice': Row(changes={'train.loss': 'bce_dice'}),
+  'no warp': Row(changes={'data.augment.warp': 0.0}),
+  'half the warp': Row(changes={'data.augment.warp': 5.0}),
+  'twice the warp': Row(changes={'data.augment.warp': 20.0}),
+  'quarter turns': Row(changes={'data.augment.rot90': True}),
+  'intensity': Row(
+    changes={
+      'data.augment.contrast': 0.2,
+      'data.augment.brightness': 0.2,
+      'data.augment.noise': 0.1,
+    }
   ),
-  'EMA': _but(optim__ema=0.99),
-  'cosine': _but(optim__schedule='cosine', optim__warmup_epochs=2),
-  'AdamW, cosine': _but(
-    optim__name='adamw',
-    optim__momentum=0.9,
-    optim__decay=0.999,
-    optim__l2=1e-2,
-    optim__schedule='cosine',
-    optim__warmup_epochs=2,
+  'EMA': Row(changes={'optim.ema': 0.99}),
+  'cosine': Row(changes=_COSINE),
+  'AdamW, cosine': Row(
+    changes={
+      'optim.name': 'adamw',
+      'optim.momentum': 0.9,
+      'optim.decay': 0.999,
+      'optim.l2': 1e-2,
+      **_COSINE,
+    }
   ),
-  'labels widened': _but(data__widen=1),
-  'borders weighted': _but(data__border_weight=10.0),
-  'three slices': _but(model__slices=3),
+  'labels widened': Row(changes={'data.widen': 1}),
+  'borders weighted': Row(changes={'data.border_weight': 10.0}),
+  'three slices': Row(changes={'model.slices': 3}),
 }
+# Labels are names of the experiment's variants.
+FIGURE_4 = dict.fromkeys(
+  ('a_long_short_r9', 'b_long_r9', 'c_long_r3', 'd_long_r7_no_norm'),
+  Row('gradient_flow'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """Runs that are to be compared.
+  """Runs to be trained and compared.
 
   Attributes:
-    name: of its folder.
+    name: one of `NAMES`.
     title: of its page.
-    rows: by name.
-    runs: whole configs by name, in the order in which they are trained.
-    row_of: the row of each run.
-    compared: the quantity of summary.json that decides.
-    lower: whether less of it is better.
-    orderings: (better, worse) pairs of rows, as the paper claims.
+    rows: rows of the table, by label.
+    runs: whole configs by name, in the order of training.
+    row_of: label of the row of each run.
+    compared: the field of summary.json that ranks the rows.
+    orderings: (better, worse) pairs of labels that the papers claim.
   """
 
   name: str
@@ -128,75 +131,72 @@ class Study:
   runs: dict[str, Config]
   row_of: dict[str, str]
   compared: str
-  lower: bool
   orderings: tuple[tuple[str, str], ...]
 
 
-def _versus(first: str, rows) -> tuple[tuple[str, str], ...]:
-  return tuple((first, other) for other in rows if other != first)
+def _beats(first: str, labels: Iterable[str]) -> tuple[tuple[str, str], ...]:
+  return tuple((first, other) for other in labels if other != first)
 
 
-# Each addition to the gates beats the one before.
-_CHAIN = tuple(zip(list(GATES)[1:], list(GATES), strict=False))
-# The whole of it beats what Guo et al. 2019 compare it with, but for two.
+# Each addition to the gates beats the network before it.
+_ADDITIONS = tuple(zip(list(GATES)[1:], list(GATES), strict=False))
+# All gates beat the systems in the table of Guo et al. 2019, except two.
 _FULL = '+CG+PG+GM'
-_BEATEN = ('U-Net', 'FusionNet', 'CUMedVision', 'M2FCN', 'PolyMtl', 'FCN+LSTM')
+_WORSE = ('U-Net', 'FusionNet', 'CUMedVision', 'M2FCN', 'PolyMtl', 'FCN+LSTM')
 _PUBLISHED = (
-  *_versus(_FULL, _BEATEN),
+  *_beats(_FULL, _WORSE),
   ('ADDN', _FULL),
   ('SFCNN', _FULL),
   ('FusionNet', 'U-Net'),
 )
-# Name: title, rows, preset of the scale `small`, what is compared, whether less
-# is better, claimed orderings, whether repeats are folds.
+# Title, rows, preset at the scale `small`, field to compare, claimed orderings.
 _STUDIES = {
   'table_3': (
     'Long and short skips (Drozdzal et al. 2016, Table 3)',
     TABLE_3,
     'small',
     'best_val_loss',
-    True,
-    _versus('long and short', TABLE_3),
-    False,
+    _beats('long and short', TABLE_3),
   ),
   'table_2': (
     'Losses and averaging (Drozdzal et al. 2016, Table 2)',
     TABLE_2,
     'small',
     'v_rand',
-    False,
     (('Dice', 'BCE'),),
-    True,
   ),
   'recipe': (
     'The recipe, one change at a time',
     RECIPE,
     'quick',
     'v_rand',
-    False,
     tuple((row, 'base') for row in RECIPE if row != 'base'),
-    True,
   ),
   'gates': (
     'Gated skips (Guo et al. 2019, Table 1)',
     GATES,
     'budget',
     'v_rand',
-    False,
-    _CHAIN,
-    False,
+    _ADDITIONS,
   ),
   'systems': (
     'Every system under one budget',
     SYSTEMS,
     'budget',
     'v_rand',
-    False,
-    (*_CHAIN, *_PUBLISHED),
-    False,
+    (*_ADDITIONS, *_PUBLISHED),
+  ),
+  'figure_4': (
+    'Updates of every layer (Drozdzal et al. 2016, Figure 4)',
+    FIGURE_4,
+    'small',
+    'best_val_loss',
+    _beats('a_long_short_r9', FIGURE_4),
   ),
 }
-NAMES = (*_STUDIES, 'figure_4')
+NAMES = tuple(_STUDIES)
+# Their repeats are folds; those of the other studies are seeds.
+_IN_FOLDS = ('table_2', 'recipe')
 
 
 def make(
@@ -206,24 +206,22 @@ def make(
   experiments: pathlib.Path,
   change: Callable[[Config], None] = lambda _: None,
 ) -> Study:
-  """The runs of a study.
+  """Plans a study.
 
   Args:
     name: one of `NAMES`.
     scale: 'small' for two CPU cores, 'paper' for an accelerator, 'smoke' for
       seconds.
-    repeats: runs of each row: seeds from 0, and for table_2 and recipe folds
-      from the papers' own split on.
-    experiments: the folder of the experiment files.
-    change: applied to every config.
+    repeats: runs of each row: seeds from 0, or for table_2 and recipe folds,
+      first the papers' own split.
+    experiments: folder of the experiment files.
+    change: changes each config in place.
 
   Raises:
-    InputError: more folds than there are, or a config that cannot be used.
+    InputError: more repeats than folds, or an invalid config.
   """
-  if name == 'figure_4':
-    return _figure_4(scale, repeats, experiments, change)
-  title, rows, small, compared, lower, orderings, folds = _STUDIES[name]
-  if folds and repeats > FOLDS:
+  title, rows, small, compared, orderings = _STUDIES[name]
+  if name in _IN_FOLDS and repeats > FOLDS:
     raise errors.InputError(
       f'--seeds is {repeats}, but {name} has {FOLDS} folds: give at most '
       f'{FOLDS}.'
@@ -235,9 +233,11 @@ def make(
       config = config_lib.load_experiment(
         experiments / f'{row.experiment}.py', preset
       )
+      if name == 'figure_4':
+        config = config_lib.variants(config)[label]
       config.update_from_flattened_dict(row.changes)
       part = repeat
-      if folds:
+      if name in _IN_FOLDS:
         part = FOLDS - 1 - repeat
         config.data.valid = f'fold:{part}/{FOLDS}'
       else:
@@ -247,26 +247,4 @@ def make(
       config_lib.validate(config)
       key = f'{label.replace(",", "").replace(" ", "_")}_{part}'
       runs[key], row_of[key] = config, label
-  return Study(name, title, rows, runs, row_of, compared, lower, orderings)
-
-
-def _figure_4(scale, repeats, experiments, change) -> Study:
-  path = experiments / 'gradient_flow.py'
-  runs, row_of = {}, {}
-  for seed in range(repeats):
-    config = config_lib.load_experiment(path, scale)
-    config.seed = seed
-    change(config)
-    for label, whole in config_lib.variants(config).items():
-      runs[f'{label}_{seed}'], row_of[f'{label}_{seed}'] = whole, label
-  rows = {label: Row('gradient_flow') for label in row_of.values()}
-  return Study(
-    'figure_4',
-    'Updates of every layer (Drozdzal et al. 2016, Figure 4)',
-    rows,
-    runs,
-    row_of,
-    'best_val_loss',
-    True,
-    _versus(next(iter(rows)), rows),
-  )
+  return Study(name, title, rows, runs, row_of, compared, orderings)

@@ -1,4 +1,4 @@
-"""What a study found: tables with spread, paired tests, curves with bands."""
+"""Results of a study: tables, paired tests and curves."""
 
 from collections.abc import Sequence
 import json
@@ -17,7 +17,7 @@ from skipnet_jax.analysis.page import shown
 from skipnet_jax.runs import run_log
 from skipnet_jax.studies import plan
 
-# In this order in every table: what decides comes first.
+# Fields of summary.json and their columns, in the order of every table.
 SCORES = {
   'best_val_loss': 'validation loss',
   'v_rand': 'V_rand',
@@ -31,15 +31,13 @@ Summaries = dict[str, dict[str, Any]]
 
 
 def read(study: plan.Study, folder: pathlib.Path) -> Summaries:
-  """Summaries of the finished runs, by run."""
-  found = {
-    name: files.read_json(folder / name / 'summary.json') for name in study.runs
-  }
-  return {name: summary for name, summary in found.items() if summary}
+  """The summary of each finished run, by name."""
+  paths = {name: folder / name / 'summary.json' for name in study.runs}
+  return {n: s for n, path in paths.items() if (s := files.read_json(path))}
 
 
-def spread(values: Sequence[float]) -> str:
-  """Mean, and the least and the most of several."""
+def mean_and_range(values: Sequence[float]) -> str:
+  """The mean and, of several values, the smallest and the largest."""
   mean = statistics.mean(values)
   if len(values) == 1:
     return f'{mean:.4f}'
@@ -47,36 +45,25 @@ def spread(values: Sequence[float]) -> str:
 
 
 def score_table(study: plan.Study, summaries: Summaries) -> report.Table:
-  """A line a row: what was published, and what was found."""
+  """Published and measured scores of each row that has a finished run."""
   published = list(
     dict.fromkeys(name for row in study.rows.values() for name in row.published)
   )
+  columns = ['row', *(f'published {name}' for name in published)]
+  columns += ['parameters', 'runs', *SCORES.values()]
   lines = []
   for label, row in study.rows.items():
-    found = [s for name, s in summaries.items() if study.row_of[name] == label]
-    if not found:
-      continue
-    lines.append(
-      [
-        label,
-        *(row.published.get(name, '-') for name in published),
-        found[0]['parameters'],
-        len(found),
-        *(spread([s[key] for s in found]) for key in SCORES),
-      ]
-    )
+    runs = [s for name, s in summaries.items() if study.row_of[name] == label]
+    if runs:
+      scores = (mean_and_range([run[key] for run in runs]) for key in SCORES)
+      printed = (row.published.get(name, '-') for name in published)
+      lines.append([label, *printed, runs[0]['parameters'], len(runs), *scores])
   return report.Table(
     'Scores',
-    'Mean, least and most over the runs; each of the epoch with the best '
-    'validation loss, V_rand and V_info by thresholding alone. Published: as '
-    'printed, on other slices.',
-    [
-      'row',
-      *(f'published {name}' for name in published),
-      'parameters',
-      'runs',
-      *SCORES.values(),
-    ],
+    'Mean, minimum and maximum over the runs, at the epoch with the best '
+    'validation loss. V_rand and V_info are those of the thresholded '
+    'prediction. Published: as printed in the paper, on other slices.',
+    columns,
     lines,
   )
 
@@ -84,32 +71,32 @@ def score_table(study: plan.Study, summaries: Summaries) -> report.Table:
 def paired(
   better: Sequence[float], worse: Sequence[float], lower: bool
 ) -> dict[str, float]:
-  """Whether one row beats another, seed by seed.
+  """Tests whether one row beats another, in pairs of runs.
 
   Args:
-    better: of the row that is claimed to be, `[n]`.
-    worse: of the other, the same seeds, `[n]`.
-    lower: whether less is better.
+    better: values of the row that is claimed to be better, `[n]`.
+    worse: values of the other row with the same seeds or folds, `[n]`.
+    lower: whether lower values are better.
 
   Returns:
-    difference: mean of (better - worse); wins: of how many seeds; p: of a
-    one-sided paired t-test, NaN for fewer than two pairs.
+    difference: mean of (better - worse); wins: pairs in which the claim holds;
+    p: of a one-sided paired t-test, NaN if it is undefined.
   """
-  a, b = np.asarray(better, float), np.asarray(worse, float)
-  sign = -1 if lower else 1
-  wins = int(np.sum(sign * (a - b) > 0))
+  difference = np.asarray(better, float) - np.asarray(worse, float)
+  wins = int(np.sum(difference < 0 if lower else difference > 0))
   p = float('nan')
-  if len(a) > 1 and np.ptp(a - b) > 0:
+  if len(difference) > 1 and np.ptp(difference) > 0:
     side = 'less' if lower else 'greater'
-    p = float(scipy.stats.ttest_rel(a, b, alternative=side).pvalue)
-  return {'difference': float(np.mean(a - b)), 'wins': wins, 'p': p}
+    p = float(scipy.stats.ttest_1samp(difference, 0, alternative=side).pvalue)
+  return {'difference': float(np.mean(difference)), 'wins': wins, 'p': p}
 
 
 def ordering_table(study: plan.Study, summaries: Summaries) -> report.Table:
-  """A line a claim of the paper: does it hold?"""
+  """Tests each ordering of the rows that the papers claim."""
+  lower = 'loss' in study.compared
 
   def values(label):
-    # By what follows the row's name: its seed, or its fold.
+    # By seed or fold: the end of the run's name.
     return {
       name.rsplit('_', 1)[1]: s[study.compared]
       for name, s in summaries.items()
@@ -122,84 +109,71 @@ def ordering_table(study: plan.Study, summaries: Summaries) -> report.Table:
     both = sorted(a.keys() & b.keys())
     if not both:
       continue
-    found = paired([a[k] for k in both], [b[k] for k in both], study.lower)
-    p = found['p']
-    lines.append(
-      [
-        f'{first} beats {second}',
-        f'{found["wins"]} of {len(both)}',
-        f'{found["difference"]:+.4f}',
-        '-' if np.isnan(p) else '<0.001' if p < 0.001 else f'{p:.3f}',
-      ]
-    )
+    test = paired([a[k] for k in both], [b[k] for k in both], lower)
+    wins, difference, p = test['wins'], test['difference'], test['p']
+    claim = [f'{first} beats {second}', f'{wins} of {len(both)}']
+    p_text = '-' if np.isnan(p) else '<0.001' if p < 0.001 else f'{p:.3f}'
+    lines.append([*claim, f'{difference:+.4f}', p_text])
   return report.Table(
     'Orderings',
-    f'Of {SCORES[study.compared]}, run by run with the same seed or fold; p of '
-    'a one-sided paired t-test, which so few runs can hardly bring below '
-    'one in twenty.',
+    f'{SCORES[study.compared]} of runs with the same seed or fold. p: of a '
+    'one-sided paired t-test; with so few runs it is rarely below 0.05.',
     ['claim', 'holds in', 'mean difference', 'p'],
     lines,
   )
 
 
 def _grouped(rows: Sequence[str]) -> list[list[str]]:
-  """As many as there are colours; with the first row in each, to compare."""
-  most = len(plots.CYCLE)
-  if len(rows) <= most:
-    return [list(rows)]
+  """Groups with as many rows as there are colours; each has the first row."""
   first, *others = rows
-  return [
-    [first, *others[at : at + most - 1]]
-    for at in range(0, len(others), most - 1)
-  ]
+  size = len(plots.CYCLE) - 1
+  starts = range(0, max(len(others), 1), size)
+  return [[first, *others[start : start + size]] for start in starts]
 
 
 def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
   """Loss and accuracy by epoch: median and range over the finished runs."""
-  # Of different losses, none can be compared.
   losses = {config.train.loss for config in study.runs.values()}
+  # Rows with different losses are compared by BCE.
   loss = 'loss' if len(losses) == 1 else 'bce'
-  quantities = [
-    f'{part}_{kind}'
-    for kind in (loss, 'accuracy')
-    for part in ('train', 'valid')
-  ]
-  # Row, quantity: [runs, epochs].
-  found: dict[str, dict[str, np.ndarray]] = {}
-  tables: dict[str, list] = {}
+  losses_of = [f'train_{loss}', f'valid_{loss}']
+  quantities = [*losses_of, 'train_accuracy', 'valid_accuracy']
+  runs: dict[str, list] = {label: [] for label in study.rows}
   for name in read(study, folder):
     records = run_log.read_records(folder / name / 'metrics.jsonl')
-    tables.setdefault(study.row_of[name], []).append(records)
-  for label in filter(tables.get, study.rows):
-    length = min(map(len, tables[label]))
-    found[label] = {
-      name: np.array([[r[name] for r in t[:length]] for t in tables[label]])
+    runs[study.row_of[name]].append(records)
+  # By row and quantity: [runs, epochs].
+  by_row = {
+    label: {
+      name: np.array(
+        # Only the epochs that all runs have.
+        [[r[name] for r in epochs] for epochs in zip(*tables, strict=False)]
+      ).T
       for name in quantities
     }
-  groups = _grouped(list(found))
+    for label, tables in runs.items()
+    if tables
+  }
+  groups = _grouped(list(by_row))
   figure, axes = shown.make_grid(2 * len(groups), 4.0)
   for group, (left, right) in zip(groups, axes.reshape(-1, 2), strict=True):
     for label, colour in zip(group, plots.CYCLE, strict=False):
-      for name, values in found[label].items():
+      for name, values in by_row[label].items():
         valid = name.startswith('valid')
         ax = right if name.endswith('accuracy') else left
         epochs = np.arange(1, values.shape[1] + 1)
-        ax.plot(
-          epochs,
-          np.median(values, axis=0),
-          '-' if valid else ':',
-          color=colour,
-          lw=1.2,
-          label=label if valid else None,
-        )
+        style = dict(ls='-', label=label) if valid else dict(ls=':')
+        median = np.median(values, axis=0)
+        ax.plot(epochs, median, color=colour, lw=1.2, **style)
         if valid:
           low, high = values.min(axis=0), values.max(axis=0)
           ax.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
     right.legend(fontsize=8, title='solid: validation, dotted: training')
+  # The first tenth of the epochs may lie outside the axes.
   ends = [
     np.median(values[name], axis=0)[values[name].shape[1] // 10 :]
-    for values in found.values()
-    for name in quantities[:2]
+    for values in by_row.values()
+    for name in losses_of
   ]
   low, high = np.percentile(np.concatenate(ends), (0, 95))
   margin = 0.05 * (high - low) + 1e-6
@@ -208,15 +182,15 @@ def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
     ax.set_ylim(low - margin, high + margin)
     ax.set_ylabel(name if loss == 'bce' else f'{name}, without L2')
   for ax in axes[1::2]:
-    ax.set_ylabel('share of pixels right at threshold 1/2')
+    ax.set_ylabel('accuracy at threshold 1/2')
   for ax in axes:
     ax.set_xlabel('epoch')
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
-  figure.suptitle('Median, and the range of the validation over runs')
+  figure.suptitle('Median over the runs, and range of the validation')
   lines = [
     (label, name, epoch, *map(float, np.sort(column)))
-    for label, by_name in found.items()
+    for label, by_name in by_row.items()
     for name, values in by_name.items()
     for epoch, column in enumerate(values.T, 1)
   ]
@@ -224,26 +198,25 @@ def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
   return shown.Shown(
     'curves',
     'Loss and accuracy',
-    'Median of the runs of each row; shaded, the range of their validation.'
-    + (f' {groups[0][0]} is in each figure.' if len(groups) > 1 else ''),
+    'Median over the runs of each row. Shaded: range of the validation.'
+    + (f' Each panel shows {groups[0][0]}.' if len(groups) > 1 else ''),
     figure,
     ('row', 'quantity', 'epoch', *(f'run_{i}' for i in range(width))),
     lines,
   )
 
 
-def _trained_by(path: pathlib.Path) -> dict[str, Any]:
-  kept = ('date', 'git', 'packages', 'devices', 'cpu_cores')
-  found = json.loads((path / 'environment.json').read_text())
-  return {name: found[name] for name in kept if name in found}
+def _environment(path: pathlib.Path) -> dict[str, Any]:
+  """The environment in which a run was last started or resumed."""
+  names = ('date', 'git', 'packages', 'devices', 'cpu_cores')
+  values = json.loads((path / 'environment.json').read_text())
+  return {name: values[name] for name in names if name in values}
 
 
 def markdown(table: report.Table) -> str:
-  """A table of a page as Markdown."""
-  lines = [
-    f'| {" | ".join(table.columns)} |',
-    '|' + '---|' * len(table.columns),
-  ]
+  """Formats a table as Markdown."""
+  columns = table.columns
+  lines = [f'| {" | ".join(columns)} |', '|' + '---|' * len(columns)]
   for row in table.rows:
     cells = [f'{x:,}' if isinstance(x, int) else str(x) for x in row]
     lines.append(f'| {" | ".join(cells)} |')
@@ -259,18 +232,18 @@ def write(
   """Writes report.html, table.md, table.csv, runs.json and the figures.
 
   Args:
-    study: of which at least one run is finished.
+    study: at least one of its runs must be finished.
     folder: of its runs.
-    output: of the results; what an earlier call wrote is replaced.
-    more: tables after the scores.
+    output: folder of the results; older results are replaced.
+    more: tables to show after the scores.
 
   Returns:
     The tables as Markdown.
   """
   summaries = read(study, folder)
   tables = [score_table(study, summaries), *more]
-  orderings = ordering_table(study, summaries)
-  tables += [orderings] if orderings.rows else []
+  if (orderings := ordering_table(study, summaries)).rows:
+    tables.append(orderings)
   datasets = dict.fromkeys(s['dataset'] for s in summaries.values())
   warnings = {s['warning'] for s in summaries.values() if 'warning' in s}
   page = report.Page(
@@ -287,14 +260,11 @@ def write(
   text = '\n'.join([*page.warnings, page.subtitle, '', text])
   files.write_whole(target / 'table.md', text)
   keys = (*SCORES, 'seconds')
-  files.write_csv(
-    target / 'table.csv',
-    ['run', 'row', *keys],
-    [
-      [name, study.row_of[name], *(s[key] for key in keys)]
-      for name, s in summaries.items()
-    ],
-  )
+  lines = [
+    [name, study.row_of[name], *(summary[key] for key in keys)]
+    for name, summary in summaries.items()
+  ]
+  files.write_csv(target / 'table.csv', ['run', 'row', *keys], lines)
   files.write_json(
     target / 'runs.json',
     {
@@ -304,8 +274,7 @@ def write(
       'versions': environment.versions(('jax', 'jaxlib', 'flax', 'optax')),
       'configs': {n: json.loads(c.to_json()) for n, c in study.runs.items()},
       'summaries': summaries,
-      # Of the process that last went on with each run.
-      'trained_by': {n: _trained_by(folder / n) for n in summaries},
+      'trained_by': {n: _environment(folder / n) for n in summaries},
     },
   )
   return text

@@ -1,7 +1,8 @@
-"""Trains what a study still lacks, within a budget of time."""
+"""Trains the missing runs of a study within a time budget."""
 
 from collections.abc import Callable
 import dataclasses
+import math
 import pathlib
 import statistics
 import time
@@ -15,11 +16,9 @@ from skipnet_jax.studies import plan
 from skipnet_jax.training import loop
 from skipnet_jax.training import preemption
 
-Say = Callable[[str], None]
-
 
 class Deadline(preemption.Preemption):
-  """Stops a run, with a checkpoint, when its time is over."""
+  """Also stops a run, with a checkpoint, when the clock reaches `end`."""
 
   def __init__(self, end: float, clock: Callable[[], float]):
     super().__init__()
@@ -27,20 +26,20 @@ class Deadline(preemption.Preemption):
     self.reason = 'as its time is over'
 
   def reached(self) -> bool:
-    """Whether SIGTERM came or the time is over."""
+    """Whether SIGTERM was received or the time is over."""
     return super().reached() or self._clock() >= self._end
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How far a run has come.
+  """How far a run is.
 
   Attributes:
     name: of the run.
-    done: epochs done.
-    epochs: of all.
+    done: epochs trained so far.
+    epochs: epochs to train in all.
     finished: whether its summary is written.
-    seconds: of training so far.
+    seconds: training time so far.
   """
 
   name: str
@@ -51,76 +50,55 @@ class Progress:
 
 
 def progress(study: plan.Study, folder: pathlib.Path) -> list[Progress]:
-  """How far each run of a study is; reads files alone."""
-  found = []
+  """Reads from the files how far each run of a study is."""
+  rows = []
   for name, config in study.runs.items():
-    path = folder / name
-    records = []
-    if (path / 'metrics.jsonl').exists():
-      records = run_log.read_records(path / 'metrics.jsonl')
-    summary = files.read_json(path / 'summary.json')
-    found.append(
-      Progress(
-        name,
-        len(records),
-        config.train.epochs,
-        summary.get('epochs', 0) >= config.train.epochs,
-        sum(record['seconds'] for record in records),
-      )
-    )
-  return found
+    metrics = folder / name / 'metrics.jsonl'
+    records = run_log.read_records(metrics) if metrics.exists() else []
+    summary = files.read_json(folder / name / 'summary.json')
+    epochs = config.train.epochs
+    finished = summary.get('epochs', 0) >= epochs
+    seconds = sum(record['seconds'] for record in records)
+    rows.append(Progress(name, len(records), epochs, finished, seconds))
+  return rows
 
 
 def estimate(
   study: plan.Study, rows: list[Progress]
-) -> dict[str, float | None]:
-  """Seconds of training that each run still needs.
+) -> dict[str, float] | None:
+  """Seconds of training that each run still needs; None before any epoch.
 
-  By the seconds an epoch took in its row's runs, else in any; None where
-  nothing is known.
+  An epoch takes as long as in the runs of the same row or, if these have none
+  yet, as in all runs.
   """
-
-  def pace(of):
-    rates = [r.seconds / r.done for r in of if r.done]
-    return statistics.median(rates) if rates else None
-
+  paces = {r.name: r.seconds / r.done for r in rows if r.done}
+  if not paces:
+    return None
   left = {}
   for row in rows:
     label = study.row_of[row.name]
-    alike = [r for r in rows if study.row_of[r.name] == label]
-    rate = pace(alike) or pace(rows)
-    epochs = 0 if row.finished else max(0, row.epochs - row.done)
-    left[row.name] = rate * epochs if rate is not None else None
+    alike = [paces[name] for name in paces if study.row_of[name] == label]
+    pace = statistics.median(alike or paces.values())
+    left[row.name] = 0 if row.finished else pace * max(0, row.epochs - row.done)
   return left
 
 
 def format_status(study: plan.Study, folder: pathlib.Path) -> str:
-  """What is done and what is left, one line a run."""
+  """One line for each run, and a sentence on all of them."""
   rows = progress(study, folder)
   left = estimate(study, rows)
   lines = []
   for row in rows:
     state = 'done' if row.finished else ('begun' if row.done else 'to do')
-    rest = left[row.name]
-    lines.append(
-      f'{row.name:24s} {state:6s} {row.done:5d} of {row.epochs} epochs'
-      + ('' if row.finished or rest is None else f', about {_minutes(rest)}')
-    )
-  known = [x for x in left.values() if x is not None]
+    line = f'{row.name:24s} {state:6s} {row.done:5d} of {row.epochs} epochs'
+    if left and not row.finished:
+      line += f', about {left[row.name] / 60:.0f} min'
+    lines.append(line)
   done = sum(row.finished for row in rows)
-  lines.append(
-    f'{done} of {len(rows)} runs are done; '
-    + (
-      f'about {_minutes(sum(known))} of training are left'
-      if len(known) == len(rows)
-      else 'how long the rest takes is not known yet'
-    )
-  )
-  return '\n'.join(lines)
-
-
-def _minutes(seconds: float) -> str:
-  return f'{seconds / 60:.0f} min'
+  rest = 'the time for the rest is not known yet'
+  if left:
+    rest = f'about {sum(left.values()) / 60:.0f} min of training are left'
+  return '\n'.join([*lines, f'{done} of {len(rows)} runs are done; {rest}'])
 
 
 def train(
@@ -128,27 +106,27 @@ def train(
   folder: pathlib.Path,
   *,
   budget: float | None,
-  say: Say,
+  say: Callable[[str], None],
   clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-  """Trains what is missing, run by run; passes over what is done.
+  """Trains the unfinished runs, one after the other.
 
   Args:
     study: from `plan.make`.
-    folder: of the study; a run has a folder of its own in it.
-    budget: seconds, after which the run under way stops with a checkpoint and
-      the next call goes on; None for as long as it takes.
-    say: told of progress.
-    clock: seconds, growing.
+    folder: of the study, with a subfolder for each run.
+    budget: seconds; then the current run stops with a checkpoint, and the next
+      call resumes it. None for no limit.
+    say: called with each progress message.
+    clock: gives seconds.
 
   Returns:
     Whether all runs are finished.
 
   Raises:
-    InputError: a folder with runs of other configs or data; before anything is
-      trained.
+    InputError: the folder has a run of another config or other data. Checked
+      before any training.
   """
-  end = float('inf') if budget is None else clock() + budget
+  end = math.inf if budget is None else clock() + budget
   for name, config in study.runs.items():
     data = sources.load(config)
     workdir.check(folder / name, config, data.identity())

@@ -1,7 +1,6 @@
-"""How fast the rows of a study train, measured in one run, in turns."""
+"""Training speed of a study's rows, measured in turns."""
 
 from collections.abc import Callable
-import json
 import pathlib
 import statistics
 from typing import Any
@@ -18,29 +17,28 @@ from skipnet_jax.benchmarking.timing import turns
 from skipnet_jax.studies import plan
 
 FILE = 'speed.json'
-Measured = dict[str, Any]
 
 
 def measure(
   study: plan.Study, rounds: int, say: Callable[[str], None]
-) -> Measured:
-  """Times a training step of every row, one row after the other in each round.
+) -> dict[str, Any]:
+  """Times a training step of every row; each round times every row once.
 
-  The step that `train` runs, its batch drawn and augmented inside, on one
-  device; the config of the row's first run. Nothing is kept of what it learns.
+  The step is that of `train` on one device, data augmentation included, with
+  the config of the row's first run. The trained parameters are discarded.
 
   Args:
     study: from `plan.make`.
     rounds: timed steps of each row.
-    say: told of progress.
+    say: called with each progress message.
 
   Returns:
-    What was measured and by what; `rows`: of each row first_call_s, error,
-    batch, flops (of a step, by formula), seconds (of each round) and against,
-    the time over that of the study's first row, round by round.
+    JSON values: the environment, and `rows` by label: first_call_s, error,
+    batch, flops (of a step, by formula), seconds (of each round) and against
+    (`turns.ratio` of these to the seconds of the study's first row).
 
   Raises:
-    InputError: no round, or data or a network that cannot be used.
+    InputError: no round, or invalid data or an invalid network.
   """
   if rounds < 1:
     raise errors.InputError(f'rounds is {rounds}; it must be at least 1.')
@@ -49,20 +47,14 @@ def measure(
     label = study.row_of[name]
     if label not in works:
       say(f'setting up: {label}')
-      cell = cells.Cell(
-        'train',
-        'augment',
-        'jit',
-        1,
-        config.model.dtype,
-        config.train.batch_size,
-      )
+      dtype, batch = config.model.dtype, config.train.batch_size
+      cell = cells.Cell('train', 'augment', 'jit', 1, dtype, batch)
       works[label] = cell, workload.Bench(config).build(cell)
   steps = {label: _step(work) for label, (_, work) in works.items()}
   rows = turns.first_calls(steps, say=say)
-  racing = {label: steps[label] for label in steps if not rows[label]['error']}
-  say(f'{rounds} rounds of {len(racing)} training steps')
-  timed = turns.take_turns(racing, rounds=rounds)
+  running = {name: steps[name] for name in steps if not rows[name]['error']}
+  say(f'{rounds} rounds of {len(running)} training steps')
+  timed = turns.take_turns(running, rounds=rounds)
   first = next(iter(study.rows))
   for label, (cell, work) in works.items():
     rows[label] |= {'batch': cell.batch, 'flops': work.flops}
@@ -84,62 +76,50 @@ def measure(
 
 
 def _step(work: workload.Work) -> Callable[[], Any]:
-  held: list[Callable[[], Any]] = []
+  step = None
 
   def call():
-    if not held:
-      held.append(work.start(work.jitted.lower(*work.arguments).compile()))
-    return jax.block_until_ready(held[0]())
+    nonlocal step
+    if step is None:
+      step = work.start(work.jitted.lower(*work.arguments).compile())
+    return jax.block_until_ready(step())
 
   return call
 
 
-def keep(folder: pathlib.Path, measured: Measured) -> None:
-  """Writes `speed.json` into the study's folder, over an older one."""
+def write(folder: pathlib.Path, measured: dict[str, Any]) -> None:
+  """Writes or replaces `speed.json` in the study's folder."""
   folder.mkdir(parents=True, exist_ok=True)
   files.write_json(folder / FILE, measured)
 
 
-def kept(folder: pathlib.Path) -> Measured | None:
-  """What `keep` wrote there; None where nothing was measured."""
-  path = folder / FILE
-  return json.loads(path.read_text()) if path.exists() else None
-
-
-def table(measured: Measured) -> report.Table:
-  """A line a row: images per second, and how many times the first row's."""
+def table(measured: dict[str, Any]) -> report.Table:
+  """Images per second of each row, also relative to the first row."""
   first = next(iter(measured['rows']))
   lines = []
   for label, row in measured['rows'].items():
     if row['error']:
       lines.append([label, f'failed: {row["error"]}', '-', '-', '-'])
       continue
-    median = statistics.median(row['seconds'])
-    over = '-'
+    seconds, flops = statistics.median(row['seconds']), row['flops'] / 1e9
+    relative = '-'
     if against := row.get('against'):
-      # Of images, not of seconds: what is fast is above 1.
+      # A ratio of images per second: above 1 is faster.
       images = row['batch'] / measured['rows'][first]['batch']
       middle, low, high = (
         images / against[name] for name in ('median', 'q75', 'q25')
       )
-      over = f'{middle:.3g} ({low:.3g} to {high:.3g})'
-    flops = row['flops'] / 1e9
-    lines.append(
-      [
-        label,
-        f'{flops:,.4g}',
-        f'{row["batch"] / median:.3g}',
-        over,
-        f'{flops / median:.3g}',
-      ]
-    )
+      relative = f'{middle:.3g} ({low:.3g} to {high:.3g})'
+    rates = f'{row["batch"] / seconds:.3g}', relative, f'{flops / seconds:.3g}'
+    lines.append([label, f'{flops:,.4g}', *rates])
   return report.Table(
     'Speed',
-    f'A training step of each row in turns, {measured["rounds"]} rounds, its '
-    f'batch drawn and augmented inside; one {measured["device"]}, '
-    f'{measured["cpu_cores"]} CPU cores. GFLOPs of the kernels by formula; '
-    f"images/s by the median; those over {first}'s round by round, median and "
-    'quartiles. On a shared machine only the ratios mean something.',
+    'Training steps with data augmentation, measured in turns in '
+    f'{measured["rounds"]} rounds on one {measured["device"]} with '
+    f'{measured["cpu_cores"]} CPU cores. GFLOPs: of the kernels, by formula. '
+    f"images/s: of the median step. over {first}'s: ratio of images/s in each "
+    'round, median and quartiles. On a shared machine only the ratios are '
+    'reliable.',
     ['row', 'GFLOPs a step', 'images/s', f"over {first}'s", 'GFLOP/s'],
     lines,
   )
