@@ -1,10 +1,10 @@
-"""Measures everything that wants a real accelerator, in order of worth.
+"""Measures everything that needs an accelerator, the most important first.
 
 PYTHONPATH=. python tools/accelerator_suite.py --budget_minutes=9 --output=DIR
 
-The same command goes on where the budget ended: finished pieces are skipped.
-DIR gets a JSON file for each piece, summary.json and table.txt. --smoke runs
-every piece on a CPU with a small network. Exit code 1 if a piece failed.
+When the budget is used up, run the same command again: it skips finished
+pieces. DIR gets a JSON file for each piece, summary.json and table.txt. --smoke
+runs every piece on a CPU with a small network. Exit code 1 if a piece failed.
 """
 
 import functools
@@ -19,20 +19,22 @@ from skipnet_jax import cli
 
 _BUDGET = flags.DEFINE_float('budget_minutes', 9, 'Minutes for all pieces.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results.')
-_SMOKE = flags.DEFINE_bool('smoke', False, 'A small network.')
+_SMOKE = flags.DEFINE_bool('smoke', False, 'Run with a small network on a CPU.')
 _DEVICE = flags.DEFINE_enum(
   'device', None, ['gpu', 'tpu', 'cpu'], 'Default: gpu; with --smoke cpu.'
 )
 _PIECE = flags.DEFINE_string(
-  'piece', None, 'A piece in a process that this command starts itself.'
+  'piece', None, 'For internal use: the piece that this process runs.'
 )
-_RESULT = flags.DEFINE_string('result', None, 'JSON file of that piece.')
+_RESULT = flags.DEFINE_string(
+  'result', None, 'For internal use: JSON file of the piece.'
+)
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PLATFORMS = {'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu', 'cpu': 'cpu'}
 
 
 def main() -> None:
-  """Runs the pieces, or one of them."""
+  """Runs all pieces, or the one of --piece."""
   from skipnet_jax import config as config_lib
   from skipnet_jax import environment
   from skipnet_jax import files
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, 'the same command goes on after the finished pieces.')
+  cli.run(main, 'run the same command again: it skips finished pieces.')

@@ -17,7 +17,7 @@ from absl import flags
 from skipnet_jax import cli
 
 _STUDY = flags.DEFINE_string(
-  'study', None, 'table_3, table_2, recipe, gates, ...'
+  'study', None, 'table_3, table_2, figure_4, gates, systems or recipe.'
 )
 _SCALE = flags.DEFINE_string('scale', 'small', 'small, paper or smoke.')
 _SEEDS = flags.DEFINE_integer(
@@ -42,9 +42,7 @@ _ROUNDS = flags.DEFINE_integer(
   lower_bound=1,
 )
 _LABELS = flags.DEFINE_string(
-  'test_labels',
-  None,
-  'For table_2: file of the official test labels, to score on.',
+  'test_labels', None, 'For table_2: the official test labels, for scores.'
 )
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
 
@@ -116,6 +114,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(
-    main, 'run the same command again to resume from the latest checkpoints.'
-  )
+  cli.run(main, 'run the same command again to resume.')

@@ -1,1 +1,1 @@
-"""All that is asked of one accelerator, within a time."""
+"""Everything that is measured on an accelerator, in one command."""

@@ -1,8 +1,8 @@
-"""Pieces of work in order of worth, within a budget of time, resumable.
+"""Runs several measurements within a time budget; it can be resumed.
 
-Each piece is a process of its own, which writes what it has found to a file as
-it goes. The folder gets a JSON file for each piece, summary.json and table.txt.
-A piece that finished with the same identity is not run again.
+Each piece runs in its own process and writes its result to a file while it
+runs. The folder gets a JSON file for each piece, summary.json and table.txt. A
+piece that has finished with the same identity is not run again.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,19 +24,18 @@ from skipnet_jax import files
 from skipnet_jax import tables
 
 DONE, FAILED, SKIPPED, LEFT = 'done', 'failed', 'skipped', 'no time left'
-Say = Callable[[str], None]
 Entry = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A piece of work.
+  """One measurement.
 
   Attributes:
     name: of its file.
-    command: writes a JSON object to the file whose path is appended; a key
-      `skipped` in it says why there was nothing to do, `lines` is what the
-      table shows.
+    command: gets a path as its last argument and writes a JSON object there.
+      `lines` of it are shown in the table; `skipped` is a reason for having
+      measured nothing.
   """
 
   name: str
@@ -44,7 +43,7 @@ class Piece:
 
 
 def code_hash() -> str:
-  """Of the package's and the experiments' source, committed or not."""
+  """A hash of the source of the package and the experiments."""
   root = pathlib.Path(__file__).parents[3]
   digest = hashlib.sha256()
   for folder in ('skipnet_jax', 'experiments'):
@@ -59,25 +58,25 @@ def run(
   *,
   budget: float,
   identity: dict[str, Any],
-  say: Say,
+  say: Callable[[str], None],
   clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-  """Runs what is not finished yet, and writes the summary after each piece.
+  """Runs the unfinished pieces, and writes the summary after each.
 
   Args:
-    pieces: in order of worth.
-    folder: made if it is missing.
-    budget: seconds for all; a piece may take what is left.
-    identity: JSON values; a finished piece of another identity is run again.
-    say: told what is run and how it ended.
+    pieces: the most important first.
+    folder: created if it is missing.
+    budget: seconds for all pieces; each may use all that is left.
+    identity: JSON values; a finished piece with another identity runs again.
+    say: called with each progress message.
     clock: gives seconds.
 
   Returns:
-    What summary.json has: identity, date, pieces (name, status, seconds, error,
-    lines of each).
+    The content of summary.json: identity, date, git, and pieces with name,
+    status, seconds, error and lines.
 
   Raises:
-    InputError: no budget, or a folder that cannot be written.
+    InputError: the budget is not positive, or the folder cannot be created.
   """
   if not budget > 0:
     raise errors.InputError(
@@ -87,14 +86,14 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise errors.InputError(
-      f'The folder {folder} cannot be made ({e.strerror}): choose another '
+      f'The folder {folder} cannot be created ({e.strerror}): choose another '
       '--output.'
     ) from e
   end = clock() + budget
   entries = {piece.name: _read(folder, piece, identity) for piece in pieces}
   for piece in pieces:
     if entries[piece.name]['status'] == DONE:
-      say(f'{piece.name}: finished before')
+      say(f'{piece.name}: already finished')
       continue
     left = end - clock()
     if left <= 0:
@@ -112,10 +111,9 @@ def run(
 
 
 def _read(folder: pathlib.Path, piece: Piece, identity: dict) -> Entry:
-  """What a piece's file says if it finished; otherwise that it did not run."""
+  """The stored entry of a piece that has finished; otherwise an empty one."""
   record = files.read_json(folder / f'{piece.name}.json')
-  same = record.get('identity') == identity and record.get('status') == DONE
-  if same:
+  if record.get('identity') == identity and record.get('status') == DONE:
     return {k: record[k] for k in ('status', 'seconds', 'error', 'result')}
   return {'status': LEFT, 'seconds': None, 'error': None, 'result': None}
 
@@ -125,7 +123,8 @@ def _run(piece: Piece, limit: float) -> Entry:
     path, log = pathlib.Path(home, 'result.json'), pathlib.Path(home, 'log')
     error = None
     with log.open('w') as file:
-      # With its children: they must not hold the device after it.
+      # A session of its own, so that its children can be killed with it: they
+      # would keep the device.
       process = subprocess.Popen(
         [*piece.command, str(path)],
         stdout=file,
@@ -137,11 +136,14 @@ def _run(piece: Piece, limit: float) -> Entry:
       except subprocess.TimeoutExpired:
         error = f'stopped after {limit:.0f} s, when the budget was spent'
       finally:
-        _end(process)
+        # The error means that all of them have ended.
+        with contextlib.suppress(ProcessLookupError):
+          os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     if error is None and code:
-      said = [s.strip() for s in log.read_text().splitlines() if s.strip()]
-      error = f'exit code {code}: {said[-1] if said else "it said nothing"}'
-      error += ''.join(f'\n{line}' for line in said[-20:-1])
+      output = [s.strip() for s in log.read_text().splitlines() if s.strip()]
+      error = f'exit code {code}: {output[-1] if output else "no output"}'
+      error += ''.join(f'\n{line}' for line in output[-20:-1])
     result = json.loads(path.read_text()) if path.exists() else None
   if error is None and result is None:
     error = 'it wrote no result'
@@ -151,21 +153,14 @@ def _run(piece: Piece, limit: float) -> Entry:
   return {'status': status, 'error': error, 'result': result}
 
 
-def _end(process: subprocess.Popen) -> None:
-  # Unless all of them have ended.
-  with contextlib.suppress(ProcessLookupError):
-    os.killpg(process.pid, signal.SIGKILL)
-  process.wait()
-
-
 def _summarise(
   folder: pathlib.Path, identity: dict[str, Any], entries: dict[str, Entry]
 ) -> dict[str, Any]:
   rows = []
   for name, entry in entries.items():
-    result = entry['result'] or {}
-    kept = {k: entry[k] for k in ('status', 'seconds', 'error')}
-    rows.append({'name': name, **kept, 'lines': result.get('lines', [])})
+    lines = (entry['result'] or {}).get('lines', [])
+    shown = {k: entry[k] for k in ('status', 'seconds', 'error')}
+    rows.append({'name': name, **shown, 'lines': lines})
   summary = {
     'identity': identity,
     'date': environment.now(),
@@ -178,7 +173,7 @@ def _summarise(
 
 
 def format_table(summary: dict[str, Any]) -> str:
-  """How each piece ended, and what it found, in 100 columns."""
+  """Status and lines of each piece, in 100 columns."""
   lines = []
   for row in summary['pieces']:
     took = '' if row['seconds'] is None else f'{row["seconds"]:.0f} s'
@@ -186,6 +181,5 @@ def format_table(summary: dict[str, Any]) -> str:
     lines.append(tables.line(cells, (-12, -12, 7), ' '))
     if row['error']:
       lines += tables.paragraph(f'    {row["error"].splitlines()[0]}', 4)
-    for line in row['lines']:
-      lines.append(f'    {line}')
+    lines += [f'    {line}' for line in row['lines']]
   return '\n'.join(lines)
