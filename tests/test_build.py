@@ -56,7 +56,7 @@ def small(name, preset='smoke'):
 def begin(config, folder):
   """What a run is made of, and its first state: all that is compiled."""
   with loop.open_run(config, folder) as run:
-    return run.prepared, run.epochs.state
+    return run.prepared, run.state
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def test_refuses_a_run_before_it_compiles(command, run, tmp_path, monkeypatch):
   refuses(f'--workdir={tmp_path}', words=['trained on', 'SKIPNET_DATA_DIR'])
   content['config']['model']['base_width'] = 8
   (tmp_path / 'config.json').write_text(json.dumps(content))
-  refuses(f'--workdir={tmp_path}', words=['does not fit the model'])
+  refuses(f'--workdir={tmp_path}', words=['is of another model'])
 
 
 @pytest.mark.parametrize('slices', [3, 1])

@@ -78,9 +78,9 @@ def test_resuming_keeps_each_record_once(tmp_path, tail):
 
 
 def test_there_may_be_nothing_to_keep(tmp_path):
-  assert run_log.keep_records(tmp_path / 'metrics.jsonl', 2) == [
+  assert run_log.keep_records(tmp_path / 'metrics.jsonl', 2) == (
     'metrics.jsonl is damaged: the records of 2 epochs are lost.'
-  ]
+  )
   assert not run_log.keep_records(tmp_path / 'metrics.jsonl', 0)
   assert not list(tmp_path.iterdir())
 

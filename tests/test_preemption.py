@@ -47,14 +47,14 @@ def start(folder):
   )
 
 
-class After(preemption.Preemption):
-  """Told after so many calls."""
+class After(preemption.StopSignal):
+  """Stops after so many calls."""
 
   def __init__(self, calls):
     super().__init__()
     self.left = calls
 
-  def reached(self):
+  def should_stop(self):
     self.left -= 1
     return self.left == 0
 
@@ -157,7 +157,7 @@ def wait_for(process, condition):
     time.sleep(0.01)
 
 
-def test_a_process_told_to_stop_exits_with_0_at_once(finished, tmp_path):
+def test_a_process_with_sigterm_exits_with_0_at_once(finished, tmp_path):
   whole, config, _ = finished
   folder = tmp_path / 'run'
   process = start(folder)
@@ -184,11 +184,11 @@ def test_a_process_told_to_stop_exits_with_0_at_once(finished, tmp_path):
   assert records(folder) == records(whole)
 
 
-def test_nothing_to_lose_ends_a_process_that_runs_no_python(tmp_path):
+def test_sigterm_ends_a_process_that_runs_no_python(tmp_path):
   code = """
     import hashlib, os, signal, threading, time
     from skipnet_jax.training import preemption
-    with preemption.Preemption() as told, told.nothing_to_lose():
+    with preemption.StopSignal() as stop, stop.exit_at_once_on_sigterm():
       kill = lambda: os.kill(os.getpid(), signal.SIGTERM)
       threading.Timer(0.2, kill).start()
       # Minutes in C, as a compilation is.
@@ -205,12 +205,12 @@ def test_nothing_to_lose_ends_a_process_that_runs_no_python(tmp_path):
   assert b'nothing is lost' in done.stdout
 
 
-def test_told_while_something_may_be_lost():
+def test_sigterm_while_something_may_be_lost():
   before = signal.getsignal(signal.SIGTERM)
-  with preemption.Preemption() as told:
-    assert not told.reached()
+  with preemption.StopSignal() as stop_signal:
+    assert not stop_signal.should_stop()
     signal.raise_signal(signal.SIGTERM)
     end = time.monotonic() + 10
-    while not told.reached():
+    while not stop_signal.should_stop():
       assert time.monotonic() < end
   assert signal.getsignal(signal.SIGTERM) == before

@@ -1,6 +1,6 @@
-"""A run that goes on ends as one left alone, bit for bit.
+"""A resumed run ends as an uninterrupted one, bit for bit.
 
-Where it is killed: test_chaos; where it is told to stop: test_preemption.
+Runs that are killed: test_chaos; runs that get SIGTERM: test_preemption.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from skipnet_jax.training import loop
 
 def last_state(config, folder):
   """The latest checkpoint of a run, as numpy."""
-  _, like = trained.abstract_state(config)
+  like = trained.build(config).abstract_state
   reader = checkpoint.Checkpoints(folder, create=False)
   warnings = []
   state, meta, _ = reader.restore_latest(like, warnings.append)
@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   capsys.readouterr()
   loop.train_and_evaluate(smoke({'train.epochs': 6}), folder)
   out = capsys.readouterr().out
-  assert 'The checkpoint of step 8 is damaged' in out
+  assert 'The checkpoint latest/8 is damaged' in out
   assert 'Resuming after epoch 3.' in out
   assert_same(last_state(config, folder)[0], last_state(config, whole)[0])
   assert records(folder) == records(whole)

@@ -240,8 +240,8 @@ def test_a_scanned_run_is_reported_by_the_unrolled_names(scanned_run):
 def test_a_scanned_run_names_the_layer_that_broke(scanned_run, tmp_path):
   _, config, _ = scanned_run
   with loop.open_run(config, tmp_path) as run:
-    state = run.epochs.state
+    state = run.state
   layer = state.params['across']['blocks']['conv_1']
   layer['kernel'] = layer['kernel'].at[1].set(jnp.nan)
   with pytest.raises(errors.RunError, match='across/block_3/conv_1'):
-    nonfinite.refuse(run.prepared, state)
+    nonfinite.fail(run.prepared, state)

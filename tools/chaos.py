@@ -201,7 +201,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
     for row in (*records, summary):
       for name in clock:
         del row[name]
-    _, like = trained.abstract_state(workdir.read_config(folder))
+    like = trained.build(workdir.read_config(folder)).abstract_state
     reader = checkpoint.Checkpoints(folder, create=False)
     warnings: list[str] = []
     latest, *_ = reader.restore_latest(like, warnings.append)

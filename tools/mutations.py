@@ -80,8 +80,8 @@ TRAINING = (
   Mutation(
     'epoch-starts-over',
     'skipnet_jax/training/epoch.py',
-    'range(before.steps, self._pipeline.steps_per_epoch, self.steps)',
-    'range(0, self._pipeline.steps_per_epoch, self.steps)',
+    'part.steps, self._pipeline.steps_per_epoch, self.steps_per_call',
+    '0, self._pipeline.steps_per_epoch, self.steps_per_call',
     'An epoch that was cut short trains its first steps again.',
     ('tests/test_preemption.py::test_an_epoch_cut_short_goes_on_bit_for_bit',),
   ),
@@ -115,8 +115,8 @@ TRAINING = (
   Mutation(
     'resume-from-step-before',
     'skipnet_jax/runs/checkpoint.py',
-    'return sorted(self._latest.all_steps(), reverse=True)',
-    'return sorted(self._latest.all_steps())',
+    'return sorted(self._managers[name].all_steps(), reverse=True)',
+    'return sorted(self._managers[name].all_steps())',
     'A run resumes from the checkpoint before the newest.',
     ('tests/test_checkpoint.py::test_two_latest_and_two_best_are_kept',),
   ),

@@ -59,16 +59,6 @@ class Work:
   executions_per_batch: int = 1
 
 
-class _SilentLog:
-  """A log that ignores what it gets."""
-
-  def say(self, text: str) -> None:
-    pass
-
-  def advance(self, steps: int, loss: float, images_per_second: float) -> None:
-    pass
-
-
 class Bench:
   """Builds cells from the data, network and first state that they share.
 
@@ -136,16 +126,23 @@ class Bench:
     steps, name = 1, cell.feed
     if cell.feed == 'end_to_end':
       epoch = epoch_lib.Epoch(
-        config, step, pipeline, parallel, self._arrays, _SilentLog(), _refuse
+        config,
+        step,
+        pipeline,
+        parallel,
+        self._arrays,
+        say=lambda _: None,
+        advance=lambda *_: None,
+        on_nonfinite=_refuse,
       )
       jitted, arguments = epoch.program(state)
       steps = pipeline.steps_per_epoch
-      # One step from the data set on the device is the program of `augment`.
-      alone = epoch.steps == 1 and epoch.on_device
+      # One step from the data set on the device: what `augment` compiles.
+      alone = epoch.steps_per_call == 1 and epoch.on_device
       name = 'augment' if alone else 'epoch'
 
       def start(compiled):
-        epoch.use(compiled)
+        epoch.compiled = compiled
         return _repeat(epoch, state)
 
     else:

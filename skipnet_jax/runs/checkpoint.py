@@ -1,16 +1,14 @@
-"""Checkpoints by orbax: the latest ones to go on from, the best to use.
+"""Saves checkpoints with orbax: the latest to resume from, the best to use.
 
-All arrays of a state are written as one, with a table of what lies where beside
-it: tensorstore, which writes for orbax, loses a few hundred bytes of memory for
-every array that it is given, and a state has a thousand. A checksum covers that
-array and what is kept beside it; a checkpoint that is damaged is told and
-passed over for the one before.
+A checkpoint stores all arrays of a state as one array of bytes, with a table of
+their names, dtypes and shapes: tensorstore, which orbax uses, leaks a few
+hundred bytes of memory per array, and a state has a thousand. A checksum covers
+all of it. A damaged checkpoint is skipped, with a warning.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import json
-import math
 import pathlib
 import shutil
 from typing import Any
@@ -26,8 +24,8 @@ from skipnet_jax.step import state as state_lib
 
 TrainState = state_lib.TrainState
 Warn = Callable[[str], None]
-# A state, what was kept beside it, and the kernels at the beginning of an epoch
-# that was cut short.
+# A state, the JSON values saved with it, and the kernels at the beginning of an
+# interrupted epoch.
 Restored = tuple[TrainState, dict[str, Any], list[jax.Array] | None]
 YEARS = 10**9  # Seconds.
 
@@ -66,50 +64,52 @@ def _pack(tree: Any) -> np.ndarray:
 
 
 def _unpack(data: np.ndarray, abstract: Any) -> Any:
-  """The arrays again, placed as the abstract ones say."""
-  leaves, structure = jax.tree.flatten(abstract)
-  found, at = [], 0
-  for leaf in leaves:
-    size = math.prod(leaf.shape) * leaf.dtype.itemsize
-    # A copy: JAX may keep the memory that it is given.
-    value = data[at : at + size].copy().view(leaf.dtype).reshape(leaf.shape)
-    found.append(
-      jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
+  """The inverse of `_pack`, with the shapes and shardings of `abstract`."""
+  rest = data
+
+  def take(leaf):
+    nonlocal rest
+    size = leaf.size * leaf.dtype.itemsize
+    # A copy, because JAX may keep the memory.
+    value = rest[:size].copy().view(leaf.dtype).reshape(leaf.shape)
+    rest = rest[size:]
+    return jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, value.__getitem__
     )
-    at += size
-  return jax.tree.unflatten(structure, found)
+
+  return jax.tree.map(take, abstract)
 
 
-def _check_same(there: list[list[Any]], needed: list[list[Any]]) -> None:
-  """Raises ValueError where a checkpoint holds another network."""
-  if there == needed:
+def _check_table(saved: list[list[Any]], needed: list[list[Any]]) -> None:
+  """Raises ValueError if a checkpoint is of another network."""
+  if saved == needed:
     return
   old, new = (
     {name: f'{kind} {tuple(shape)}' for name, kind, shape in table}
-    for table in (there, needed)
+    for table in (saved, needed)
   )
-  # What follows from the parameters says less.
+  # Parameters first: the other arrays depend on them.
   names = sorted(
     old.keys() | new.keys(), key=lambda n: (not n.startswith('params.'), n)
   )
   for name in names:
     if old.get(name) != new.get(name):
       raise ValueError(
-        f'{name} is {old.get(name, "not there")}, and '
+        f'{name} is {old.get(name, "missing")}, and '
         f'{new.get(name, "none")} is needed'
       )
   raise ValueError('its arrays have another order')
 
 
 def _checksum(data: np.ndarray, meta: dict[str, Any]) -> int:
-  """CRC-32 of all that a checkpoint holds, but for the checksum itself."""
+  """CRC-32 of the content of a checkpoint, without the checksum itself."""
   kept = {name: value for name, value in meta.items() if name != 'crc32'}
-  return zlib.crc32(
-    data.data, zlib.crc32(json.dumps(kept, sort_keys=True).encode())
-  )
+  text = json.dumps(kept, sort_keys=True)
+  return zlib.crc32(data.data, zlib.crc32(text.encode()))
 
 
 def _reason(error: Exception) -> str:
+  """The first line of an error's message."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return lines[0][:200]
 
@@ -119,26 +119,27 @@ class Checkpoints:
 
   Args:
     workdir: the run's folder.
-    create: whether folders are made; a reader makes none.
+    create: whether to make the folders; False to read only.
   """
 
   def __init__(self, workdir: str | pathlib.Path, *, create: bool = True):
     root = pathlib.Path(workdir).absolute() / 'checkpoints'
 
-    def manager(name: str, keep: int) -> ocp.CheckpointManager:
+    def manager(name: str) -> ocp.CheckpointManager:
       return ocp.CheckpointManager(
         root / name,
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep,
+          # If the newest is damaged, the one before is still there.
+          max_to_keep=2,
           create=create,
           cleanup_tmp_directories=create,
-          # Orbax's limits go by the wall clock: one set forward, or a machine
-          # that slept, would end a save that lacks nothing.
+          # Orbax measures timeouts by the wall clock: after a change of the
+          # clock, or sleep of the machine, a save would fail.
           async_options=ocp.options.AsyncOptions(
             timeout_secs=YEARS, create_directories_asynchronously=False
           ),
-          # Several processes wait for each other by name, in the background
-          # too: under one name the two managers would mistake each other.
+          # Processes wait for each other by name, also in the background: the
+          # two managers need different names.
           multiprocessing_options=ocp.options.MultiprocessingOptions(
             barrier_sync_key_prefix=name
           ),
@@ -147,9 +148,7 @@ class Checkpoints:
       )
 
     self._root = root
-    # The one before is there should the newest be damaged.
-    self._latest = manager('latest', 2)
-    self._best = manager('best', 2)
+    self._managers = {name: manager(name) for name in ('best', 'latest')}
 
   def save(
     self,
@@ -163,12 +162,12 @@ class Checkpoints:
 
     Args:
       state: one copy, see `Parallel.unreplicate`.
-      meta: JSON values kept beside it.
+      meta: JSON values to save with it.
       best: whether it is also the best so far.
-      kernels: of an epoch that was cut short, as they were at its beginning.
+      kernels: at the beginning of the epoch, if that is interrupted.
 
     Raises:
-      RunError: this one, or the one before, could not be written.
+      RunError: this checkpoint, or the one before, cannot be written.
     """
     step = int(meta['step'])
     tree = _to_tree(state)
@@ -178,9 +177,10 @@ class Checkpoints:
     meta = meta | {'arrays': _table(tree)}
     meta |= {'crc32': _checksum(data, meta)}
     self._check_space(data.nbytes)
-    for manager in (self._best, self._latest) if best else (self._latest,):
-      # A run cut off between the two writes makes the same best once more.
+    for name in ('best', 'latest') if best else ('latest',):
+      manager = self._managers[name]
       with self._writing():
+        # A run that ended between the two writes saves the same best again.
         if step in manager.all_steps():
           manager.delete(step)
         manager.save(
@@ -192,40 +192,40 @@ class Checkpoints:
         )
 
   def _check_space(self, needed: int) -> None:
-    # Orbax would find out in threads that print tracebacks.
+    # Orbax would fail in threads that print tracebacks.
     free = shutil.disk_usage(self._root).free
     if free < 2 * needed:
       raise errors.RunError(
         f'A checkpoint of {needed / 1e6:,.1f} MB needs twice as much space in '
-        f'{self._root}, and {free / 1e6:,.1f} MB are left: make space and give '
-        'the same command again; it goes on from the checkpoint before.'
+        f'{self._root}, and {free / 1e6:,.1f} MB are left: free some space and '
+        'run the same command again to resume from the checkpoint before.'
       )
 
   def wait(self) -> None:
-    """Waits until what was saved is on the disk.
+    """Waits until all checkpoints are on the disk.
 
     Raises:
-      RunError: it could not be written, for lack of space, say.
+      RunError: one cannot be written, for example because the disk is full.
     """
-    for manager in (self._best, self._latest):
+    for manager in self._managers.values():
       with self._writing():
         manager.wait_until_finished()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Makes a RunError of what a full disk or its like raises."""
+    """Turns the errors of a failed write, on a full disk say, into RunError."""
     try:
       yield
     except (OSError, ValueError, RuntimeError) as e:
       raise errors.RunError(
-        f'A checkpoint could not be written to {self._root} '
-        f'({str(e).splitlines()[0][:200]}): make space and give the same '
-        'command again; it goes on from the checkpoint before.'
+        f'A checkpoint could not be written to {self._root} ({_reason(e)}): '
+        'free some space and run the same command again to resume from the '
+        'checkpoint before.'
       ) from e
 
-  def steps(self) -> list[int]:
-    """Steps of the latest checkpoints, the newest first."""
-    return sorted(self._latest.all_steps(), reverse=True)
+  def _steps(self, name: str) -> list[int]:
+    """Steps of the checkpoints in a folder, the newest first."""
+    return sorted(self._managers[name].all_steps(), reverse=True)
 
   def restore_latest(
     self,
@@ -233,35 +233,25 @@ class Checkpoints:
     warn: Warn,
     kernels: list[jax.Array] | None = None,
   ) -> Restored | None:
-    """The newest readable checkpoint, or None where there is none.
+    """The newest readable checkpoint, or None if there are no checkpoints.
 
     Args:
       like: abstract or concrete state of the same shapes and shardings.
-      warn: told of each checkpoint that could not be read.
-      kernels: the same of what `save` took as `kernels`.
-
-    Returns:
-      The state, what was kept beside it, and the kernels at the beginning of
-      an epoch that was cut short.
+      warn: called with a message for each damaged checkpoint.
+      kernels: arrays of the same shapes as the `kernels` of `save`.
 
     Raises:
       RunError: there are checkpoints, and none can be read.
     """
-    for step in self.steps():
-      try:
-        return self._restore(self._latest, step, like, kernels)
-      # Whatever a damaged file makes the reader raise.
-      except Exception as e:
-        warn(
-          f'The checkpoint of step {step} is damaged ({_reason(e)}); falling '
-          'back to the one before.'
-        )
-    if self.steps():
+    found, reason = self._restore_first(
+      [('latest', step) for step in self._steps('latest')], like, warn, kernels
+    )
+    if reason and not found:
       raise errors.RunError(
-        f'No checkpoint in {self._root / "latest"} can be read: restore one '
-        'from a backup, or start anew with another --workdir.'
+        f'No checkpoint in {self._root / "latest"} can be read ({reason}): '
+        'restore one from a backup, or start again in another --workdir.'
       )
-    return None
+    return found
 
   def restore_best(
     self, like: TrainState, warn: Warn
@@ -270,45 +260,66 @@ class Checkpoints:
 
     Args:
       like: as in `restore_latest`.
-      warn: told of a best one that could not be read; the best one before it
-        then stands in.
+      warn: called with a message if the best one is damaged and an older best
+        one is used instead.
 
     Raises:
       InputError: there is none, or it is of another model.
     """
-    reason = None
-    for step in sorted(self._best.all_steps(), reverse=True):
-      for manager in (self._best, self._latest):
-        if step not in manager.all_steps():
-          continue
-        try:
-          found = self._restore(manager, step, like)[:2]
-        except Exception as e:
-          reason = reason or _reason(e)
-          continue
-        if reason:
-          warn(
-            f'The best checkpoint in {self._root.parent} is damaged '
-            f'({reason}): that of step {step} stands in.'
-          )
-        return found
+    latest = self._steps('latest')
+    candidates = []
+    for step in self._steps('best'):
+      candidates.append(('best', step))
+      if step in latest:
+        candidates.append(('latest', step))
+    found, reason = self._restore_first(candidates, like, warn)
+    if found:
+      return found[:2]
     if reason:
       raise errors.InputError(
-        f'The best checkpoint in {self._root.parent} does not fit the model of '
-        f'its config.json, or is damaged ({reason}): use the config that it '
-        'was trained with.'
+        f'The best checkpoint in {self._root.parent} is of another model than '
+        f'its config.json, or is damaged ({reason}): restore the original '
+        'config.json.'
       )
     raise errors.InputError(
-      f'{self._root.parent} has no best checkpoint: train first, or name the '
+      f'{self._root.parent} has no best checkpoint: train first, or give the '
       '--workdir of a run that has finished an epoch.'
     )
+
+  def _restore_first(
+    self,
+    candidates: Sequence[tuple[str, int]],
+    like: TrainState,
+    warn: Warn,
+    kernels: list[jax.Array] | None = None,
+  ) -> tuple[Restored | None, str]:
+    """The first readable one of some checkpoints, given by folder and step.
+
+    Returns:
+      The checkpoint, or None; and the reason why the first one is not readable.
+    """
+    reasons: list[str] = []
+    for name, step in candidates:
+      try:
+        found = self._restore(self._managers[name], step, like, kernels)
+      # A damaged file can cause an error of any type.
+      except Exception as e:
+        reasons.append(_reason(e))
+        continue
+      for (damaged, at), reason in zip(candidates, reasons, strict=False):
+        warn(
+          f'The checkpoint {damaged}/{at} is damaged ({reason}): {name}/{step} '
+          'is used instead.'
+        )
+      return found, ''.join(reasons[:1])
+    return None, ''.join(reasons[:1])
 
   def _restore(
     self,
     manager: ocp.CheckpointManager,
     step: int,
     like: TrainState,
-    kernels: list[jax.Array] | None = None,
+    kernels: list[jax.Array] | None,
   ) -> Restored:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = manager.restore(step, args=args)['meta']
@@ -319,20 +330,21 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       tree,
     )
-    _check_same(meta.pop('arrays'), _table(abstract))
+    table = _table(abstract)
+    _check_table(meta.pop('arrays'), table)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore({'bytes': np.zeros(size, np.uint8)})
     )
     data = manager.restore(step, args=args)['state']['bytes']
-    if _checksum(data, meta | {'arrays': _table(abstract)}) != meta['crc32']:
-      raise ValueError('its checksum is another')
+    if _checksum(data, meta | {'arrays': table}) != meta['crc32']:
+      raise ValueError('its checksum is wrong')
     tree = _unpack(data, abstract)
-    started = tree.pop('kernels', None)
-    return _from_tree(tree), meta, started
+    kernels = tree.pop('kernels', None)
+    return _from_tree(tree), meta, kernels
 
   def close(self) -> None:
     """Waits, and ends the background threads."""
     self.wait()
-    self._best.close()
-    self._latest.close()
+    for manager in self._managers.values():
+      manager.close()

@@ -19,7 +19,7 @@ def read(
   Raises:
     OSError, ValueError, KeyError, BadZipFile: a missing or damaged file.
   """
-  # Opened here: of a damaged file, numpy would leave its own open.
+  # Opened here: numpy does not close a damaged file that it opened.
   with path.open('rb') as f, np.load(f, allow_pickle=False) as file:
     return [str(name) for name in file['layers']], {
       q: file[q] for q in telemetry.QUANTITIES
@@ -27,17 +27,17 @@ def read(
 
 
 class FlowFile:
-  """`gradient_flow.npz` of a run.
+  """The `gradient_flow.npz` of a run.
 
   It holds `layers` `[l]` str in forward order and, `[epochs, l]` float32,
   `net_change` and the quantities of `telemetry.STEP_QUANTITIES`; NaN for an
-  epoch whose record was lost.
+  epoch whose record is lost.
 
   Args:
     path: the file.
     names: layers in forward order.
-    epochs: epochs done; later records are dropped.
-    warn: told of a file that is lost or damaged.
+    epochs: number of finished epochs; later records are dropped.
+    warn: called with a message if the file is lost or damaged.
   """
 
   def __init__(
@@ -58,7 +58,7 @@ class FlowFile:
     try:
       layers, old = read(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-      # Those epochs stay NaN, which the report shows as gaps.
+      # These epochs stay NaN, and the report shows gaps.
       warn(
         f'{path.name} is lost or damaged: its epochs up to {epochs} are gone.'
       )
@@ -77,10 +77,7 @@ class FlowFile:
     """
     for q, row in zip(self._table, (change, *flow), strict=True):
       self._table[q] = np.vstack([self._table[q], row]).astype(np.float32)
+    arrays: dict[str, Any] = {'layers': np.asarray(self._names), **self._table}
     with files.replacing(self._path) as file:
-      # Not compressed: it is written anew each epoch, and is mostly noise.
-      arrays: dict[str, Any] = {
-        'layers': np.asarray(self._names),
-        **self._table,
-      }
+      # Not compressed: it is replaced each epoch, and its values are noisy.
       np.savez(file, **arrays)

@@ -1,4 +1,4 @@
-"""A run's folder while the run lasts: claimed, written to, and closed."""
+"""The folder of a run in progress: locked, written to, and closed."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -16,21 +16,18 @@ from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
 from skipnet_jax.step import state as state_lib
 
-Progress = progress_lib.Progress
 
+class Folder(contextlib.ExitStack):
+  """A context manager that locks the folder and closes what it opened.
 
-class Folder:
-  """As a context manager it claims the folder and closes what it opened.
-
-  Whatever is raised within, the lock, the checkpoints and the files are closed
-  in the end. First `restore`, then `begin`, then all else.
+  First call `restore`, then `begin`, then the rest.
 
   Attributes:
     path: from `workdir.check`.
-    writes: whether this process claims the folder and writes its files; the
-      arrays of a checkpoint are written by all processes.
-    checkpoints: from `restore` on.
-    log: from `begin` on.
+    writes: whether this process locks the folder and writes its files; all
+      processes write the arrays of a checkpoint.
+    checkpoints: after `restore`.
+    log: after `begin`.
 
   Raises:
     InputError: another process trains there.
@@ -41,16 +38,13 @@ class Folder:
   _flow: flow_file.FlowFile
 
   def __init__(self, path: pathlib.Path, *, writes: bool):
+    super().__init__()
     self.path, self.writes = path, writes
-    self._opened = contextlib.ExitStack()
 
   def __enter__(self) -> 'Folder':
     if self.writes:
-      self._opened.enter_context(workdir.claim(self.path))
+      self.enter_context(workdir.claim(self.path))
     return self
-
-  def __exit__(self, *error: Any) -> None:
-    self._opened.__exit__(*error)
 
   def restore(
     self,
@@ -58,8 +52,8 @@ class Folder:
     kernels: list[jax.Array],
     warn: Callable[[str], None],
   ) -> checkpoint.Restored | None:
-    """What the latest checkpoint holds, see `Checkpoints.restore_latest`."""
-    self.checkpoints = self._opened.enter_context(
+    """The latest checkpoint, see `Checkpoints.restore_latest`."""
+    self.checkpoints = self.enter_context(
       contextlib.closing(checkpoint.Checkpoints(self.path))
     )
     return self.checkpoints.restore_latest(like, warn, kernels)
@@ -69,10 +63,11 @@ class Folder:
     config: ml_collections.ConfigDict,
     dataset: dict[str, str],
     names: Sequence[str],
-    progress: Progress,
+    progress: progress_lib.Progress,
     total_steps: int,
-  ) -> list[str]:
-    """Opens the files, and leaves in them what the checkpoint knows of.
+    warn: Callable[[str], None],
+  ) -> None:
+    """Opens the files, and cuts them to the epochs of the checkpoint.
 
     Args:
       config: of the run.
@@ -80,18 +75,17 @@ class Folder:
       names: layers whose kernels are recorded, in forward order.
       progress: of the checkpoint.
       total_steps: for the progress bar.
-
-    Returns:
-      What there is to say of records that are lost.
+      warn: called with a message for records that are lost.
     """
-    messages: list[str] = []
     if self.writes:
       workdir.describe(self.path, config, dataset)
-      messages += run_log.keep_records(
+      warning = run_log.keep_records(
         self.path / 'metrics.jsonl', progress.epoch, progress.records
       )
+      if warning:
+        warn(warning)
       self._flow = flow_file.FlowFile(
-        self.path / 'gradient_flow.npz', names, progress.epoch, messages.append
+        self.path / 'gradient_flow.npz', names, progress.epoch, warn
       )
     log = run_log.RunLog(
       self.path,
@@ -101,8 +95,7 @@ class Folder:
       progress=config.log.progress,
       active=self.writes,
     )
-    self.log = self._opened.enter_context(contextlib.closing(log))
-    return messages
+    self.log = self.enter_context(contextlib.closing(log))
 
   def record(
     self, record: dict[str, Any], change: np.ndarray, flow: np.ndarray

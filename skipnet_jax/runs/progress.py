@@ -1,25 +1,26 @@
-"""How far a run has come."""
+"""The progress of a run."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
 
-# Records in a checkpoint beyond those since the one before.
+# Records in a checkpoint in addition to those since the checkpoint before.
 _SPARE = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """What a checkpoint keeps beside the arrays.
+  """The values that a checkpoint keeps beside the arrays.
 
   Attributes:
-    epoch: whole epochs done.
-    step: steps done.
-    best_loss: the least validation loss of an epoch.
-    best_epoch: the epoch that had it; None before the first.
-    best_record: that epoch's record.
-    seconds: of all epochs, without compiling.
-    records: the newest ones, should metrics.jsonl lose its end.
+    epoch: number of finished epochs.
+    step: number of finished steps.
+    best_loss: the lowest validation loss of an epoch.
+    best_epoch: the epoch with that loss; None before the first.
+    best_record: the record of that epoch.
+    seconds: training time of all epochs, without compiling.
+    records: the newest ones, in case metrics.jsonl loses its end.
   """
 
   epoch: int = 0
@@ -28,16 +29,16 @@ class Progress:
   best_epoch: int | None = None
   best_record: dict[str, Any] | None = None
   seconds: float = 0.0
-  records: tuple[dict[str, Any], ...] = ()
+  records: Sequence[dict[str, Any]] = ()
 
   def after(
     self, record: dict[str, Any], seconds: float, every: int
   ) -> 'Progress':
-    """The progress after one epoch more.
+    """The progress after the next epoch.
 
     Args:
       record: of the epoch.
-      seconds: it took.
+      seconds: its training time.
       every: epochs between two checkpoints.
     """
     best = {}
@@ -52,18 +53,15 @@ class Progress:
       epoch=record['epoch'],
       step=record['step'],
       seconds=self.seconds + seconds,
-      records=(*self.records, record)[-(every + _SPARE) :],
+      records=[*self.records, record][-(every + _SPARE) :],
       **best,
     )
 
   def to_json(self) -> dict[str, Any]:
     """JSON values that `from_json` reads back exactly."""
-    found = vars(self) | {'records': list(self.records)}
-    return {name: value for name, value in found.items() if value is not None}
+    return vars(self) | {'records': list(self.records)}
 
   @classmethod
   def from_json(cls, value: dict[str, Any]) -> 'Progress':
-    """What `to_json` gave; other names are passed over."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    kept = {name: value[name] for name in names if name in value}
-    return cls(**kept | {'records': tuple(kept.get('records', ()))})
+    """Reads the values of `to_json`; ignores other names."""
+    return cls(**{f.name: value[f.name] for f in dataclasses.fields(cls)})

@@ -1,11 +1,10 @@
-"""Runs that were recorded while they trained, and whether they compare."""
+"""Reads the records of runs, and checks whether runs can be compared."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 import zipfile
 
 import ml_collections
@@ -18,22 +17,24 @@ from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
 
+Content = TypeVar('Content')
+
 
 @dataclasses.dataclass(frozen=True)
 class RecordedRun:
-  """What a run's folder tells without its checkpoints.
+  """The content of a run's folder, without its checkpoints.
 
   Attributes:
-    name: of its panels and lines.
+    name: shown in panels and legends.
     path: the run's folder.
     config: its config.
-    dataset: name and fingerprint of what it was trained on.
+    dataset: name and fingerprint of its training data.
     environment: devices, versions, command and date.
     records: one dict an epoch, see metrics.jsonl.
-    summary: scores of the best checkpoint; {} for a run that is not finished.
+    summary: scores of the best checkpoint; {} for an unfinished run.
     layers: convolutions in forward order, `l` names.
     flow: quantity of `telemetry.QUANTITIES` to `[epochs, l]` float32; NaN
-      where a record was lost.
+      for an epoch whose record is lost.
   """
 
   name: str
@@ -48,7 +49,7 @@ class RecordedRun:
 
   @property
   def epochs(self) -> int:
-    """Epochs that were recorded."""
+    """Number of recorded epochs."""
     return len(self.flow['net_change'])
 
   def curve(self, name: str) -> np.ndarray:
@@ -56,43 +57,42 @@ class RecordedRun:
     return np.array([record[name] for record in self.records], np.float64)
 
 
+def _read(
+  path: pathlib.Path, read: Callable[[pathlib.Path], Content]
+) -> Content:
+  try:
+    return read(path)
+  except FileNotFoundError as e:
+    raise errors.InputError(
+      f'{path.parent} has no {path.name}: run its training command again to '
+      'record an epoch, or name another run.'
+    ) from e
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    raise errors.InputError(
+      f'{path} is damaged ({type(e).__name__}): name another run, or train '
+      'this one again in another --workdir.'
+    ) from e
+
+
 def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
   """Reads a run's records.
 
   Args:
     path: the run's folder.
-    name: of its panels and lines; by default the folder's name.
+    name: shown in panels and legends; by default the folder's name.
 
   Raises:
-    InputError: the folder is no run's, or has no gradient flow to show.
+    InputError: the folder is not a run, or has no record of an epoch.
   """
   path = pathlib.Path(path)
   config = workdir.read_config(path)
-  file = path / 'gradient_flow.npz'
-  try:
-    layers, flow = flow_file.read(file)
-  except FileNotFoundError as e:
-    raise errors.InputError(
-      f'{path} has no gradient_flow.npz, so no epoch of it was recorded: '
-      'train it on by its own command, or name another run.'
-    ) from e
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-    raise errors.InputError(
-      f'{file} is damaged ({type(e).__name__}): name another run, or train '
-      'this one anew in another --workdir.'
-    ) from e
-  try:
-    records = run_log.read_records(path / 'metrics.jsonl')
-  except (OSError, json.JSONDecodeError) as e:
-    raise errors.InputError(
-      f'{path}/metrics.jsonl is missing or damaged ({type(e).__name__}): train '
-      'the run on by its own command, or name another.'
-    ) from e
+  layers, flow = _read(path / 'gradient_flow.npz', flow_file.read)
+  records = _read(path / 'metrics.jsonl', run_log.read_records)
   epochs = min(len(flow['net_change']), len(records))
   if not epochs:
     raise errors.InputError(
-      f'{path} stopped after 0 epochs, so there is nothing to show: train it '
-      'on by its own command.'
+      f'{path} stopped after 0 epochs, so there is nothing to show: run its '
+      'training command again.'
     )
   return RecordedRun(
     name=name or path.resolve().name,
@@ -110,13 +110,13 @@ def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
 def open_runs(
   paths: Sequence[str | os.PathLike], *, allow_differences: bool = False
 ) -> list[RecordedRun]:
-  """Reads runs that are to be compared.
+  """Reads the runs of a comparison.
 
   Networks (the config's `model`) may differ; everything else must not.
 
   Args:
     paths: folders of at least two runs.
-    allow_differences: whether the rest may differ too.
+    allow_differences: whether everything else may differ too.
 
   Raises:
     InputError: fewer than two runs, one named twice, one that cannot be read,
@@ -134,17 +134,17 @@ def open_runs(
     if places.count(place) > 1:
       raise errors.InputError(f'--runs names {folder} twice: leave one out.')
   names = [place.name for place in places]
-  found = [
+  runs = [
     open_run(folder, name if names.count(name) == 1 else str(folder))
     for folder, name in zip(folders, names, strict=True)
   ]
   if not allow_differences:
-    for other in found[1:]:
-      _check_alike(found[0], other)
-  return found
+    for other in runs[1:]:
+      _check_comparable(runs[0], other)
+  return runs
 
 
-def _check_alike(first: RecordedRun, other: RecordedRun) -> None:
+def _check_comparable(first: RecordedRun, other: RecordedRun) -> None:
   pair = f'{first.path} and {other.path}'
   remedy = 'compare others, or pass --allow_differences.'
   if first.dataset != other.dataset:

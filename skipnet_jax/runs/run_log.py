@@ -1,26 +1,16 @@
-"""What a run tells: JSON lines, TensorBoard, a progress bar; process 0 only."""
+"""The records of a run: metrics.jsonl, TensorBoard, a progress bar."""
 
 from collections.abc import Sequence
 import json
 import os
 import pathlib
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from skipnet_jax import files
-
-
-class Log(Protocol):
-  """What an epoch tells: a `RunLog`, or whatever else listens."""
-
-  def say(self, text: str) -> None:
-    """Takes a line of text."""
-
-  def advance(self, steps: int, loss: float, images_per_second: float) -> None:
-    """Takes note of steps that were done."""
 
 
 class RunLog:
@@ -29,10 +19,10 @@ class RunLog:
   Args:
     workdir: the run's folder.
     total_steps: for the progress bar.
-    first_step: steps done before.
+    first_step: number of steps that are already finished.
     tensorboard: whether event files are written.
-    progress: whether a bar is shown, where standard error is a terminal.
-    active: False in all processes but the first, which then says nothing.
+    progress: whether a bar is shown, if standard error is a terminal.
+    active: False in all processes but the first; then nothing is written.
   """
 
   def __init__(
@@ -49,7 +39,8 @@ class RunLog:
     self._file = (workdir / 'metrics.jsonl').open('a') if active else None
     self._board = None
     if active and tensorboard:
-      # Where torch is installed it brings that too: half of a command's start.
+      # Imported late: it imports torch if that is installed, which takes half
+      # of a command's start.
       import tensorboardX
 
       self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
@@ -80,7 +71,7 @@ class RunLog:
     if self._file is not None:
       self._file.write(json.dumps(record, allow_nan=False) + '\n')
       self._file.flush()
-      # Before the checkpoint that is to follow it.
+      # The record must reach the disk before the checkpoint that follows.
       os.fsync(self._file.fileno())
     if self._board is not None:
       for name, value in record.items():
@@ -97,51 +88,43 @@ class RunLog:
   def close(self) -> None:
     """Flushes and closes everything."""
     self._bar.close()
-    if self._file is not None:
-      self._file.close()
-    if self._board is not None:
-      self._board.close()
+    for opened in (self._file, self._board):
+      if opened is not None:
+        opened.close()
 
 
 def keep_records(
   path: pathlib.Path, last_epoch: int, saved: Sequence[dict[str, Any]] = ()
-) -> list[str]:
-  """Leaves one record of each epoch up to `last_epoch`.
+) -> str:
+  """Reduces metrics.jsonl to one record for each epoch up to `last_epoch`.
 
-  The resumed run writes the later ones again. What is no record goes, such as a
-  line that a crash cut short.
+  Lines that are no records are removed, such as one that a crash cut short.
 
   Args:
     path: the run's metrics.jsonl.
     last_epoch: of the checkpoint.
-    saved: the checkpoint's own copies of the newest records.
+    saved: the checkpoint's copies of the newest records.
 
   Returns:
-    What there is to say of records that are lost.
+    A message about lost records; '' if there are none.
   """
   found = {record['epoch']: record for record in saved}
   content = path.read_bytes() if path.exists() else b''
   for line in content.decode(errors='replace').splitlines():
-    record = _record(line)
-    if record is not None:
-      found[record['epoch']] = record
-  kept = [found[epoch] for epoch in sorted(found) if epoch <= last_epoch]
+    try:
+      value = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if isinstance(value, dict) and isinstance(value.get('epoch'), int):
+      found[value['epoch']] = value
+  kept = [found[e] for e in sorted(found) if 0 < e <= last_epoch]
   text = ''.join(json.dumps(record) + '\n' for record in kept)
   if text.encode() != content:
     files.write_whole(path, text)
+  if len(kept) == last_epoch:
+    return ''
   lost = last_epoch - len(kept)
-  if not lost:
-    return []
-  return [f'metrics.jsonl is damaged: the records of {lost} epochs are lost.']
-
-
-def _record(line: str) -> dict[str, Any] | None:
-  try:
-    value = json.loads(line)
-  except json.JSONDecodeError:
-    return None
-  known = isinstance(value, dict) and isinstance(value.get('epoch'), int)
-  return value if known and value['epoch'] > 0 else None
+  return f'metrics.jsonl is damaged: the records of {lost} epochs are lost.'
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A finished run, opened: its network, parameters and data."""
+"""Opens a finished run: its network, parameters and data."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -19,7 +19,6 @@ from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import workdir
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import optim
-from skipnet_jax.step import state as state_lib
 
 SPLITS = ('valid', 'train')
 
@@ -31,10 +30,10 @@ class TrainedRun:
   Attributes:
     path: the run's folder.
     config: the run's config.
-    dataset: name and fingerprint of what it was trained on.
+    dataset: name and fingerprint of its training data.
     model: the network.
-    variables: params (averaged ones where the run keeps them), batch_stats.
-    best_epoch: after which the checkpoint was made.
+    variables: params (averaged ones if the run keeps them), batch_stats.
+    best_epoch: the epoch of the checkpoint.
   """
 
   path: pathlib.Path
@@ -46,7 +45,7 @@ class TrainedRun:
 
   @property
   def warning(self) -> str:
-    """A sentence for every artefact; '' where the data were real."""
+    """A sentence that all outputs repeat; '' for real data."""
     if not self.dataset['name'].startswith('synthetic'):
       return ''
     return (
@@ -55,20 +54,17 @@ class TrainedRun:
     )
 
 
-def abstract_state(
-  config: ml_collections.ConfigDict,
-) -> tuple[network.Network, state_lib.TrainState]:
-  """A config's network, and what its checkpoints hold: shapes and dtypes."""
-  # The shapes depend neither on the window nor on the length of an epoch.
+def build(config: ml_collections.ConfigDict) -> build_lib.Training:
+  """A config's training, for its network and the shapes of its checkpoints."""
+  # They depend neither on the window nor on the length of an epoch.
   sides = models.build_model(config.model).init_size()
-  training = build_lib.build(config, sides, 1)
-  return training.model, training.abstract_state
+  return build_lib.build(config, sides, 1)
 
 
 def open_run(path: str | os.PathLike) -> TrainedRun:
   """Restores the best checkpoint of a run; compiles nothing.
 
-  It is `skipnet_jax.load_run`.
+  Its public name is `skipnet_jax.load_run`.
 
   Args:
     path: the run's folder, the `--workdir` of its training.
@@ -77,7 +73,7 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
     The run; the arrays of its `variables` are float32, on the first device.
 
   Raises:
-    InputError: the folder is no run's, has no best checkpoint, or one of
+    InputError: the folder is not a run, has no best checkpoint, or one of
       another model.
 
   Example:
@@ -91,11 +87,11 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
   path = pathlib.Path(path)
   config = workdir.read_config(path)
   config_lib.validate(config)
-  model, like = abstract_state(config)
+  training = build(config)
   checkpoints = checkpoint.Checkpoints(path, create=False)
   try:
     state, meta = checkpoints.restore_best(
-      like, lambda text: print(text, file=sys.stderr)
+      training.abstract_state, lambda text: print(text, file=sys.stderr)
     )
   finally:
     checkpoints.close()
@@ -103,7 +99,7 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
     path=path,
     config=config,
     dataset=workdir.read_dataset(path),
-    model=model,
+    model=training.model,
     variables={
       'params': optim.eval_params(state.params, state.opt_state),
       'batch_stats': state.batch_stats,
@@ -113,17 +109,17 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
 
 
 def load_data(run: TrainedRun) -> sources.DataSet:
-  """The data set that a run was trained on.
+  """Loads the data set of a run's training.
 
   Raises:
-    InputError: it is not found, or another one is.
+    InputError: the data set is missing, or it is another one.
   """
   data = sources.load(run.config)
   if data.fingerprint() != run.dataset['fingerprint']:
     raise errors.InputError(
       f'{run.path} was trained on {run.dataset["name"]!r}, but the data found '
-      f'now are another {data.name!r}: put the stacks back, or name their '
-      'folder in SKIPNET_DATA_DIR.'
+      f'now are another {data.name!r}: put the stacks back, or set '
+      'SKIPNET_DATA_DIR to their folder.'
     )
   return data
 
@@ -131,29 +127,29 @@ def load_data(run: TrainedRun) -> sources.DataSet:
 def best_threshold(
   runs: Sequence[TrainedRun], plain: bool
 ) -> tuple[float, str]:
-  """The threshold with the best V_rand that a run's own scores name.
+  """The threshold with the best V_rand in a run's own scores.
 
   Args:
     runs: of the prediction.
-    plain: whether nothing is averaged, which has scores of its own.
+    plain: whether nothing is averaged; scores.json has separate scores for it.
 
   Returns:
-    That of scores.json, else of summary.json; 0.5 where there is none or
-    several runs are averaged; and what it comes from.
+    The threshold from scores.json, else from summary.json, else 0.5, which
+    several averaged runs always get; and its origin.
   """
   if len(runs) > 1:
     return 0.5, 'the default for several runs'
   for path in (runs[0].path / 'scores.json', runs[0].path / 'summary.json'):
-    if not path.exists():
-      continue
     try:
       content = json.loads(path.read_text())
       if plain:
         content = content.get('plain', content)
       return float(content['threshold_v_rand']), str(path)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except FileNotFoundError:
+      continue
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
       raise errors.InputError(
-        f'{path} has no readable threshold_v_rand ({type(e).__name__}): make '
-        'it anew with evaluate, or give --threshold.'
+        f'{path} has no readable threshold_v_rand ({type(e).__name__}): write '
+        'it again with evaluate, or give --threshold.'
       ) from e
   return 0.5, f'the default, as {runs[0].path} has no scores'

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and what made it."""
+"""The folder of a run: its config, data set and lock."""
 
 import errno
 import fcntl
@@ -32,52 +32,45 @@ _PACKAGES = (
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """The whole config of a run, also of one from before there was a field.
+  """The whole config of a run; a missing field has its default.
 
   Raises:
-    InputError: the folder is no run's.
+    InputError: the folder is not a run, or its config.json is damaged.
   """
-  path = pathlib.Path(workdir)
-  return _complete(path, _read(path)['config'])
-
-
-def _complete(
-  path: pathlib.Path, kept: dict[str, Any]
-) -> ml_collections.ConfigDict:
-  # A run made before there was a field was made with its default.
+  path, content = _read(workdir)
   config = config_lib.get_default()
   try:
-    config.update(kept)
+    config.update(content['config'])
     config.model = models.model_config(**config.model)
   except errors.InputError as e:
-    raise errors.InputError(f'{path / "config.json"}: {e}') from e
+    raise errors.InputError(f'{path}: {e}') from e
   except (TypeError, KeyError, ValueError) as e:
     raise errors.InputError(
-      f'{path / "config.json"} is damaged ({str(e)[:200]!r}): restore it from '
-      'a backup, or choose another --workdir.'
+      f'{path} is damaged ({str(e)[:200]!r}): restore it from a backup, or '
+      'choose another --workdir.'
     ) from e
   return config
 
 
 def read_dataset(workdir: str | os.PathLike) -> dict[str, str]:
-  """Name and fingerprint of the data set of a run.
+  """Name and fingerprint of a run's data set.
 
   Raises:
-    InputError: the folder is no run's.
+    InputError: the folder is not a run.
   """
-  return _read(pathlib.Path(workdir))['dataset']
+  return _read(workdir)[1]['dataset']
 
 
-def _read(workdir: pathlib.Path) -> dict[str, Any]:
-  path = workdir / 'config.json'
+def _read(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, Any]]:
+  path = pathlib.Path(workdir) / 'config.json'
   try:
     content = json.loads(path.read_text())
-    # What every reader relies on.
+    # All readers need these.
     content['config']['model']['name'], content['dataset']['name']
-    return content
+    return path, content
   except (OSError, ValueError, LookupError, TypeError) as e:
     raise errors.InputError(
-      f'{path} is missing or unreadable ({type(e).__name__}): name the '
+      f'{path} is missing or unreadable ({type(e).__name__}): give the '
       '--workdir of a run.'
     ) from e
 
@@ -87,10 +80,10 @@ def check(
   config: ml_collections.ConfigDict,
   dataset: dict[str, str],
 ) -> pathlib.Path:
-  """Makes the folder, or checks that it is this config's; claims nothing yet.
+  """Makes the folder, or checks that it has the same config and data.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder; it is not locked yet.
     config: a whole config.
     dataset: name and fingerprint of the data set.
 
@@ -98,7 +91,7 @@ def check(
     The folder's path.
 
   Raises:
-    InputError: it cannot be written, or belongs to another config or data set.
+    InputError: it cannot be written, or has another config or data set.
   """
   path = pathlib.Path(workdir)
   try:
@@ -109,7 +102,7 @@ def check(
   except OSError as e:
     raise errors.InputError(
       f'The workdir {path} cannot be written ({e.strerror}): choose another '
-      '--workdir, or make space there.'
+      '--workdir, or free some space.'
     ) from e
   if not (path / 'config.json').exists():
     if any((path / name).exists() for name in ('checkpoints', 'metrics.jsonl')):
@@ -118,27 +111,28 @@ def check(
         'another --workdir.'
       )
     return path
-  old = _read(path)
-  then = config_identity.identity(_complete(path, old['config']))
-  changed = config_identity.differences(then, config_identity.identity(config))
+  changed = config_identity.differences(
+    *map(config_identity.identity, (read_config(path), config))
+  )
   if changed:
     raise errors.InputError(
-      f'The workdir {path} is of a run with another config: '
-      f'{", ".join(changed)}. Choose another --workdir, or set these back.'
+      f'The workdir {path} has a run with another config: '
+      f'{", ".join(changed)}. Choose another --workdir, or undo these changes.'
     )
-  if old['dataset'] != dataset:
+  old = read_dataset(path)
+  if old != dataset:
     raise errors.InputError(
-      f'The workdir {path} is of a run on {old["dataset"]["name"]!r}, and now '
-      f'the data are {dataset["name"]!r}: choose another --workdir, or give '
-      'the data it began with.'
+      f'The workdir {path} has a run on {old["name"]!r}, but the data are now '
+      f'{dataset["name"]!r}: choose another --workdir, or use the data of its '
+      'first epochs.'
     )
   return path
 
 
 def claim(path: pathlib.Path) -> TextIO:
-  """Makes the folder this process's own until the file it returns is closed.
+  """Locks the folder for this process until the returned file is closed.
 
-  The system lets go of it whenever the process ends, however that is.
+  The operating system removes the lock when the process ends in any way.
 
   Raises:
     InputError: another process trains there.
@@ -170,14 +164,12 @@ def describe(
   dataset: dict[str, str],
 ) -> None:
   """Writes config.json and environment.json."""
-  files.write_json(
-    path / 'config.json',
-    {
-      'hash': config_identity.hash_of(config),
-      'dataset': dataset,
-      'config': json.loads(config.to_json()),
-    },
-  )
+  content = {
+    'hash': config_identity.hash_of(config),
+    'dataset': dataset,
+    'config': json.loads(config.to_json()),
+  }
+  files.write_json(path / 'config.json', content)
   files.write_json(path / 'environment.json', environment())
 
 

@@ -17,7 +17,7 @@ from skipnet_jax.training import loop
 from skipnet_jax.training import preemption
 
 
-class Deadline(preemption.Preemption):
+class Deadline(preemption.StopSignal):
   """Also stops a run, with a checkpoint, when the clock reaches `end`."""
 
   def __init__(self, end: float, clock: Callable[[], float]):
@@ -25,9 +25,9 @@ class Deadline(preemption.Preemption):
     self._end, self._clock = end, clock
     self.reason = 'as its time is over'
 
-  def reached(self) -> bool:
+  def should_stop(self) -> bool:
     """Whether SIGTERM was received or the time is over."""
-    return super().reached() or self._clock() >= self._end
+    return super().should_stop() or self._clock() >= self._end
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""How a run is led, from its config to its summary."""
+"""Trains a run, from its config to its summary."""

@@ -1,25 +1,31 @@
-"""`train_and_evaluate`: a run from its config to its summary."""
+"""Trains a config, from its first or latest checkpoint to its summary."""
 
 from collections.abc import Iterator
 import contextlib
+import math
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
+import numpy as np
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.runs import folder as folder_lib
 from skipnet_jax.runs import progress as progress_lib
 from skipnet_jax.runs import workdir as workdir_lib
+from skipnet_jax.step import calls
+from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.step import step as step_lib
 from skipnet_jax.step import telemetry
 from skipnet_jax.training import epoch as epoch_lib
-from skipnet_jax.training import epochs as epochs_lib
+from skipnet_jax.training import nonfinite
 from skipnet_jax.training import preemption
 from skipnet_jax.training import prepare
 from skipnet_jax.training import processes
-from skipnet_jax.training import showing as showing_lib
+from skipnet_jax.training import samples as samples_lib
 from skipnet_jax.training import summary as summary_lib
 
 Config = ml_collections.ConfigDict
@@ -28,25 +34,25 @@ Config = ml_collections.ConfigDict
 def train_and_evaluate(
   config: Config,
   workdir: str | os.PathLike,
-  told: preemption.Preemption | None = None,
+  stop_signal: preemption.StopSignal | None = None,
 ) -> dict[str, Any]:
-  """Trains, validates, checkpoints and scores; resumes what is there.
+  """Trains, validates, saves checkpoints and scores; resumes an earlier run.
 
-  It is `skipnet_jax.train`.
+  Its public name is `skipnet_jax.train`.
 
   Args:
     config: a whole config.
-    workdir: the run's folder, see the README for what it holds.
-    told: when to stop; at SIGTERM by default.
+    workdir: the run's folder; the README lists the files in it.
+    stop_signal: says when to stop; by default at SIGTERM.
 
   Returns:
-    What summary.json holds.
+    The content of summary.json.
 
   Raises:
     InputError: a config, data set or folder that cannot be used; before
       anything is compiled or overwritten.
     RunError: a loss that is not finite, a checkpoint that cannot be written.
-    Stopped: told so; a checkpoint of all that was trained is written.
+    Stopped: the stop signal came; all finished steps are in a checkpoint.
 
   Example:
     >>> import pathlib
@@ -63,110 +69,259 @@ def train_and_evaluate(
   """
   config_lib.validate(config)
   processes.start(config.parallel)
-  with told or preemption.Preemption() as told, contextlib.ExitStack() as stack:
-    with told.nothing_to_lose(), processes.breaking_off_together():
-      run = stack.enter_context(open_run(config, workdir, told))
-    with processes.breaking_off_together():
-      run.epochs.train()
-      with told.nothing_to_lose():
-        return run.summarise()
-
-
-class Run:
-  """A run whose folder is open: what `open_run` gives.
-
-  Attributes:
-    prepared: what is trained.
-    folder: where to.
-    epochs: trains what is left.
-    showing: draws and scores.
-  """
-
-  def __init__(
-    self,
-    prepared: prepare.Prepared,
-    folder: folder_lib.Folder,
-    told: preemption.Preemption,
+  stop_signal = stop_signal or preemption.StopSignal()
+  with (
+    stop_signal,
+    contextlib.ExitStack() as stack,
+    # Inside the stack: closing the folder would wait for the other processes.
+    processes.abort_together(),
   ):
-    self.prepared, self.folder = prepared, folder
-    config, training = prepared.config, prepared.training
-    pipeline, parallel = prepared.pipeline, prepared.parallel
-    state = parallel.replicate(training.create_state(config.seed))
-    progress, part, kernels = progress_lib.Progress(), None, None
-    messages: list[str] = []
-    self._like = like = parallel.unreplicate(state)
-    found = folder.restore(
-      like,
-      [telemetry.kernel(like.params, name) for name in training.kernels],
-      messages.append,
-    )
-    if found is not None:
-      place = parallel.replicate if parallel.axis_name else lambda x: x
-      restored, meta, kernels = found
-      state, progress = place(restored), progress_lib.Progress.from_json(meta)
-      resuming = f'Resuming after epoch {progress.epoch}'
-      if kernels is not None:
-        part = epoch_lib.Part.from_json(meta['cut_short'])
-        kernels = place(kernels)
-        resuming += f' and {part.steps} steps'
-      messages.append(f'{resuming}.')
-    messages += folder.begin(
-      config,
-      prepared.dataset,
-      training.kernels,
-      progress,
-      config.train.epochs * pipeline.steps_per_epoch,
-    )
-    self.showing = showing_lib.Showing(prepared, folder)
-    self.epochs = epochs_lib.Epochs(
-      prepared, folder, told, self.showing, state, progress, part, kernels
-    )
-    for message in (summary_lib.banner(prepared, folder.path), *messages):
-      folder.log.say(message)
-
-  def summarise(self) -> dict[str, Any]:
-    """Scores the best checkpoint on the validation slices, writes the summary.
-
-    Returns:
-      What summary.json holds; but for the scores, in processes that write
-      nothing.
-    """
-    folder, progress = self.folder, self.epochs.progress
-    state, meta = folder.checkpoints.restore_best(self._like, folder.log.say)
-    best = progress_lib.Progress.from_json(meta)
-    summary = summary_lib.losses(self.prepared, progress.epoch, best)
-    if not folder.writes:
-      return summary
-    scores = self.showing.score(state)
-    self.showing.draw_samples('best', state, progress.step)
-    summary |= summary_lib.scores(
-      self.prepared, folder.path, progress.seconds, scores
-    )
-    files.write_json(folder.path / 'summary.json', summary)
-    folder.log.say(summary_lib.format_summary(summary, folder.path))
-    return summary
+    with stop_signal.exit_at_once_on_sigterm():
+      run = stack.enter_context(open_run(config, workdir, stop_signal))
+    run.train()
+    with stop_signal.exit_at_once_on_sigterm():
+      return run.summarise()
 
 
 @contextlib.contextmanager
 def open_run(
   config: Config,
   workdir: str | os.PathLike,
-  told: preemption.Preemption | None = None,
-) -> Iterator[Run]:
-  """Everything checked, built and restored; nothing trained.
+  stop_signal: preemption.StopSignal | None = None,
+) -> Iterator['Run']:
+  """Checks, builds and restores a run; trains nothing.
 
   Args:
     config: a validated config.
-    workdir: the run's folder; it is this process's own within the context.
-    told: when to stop; never by default.
+    workdir: the run's folder, locked for this process inside the context.
+    stop_signal: says when to stop; by default never.
 
   Raises:
     InputError: see `train_and_evaluate`.
   """
   with contextlib.ExitStack() as stack:
-    with processes.refusing_together():
+    with processes.raise_input_errors_everywhere():
       prepared = prepare.prepare(config)
-      path = workdir_lib.check(workdir, config, prepared.dataset)
-      folder = folder_lib.Folder(path, writes=jax.process_index() == 0)
-      stack.enter_context(folder)
-    yield Run(prepared, folder, told or preemption.Preemption())
+      path = workdir_lib.check(workdir, config, prepared.data.identity())
+      folder = stack.enter_context(
+        folder_lib.Folder(path, writes=jax.process_index() == 0)
+      )
+    yield Run(prepared, folder, stop_signal or preemption.StopSignal())
+
+
+class Run:
+  """A run whose folder is open: restored, and trained by `train`.
+
+  Attributes:
+    prepared: devices, data, network and steps.
+    state: the latest state, as replicated.
+    progress: number of finished epochs, and the best of them.
+  """
+
+  def __init__(
+    self,
+    prepared: prepare.Prepared,
+    folder: folder_lib.Folder,
+    stop_signal: preemption.StopSignal,
+  ):
+    self.prepared, self._folder = prepared, folder
+    self._stop_signal = stop_signal
+    config, training = prepared.config, prepared.training
+    parallel = prepared.parallel
+    self.state = parallel.replicate(training.create_state(config.seed))
+    self.progress = progress_lib.Progress()
+    # The finished steps of an interrupted epoch, and the kernels before it.
+    self._part: epoch_lib.Part | None = None
+    self._kernels: list[jax.Array] | None = None
+    messages: list[str] = []
+    self._like = like = parallel.unreplicate(self.state)
+    restored = folder.restore(
+      like,
+      [telemetry.kernel(like.params, name) for name in training.kernels],
+      messages.append,
+    )
+    if restored is not None:
+      place = parallel.replicate if parallel.axis_name else lambda x: x
+      state, meta, kernels = restored
+      self.state = place(state)
+      self.progress = progress_lib.Progress.from_json(meta)
+      resuming = f'Resuming after epoch {self.progress.epoch}'
+      if kernels is not None:
+        self._part = epoch_lib.Part.from_json(meta['cut_short'])
+        self._kernels = place(kernels)
+        resuming += f' and {self._part.steps} steps'
+      messages.append(f'{resuming}.')
+    folder.begin(
+      config,
+      prepared.data.identity(),
+      training.kernels,
+      self.progress,
+      config.train.epochs * prepared.pipeline.steps_per_epoch,
+      messages.append,
+    )
+    self._samples = samples_lib.Samples(prepared, folder)
+    for message in (summary_lib.banner(prepared, folder.path), *messages):
+      folder.log.say(message)
+
+  def train(self) -> None:
+    """Trains the epochs that are left.
+
+    Raises:
+      RunError: a loss that is not finite, a checkpoint that cannot be written.
+      Stopped: the stop signal came; all finished steps are in a checkpoint.
+    """
+    prepared, folder = self.prepared, self._folder
+    training, parallel = prepared.training, prepared.parallel
+    epochs = prepared.config.train.epochs
+    every = prepared.config.train.checkpoint_every
+    if self.progress.epoch >= epochs:
+      return
+    part, before = self._part, self._kernels
+    train_epoch = epoch_lib.Epoch(
+      prepared.config,
+      training.train_step,
+      prepared.pipeline,
+      parallel,
+      prepared.arrays,
+      say=folder.log.say,
+      advance=folder.log.advance,
+      on_nonfinite=lambda state: nonfinite.fail(prepared, state),
+      done=part.steps if part else 0,
+      should_stop=self._stop_signal.should_stop,
+    )
+    copy_kernels, net_change = calls.make_kernel_calls(
+      training.kernels, parallel
+    )
+    with self._stop_signal.exit_at_once_on_sigterm():
+      train_epoch.compile(self.state)
+      # Compiled before the first epoch, while nothing can be lost.
+      call = calls.make_eval_call(
+        training.eval_step, prepared.pipeline, parallel
+      )
+      batch = next(self._eval_batches())
+      evaluate = call.lower(self.state, *batch).compile()
+    # A run that ended between a checkpoint and its pictures lacks them.
+    self._draw_samples(only_missing=True)
+    processes.barrier()
+    while self.progress.epoch < epochs:
+      before = before or copy_kernels(self.state.params)
+      self.state, part = train_epoch(self.state, part)
+      if part.stopped:
+        self._stop(before, part)
+      change = net_change(before, self.state.params)
+      record = self._record(part, self._evaluate(evaluate))
+      best = record['valid_loss'] < self.progress.best_loss
+      self.progress = self.progress.after(record, part.seconds, every)
+      folder.record(
+        record,
+        parallel_lib.to_host(parallel.unreplicate(change)),
+        part.sums['flow'] / part.sums['steps'],
+      )
+      folder.log.say(
+        f'epoch {record["epoch"]:4d}  loss {record["train_loss"]:.4f}  '
+        f'valid {record["valid_loss"]:.4f}  '
+        f'accuracy {record["valid_accuracy"]:.4f}  '
+        f'{record["images_per_second"]:.2f} images/s'
+        + ('  best' if best else '')
+      )
+      if best or record['epoch'] % every == 0 or record['epoch'] == epochs:
+        state = parallel.unreplicate(self.state)
+        folder.checkpoints.save(state, self.progress.to_json(), best=best)
+      self._draw_samples()
+      part = before = None
+    folder.checkpoints.wait()
+
+  def _stop(self, before: list[jax.Array], part: epoch_lib.Part) -> NoReturn:
+    """Saves an interrupted epoch, and raises Stopped."""
+    epoch, unreplicate = self.progress.epoch, self.prepared.parallel.unreplicate
+    step = epoch * self.prepared.pipeline.steps_per_epoch + part.steps
+    self._folder.checkpoints.save(
+      unreplicate(self.state),
+      self.progress.to_json() | {'step': step, 'cut_short': part.to_json()},
+      kernels=unreplicate(before),
+    )
+    self._folder.checkpoints.wait()
+    raise errors.Stopped(
+      f'Stopped {self._stop_signal.reason} after epoch {epoch} and '
+      f'{part.steps} steps. Everything is saved; run the same command again to '
+      'resume.'
+    )
+
+  def _eval_batches(self) -> Iterator[Any]:
+    pipeline, parallel = self.prepared.pipeline, self.prepared.parallel
+    shards = parallel.num_shards
+    size = -(-min(pipeline.batch_size, len(pipeline.valid)) // shards) * shards
+    for plan in pipeline.eval_plans(size):
+      raw = pipeline.read_host(self.prepared.arrays, plan)
+      yield parallel.place_batch((raw, plan['seen']))
+
+  def _evaluate(self, evaluate: jax.stages.Compiled) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for arguments in self._eval_batches():
+      metrics = evaluate(self.state, *arguments)
+      metrics = self.prepared.parallel.unreplicate(metrics)
+      for name, value in parallel_lib.to_host(metrics).items():
+        total[name] = total.get(name, 0.0) + float(value)
+    return step_lib.divide_eval(total, self.prepared.training.loss)
+
+  def _record(
+    self, part: epoch_lib.Part, valid: dict[str, float]
+  ) -> dict[str, Any]:
+    """An epoch's line of metrics.jsonl."""
+    pipeline, epoch = self.prepared.pipeline, self.progress.epoch + 1
+    step = epoch * pipeline.steps_per_epoch
+    rate = self.prepared.training.schedule(
+      step // self.prepared.config.optim.accumulate
+    )
+    trained = step_lib.divide(part.sums)
+    record = {
+      'epoch': epoch,
+      'step': step,
+      **{f'train_{name}': float(value) for name, value in trained.items()},
+      **{f'valid_{name}': value for name, value in valid.items()},
+      'learning_rate': float(np.asarray(rate)),
+      'seconds': round(part.seconds, 4),
+      'images_per_second': round(len(pipeline.train) / part.seconds, 4),
+    }
+    if not math.isfinite(record['valid_loss']):
+      raise errors.RunError(
+        f'The validation loss of epoch {epoch} is {record["valid_loss"]}: '
+        'lower optim.learning_rate, and start again in another --workdir.'
+      )
+    return record
+
+  def _draw_samples(self, *, only_missing: bool = False) -> None:
+    """Draws the samples of an epoch that log.sample_every selects."""
+    epoch = self.progress.epoch
+    every = self.prepared.config.log.sample_every
+    name = f'epoch_{epoch:04d}'
+    if not (every and epoch) or epoch % every:
+      return
+    if only_missing and self._samples.exist(name):
+      return
+    self._folder.checkpoints.wait()
+    with self._stop_signal.exit_at_once_on_sigterm():
+      state = self.prepared.parallel.unreplicate(self.state)
+      self._samples.draw(name, state, self.progress.step)
+
+  def summarise(self) -> dict[str, Any]:
+    """Scores the best checkpoint on the validation slices.
+
+    Returns:
+      The content of summary.json, which it writes. A process that writes no
+      files computes no scores, and returns the rest.
+    """
+    folder, progress = self._folder, self.progress
+    state, meta = folder.checkpoints.restore_best(self._like, folder.log.say)
+    best = progress_lib.Progress.from_json(meta)
+    summary = summary_lib.losses(self.prepared, progress.epoch, best)
+    if not folder.writes:
+      return summary
+    scores = self._samples.score(state)
+    self._samples.draw('best', state, progress.step)
+    summary |= summary_lib.scores(
+      self.prepared, folder.path, progress.seconds, scores
+    )
+    files.write_json(folder.path / 'summary.json', summary)
+    folder.log.say(summary_lib.format_summary(summary, folder.path))
+    return summary

@@ -1,4 +1,4 @@
-"""Where a loss that is not finite comes from."""
+"""Finds the layer that causes a loss that is not finite."""
 
 from typing import NoReturn
 
@@ -14,11 +14,11 @@ from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import prepare
 
 
-def refuse(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
-  """Raises RunError that names the step and the layer of a bad loss.
+def fail(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
+  """Raises RunError that names the step and the layer.
 
   Args:
-    prepared: what is trained.
+    prepared: the parts of the run.
     state: before the step, as replicated.
   """
   state = prepared.parallel.unreplicate(state)
@@ -35,12 +35,12 @@ def refuse(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
     prepared.pipeline.train_batch(raw, plan['key'])['image'],
     {'dropout': streams.key_at(key, 'dropout', step)},
   )
+  found = (
+    f'the first layer whose output is not finite is {layer}'
+    if layer
+    else 'all layers have finite outputs, so the gradient is not finite'
+  )
   raise errors.RunError(
-    f'The loss or its gradient is not finite at step {step}: '
-    + (
-      f'the first layer whose output is not finite is {layer}'
-      if layer
-      else "every layer's output is finite, its gradient is not"
-    )
-    + '. Lower optim.learning_rate; the checkpoints before it are kept.'
+    f'The loss or its gradient is not finite at step {step}: {found}. Lower '
+    'optim.learning_rate; the earlier checkpoints are kept.'
   )

@@ -1,4 +1,4 @@
-"""Stopping when told to: SIGTERM, by which schedulers and clouds preempt."""
+"""Stops a run at SIGTERM, the signal by which schedulers and clouds preempt."""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,32 +10,30 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-SIGNAL = signal.SIGTERM
 
+class StopSignal:
+  """Says when a run has to stop; all its processes agree on the step.
 
-class Preemption:
-  """Whether this run was told to stop; all its processes agree on when.
+  Inside a `with` block, SIGTERM ends no process: `should_stop` becomes True.
+  Inside `exit_at_once_on_sigterm`, SIGTERM ends the process immediately with
+  exit code 0, even while XLA compiles and no Python code runs.
 
-  While a `with` block lasts, SIGTERM ends no process: `reached` says when to
-  write a checkpoint and stop. Inside `nothing_to_lose` it ends the process with
-  exit code 0 at once, also while XLA compiles and no Python runs.
-
-  In several processes JAX itself takes the signal, in whichever process, and
-  has them all stop after the same call. In a thread other than the main one,
-  where Python takes no signals, nothing is done.
+  With several processes, JAX itself receives the signal, in any of them, and
+  stops all of them after the same call. In a thread other than the main one,
+  where Python receives no signals, SIGTERM keeps its usual effect.
   """
 
   reason = 'by SIGTERM'
 
   def __init__(self):
-    self._told = threading.Event()
-    self._idle = False
+    self._received = threading.Event()
+    self._exit_at_once = False
     self._calls = 0
-    # Held by whoever acts upon `_told` and `_idle`.
+    # Held while `_received` and `_exit_at_once` are read or changed together.
     self._lock = threading.Lock()
-
-  def __enter__(self) -> 'Preemption':
     self._undo = contextlib.ExitStack()
+
+  def __enter__(self) -> 'StopSignal':
     main = threading.current_thread() is threading.main_thread()
     if main and jax.process_count() == 1:
       self._listen()
@@ -45,56 +43,53 @@ class Preemption:
     self._undo.close()
 
   def _listen(self) -> None:
-    # Python's own handlers wait for the interpreter, which a compilation keeps
-    # waiting for minutes; this pipe is written to at once.
+    undo = self._undo.callback
+    # Python's own handlers wait for the interpreter, and a compilation keeps it
+    # busy for minutes; a byte in this pipe arrives immediately.
     read, write = os.pipe()
+    undo(os.close, read)
     os.set_blocking(write, False)
     watcher = threading.Thread(target=self._watch, args=(read,), daemon=True)
     watcher.start()
+    undo(watcher.join)
+    undo(os.close, write)
     old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    old = signal.signal(SIGNAL, lambda *_: None)
-
-    def stop():
-      signal.signal(SIGNAL, old)
-      signal.set_wakeup_fd(old_fd)
-      os.close(write)
-      watcher.join()
-      os.close(read)
-
-    self._undo.callback(stop)
+    undo(signal.set_wakeup_fd, old_fd)
+    old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    undo(signal.signal, signal.SIGTERM, old_handler)
 
   def _watch(self, read: int) -> None:
     while received := os.read(read, 64):
-      if SIGNAL in received:
+      if signal.SIGTERM in received:
         with self._lock:
-          self._told.set()
-          if self._idle:
-            self._leave()
+          self._received.set()
+          if self._exit_at_once:
+            self._exit()
 
-  def _leave(self) -> None:
+  def _exit(self) -> None:
     print('Stopped by SIGTERM; nothing is lost.', flush=True)
     sys.stderr.flush()
     os._exit(0)
 
   @contextlib.contextmanager
-  def nothing_to_lose(self) -> Iterator[None]:
-    """Within, all that was trained is on the disk."""
+  def exit_at_once_on_sigterm(self) -> Iterator[None]:
+    """Inside, SIGTERM exits immediately: everything trained so far is saved."""
     with self._lock:
-      if self._told.is_set():
-        self._leave()
-      self._idle = True
+      if self._received.is_set():
+        self._exit()
+      self._exit_at_once = True
     try:
       yield
     finally:
       with self._lock:
-        self._idle = False
+        self._exit_at_once = False
 
-  def reached(self) -> bool:
+  def should_stop(self) -> bool:
     """Whether to write a checkpoint and stop now.
 
-    To be asked after each call, as often in every process.
+    Every process must call it after each compiled call, equally often.
     """
     self._calls += 1
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(self._calls)
-    return self._told.is_set()
+    return self._received.is_set()

@@ -1,7 +1,6 @@
-"""What a run is made of: built or refused before its folder is touched."""
+"""The parts of a run, built and checked before its folder is touched."""
 
 import dataclasses
-import functools
 
 import ml_collections
 
@@ -17,7 +16,7 @@ Config = ml_collections.ConfigDict
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """A config with its devices, its data and its training; nothing compiled.
+  """A config with its devices, data and network; nothing is compiled.
 
   Attributes:
     config: a validated config.
@@ -35,17 +34,9 @@ class Prepared:
   training: build_lib.Training
   arrays: pipeline_lib.Arrays
 
-  @functools.cached_property
-  def dataset(self) -> dict[str, str]:
-    """What a run's folder keeps of its data: name and fingerprint."""
-    return self.data.identity()
-
 
 def prepare(config: Config) -> Prepared:
-  """Builds what a run is made of.
-
-  Args:
-    config: a validated config.
+  """Builds the parts of a run from a validated config.
 
   Raises:
     InputError: devices, data or a network that cannot be used.

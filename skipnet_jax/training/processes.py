@@ -1,4 +1,4 @@
-"""Several processes as one run: they join, refuse, and break off together."""
+"""Several processes that train one run: they join, and they end together."""
 
 from collections.abc import Iterator
 import contextlib
@@ -16,60 +16,58 @@ import numpy as np
 
 from skipnet_jax import errors
 
-# Seconds: for all to join; to compile; until one that gives no sign counts as
-# dead, and JAX ends the others; until the first lets the others go before it.
+# Time limits in seconds: for all processes to join, for all to compile, and for
+# a process without a heartbeat, after which JAX ends the others.
 JOIN = 300
 COMPILED = 3600
 DEAD = 30
-LINGER = 5
+# Seconds until `start` says that it waits, and that process 0 ends later.
 _NOTICE = 10
-# Bytes of a refusal that the other processes get to read.
-_LETTER = 1000
-# In what XLA raises when another process has gone.
+_LINGER = 5
+# Bytes of an error message that the other processes receive.
+_MESSAGE = 1000
+# Words in XLA's error when another process is gone.
 _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 
 
 def start(config: ml_collections.ConfigDict) -> None:
-  """Joins the other processes where the config's `parallel` names several.
+  """Joins the other processes if the config's `parallel` has several.
 
-  Before anything touches a device. Says whom it waits for if that takes long.
+  It comes before anything touches a device. It prints where it waits if that
+  takes long.
 
   Raises:
-    InputError: they cannot be joined.
+    InputError: the processes cannot be joined.
   """
   if not config.coordinator:
     return
-  auto = config.coordinator == 'auto'
-  arguments = {}
-  if not auto:
+  if config.coordinator == 'auto':
+    arguments = {}
+    where, who = 'the address that the cluster names', 'this process'
+  else:
     arguments = dict(
       coordinator_address=config.coordinator,
       num_processes=config.num_processes,
       process_id=config.process_id,
     )
-  where = 'the address that the cluster names' if auto else config.coordinator
-  who = (
-    'this process'
-    if auto
-    else f'process {config.process_id} of {config.num_processes}'
-  )
+    where = config.coordinator
+    who = f'process {config.process_id} of {config.num_processes}'
+  failure = f'parallel.coordinator is {config.coordinator!r}, but {who} could '
   joined = threading.Event()
 
   def watch():
     if joined.wait(_NOTICE):
       return
     print(f'Waiting at {where}, as {who}.', file=sys.stderr, flush=True)
-    if joined.wait(JOIN - _NOTICE):
-      return
-    # JAX itself would end it without a sentence.
-    print(
-      f'error: parallel.coordinator is {config.coordinator!r}, but {who} could '
-      f'not join the others within {JOIN} s: start process 0 there, and every '
-      'other process with the same address.',
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(2)
+    if not joined.wait(JOIN - _NOTICE):
+      # JAX itself would end the process without a message.
+      print(
+        f'error: {failure}not join the others within {JOIN} s: start process 0 '
+        'there, and every other process with the same address.',
+        file=sys.stderr,
+        flush=True,
+      )
+      os._exit(2)
 
   threading.Thread(target=watch, daemon=True).start()
   try:
@@ -80,33 +78,33 @@ def start(config: ml_collections.ConfigDict) -> None:
     )
   except (RuntimeError, ValueError) as e:
     raise errors.InputError(
-      f'parallel.coordinator is {config.coordinator!r}, but {who} could not '
-      f'join the others ({str(e).splitlines()[0]}): give the same address to '
-      'every process, and each a process_id of its own.'
+      f'{failure}not join the others ({str(e).splitlines()[0]}): give every '
+      'process the same address and its own process_id.'
     ) from e
   finally:
     joined.set()
 
 
-def meet(place: str) -> None:
-  """Waits until every process is there; each place is met once.
+def barrier() -> None:
+  """Waits until every process has compiled.
 
-  Between CPUs a first collective gives up on a process that comes 30 s later,
-  having compiled for longer; this waits up to an hour, or until one is dead.
+  On CPUs, the first collective fails if a process comes 30 s later than the
+  others because it compiled for longer; this waits for an hour, or until a
+  process is dead.
   """
   if jax.process_count() > 1:
-    # JAX shows no barrier that is not itself a collective.
+    # JAX has no public barrier that is not itself a collective.
     client = distributed.global_state.client
     assert client is not None  # There are several processes.
-    client.wait_at_barrier(place, 1000 * COMPILED)
+    client.wait_at_barrier('compiled', 1000 * COMPILED)
 
 
 @contextlib.contextmanager
-def refusing_together() -> Iterator[None]:
-  """Has all processes refuse what one refuses; they leave the block together.
+def raise_input_errors_everywhere() -> Iterator[None]:
+  """Raises an InputError of one process in all; they leave the block together.
 
   Raises:
-    InputError: raised inside in some process, in each.
+    InputError: that of this process, or else the first of another process.
   """
   own = None
   try:
@@ -114,11 +112,11 @@ def refusing_together() -> Iterator[None]:
   except errors.InputError as e:
     own = e
   if jax.process_count() > 1:
-    letter = np.zeros(_LETTER, np.uint8)
-    text = str(own or '').encode()[:_LETTER]
-    letter[: len(text)] = np.frombuffer(text, np.uint8)
-    for i, read in enumerate(multihost_utils.process_allgather(letter)):
-      text = read.tobytes().rstrip(b'\0').decode(errors='replace')
+    message = np.zeros(_MESSAGE, np.uint8)
+    text = str(own or '').encode()[:_MESSAGE]
+    message[: len(text)] = np.frombuffer(text, np.uint8)
+    for i, received in enumerate(multihost_utils.process_allgather(message)):
+      text = received.tobytes().rstrip(b'\0').decode(errors='replace')
       if text and not own:
         own = errors.InputError(f'Process {i} refuses: {text}')
   if own:
@@ -126,11 +124,12 @@ def refusing_together() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def breaking_off_together() -> Iterator[None]:
-  """Ends one of several processes at once where its work breaks, with code 1.
+def abort_together() -> Iterator[None]:
+  """If one of several processes fails in the block, all exit with code 1.
 
-  An orderly end would wait for the others, which wait for this one; so each of
-  them finds its next collective broken, and ends the same way.
+  The failing process exits immediately: an orderly end would wait for the
+  others, which wait for it. The next collective of the others then fails, and
+  they exit in the same way.
   """
   try:
     yield
@@ -139,24 +138,23 @@ def breaking_off_together() -> Iterator[None]:
   except Exception as e:
     if jax.process_count() == 1:
       raise
-    # A checkpoint's error holds that of the collective it waited for.
+    # The error of a checkpoint has that of its collective as its cause.
     reason = str(e.__cause__ or e)
     if any(word in reason for word in _LOST):
-      print(
+      message = (
         f'error: Process {jax.process_index()} of {jax.process_count()} lost '
-        f'another one ({reason.splitlines()[0][:200]}): see what that one '
-        'says, then give the same command in every process again; it goes on '
-        'from the last checkpoint.',
-        file=sys.stderr,
+        f'another one ({reason.splitlines()[0][:200]}): see the output of that '
+        'one, then run the same command in every process again to resume from '
+        'the last checkpoint.'
       )
     elif isinstance(e, errors.RunError):
-      print(f'error: {e}', file=sys.stderr)
+      message = f'error: {e}'
     else:
-      traceback.print_exc()
+      message = traceback.format_exc()
+    print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    sys.stderr.flush()
     if jax.process_index() == 0 and 'heartbeat' not in reason:
-      # With it goes the service, which would end the others without a sentence.
-      # Where it found the dead one itself, it ends this one too, in no time.
-      time.sleep(LINGER)
+      # JAX's service runs in this process. Without it, the others end before
+      # they can print a message; after a lost heartbeat, JAX ends all anyway.
+      time.sleep(_LINGER)
     os._exit(1)

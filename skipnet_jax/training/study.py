@@ -1,4 +1,4 @@
-"""Several runs that are to be compared, one after the other."""
+"""Trains the runs of a comparison, one after the other."""
 
 from collections.abc import Callable
 import pathlib
@@ -17,31 +17,30 @@ def train(
   folder: pathlib.Path,
   say: Callable[[str], None] = lambda _: None,
 ) -> list[pathlib.Path]:
-  """Trains each variant in a folder of its own; passes over finished ones.
+  """Trains each variant in its own folder; skips finished ones.
 
   Args:
     variants: whole configs by name, from `config.variants`.
     folder: of the study.
-    say: told of progress.
+    say: prints progress.
 
   Returns:
     The runs' folders.
 
   Raises:
-    InputError: fewer than two variants, or a run in the folder that was made
-      by another config or on other data; before anything is trained.
+    InputError: fewer than two variants, or a run in the folder with another
+      config or other data; before anything is trained.
   """
   if len(variants) < 2:
     raise errors.InputError(
       f'The experiment has {len(variants)} network, and a comparison needs two '
-      'or more: train it by skipnet_jax.train and compare runs by --runs, or '
-      'look at it by --at-init.'
+      'or more. Train it with skipnet_jax.train and compare runs with --runs, '
+      'or use --at-init.'
     )
   folders = [folder / name for name in variants]
   todo = []
   for path, config in zip(folders, variants.values(), strict=True):
-    data = sources.load(config)
-    workdir_lib.check(path, config, data.identity())
+    workdir_lib.check(path, config, sources.load(config).identity())
     summary = files.read_json(path / 'summary.json')
     if summary.get('epochs', 0) < config.train.epochs:
       todo.append((path, config))

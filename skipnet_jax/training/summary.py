@@ -1,4 +1,4 @@
-"""What a run says at its beginning and at its end."""
+"""The lines that a run prints at its beginning and its end; summary.json."""
 
 import pathlib
 from typing import Any
@@ -13,12 +13,7 @@ from skipnet_jax.training import prepare
 
 
 def banner(prepared: prepare.Prepared, path: pathlib.Path) -> str:
-  """The lines that begin a run: what is trained, on what, where to.
-
-  Args:
-    prepared: what is trained.
-    path: the run's folder.
-  """
+  """The first lines of a run in the folder `path`: network, data, devices."""
   c, p, pipe = prepared.config, prepared.parallel, prepared.pipeline
   training, data = prepared.training, prepared.data
   # A backward pass does twice the work of a forward pass.
@@ -36,22 +31,21 @@ def banner(prepared: prepare.Prepared, path: pathlib.Path) -> str:
     f'about {flops / 1e9:,.3g} GFLOPs; {pipe.steps_per_epoch} steps an '
     f'epoch, {c.train.epochs} epochs',
     f'workdir: {path} (config {config_identity.hash_of(c)})',
-    f'To beat: validation BCE {data.constant_bce(data.valid):.4f} of '
-    "predicting the validation slices' share of membrane everywhere",
+    f'To beat: validation BCE {data.constant_bce(data.valid):.4f} of a '
+    'constant prediction, the mean of the validation labels',
   ]
-  more = filter(None, [data.warning, data.remedy])
-  return '\n'.join([*lines, *more])
+  return '\n'.join([*lines, *filter(None, [data.warning, data.remedy])])
 
 
 def losses(
   prepared: prepare.Prepared, epochs: int, best: progress_lib.Progress
 ) -> dict[str, Any]:
-  """The part of summary.json that the best checkpoint tells.
+  """The fields of summary.json that the checkpoints hold.
 
   Args:
-    prepared: what was trained.
-    epochs: that are done.
-    best: the best checkpoint's.
+    prepared: the parts of the run.
+    epochs: number of finished epochs.
+    best: the progress in the best checkpoint.
   """
   record, config = best.best_record or {}, prepared.config
   return {
@@ -73,32 +67,29 @@ def scores(
   prepared: prepare.Prepared,
   path: pathlib.Path,
   seconds: float,
-  found: dict[str, Any],
+  scores: dict[str, Any],
 ) -> dict[str, Any]:
-  """The part that the scores and the clock tell.
+  """The fields of summary.json for scores and speed.
 
   Args:
-    prepared: what was trained.
+    prepared: the parts of the run.
     path: the run's folder.
-    seconds: of all epochs.
-    found: the content of a scores.json.
+    seconds: training time of all epochs.
+    scores: the content of a scores.json.
   """
   records = run_log.read_records(path / 'metrics.jsonl')
   rates = [record['images_per_second'] for record in records]
-  part = {
-    'v_rand': found['v_rand'],
-    'v_info': found['v_info'],
-    'threshold_v_rand': found['threshold_v_rand'],
+  warning = prepared.data.warning
+  return {
+    **{k: scores[k] for k in ('v_rand', 'v_info', 'threshold_v_rand')},
     'seconds': round(seconds, 3),
     'images_per_second': float(np.median(rates)),
+    **({'warning': warning} if warning else {}),
   }
-  if prepared.data.warning:
-    part['warning'] = prepared.data.warning
-  return part
 
 
 def format_summary(summary: dict[str, Any], path: pathlib.Path) -> str:
-  """The summary as the lines that end a run."""
+  """The last lines of a run."""
   lines = [
     '',
     f'{summary["experiment"]} on {summary["dataset"]}: '

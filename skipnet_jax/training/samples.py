@@ -1,4 +1,4 @@
-"""What a run shows of its network: pictures and scores of validation slices."""
+"""Pictures and scores of a run's validation slices."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import prepare
 
 
-class Showing:
-  """Predicts the validation slices of a run.
+class Samples:
+  """Predicts the validation slices of a run, to draw or to score them.
 
   Args:
-    prepared: what is trained.
-    folder: begun; the pictures go into its `samples/`.
+    prepared: the parts of the run.
+    folder: after `begin`; the pictures go into its `samples/`.
   """
 
   def __init__(self, prepared: prepare.Prepared, folder: folder_lib.Folder):
@@ -37,7 +37,7 @@ class Showing:
     )
 
   def score(self, state: state_lib.TrainState) -> dict[str, Any]:
-    """The content of a scores.json, by one copy of the state."""
+    """The content of a scores.json, from one copy of the state."""
     return run_predictor.score_slices(
       self._predictor(state),
       self._data,
@@ -45,24 +45,22 @@ class Showing:
       self._folder.log.say,
     )[1]
 
-  def has_samples(self, name: str) -> bool:
-    """Whether `draw_samples` has ended under this name."""
+  def exist(self, name: str) -> bool:
+    """Whether `draw` has drawn all pictures of this name."""
     first = self._data.valid[0]
     return (self._path / f'{name}_slice_{first:03d}.png').exists()
 
-  def draw_samples(
-    self, name: str, state: state_lib.TrainState, step: int
-  ) -> None:
-    """Writes `side_by_side` of the first validation slices as PNG.
+  def draw(self, name: str, state: state_lib.TrainState, step: int) -> None:
+    """Writes PNGs of the first `log.samples` validation slices.
 
-    And, for a network with pixel gates, what they let through; for one with a
-    normaliser, the slice beside what that makes of it. `log.samples` says how
-    many slices; only the process that writes draws.
+    Each shows `side_by_side`. A network with pixel gates gets a second picture,
+    of its gates; one with a normaliser a picture of the normalised slice.
+    Processes that write no files draw nothing.
 
     Args:
-      name: what the files' names begin with.
+      name: beginning of the file names.
       state: one copy.
-      step: of TensorBoard.
+      step: for TensorBoard.
     """
     if not self._folder.writes:
       return
@@ -77,7 +75,7 @@ class Showing:
       volume.write_png(path, picture)
       log.picture(f'{kind}_{z:03d}', picture, step)
 
-    # The first slice's picture comes last: see `has_samples`.
+    # In reverse: the last picture is that of the first slice, see `exist`.
     for z in reversed(data.valid[: self._config.log.samples]):
       pages = data.around(z, predictor.slices)
       masks = predictor.gates(pages)
