@@ -1,7 +1,7 @@
 """Very deep residual FCNs with long and short skips, in JAX and Flax Linen.
 
-Seven names for notebooks. Each imports its part of the package when it is first
-used; `import skipnet_jax` alone imports neither JAX nor NumPy.
+It has seven names for notebooks. Each imports its part of the package when it
+is first used; `import skipnet_jax` alone imports neither JAX nor NumPy.
 """
 
 import importlib
@@ -53,10 +53,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-  """The package, whose `train` and `predict` stay functions.
+  """The package; its `train` and `predict` stay functions.
 
-  The commands are modules of the same names. Python sets a module as an
-  attribute of its package when it is imported; for these two it does not.
+  The commands are modules of the same names, and Python sets an imported module
+  as an attribute of its package. This class prevents that for these two.
   """
 
   def __setattr__(self, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the mains share: reading flags, and one clear sentence for bad input."""
+"""Shared by the commands: reads flags, and turns errors into messages."""
 
 from collections.abc import Callable
 import errno
@@ -20,30 +20,30 @@ from skipnet_jax import errors
 
 Value = TypeVar('Value')
 
-# A disk, a quota or a limit on file sizes is exhausted.
+# Full disk, exceeded quota, exceeded limit on file sizes.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# In what JAX raises, by backend.
-_NETWORK = r'(?m)^--?config\.model\.name[=\n](.*)$'
+# In JAX's messages, by backend.
 _OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory')
+_MODEL_NAME = r'(?m)^--?config\.model\.name[=\n](.*)$'
 
 
 class _ExperimentParser(config_flags.ConfigFileFlagParser):
-  """Reads an experiment file, and gives config.model its network's fields.
+  """Reads an experiment file, and completes config.model.
 
-  The network is that of `--config.model.name` where it is given: its fields are
-  then its own defaults, for other flags to override.
+  With `--config.model.name`, config.model becomes the defaults of that network,
+  which other flags then override.
   """
 
   def parse(self, path: str) -> config_dict.ConfigDict:
-    """The config, locked; of a file that cannot be read, what says so."""
+    """The locked config, or an object with the error of an unreadable file."""
     config = super().parse(path)
     if isinstance(config, config_dict.ConfigDict) and 'model' in config:
       from skipnet_jax import models
 
-      asked = re.findall(_NETWORK, '\n'.join(sys.argv))
+      names = re.findall(_MODEL_NAME, '\n'.join(sys.argv))
       fields = config.model.to_dict()
-      if asked and asked[-1] != fields.get('name'):
-        fields = {'name': asked[-1]}
+      if names and names[-1] != fields.get('name'):
+        fields = {'name': names[-1]}
       if 'name' in fields:
         try:
           config.model = models.model_config(**fields)
@@ -57,13 +57,10 @@ def _parse(several: str, argv: list[str]) -> list[str]:
   if 'config' in flags.FLAGS:
     flags.FLAGS['config'].parser = _ExperimentParser('config')
   try:
-    return flags.FLAGS(spread(several, argv) if several else argv)
+    return flags.FLAGS(repeat_flag(several, argv) if several else argv)
   except flags.Error as e:
-    # A config file's own error comes wrapped in its traceback.
-    message = str(e).strip()
-    if 'InputError: ' in message:
-      message = message.rsplit('InputError: ', 1)[1]
-    refuse(message)
+    # ml_collections adds the traceback to an error inside a config file.
+    refuse(str(e).strip().rsplit('InputError: ', 1)[-1])
   except OSError as e:
     refuse(_unreadable(e))
   except (AttributeError, KeyError) as e:
@@ -80,38 +77,31 @@ def _parse(several: str, argv: list[str]) -> list[str]:
     )
 
 
-def spread(name: str, argv: list[str]) -> list[str]:
-  """`--name A B` as `--name=A --name=B`: how absl reads several values."""
-  found, taking = [], False
+def repeat_flag(name: str, argv: list[str]) -> list[str]:
+  """Turns `--name A B` into `--name=A --name=B`, as absl reads a list."""
+  result, inside = [], False
   for word in argv:
     if word.startswith('-'):
-      taking = word == f'--{name}' or word.startswith(f'--{name}=')
-      if word == f'--{name}':
-        continue
-      found.append(word)
+      inside = word == f'--{name}' or word.startswith(f'--{name}=')
+      if word != f'--{name}':
+        result.append(word)
     else:
-      found.append(f'--{name}={word}' if taking else word)
-  return found
+      result.append(f'--{name}={word}' if inside else word)
+  return result
 
 
-def _fail(message: str) -> NoReturn:
+def refuse(message: str, code: int = 2) -> NoReturn:
+  """Prints an error message and exits."""
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(1)
-
-
-def refuse(message: str) -> NoReturn:
-  """Prints the sentence and exits with code 2."""
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)
 
 
 def _use_large_pages() -> None:
-  """Starts this command over with large memory pages, on Linux with glibc.
+  """Restarts this command with large memory pages, on Linux with glibc.
 
-  XLA's CPU backend asks for gigabytes at every step and gives them back; with
-  pages of 2 MB a step takes 0.70 to 0.84 of the time (docs/results.md).
-  glibc reads the setting at the start of a process only. One that the user made
-  is left alone.
+  XLA's CPU backend allocates and frees gigabytes at every step; with pages of
+  2 MB a step takes 0.70 to 0.84 of the time (docs/results.md). glibc reads the
+  setting only when a process starts. A setting of the user is kept.
   """
   if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ:
     return
@@ -119,26 +109,17 @@ def _use_large_pages() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _keep_compiled() -> None:
-  """Has JAX keep what it compiles, for the next command to load.
-
-  In `compiled` of the cache; `$JAX_COMPILATION_CACHE_DIR` names another place,
-  and turns it off where it is empty.
-  """
-  os.environ.setdefault(
-    'JAX_COMPILATION_CACHE_DIR', str(environment.cache_dir() / 'compiled')
-  )
-
-
-def _pass_over(hook: Callable, unraisable) -> None:
-  """A hook without what tensorstore's threads say of a failed write."""
+def _without_tensorstore(hook: Callable, unraisable) -> None:
+  """Ignores errors of tensorstore's threads after a failed write."""
   if str(unraisable.exc_value) != 'Event loop is closed':
     hook(unraisable)
 
 
 def run(
   main: Callable[[], None],
-  interrupted: str = 'the same command goes on from the last checkpoint.',
+  interrupted: str = (
+    'run the same command again to resume from the last checkpoint.'
+  ),
   several: str = '',
 ) -> None:
   """Parses the flags, calls `main`, and turns bad input into exit code 2.
@@ -147,17 +128,19 @@ def run(
 
   Args:
     main: the command.
-    interrupted: what a person who pressed Ctrl-C should know.
-    several: a multi_string flag that takes all words after it, up to the next
-      flag.
+    interrupted: printed after Ctrl-C.
+    several: a multi_string flag that takes all words up to the next flag.
   """
   _use_large_pages()
-  _keep_compiled()
-  # A tool's folder is no place to import from: tools/profile.py would stand for
-  # Python's own `profile`.
+  # JAX keeps compiled programs for later commands. An empty value turns it off.
+  os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(environment.cache_dir() / 'compiled')
+  )
+  # Modules in a tool's folder must not hide others, as tools/profile.py would
+  # hide Python's `profile`.
   if sys.path[0] == os.path.dirname(os.path.abspath(sys.argv[0])):
     del sys.path[0]
-  # XLA's start-up notes are not for the reader of a training log.
+  # Hides XLA's messages at start-up.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
 
   def call(argv: list[str]) -> None:
@@ -168,45 +151,43 @@ def run(
     except errors.InputError as e:
       refuse(str(e))
     except errors.RunError as e:
-      _fail(str(e))
+      refuse(str(e), 1)
     except errors.Stopped as e:
       print(e)
     except OSError as e:
       if e.errno not in _FULL:
         raise
       name = e.filename or 'A file'
-      _fail(
-        f'{name} could not be written ({e.strerror}): make space and give '
-        'the same command again.'
+      refuse(
+        f'{name} could not be written ({e.strerror}): free some space and run '
+        'the same command again.',
+        1,
       )
     except RuntimeError as e:
-      # JAX's error, without importing JAX for its name.
+      # JAX's own error class is not named, so that JAX is not imported here.
       if not any(word in str(e) for word in _OUT_OF_MEMORY):
         raise
-      _fail(
-        f'The device is out of memory ({str(e).splitlines()[0][:160]}): a '
-        'smaller train.batch_size, data.crop or --tile needs less, and so does '
-        'model.dtype=bfloat16.'
+      refuse(
+        f'The device is out of memory ({str(e).splitlines()[0][:160]}): give a '
+        'smaller train.batch_size, data.crop or --tile, or '
+        'model.dtype=bfloat16.',
+        1,
       )
     except KeyboardInterrupt:
       print(f'\nInterrupted; {interrupted}')
       sys.exit(130)
 
-  # What orbax and its event loop log of a failed write, the RunError says.
+  # Orbax and its event loop log a failed write; the RunError reports it.
   logging.set_verbosity(logging.FATAL)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
-  sys.unraisablehook = functools.partial(_pass_over, sys.unraisablehook)
+  sys.unraisablehook = functools.partial(
+    _without_tensorstore, sys.unraisablehook
+  )
   app.run(call, flags_parser=functools.partial(_parse, several))
 
 
-def require(*wanted: flags.FlagHolder) -> None:
-  """Refuses missing flags, and says what they are."""
-  for flag in wanted:
-    required(flag)
-
-
-def required(flag: flags.FlagHolder[Value | None]) -> Value:
-  """The value of a flag; refuses a missing one, and says what it is."""
+def require(flag: flags.FlagHolder[Value | None]) -> Value:
+  """The value of a flag; refuses a missing one with its help text."""
   if not flag.value:
     refuse(f'No --{flag.name} given: {flags.FLAGS[flag.name].help}')
   return flag.value
@@ -216,7 +197,8 @@ def require_config(value) -> None:
   """Refuses a missing --config, or a file that could not be read."""
   if value is None:
     raise errors.InputError(
-      'No experiment given: --config=experiments/long_short.py, say.'
+      'No experiment given: use, for example, '
+      '--config=experiments/long_short.py.'
     )
   try:
     value.keys()
@@ -225,9 +207,9 @@ def require_config(value) -> None:
 
 
 def _unreadable(e: Exception) -> str:
-  # ml_collections lists what it tried; the reason comes last.
+  # ml_collections lists its attempts; the reason is in the last line.
   reason = str(e).strip().splitlines()[-1].strip()
   return (
-    f'The experiment file could not be read ({reason}): give one that is '
-    'there, such as experiments/long_short.py.'
+    f'The experiment file could not be read ({reason}): give an existing one, '
+    'such as experiments/long_short.py.'
   )

@@ -1,4 +1,4 @@
-"""What makes a config the same run as another, and what they differ in."""
+"""Compares configs: whether they are the same run, and their differences."""
 
 from collections.abc import Sequence
 import hashlib
@@ -9,8 +9,8 @@ import ml_collections
 
 ConfigDict = ml_collections.ConfigDict
 
-# Fields that leave the trained parameters of a given epoch unchanged, so that a
-# run may be continued with other values.
+# Fields without effect on the parameters after a given epoch: a run may resume
+# with other values.
 _FREE = (
   'parallel',
   'log',
@@ -38,10 +38,10 @@ def to_flat(config: ConfigDict) -> dict[str, Any]:
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-  """The flat fields that decide over the parameters of a given epoch.
+  """The flat fields that affect the parameters after a given epoch.
 
-  Left out is what a run may be continued with: devices, log, places, and the
-  number of epochs unless the learning rate follows it.
+  These are all but the fields that may change when a run resumes. A cosine
+  schedule depends on the number of epochs.
   """
   free: tuple[str, ...] = _FREE
   if config.optim.schedule == 'cosine':
@@ -60,7 +60,7 @@ def hash_of(config: ConfigDict) -> str:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-  """Fields that differ between two flat dicts, as 'name (old, now new)'."""
+  """Differences between two flat dicts, as 'name (old, now new)'."""
   return [
     f'{name} ({a.get(name)!r}, now {b.get(name)!r})'
     for name in sorted(a.keys() | b.keys())
@@ -69,7 +69,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def varied(configs: Sequence[ConfigDict]) -> dict[str, list[Any]]:
-  """Fields that are not equal in all configs, to the value in each."""
+  """The values in each config of the fields that are not equal in all."""
   flat = [to_flat(config) for config in configs]
   names = sorted({name for one in flat for name in one} - {'experiment'})
   values = {name: [one.get(name) for one in flat] for name in names}

@@ -1,7 +1,4 @@
-"""The surroundings of a command: versions, git, cores, the cache.
-
-Nothing here imports JAX or touches a device.
-"""
+"""Versions, git state, CPU cores and cache folder; without importing JAX."""
 
 from collections.abc import Iterable
 import datetime
@@ -11,12 +8,12 @@ import pathlib
 import subprocess
 import sys
 
-# The flag by which XLA gives the same bits every time on a GPU.
+# Makes XLA's results on a GPU bit-identical every time.
 DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-  """Installed version of each package; None where it is not installed."""
+  """Installed version of each package; None if it is not installed."""
   found: dict[str, str | None] = {}
   for name in packages:
     try:
@@ -27,7 +24,7 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def command() -> str:
-  """The command of this process, its program by its last name."""
+  """The command of this process, without the folder of its program."""
   return ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
@@ -50,7 +47,7 @@ def usable_cores() -> int:
 
 
 def git_state() -> str:
-  """`git describe --always --dirty` of the package's checkout, if it is one."""
+  """`git describe --always --dirty` of the package, if it is a checkout."""
   root = pathlib.Path(__file__).parents[1]
   if not (root / '.git').exists():
     return 'not a checkout'
@@ -67,7 +64,7 @@ def git_state() -> str:
 
 
 def add_xla_flag(flag: str) -> None:
-  """Adds a flag to $XLA_FLAGS; of effect until JAX first touches a device."""
+  """Adds a flag to $XLA_FLAGS; call it before JAX first touches a device."""
   found = os.environ.get('XLA_FLAGS', '').split()
   if flag not in found:
     os.environ['XLA_FLAGS'] = ' '.join([*found, flag])

@@ -1,23 +1,17 @@
-"""The one exception for input that cannot be used."""
+"""The exceptions whose messages the commands print without a traceback."""
 
 
 class InputError(ValueError):
-  """What the user gave cannot be used.
+  """Input that cannot be used; exit code 2.
 
   `str(error)` is the whole message: one sentence with the value, the limit and
-  the remedy. Mains print it without a traceback and exit with code 2.
+  the remedy.
   """
 
 
 class RunError(RuntimeError):
-  """A run that broke on the way, with what was seen and where to look.
-
-  Mains print it without a traceback and exit with code 1.
-  """
+  """A run that failed, with the reason and the remedy; exit code 1."""
 
 
 class Stopped(Exception):
-  """A run that was told to stop, and has kept all it did.
-
-  Mains print it and exit with code 0.
-  """
+  """A run that was stopped, with all its progress saved; exit code 0."""

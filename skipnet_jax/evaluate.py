@@ -1,4 +1,8 @@
-"""Scores: `python -m skipnet_jax.evaluate --workdir=RUN`, or any two TIFFs."""
+"""Scores a run, or a TIFF of predictions.
+
+`python -m skipnet_jax.evaluate --workdir=RUN`, or `--prediction=P.tif
+--labels=L.tif --output=scores.json`
+"""
 
 import pathlib
 import sys
@@ -16,32 +20,36 @@ _TTA = flags.DEFINE_bool(
   'tta', False, 'With --workdir: average the 8 flips and rotations.'
 )
 _SAMPLES = flags.DEFINE_integer(
-  'mc_samples', 0, 'With --workdir: average so many dropout samples.'
+  'mc_samples', 0, 'With --workdir: number of dropout samples to average.'
 )
 _PREDICTION = flags.DEFINE_string(
-  'prediction', None, 'TIFF of probabilities, 1 inside a cell, to score.'
+  'prediction', None, 'TIFF of probabilities to score, 1 inside a cell.'
 )
-_LABELS = flags.DEFINE_string('labels', None, 'TIFF of their labels.')
+_LABELS = flags.DEFINE_string(
+  'labels', None, 'With --prediction: TIFF of its labels.'
+)
 _KIND = flags.DEFINE_string(
   'labels_kind', 'binary', 'binary, or instances: a number for each cell.'
 )
 _IMAGE = flags.DEFINE_string(
-  'image', None, 'With --prediction: the stack itself, for --panels.'
+  'image', None, 'With --prediction: TIFF of the stack, shown by --panels.'
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'JSON file of the scores, their curves beside it as PNG; with --workdir by '
-  'default its scores.json.',
+  'JSON file of the scores, with their curves beside it as PNG; by default '
+  'scores.json in --workdir.',
 )
-_PANELS = flags.DEFINE_string('panels', None, 'Folder of a picture per slice.')
+_PANELS = flags.DEFINE_string(
+  'panels', None, 'Folder for a picture of each slice.'
+)
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 
 
 def main() -> None:
   """Scores a run or two files."""
   _check_flags()
-  # Only now: --help need not wait for JAX.
+  # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.evaluation import judge
   from skipnet_jax.evaluation import report
   from skipnet_jax.runs import workdir
@@ -51,7 +59,7 @@ def main() -> None:
     name = 'scores.json' if _SPLIT.value == 'valid' else 'scores_train.json'
     output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, name)
   else:
-    output = cli.required(_OUTPUT)
+    output = cli.require(_OUTPUT)
   panels = pathlib.Path(_PANELS.value) if _PANELS.value else None
   files = report.Report(pathlib.Path(output), panels)
   files.check(_OVERWRITE.value)
@@ -65,8 +73,8 @@ def main() -> None:
     )
   else:
     verdict = judge.judge_files(
-      cli.required(_PREDICTION),
-      cli.required(_LABELS),
+      cli.require(_PREDICTION),
+      cli.require(_LABELS),
       _KIND.value,
       _IMAGE.value,
     )
@@ -82,7 +90,8 @@ def _check_flags() -> None:
   if bool(_WORKDIR.value) == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
   if not _WORKDIR.value:
-    cli.require(_LABELS, _OUTPUT)
+    cli.require(_LABELS)
+    cli.require(_OUTPUT)
   foreign = (
     (_LABELS, _KIND, _IMAGE) if _WORKDIR.value else (_SPLIT, _TTA, _SAMPLES)
   )

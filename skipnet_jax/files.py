@@ -1,7 +1,7 @@
-"""Files that are written whole: there is the old one or the new one, no part.
+"""Replaces files atomically: a reader sees the old file or the whole new one.
 
-The new one grows beside it under a hidden name that ends in .part, reaches the
-disk, and then takes the name. OSErrors pass to the caller.
+The new file is written beside the old one, under a hidden name that ends in
+.part, and renamed when it is on the disk. OSErrors pass to the caller.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +17,13 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """Yields an empty file, which takes the name `path` if the block ends well.
+  """Yields an empty file, which replaces `path` at the end of the block.
 
-  If the block raises, the file is removed and `path` stays as it was. A link
-  at `path` is replaced, not followed.
+  If the block raises, the file is removed and `path` is unchanged. A link at
+  `path` is replaced, not followed.
   """
   part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
-  # 'x' follows no link, and keeps to the umask as mkstemp does not.
+  # 'x' follows no link; unlike mkstemp, it respects the umask.
   file = part.open('x+b')
   try:
     yield file
@@ -32,7 +32,7 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     file.close()
     os.replace(part, path)
   except BaseException:
-    # A full disk refuses the buffered rest again: the first error tells more.
+    # On a full disk, closing fails again; the first error is more precise.
     with contextlib.suppress(OSError):
       file.close()
     part.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file; {} where it is missing or damaged."""
+  """The object in a JSON file; {} if the file is missing or damaged."""
   try:
     return json.loads(path.read_text())
   except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Shows how skips carry the gradient: trains, or compares what was trained.
+"""Compares how the gradient flows through networks; trains them if asked.
 
 `python -m skipnet_jax.gradflow --config=experiments/gradient_flow.py
 --workdir=W`, or `--runs=A,B --output=D`, or `--config=... --at-init
@@ -18,17 +18,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'With --config: folder of a run for each variant, and of the report.',
+  'With --config: folder for the run of each variant, and for the report.',
 )
 _RUNS = flags.DEFINE_list(
   'runs', None, 'Folders of finished runs to compare, separated by commas.'
 )
 _AT_INIT = flags.DEFINE_bool(
-  'at_init', False, 'With --config: look at the networks before training.'
+  'at_init', False, 'With --config: measure the networks without training.'
 )
 flags.DEFINE_alias('at-init', 'at_init')
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder of the report; with --workdir WORKDIR/report.'
+  'output', None, 'Folder of the report; by default WORKDIR/report.'
 )
 _ALLOW = flags.DEFINE_bool(
   'allow_differences',
@@ -41,7 +41,7 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a report.')
 def main() -> None:
   """Checks the flags, then trains and compares."""
   _check_flags()
-  # Only now: --help need not wait for JAX.
+  # Imported late, so that --help does not wait for JAX.
   from skipnet_jax import config as config_lib
   from skipnet_jax import plots
   from skipnet_jax.analysis import depth
@@ -59,31 +59,31 @@ def main() -> None:
   def check_count(compared):
     if len(compared) > len(plots.CYCLE):
       cli.refuse(
-        f'{len(compared)} networks are to be compared, but the figures have '
-        f'colours for {len(plots.CYCLE)}: leave some out.'
+        f'{len(compared)} networks are too many: the figures have colours for '
+        f'{len(plots.CYCLE)}, so leave some out.'
       )
 
   if _RUNS.value is not None:
     check_count(_RUNS.value)
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
-    folder = report.check(cli.required(_OUTPUT), overwrite=_OVERWRITE.value)
+    folder = report.check(cli.require(_OUTPUT), overwrite=_OVERWRITE.value)
     page = comparison.of_runs('Gradient flow', runs, trained, print)
   else:
     config = _CONFIG.value
     cli.require_config(config)
     check_count(config.get('variants', ()))
     title = f'Gradient flow: {config.experiment}'
-    output = _OUTPUT.value or pathlib.Path(cli.required(_WORKDIR), 'report')
-    # The report in a workdir is made anew with what was trained since.
+    output = _OUTPUT.value or pathlib.Path(cli.require(_WORKDIR), 'report')
+    # The report in a workdir is replaced, because its runs may have changed.
     overwrite = _OVERWRITE.value or not _OUTPUT.value
     if 'depths' in config:
       if _AT_INIT.value:
         cli.refuse(
-          '--at-init looks at networks of one depth, and this experiment has '
-          'several: give --workdir, it measures them at initialisation too.'
+          '--at-init measures networks of one depth, and this experiment has '
+          'several: give --workdir, which measures their initialisation too.'
         )
       folder = report.check(output, overwrite=overwrite)
-      folder_of_runs = cli.required(_WORKDIR)
+      folder_of_runs = cli.require(_WORKDIR)
       depth.sweep(config, folder_of_runs, print)
       page = comparison.of_depths(title, config, *depth.read(folder_of_runs))
     elif _AT_INIT.value:
@@ -94,7 +94,7 @@ def main() -> None:
     else:
       variants = config_lib.variants(config)
       folders = study.train(
-        variants, pathlib.Path(cli.required(_WORKDIR)), print
+        variants, pathlib.Path(cli.require(_WORKDIR)), print
       )
       folder = report.check(output, overwrite=overwrite)
       runs = recorded.open_runs(folders, allow_differences=True)
@@ -124,4 +124,4 @@ def _check_flags() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, 'the same command goes on from what was finished.')
+  cli.run(main, 'run the same command again to resume.')

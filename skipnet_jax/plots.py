@@ -1,4 +1,4 @@
-"""What all figures share: a canvas without display, colours, PNG bytes."""
+"""Shared by all figures: a canvas without display, colours, PNG bytes."""
 
 import io
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Okabe and Ito's colours, told apart with every kind of colour vision.
+# Okabe and Ito's colours, distinct with every kind of colour vision.
 BLUE, ORANGE, VERMILION, YELLOW = '#0072B2', '#E69F00', '#D55E00', '#F0E442'
 GREEN, PINK, SKY, GREY = '#009E73', '#CC79A7', '#56B4E9', '#777777'
-# Of lines, in the order in which runs are named.
+# Colours of lines, in the order of the runs.
 CYCLE = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, 'black', GREY)
 
 
 def make_figure(width: float, height: float, dpi: float = 150) -> Any:
-  """An empty matplotlib Figure of so many inches, drawn by Agg."""
-  # Matplotlib takes long to import, and training needs none of it here. The
-  # canvas is named, so no display is looked for.
+  """An empty matplotlib Figure; width and height in inches."""
+  # Imported late, because matplotlib takes long to import. With a canvas,
+  # matplotlib searches for no display.
   from matplotlib import figure
   from matplotlib.backends import backend_agg
 
-  made = figure.Figure((width, height), dpi=dpi, layout='constrained')
-  backend_agg.FigureCanvasAgg(made)
-  return made
+  empty = figure.Figure((width, height), dpi=dpi, layout='constrained')
+  backend_agg.FigureCanvasAgg(empty)
+  return empty
 
 
 def to_array(figure: Any) -> np.ndarray:
@@ -34,7 +34,8 @@ def to_array(figure: Any) -> np.ndarray:
 def to_png(figure: Any) -> bytes:
   """The drawn figure as the content of a PNG file."""
   file = io.BytesIO()
-  # 256 colours: a third of the size; rare shades of a colour bar form bands.
+  # With 256 colours, the file has a third of the size; colour bars may show
+  # bands.
   picture = Image.fromarray(to_array(figure))
   picture.quantize(256, dither=Image.Dither.NONE).save(
     file, format='PNG', optimize=True
@@ -43,6 +44,6 @@ def to_png(figure: Any) -> bytes:
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
-  """`[y, x]` of any real dtype as 0..1, but for a percent of outliers."""
+  """Scales `[y, x]` of any real dtype to 0..1; clips one percent of it."""
   low, high = np.percentile(image, (0.5, 99.5))
   return np.clip((image - low) / max(high - low, 1e-6), 0, 1)

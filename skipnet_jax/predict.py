@@ -1,4 +1,7 @@
-"""Predicts: `python -m skipnet_jax.predict --workdir=RUN --input=stack.tif`."""
+"""Predicts a stack.
+
+`python -m skipnet_jax.predict --workdir=RUN --input=stack.tif --output=out.tif`
+"""
 
 import time
 
@@ -8,7 +11,9 @@ from skipnet_jax import cli
 from skipnet_jax import errors
 
 _WORKDIR = flags.DEFINE_list(
-  'workdir', None, 'Folder of a run; several, parted by commas, are averaged.'
+  'workdir',
+  None,
+  'Folder of a run; predictions of several, separated by commas, are averaged.',
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'
@@ -17,35 +22,37 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'TIFF of probabilities: 1 inside a cell, 0 on membranes.'
 )
 _STD = flags.DEFINE_string(
-  'std_output', None, 'TIFF of their standard deviations over the average.'
+  'std_output',
+  None,
+  'TIFF of the standard deviations of the averaged predictions.',
 )
 _SEGMENTATION = flags.DEFINE_string(
-  'segmentation', None, 'TIFF of labels: thinned regions of each slice.'
+  'segmentation', None, 'TIFF of labels: the thinned regions of each slice.'
 )
 _THRESHOLD = flags.DEFINE_float(
   'threshold',
   None,
-  'Inside is above it, for --segmentation; by default the one with the best '
-  "V_rand in the run's scores.json, else 0.5.",
+  'For --segmentation: pixels above it are inside cells; by default the '
+  "threshold with the best V_rand in the run's scores.json, else 0.5.",
 )
 _TTA = flags.DEFINE_bool('tta', False, 'Average the 8 flips and rotations.')
 _SAMPLES = flags.DEFINE_integer(
-  'mc_samples', 0, 'Average so many dropout samples; 0: no dropout.'
+  'mc_samples', 0, 'Number of dropout samples to average; 0: no dropout.'
 )
 _TILE = flags.DEFINE_integer(
   'tile', 0, 'Side of the tiles, a multiple of 32; 0: whole slices up to 1536.'
 )
 _OVERLAP = flags.DEFINE_integer(
-  'overlap', None, 'Pixels that tiles share; by default what the network sees.'
+  'overlap', None, 'Pixels that tiles share; by default the receptive field.'
 )
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 
 
 def main() -> None:
   """Predicts a stack."""
-  workdirs = cli.required(_WORKDIR)
-  source_path, output = cli.required(_INPUT), cli.required(_OUTPUT)
-  # Only now: --help need not wait for JAX.
+  workdirs = cli.require(_WORKDIR)
+  source_path, output = cli.require(_INPUT), cli.require(_OUTPUT)
+  # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.data import volume
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import stacks

@@ -1,7 +1,7 @@
 """Named random streams from one seed, folded with the step.
 
-A stream's key is a pure function of (seed, name, step): resuming neither
-repeats nor skips any draw.
+A stream's key is a pure function of (seed, name, step): a resumed run draws the
+same numbers as an uninterrupted one.
 """
 
 import jax

@@ -1,14 +1,15 @@
-"""Numbers in columns, for a terminal of 100 characters."""
+"""Tables and paragraphs of text for a terminal of 100 characters."""
 
 from collections.abc import Iterable, Sequence
 import textwrap
 
 WIDTH = 100
+# Columns of words, aligned to the left.
 _WORDS = ('scaling', 'call', 'feed', 'mode', 'dtype')
 
 
 def number(value: float | None, scale: float = 1) -> str:
-  """A figure, divided by `scale`, in four digits; blank for None."""
+  """A number divided by `scale`, in four digits; blank for None."""
   if value is None:
     return ''
   value = value / scale
@@ -22,11 +23,11 @@ def number(value: float | None, scale: float = 1) -> str:
 
 
 def layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-  """Lines of a table: text to the left, figures to the right.
+  """Lines of a table: words aligned to the left, numbers to the right.
 
-  A column that is blank in every row is left out. Columns stand two spaces
-  apart, or one where the line would be wider than WIDTH. Without rows there is
-  nothing.
+  Columns that are blank in every row are left out. There are two spaces between
+  columns, or one if the line would be wider than WIDTH. A table without rows
+  has no lines.
   """
   if not rows:
     return []
@@ -49,7 +50,7 @@ def layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def line(cells: Iterable[str], widths: Iterable[int], gap: str = '  ') -> str:
-  """One line of a table: figures to the right, text of width -n to the left."""
+  """A line of a table: aligned to the right, or left if the width is < 0."""
   return gap.join(
     f'{cell:<{-width}}' if width < 0 else f'{cell:>{width}}'
     for cell, width in zip(cells, widths, strict=True)
@@ -57,7 +58,7 @@ def line(cells: Iterable[str], widths: Iterable[int], gap: str = '  ') -> str:
 
 
 def paragraph(text: str, indent: int = 0) -> list[str]:
-  """A text in lines of at most WIDTH characters, all but the first indented."""
+  """Wraps a text at WIDTH characters; indents all lines but the first."""
   return textwrap.wrap(
     text, WIDTH, subsequent_indent=' ' * indent, break_on_hyphens=False
   )

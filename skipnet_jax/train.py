@@ -1,4 +1,7 @@
-"""Trains: `python -m skipnet_jax.train --config=experiments/long_short.py`."""
+"""Trains a network.
+
+`python -m skipnet_jax.train --config=experiments/long_short.py --workdir=RUN`
+"""
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -10,7 +13,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; a run that is there is resumed.'
+  'workdir', None, 'Folder of the run; an existing run is resumed.'
 )
 _DESCRIBE = flags.DEFINE_bool(
   'describe', False, 'Print the layer table and exit.'
@@ -23,16 +26,14 @@ def main() -> None:
   config = _CONFIG.value
   if config.train.deterministic:
     environment.add_xla_flag(environment.DETERMINISTIC)
-  # Only now: --help need not wait for JAX.
+  # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.training import loop
   from skipnet_jax.training import prepare
 
   if _DESCRIBE.value:
     print(prepare.describe(config))
     return
-  if not _WORKDIR.value:
-    cli.refuse('No --workdir given: name the folder of the run.')
-  loop.train_and_evaluate(config, _WORKDIR.value)
+  loop.train_and_evaluate(config, cli.require(_WORKDIR))
 
 
 if __name__ == '__main__':

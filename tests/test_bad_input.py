@@ -204,7 +204,7 @@ def test_no_space_for_a_checkpoint(command, monkeypatch, tmp_path):
   )
   assert outcome.code == 1
   assert outcome.err.startswith('error: A checkpoint of 0.2 MB needs twice')
-  assert '0.1 MB are left: make space and give the same' in outcome.err
+  assert '0.1 MB are left: free some space and run the' in outcome.err
   assert outcome.err.count('\n') == 1
 
 
@@ -237,4 +237,4 @@ def test_a_checkpoint_that_fails_while_it_is_written(tmp_path):
     for line in ended.stderr.splitlines()
     if line.startswith('error: A checkpoint could not be written to')
   ]
-  assert 'make space and give the same command again' in sentence
+  assert 'free some space and run the same command again' in sentence

@@ -90,7 +90,7 @@ def test_the_command_starts_over_with_large_pages():
   ],
 )
 def test_a_flag_may_take_several_words(words):
-  found = cli.spread('compare', ['benchmark', *words])
+  found = cli.repeat_flag('compare', ['benchmark', *words])
   assert found[0] == 'benchmark'
   assert sorted(found[1:]) == [
     '--compare=a.json',
@@ -102,7 +102,7 @@ def test_a_flag_may_take_several_words(words):
 
 def test_words_after_other_flags_stay_as_they_are():
   argv = ['benchmark', '--output', 'b.json', 'stray', '--compared', 'x', '-v']
-  assert cli.spread('compare', argv) == argv
+  assert cli.repeat_flag('compare', argv) == argv
 
 
 @pytest.fixture
@@ -124,35 +124,35 @@ def train(command, monkeypatch, tmp_path):
 def test_an_interrupted_run_says_how_it_goes_on(train):
   outcome = train(KeyboardInterrupt())
   assert outcome.code == 130
-  assert 'goes on from the last checkpoint' in outcome.out
+  assert 'resume from the last checkpoint' in outcome.out
 
 
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_in_a_sentence(train, code):
+def test_a_full_disk_is_reported_in_a_sentence(train, code):
   outcome = train(OSError(code, os.strerror(code), 'runs/metrics.jsonl'))
   assert outcome.code == 1
   assert outcome.err.startswith(
     'error: runs/metrics.jsonl could not be written'
   )
-  assert 'make space' in outcome.err
+  assert 'free some space' in outcome.err
 
 
 # As GPUs and CPUs say it.
 @pytest.mark.parametrize('words', ['RESOURCE_EXHAUSTED: ', 'INTERNAL: Error: '])
-def test_memory_that_is_out_is_told_in_a_sentence(train, words):
+def test_a_device_out_of_memory_is_reported_in_a_sentence(train, words):
   outcome = train(
     jax.errors.JaxRuntimeError(
       f'{words}Out of memory allocating 5 bytes.\nMore'
     )
   )
   assert outcome.code == 1
-  assert 'allocating 5 bytes.): a smaller train.batch_size' in outcome.err
+  assert 'allocating 5 bytes.): give a smaller train.batch_size' in outcome.err
   assert 'Traceback' not in outcome.err
   with pytest.raises(RuntimeError, match='INTERNAL'):
     train(jax.errors.JaxRuntimeError('INTERNAL: something else'))
 
 
-def test_a_run_told_to_stop_ends_well(train):
+def test_a_stopped_run_ends_well(train):
   outcome = train(errors.Stopped('Stopped by SIGTERM after epoch 3.'))
   assert (outcome.code, outcome.err) == (0, '')
   assert outcome.out == 'Stopped by SIGTERM after epoch 3.\n'

@@ -52,7 +52,7 @@ def test_the_defaults_are_valid_and_the_papers():
     ('train.batch_size', 0, 'at least 1'),
     ('train.epochs', -3, 'at least 1'),
     ('parallel.mode', 'pjit', 'one of jit, pmap, sharded'),
-    ('parallel.num_processes', 2, 'sharded where there are several'),
+    ('parallel.num_processes', 2, 'sharded if there are several'),
     ('parallel.process_id', 1, '0 to 0'),
     ('data.source', 'isbi', 'one of auto'),
     ('data.source', 'stack', 'data.image is'),

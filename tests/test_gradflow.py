@@ -139,7 +139,7 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
     (('--runs=a,b', LONG_SHORT), 'either --runs or --config'),
     (('--runs=a,b',), 'No --output given'),
     (('--runs=a,b', '--output=o', '--workdir=w'), '--workdir goes with'),
-    (('--runs=a,b,c,d,e,f,g,h,i', '--output=o'), '9 networks are to be'),
+    (('--runs=a,b,c,d,e,f,g,h,i', '--output=o'), '9 networks are too many'),
     (('--runs=a,b', '--output=o', '--at-init'), '--at_init goes with'),
     ((LONG_SHORT,), 'No --workdir given'),
     ((LONG_SHORT, '--at-init'), 'No --output given'),
