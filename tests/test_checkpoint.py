@@ -170,9 +170,9 @@ def test_a_damaged_best_gives_way_to_the_latest_copy_then_to_the_one_before(
   assert_same(read(tmp_path, 'restore_best', warnings.append)[0], make(4))
   damage(tmp_path / 'checkpoints' / 'latest' / '4' / 'state')
   assert_same(read(tmp_path, 'restore_best', warnings.append)[0], make(2))
-  assert len(warnings) == 3
+  assert 'best/4 is damaged' in warnings[0]
   assert 'latest/4 is used instead' in warnings[0]
-  assert all('best/2 is used instead' in text for text in warnings[1:])
+  assert 'best/2 is used instead' in warnings[1]
 
 
 def test_an_epoch_cut_short_carries_its_first_kernels(tmp_path):

@@ -289,7 +289,7 @@ def test_refuses_runs_that_do_not_fit(command, run, state, tmp_path):
     *predict(command, deeper, source),
     'deeper',
     'params.across.block_3',
-    'not there',
+    'is missing',
   )
   refused(
     *predict(command, f'{run},{copy("dry", dropout=0.0)}', source),

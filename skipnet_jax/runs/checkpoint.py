@@ -6,7 +6,7 @@ hundred bytes of memory per array, and a state has a thousand. A checksum covers
 all of it. A damaged checkpoint is skipped, with a warning.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import pathlib
@@ -27,15 +27,15 @@ Warn = Callable[[str], None]
 # A state, the JSON values saved with it, and the kernels at the beginning of an
 # interrupted epoch.
 Restored = tuple[TrainState, dict[str, Any], list[jax.Array] | None]
-YEARS = 10**9  # Seconds.
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
-  tree = {f: getattr(state, f) for f in state.__dataclass_fields__}
   if isinstance(state.key, jax.ShapeDtypeStruct):
-    data = jax.eval_shape(jax.random.key_data, state.key)
-    return tree | {'key': data.update(sharding=state.key.sharding)}
-  return tree | {'key': jax.random.key_data(state.key)}
+    words = jax.eval_shape(jax.random.key_data, state.key)
+    words = words.update(sharding=state.key.sharding)
+  else:
+    words = jax.random.key_data(state.key)
+  return vars(state) | {'key': words}
 
 
 def _from_tree(tree: dict[str, Any]) -> TrainState:
@@ -63,27 +63,24 @@ def _pack(tree: Any) -> np.ndarray:
   return np.concatenate(parts)
 
 
-def _unpack(data: np.ndarray, abstract: Any) -> Any:
-  """The inverse of `_pack`, with the shapes and shardings of `abstract`."""
-  rest = data
+def _unpack(data: np.ndarray, like: Any) -> Any:
+  """The inverse of `_pack`, with shapes and shardings as in `like`."""
 
   def take(leaf):
-    nonlocal rest
+    nonlocal data
     size = leaf.size * leaf.dtype.itemsize
     # A copy, because JAX may keep the memory.
-    value = rest[:size].copy().view(leaf.dtype).reshape(leaf.shape)
-    rest = rest[size:]
+    value = data[:size].copy().view(leaf.dtype).reshape(leaf.shape)
+    data = data[size:]
     return jax.make_array_from_callback(
       leaf.shape, leaf.sharding, value.__getitem__
     )
 
-  return jax.tree.map(take, abstract)
+  return jax.tree.map(take, like)
 
 
 def _check_table(saved: list[list[Any]], needed: list[list[Any]]) -> None:
   """Raises ValueError if a checkpoint is of another network."""
-  if saved == needed:
-    return
   old, new = (
     {name: f'{kind} {tuple(shape)}' for name, kind, shape in table}
     for table in (saved, needed)
@@ -98,7 +95,6 @@ def _check_table(saved: list[list[Any]], needed: list[list[Any]]) -> None:
         f'{name} is {old.get(name, "missing")}, and '
         f'{new.get(name, "none")} is needed'
       )
-  raise ValueError('its arrays have another order')
 
 
 def _checksum(data: np.ndarray, meta: dict[str, Any]) -> int:
@@ -123,11 +119,11 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str | pathlib.Path, *, create: bool = True):
-    root = pathlib.Path(workdir).absolute() / 'checkpoints'
+    self._root = pathlib.Path(workdir).absolute() / 'checkpoints'
 
     def manager(name: str) -> ocp.CheckpointManager:
       return ocp.CheckpointManager(
-        root / name,
+        self._root / name,
         options=ocp.CheckpointManagerOptions(
           # If the newest is damaged, the one before is still there.
           max_to_keep=2,
@@ -136,7 +132,7 @@ class Checkpoints:
           # Orbax measures timeouts by the wall clock: after a change of the
           # clock, or sleep of the machine, a save would fail.
           async_options=ocp.options.AsyncOptions(
-            timeout_secs=YEARS, create_directories_asynchronously=False
+            timeout_secs=10**9, create_directories_asynchronously=False
           ),
           # Processes wait for each other by name, also in the background: the
           # two managers need different names.
@@ -147,7 +143,6 @@ class Checkpoints:
         item_names=('state', 'meta'),
       )
 
-    self._root = root
     self._managers = {name: manager(name) for name in ('best', 'latest')}
 
   def save(
@@ -237,21 +232,22 @@ class Checkpoints:
 
     Args:
       like: abstract or concrete state of the same shapes and shardings.
-      warn: called with a message for each damaged checkpoint.
+      warn: called with a message if the newest one is damaged.
       kernels: arrays of the same shapes as the `kernels` of `save`.
 
     Raises:
       RunError: there are checkpoints, and none can be read.
     """
-    found, reason = self._restore_first(
-      [('latest', step) for step in self._steps('latest')], like, warn, kernels
-    )
-    if reason and not found:
+    candidates = [('latest', step) for step in self._steps('latest')]
+    if not candidates:
+      return None
+    try:
+      return self._restore_first(candidates, like, warn, kernels)
+    except ValueError as e:
       raise errors.RunError(
-        f'No checkpoint in {self._root / "latest"} can be read ({reason}): '
-        'restore one from a backup, or start again in another --workdir.'
-      )
-    return found
+        f'No checkpoint in {self._root / "latest"} can be read ({e}): restore '
+        'one from a backup, or start again in another --workdir.'
+      ) from e
 
   def restore_best(
     self, like: TrainState, warn: Warn
@@ -260,59 +256,60 @@ class Checkpoints:
 
     Args:
       like: as in `restore_latest`.
-      warn: called with a message if the best one is damaged and an older best
-        one is used instead.
+      warn: called with a message if that checkpoint is damaged; its copy among
+        the latest or an older best one is then used.
 
     Raises:
       InputError: there is none, or it is of another model.
     """
-    latest = self._steps('latest')
-    candidates = []
-    for step in self._steps('best'):
-      candidates.append(('best', step))
-      if step in latest:
-        candidates.append(('latest', step))
-    found, reason = self._restore_first(candidates, like, warn)
-    if found:
-      return found[:2]
-    if reason:
+    candidates = [
+      (name, step)
+      for step in self._steps('best')
+      for name in ('best', 'latest')
+      if step in self._steps(name)
+    ]
+    if not candidates:
+      raise errors.InputError(
+        f'{self._root.parent} has no best checkpoint: train first, or give the '
+        '--workdir of a run that has finished an epoch.'
+      )
+    try:
+      return self._restore_first(candidates, like, warn)[:2]
+    except ValueError as e:
       raise errors.InputError(
         f'The best checkpoint in {self._root.parent} is of another model than '
-        f'its config.json, or is damaged ({reason}): restore the original '
+        f'its config.json, or is damaged ({e}): restore the original '
         'config.json.'
-      )
-    raise errors.InputError(
-      f'{self._root.parent} has no best checkpoint: train first, or give the '
-      '--workdir of a run that has finished an epoch.'
-    )
+      ) from e
 
   def _restore_first(
     self,
-    candidates: Sequence[tuple[str, int]],
+    candidates: list[tuple[str, int]],
     like: TrainState,
     warn: Warn,
     kernels: list[jax.Array] | None = None,
-  ) -> tuple[Restored | None, str]:
+  ) -> Restored:
     """The first readable one of some checkpoints, given by folder and step.
 
-    Returns:
-      The checkpoint, or None; and the reason why the first one is not readable.
+    Raises:
+      ValueError: none can be read; with the reason for the first one.
     """
-    reasons: list[str] = []
+    reason = ''
     for name, step in candidates:
       try:
         found = self._restore(self._managers[name], step, like, kernels)
       # A damaged file can cause an error of any type.
       except Exception as e:
-        reasons.append(_reason(e))
+        reason = reason or _reason(e)
         continue
-      for (damaged, at), reason in zip(candidates, reasons, strict=False):
+      if reason:
+        damaged = '{}/{}'.format(*candidates[0])
         warn(
-          f'The checkpoint {damaged}/{at} is damaged ({reason}): {name}/{step} '
-          'is used instead.'
+          f'The checkpoint {damaged} is damaged ({reason}): {name}/{step} is '
+          'used instead.'
         )
-      return found, ''.join(reasons[:1])
-    return None, ''.join(reasons[:1])
+      return found
+    raise ValueError(reason)
 
   def _restore(
     self,
@@ -326,20 +323,16 @@ class Checkpoints:
     tree = _to_tree(like)
     if 'cut_short' in meta:
       tree['kernels'] = kernels
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      tree,
-    )
-    table = _table(abstract)
+    table = _table(tree)
     _check_table(meta.pop('arrays'), table)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore({'bytes': np.zeros(size, np.uint8)})
     )
     data = manager.restore(step, args=args)['state']['bytes']
     if _checksum(data, meta | {'arrays': table}) != meta['crc32']:
       raise ValueError('its checksum is wrong')
-    tree = _unpack(data, abstract)
+    tree = _unpack(data, tree)
     kernels = tree.pop('kernels', None)
     return _from_tree(tree), meta, kernels
 

@@ -47,8 +47,7 @@ class FlowFile:
     epochs: int,
     warn: Callable[[str], None],
   ):
-    self._path = path
-    self._names = list(names)
+    self._path, self._names = path, list(names)
     self._table = {
       q: np.full((epochs, len(names)), np.nan, np.float32)
       for q in telemetry.QUANTITIES
@@ -56,17 +55,16 @@ class FlowFile:
     if not epochs:
       return
     try:
-      layers, old = read(path)
+      _, old = read(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
       # These epochs stay NaN, and the report shows gaps.
       warn(
         f'{path.name} is lost or damaged: its epochs up to {epochs} are gone.'
       )
       return
-    if layers == self._names:
-      for q, rows in self._table.items():
-        kept = old[q][:epochs]
-        rows[: len(kept)] = kept
+    for q, rows in self._table.items():
+      kept = old[q][:epochs]
+      rows[: len(kept)] = kept
 
   def append(self, change: np.ndarray, flow: np.ndarray) -> None:
     """Adds an epoch and replaces the file.

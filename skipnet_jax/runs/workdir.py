@@ -21,12 +21,7 @@ from skipnet_jax import files
 from skipnet_jax import models
 
 _PACKAGES = (
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'numpy',
+  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy'),
   'skipnet_jax',
 )
 
