@@ -1,13 +1,14 @@
-"""Where each variant stops being trainable: a sweep over depth, and its cost.
+"""The sweep over depth: how deep each variant can be and still train.
 
-Each network is built, compiled and trained for a fixed number of steps. What
-dies on the way is a result like any other. A folder holds `depth.csv`
-(`COLUMNS`), `depth_layers.csv` (`LAYER_COLUMNS`) and the config they belong to.
+Every network is built, compiled and trained for a fixed number of steps. The
+sweep's folder holds `depth.csv` (`COLUMNS`), `depth_layers.csv`
+(`LAYER_COLUMNS`) and the config.
 """
 
 from collections.abc import Callable, Sequence
 import csv
 import math
+import operator
 import os
 import pathlib
 import time
@@ -38,21 +39,21 @@ Row = dict[str, Any]
 COLUMNS: dict[str, type] = {
   'variant': str,
   'repetitions': int,  # Blocks in each of the seven main stages.
-  'convolutions': int,  # Of the main path: no projections of skips.
+  'convolutions': int,  # On the main path, without projections of skips.
   'parameters': int,
-  'scan': int,  # 1 where equal blocks were compiled once.
-  'steps': int,  # Asked for.
+  'scan': int,  # 1 if equal blocks were compiled once.
+  'steps': int,  # Requested.
   'finite_steps': int,  # Before the loss or the gradient's norm overflowed.
   'loss_first': float,  # Training loss, mean over the first tenth of the steps.
   'loss_last': float,  # The same over the last tenth; nan if not finite.
-  'constant_loss': float,  # BCE of predicting the training slices' own share.
+  'constant_loss': float,  # BCE of predicting the mean label everywhere.
   'trace_seconds': float,  # Tracing and lowering the training step.
-  'compile_seconds': float,  # XLA's part.
+  'compile_seconds': float,  # Compiling it by XLA.
   'compile_cpu_seconds': float,  # The same, processor time of this process.
   'step_seconds': float,  # Median without the first; nan for a single step.
   'dataset': str,
 }
-# One row for each of their kernels, projections included, in call order.
+# One row for each kernel, projections included, in call order.
 LAYER_COLUMNS: dict[str, type] = {
   'variant': str,
   'repetitions': int,
@@ -60,20 +61,20 @@ LAYER_COLUMNS: dict[str, type] = {
   'index': int,
   'layer': str,
   'grad_l2_first': float,  # L2 norm of the gradient at initialisation.
-  'grad_l2_last': float,  # At the last step that was finite; else nan.
+  'grad_l2_last': float,  # At the last finite step; nan without one.
 }
 FILES = {'depth.csv': COLUMNS, 'depth_layers.csv': LAYER_COLUMNS}
 
 
 def on_main_path(layer: str) -> bool:
-  """Whether a layer is no projection of a short or long skip."""
+  """Whether a layer is not a projection of a short or long skip."""
   return not any(
     part.startswith(('short_skip', 'long_skip')) for part in layer.split('/')
   )
 
 
-def _cells(config: Config) -> dict[tuple[str, int], Config]:
-  """The whole config of each (variant, repetitions), shallow ones first."""
+def _configs(config: Config) -> dict[tuple[str, int], Config]:
+  """The complete config of each (variant, repetitions), by repetitions."""
   base = config.copy_and_resolve_references()
   depths = base.depths
   with base.unlocked():
@@ -88,62 +89,65 @@ def _cells(config: Config) -> dict[tuple[str, int], Config]:
       f'parallel.mode is {base.parallel.mode!r}; the sweep over depth runs on '
       'one device: give jit.'
     )
-  cells = {}
+  configs = {}
   for repetitions in depths.repetitions:
-    for variant, whole in config_lib.variants(base).items():
-      changed = config_identity.varied([base, whole])
+    for variant, changes in config_lib.variants(base).items():
+      changed = config_identity.varied([base, changes])
       if any(name.split('.')[0] in ('data', 'seed') for name in changed):
         raise errors.InputError(
-          f'The variant {variant!r} changes data or seed: the sweep over depth '
-          'compares networks on one data set, change them for all.'
+          f'The variant {variant!r} changes data or seed, but the sweep over '
+          'depth compares networks on one data set: change them in the '
+          'experiment, for all variants.'
         )
-      whole = whole.copy_and_resolve_references()
-      whole.model.repetitions = (repetitions,) * len(whole.model.repetitions)
-      models.build_model(whole.model)
-      cells[variant, repetitions] = whole
-  return cells
+      one = changes.copy_and_resolve_references()
+      one.model.repetitions = (repetitions,) * len(one.model.repetitions)
+      models.build_model(one.model)
+      configs[variant, repetitions] = one
+  return configs
 
 
 def sweep(
-  config: Config, folder: str | os.PathLike, say: Callable[[str], None]
+  config: Config, folder: str | os.PathLike, log: Callable[[str], None]
 ) -> list[Row]:
-  """Trains every variant at every depth; goes on where it was cut off.
+  """Trains every variant at every depth; resumes after an interruption.
 
   Args:
-    config: an experiment with `variants` and `depths`: `repetitions` and
-      `steps`.
-    folder: where the two CSV files go; finished rows in it are not repeated.
-    say: told of progress.
+    config: an experiment with `variants` and `depths`, which has `repetitions`
+      and `steps`.
+    folder: of the two CSV files; networks that they contain are not trained
+      again.
+    log: called with a line on each network.
 
   Returns:
-    Rows of depth.csv; those of depth_layers.csv come from `read`.
+    Rows of depth.csv; `read` also returns those of depth_layers.csv.
 
   Raises:
     InputError: a config or data set that cannot be used, or a folder of
-      another; before anything is compiled.
+      another config or data set; before anything is compiled.
   """
-  cells = _cells(config)
-  data = sources.load(next(iter(cells.values())))
-  for whole in cells.values():
-    pipeline = pipeline_lib.make_pipeline(whole, data, 1)
-    build_lib.build(whole, pipeline.window, pipeline.steps_per_epoch)
+  configs = _configs(config)
+  data = sources.load(next(iter(configs.values())))
+  for one in configs.values():
+    pipeline = pipeline_lib.make_pipeline(one, data, 1)
+    build_lib.build(one, pipeline.window, pipeline.steps_per_epoch)
   dataset = data.identity()
   path = workdir_lib.check(folder, config, dataset)
   rows, layers = read(path)
   workdir_lib.describe(path, config, dataset)
   done = {(row['variant'], row['repetitions']) for row in rows}
-  for (variant, repetitions), whole in cells.items():
+  for (variant, repetitions), one in configs.items():
     if (variant, repetitions) in done:
       continue
-    place = {'variant': variant, 'repetitions': repetitions}
-    row, norms = _train(whole, data, config.depths.steps)
-    rows.append(place | row)
-    layers += [place | norm for norm in norms]
-    # In this order: a row without its layers is never seen.
-    for name, found in (('depth_layers.csv', layers), ('depth.csv', rows)):
-      lines = ([row[column] for column in FILES[name]] for row in found)
-      files.write_csv(path / name, list(FILES[name]), lines)
-    say(
+    network = {'variant': variant, 'repetitions': repetitions}
+    row, norms = _train(one, data, config.depths.steps)
+    rows.append(network | row)
+    layers += [network | norm for norm in norms]
+    # The layers first: `read` ignores layers without a row in depth.csv.
+    for name, table in (('depth_layers.csv', layers), ('depth.csv', rows)):
+      columns = list(FILES[name])
+      lines = ([row[column] for column in columns] for row in table)
+      files.write_csv(path / name, columns, lines)
+    log(
       f'{variant:12}  {row["convolutions"]:5d} convolutions  loss '
       f'{row["loss_first"]:.4f} to {row["loss_last"]:.4f}  compiled in '
       f'{row["compile_seconds"]:.1f} s, a step {row["step_seconds"]:.3f} s'
@@ -153,10 +157,10 @@ def sweep(
 
 
 def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
-  """Rows of depth.csv and of depth_layers.csv, as far as they are finished.
+  """Rows of depth.csv and depth_layers.csv, of the networks that are finished.
 
   Raises:
-    InputError: a file that is not the sweep's.
+    InputError: a file that `sweep` did not write.
   """
   tables = []
   for name, columns in FILES.items():
@@ -173,8 +177,8 @@ def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
       tables.append([])
     except (KeyError, TypeError, ValueError) as e:
       raise errors.InputError(
-        f'{path} cannot be read as the sweep over depth wrote it ({e}): choose '
-        'another folder, or remove the file.'
+        f'{path} cannot be read, it is not a file of the sweep over depth '
+        f'({e}): choose another folder, or remove the file.'
       ) from e
   rows, layers = tables
   done = {(row['variant'], row['repetitions']) for row in rows}
@@ -184,7 +188,7 @@ def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
 def _train(
   config: Config, data: sources.DataSet, steps: int
 ) -> tuple[Row, list[Row]]:
-  """One variant at one depth: what it adds to either file."""
+  """Trains one network; returns its row of depth.csv, and of its layers."""
   parallel = parallel_lib.make_parallel(config.parallel)
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
   training = build_lib.build(config, pipeline.window, pipeline.steps_per_epoch)
@@ -244,13 +248,20 @@ def _train(
   ]
 
 
+def _initial_norms(layers: Sequence[Row]) -> dict[str, float]:
+  """Gradient norms at initialisation of the layers on the main path."""
+  return {
+    r['layer']: r['grad_l2_first'] for r in layers if on_main_path(r['layer'])
+  }
+
+
 def starved(layers: Sequence[Row]) -> float:
   """The smallest gradient norm at initialisation over the median one.
 
   Args:
     layers: rows of one network; projections are left out.
   """
-  norms = [r['grad_l2_first'] for r in layers if on_main_path(r['layer'])]
+  norms = list(_initial_norms(layers).values())
   return _ratio(np.min(norms), np.median(norms))
 
 
@@ -260,36 +271,34 @@ def centre(layers: Sequence[Row]) -> float:
   Args:
     layers: rows of one network; projections are left out.
   """
-  norms = {
-    r['layer']: r['grad_l2_first'] for r in layers if on_main_path(r['layer'])
-  }
+  norms = _initial_norms(layers)
   inside = [norm for name, norm in norms.items() if name.startswith('across/')]
   return _ratio(np.median(inside), norms['classifier'])
 
 
 def _ratio(a: float, b: float) -> float:
-  """Of norms that may be zero or infinite."""
+  """a / b of norms that may be zero or infinite."""
   with np.errstate(divide='ignore', invalid='ignore'):
     return float(np.float64(a) / b)
 
 
 def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
-  """Loss, gradient at initialisation and compile time against depth.
+  """Draws loss, gradient at initialisation and compile time against depth.
 
   Args:
     rows: of depth.csv.
     layers: of depth_layers.csv.
 
   Returns:
-    A matplotlib Figure; a cross at the upper edge is a value that is not
-    finite, or zero.
+    A matplotlib Figure; a cross at the upper edge marks a value that is zero or
+    not finite.
   """
   drawn = plots.make_figure(10, 8)
   axes = drawn.subplots(2, 2).ravel()
   variants = list(dict.fromkeys(row['variant'] for row in rows))
   few = max(1, rows[0]['steps'] // 10)
   depths = sorted({row['convolutions'] for row in rows})
-  # The depth of the paper's network, as near as there is one.
+  # The depth nearest to that of the paper's network.
   reference = min(depths, key=lambda depth: abs(depth - 140))
   titles = (
     (f'Training loss, last {few} of {rows[0]["steps"]} steps', 'BCE (nats)'),
@@ -298,51 +307,39 @@ def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
     ('Compiling the training step', f'time over that at {reference}'),
   )
   for ax, (title, label) in zip(axes, titles, strict=True):
-    ax.set_title(title)
-    ax.set_ylabel(label)
+    ax.set(title=title, ylabel=label, xscale='log')
     ax.set_xlabel('convolutions on the main path')
-    ax.set_xscale('log')
     ax.set_xticks(depths, depths)
     ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
   for i, variant in enumerate(variants):
-    own = sorted(
-      (row for row in rows if row['variant'] == variant),
-      key=lambda row: row['convolutions'],
-    )
-    x = [row['convolutions'] for row in own]
-    groups = [
-      [
-        r
-        for r in layers
-        if (r['variant'], r['repetitions']) == (variant, row['repetitions'])
-      ]
-      for row in own
-    ]
+    own = [row for row in rows if row['variant'] == variant]
+    own.sort(key=operator.itemgetter('convolutions'))
     compiled = {r['convolutions']: r['compile_cpu_seconds'] for r in own}
-    for ax, y in zip(
-      axes,
-      (
-        [row['loss_last'] for row in own],
-        [centre(group) for group in groups],
-        [starved(group) for group in groups],
-        [
-          seconds / compiled.get(reference, math.nan)
-          for seconds in compiled.values()
-        ],
-      ),
-      strict=True,
-    ):
-      _line(ax, x, y, i, variant)
+    points = []
+    for row in own:
+      network = variant, row['repetitions']
+      kernels = [
+        r for r in layers if (r['variant'], r['repetitions']) == network
+      ]
+      points.append(
+        (
+          row['loss_last'],
+          centre(kernels),
+          starved(kernels),
+          row['compile_cpu_seconds'] / compiled.get(reference, math.nan),
+        )
+      )
+    for ax, y in zip(axes, np.transpose(points), strict=True):
+      _plot_line(ax, np.array(list(compiled)), y, i, variant)
   axes[0].axhline(
     rows[0]['constant_loss'], color='0.3', ls='--', label='constant prediction'
   )
   axes[0].plot([], [], 'x', color='0.3', ms=9, label='not finite')
-  for ax in axes[1:3]:
-    ax.set_yscale('log')
+  axes[1].set_yscale('log')
+  axes[2].set_yscale('log')
   for ax in axes:
-    # Room for the crosses.
-    ax.margins(y=0.2)
+    ax.margins(y=0.2)  # Room for the crosses.
   axes[3].set_ylim(bottom=0)
   drawn.legend(
     *axes[0].get_legend_handles_labels(),
@@ -353,23 +350,13 @@ def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
   return drawn
 
 
-def _line(
-  ax: Any,
-  xs: Sequence[int],
-  ys: Sequence[float],
-  i: int,
-  label: str,
+def _plot_line(
+  ax: Any, x: np.ndarray, y: np.ndarray, i: int, label: str
 ) -> None:
-  x, y, colour = np.asarray(xs), np.asarray(ys), plots.CYCLE[i]
+  colour = plots.CYCLE[i]
   good = np.isfinite(y) & (y > 0)
   ax.plot(x[good], y[good], 'osD^'[i % 4] + '-', color=colour, label=label)
-  # Of each variant at a height of its own, or one would hide the other.
+  # Every variant has its own height, so that no cross hides another.
   heights = np.full(np.sum(~good), 0.97 - 0.04 * i)
-  ax.plot(
-    x[~good],
-    heights,
-    'x',
-    color=colour,
-    ms=9,
-    transform=ax.get_xaxis_transform(),
-  )
+  edge = ax.get_xaxis_transform()
+  ax.plot(x[~good], heights, 'x', color=colour, ms=9, transform=edge)
