@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
 
 def test_each_figure_is_a_picture_and_a_table(made):
   _, page, out = made
-  assert {shown.name for shown in page.figures} == FIGURES
+  assert {figure.name for figure in page.figures} == FIGURES
   for name in FIGURES:
     picture = np.asarray(Image.open(out / f'{name}.png').convert('L'))
     assert picture.shape[1] == 1500
@@ -163,7 +163,7 @@ def test_a_report_that_is_there_is_kept(made, tmp_path):
     report.check(out, overwrite=False)
   assert report.check(out, overwrite=True) == out
   (tmp_path / 'file').write_text('')
-  with pytest.raises(errors.InputError, match='cannot be made'):
+  with pytest.raises(errors.InputError, match='cannot be created'):
     report.check(tmp_path / 'file/out', overwrite=False)
 
 

@@ -12,8 +12,8 @@ import scipy.stats
 from skipnet_jax import environment
 from skipnet_jax import files
 from skipnet_jax import plots
+from skipnet_jax.analysis.page import figures
 from skipnet_jax.analysis.page import report
-from skipnet_jax.analysis.page import shown
 from skipnet_jax.runs import run_log
 from skipnet_jax.studies import plan
 
@@ -131,7 +131,7 @@ def _grouped(rows: Sequence[str]) -> list[list[str]]:
   return [[first, *others[start : start + size]] for start in starts]
 
 
-def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
+def curves(study: plan.Study, folder: pathlib.Path) -> figures.FigureWithData:
   """Loss and accuracy by epoch: median and range over the finished runs."""
   losses = {config.train.loss for config in study.runs.values()}
   # Rows with different losses are compared by BCE.
@@ -155,7 +155,7 @@ def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
     if tables
   }
   groups = _grouped(list(by_row))
-  figure, axes = shown.make_grid(2 * len(groups), 4.0)
+  figure, axes = figures.make_grid(2 * len(groups), 4.0)
   for group, (left, right) in zip(groups, axes.reshape(-1, 2), strict=True):
     for label, colour in zip(group, plots.CYCLE, strict=False):
       for name, values in by_row[label].items():
@@ -195,7 +195,7 @@ def curves(study: plan.Study, folder: pathlib.Path) -> shown.Shown:
     for epoch, column in enumerate(values.T, 1)
   ]
   width = max(len(line) for line in lines) - 3
-  return shown.Shown(
+  return figures.FigureWithData(
     'curves',
     'Loss and accuracy',
     'Median over the runs of each row. Shaded: range of the validation.'

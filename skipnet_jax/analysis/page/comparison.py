@@ -1,6 +1,6 @@
-"""What a gradient-flow report says of runs, and of networks never trained."""
+"""The contents of a gradient-flow report: its figures, tables and texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 import json
 import math
@@ -13,128 +13,99 @@ from skipnet_jax import config_identity
 from skipnet_jax.analysis import depth
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import measure
+from skipnet_jax.analysis.page import figures as figures_lib
 from skipnet_jax.analysis.page import point_figures
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
-from skipnet_jax.analysis.page import shown as shown_lib
 from skipnet_jax.data import sources
 from skipnet_jax.runs import recorded
 from skipnet_jax.step import state as state_lib
 
 Config = ml_collections.ConfigDict
-Say = Callable[[str], None]
-# Of a run: the data set that it was trained on, and its best parameters.
-Trained = Callable[
+Log = Callable[[str], None]
+# Opens a run: its data set, and the parameters of its best checkpoint.
+OpenRun = Callable[
   [recorded.RecordedRun], tuple[sources.DataSet, gradient_flow.Variables]
 ]
 
+# Side of the measured window, in pixels: of runs; smaller before training, to
+# take no more than a minute.
+_RUN_SIDE, _INITIAL_SIDE = 256, 128
 _L2 = ('', '_with_l2')
-_SCORES = (
-  'run',
-  'convolutions',
-  'parameters',
-  'best epoch',
-  'train loss',
-  'with L2',
-  'validation loss',
-  'with L2',
-  'constant BCE',
-  'V_rand',
-  'V_info',
-)
-_GRADIENTS = (
-  'network',
-  'convolutions',
-  'parameters',
-  'gradient',
-  'least',
-  'where',
-  'most',
-  'where',
-)
-# Sides of what is looked at, in pixels; without training within a minute.
-_TRAINED_SIDE, _INITIAL_SIDE = 256, 128
-INITIAL, TRAINED = 'at initialisation', 'best epoch'
+INITIAL, BEST = 'at initialisation', 'best epoch'
 
 
 def of_runs(
   title: str,
   runs: Sequence[recorded.RecordedRun],
-  trained: Trained,
-  say: Say = lambda _: None,
+  open_run: OpenRun,
+  log: Log = lambda _: None,
 ) -> report.Page:
   """Compares recorded runs; measures them at their first and best parameters.
 
   Args:
     title: of the page.
     runs: from `recorded.open_runs`.
-    trained: opens a run's data and checkpoint.
-    say: told of progress.
+    open_run: returns the data and the best parameters of a run.
+    log: called with a message on each run.
 
   Raises:
-    InputError: a run whose data or checkpoint are not there.
+    InputError: the data or the checkpoint of a run is missing.
   """
-  opened = {run.name: trained(run) for run in runs}
+  opened = {run.name: open_run(run) for run in runs}
+  configs = {run.name: run.config for run in runs}
   dataset = ' and '.join(dict.fromkeys(d.name for d, _ in opened.values()))
   points: point_figures.Points = {}
   signals = {}
   for run in runs:
-    say(f'Measuring {run.name}: gradient by route, propagation')
+    log(f'Measuring {run.name}: gradient by route, propagation')
     data, best = opened[run.name]
-    batch = measure.centre_batch(run.config, data, _TRAINED_SIDE)
-    first = measure.initial_variables(run.config)
-    moments = {INITIAL: first, TRAINED: best}
+    batch = measure.centre_batch(run.config, data, _RUN_SIDE)
+    moments = {INITIAL: measure.initial_variables(run.config), BEST: best}
     points[run.name], signals[run.name] = _measure(
       run.config, moments, batch, run.layers
     )
-  figures = [
-    recorded_figures.heat_map(runs, dataset, 'net_change'),
-    recorded_figures.profiles(runs, dataset),
-    recorded_figures.heat_map(runs, dataset, 'grad_l2'),
-    recorded_figures.curves(runs, dataset),
-    *_point_figures(points, signals, dataset),
-  ]
   epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
+  environments = {
+    f'{run.name}: environment': json.dumps(run.environment, indent=2)
+    for run in runs
+  }
   return report.Page(
     title=title,
     subtitle=f'{len(runs)} runs of {epochs} epochs on {dataset}.',
-    figures=figures,
-    tables=[
-      _differences({r.name: r.config for r in runs}),
-      _scores(runs),
-      _least(runs),
+    figures=[
+      recorded_figures.heat_map(runs, dataset, 'net_change'),
+      recorded_figures.profiles(runs, dataset),
+      recorded_figures.heat_map(runs, dataset, 'grad_l2'),
+      recorded_figures.curves(runs, dataset),
+      *_point_figures(points, signals, dataset),
     ],
+    tables=[_differences(configs), _scores(runs), _least_served(runs)],
     warnings=_warnings(data for data, _ in opened.values()),
-    details=_details({r.name: r.config for r in runs})
-    | {
-      f'{run.name}: environment': json.dumps(run.environment, indent=2)
-      for run in runs
-    },
+    details=_details(configs) | environments,
   )
 
 
 def at_init(
-  title: str,
-  configs: dict[str, Config],
-  data: sources.DataSet,
-  say: Say = lambda _: None,
+  title: str, configs: dict[str, Config], data: sources.DataSet, log: Log
 ) -> report.Page:
   """Compares networks as they are before training.
 
   Args:
     title: of the page.
-    configs: whole configs by name.
-    data: one slice of it is looked at.
-    say: told of progress.
+    configs: complete configs by name.
+    data: the networks are measured on one slice of it.
+    log: called with a message on each network.
 
   Raises:
-    InputError: a model without convolutions, a window it cannot take.
+    InputError: a model without convolutions, or one that cannot take the size
+      of the window.
   """
   points: point_figures.Points = {}
   signals = {}
   rows = []
   for name, config in configs.items():
-    say(f'Measuring {name}: gradient by route, propagation')
+    log(f'Measuring {name}: gradient by route, propagation')
     batch = measure.centre_batch(config, data, _INITIAL_SIDE)
     variables = measure.initial_variables(config)
     points[name], signals[name] = _measure(
@@ -157,8 +128,11 @@ def at_init(
   table = report.Table(
     'Gradient at initialisation',
     'L2 norm of the gradient of the loss: of all kernels together, and of the '
-    'kernels that get the least and the most of it.',
-    _GRADIENTS,
+    'kernels with the smallest and the largest norm.',
+    (
+      *('network', 'convolutions', 'parameters', 'gradient'),
+      *('least', 'where', 'most', 'where'),
+    ),
     rows,
   )
   return report.Page(
@@ -168,7 +142,7 @@ def at_init(
       f'on one slice of {data.name}.'
     ),
     figures=_point_figures(points, signals, data.name),
-    tables=[*([_differences(configs)] if len(configs) > 1 else []), table],
+    tables=[_differences(configs), table] if len(configs) > 1 else [table],
     warnings=_warnings([data]),
     details=_details(configs),
   )
@@ -185,58 +159,60 @@ def of_depths(
   Args:
     title: of the page.
     config: of the sweep.
-    rows: from `depth.read`.
-    layers: from `depth.read`.
+    rows: of depth.csv, from `depth.read`.
+    layers: of depth_layers.csv, from `depth.read`.
   """
-  steps, dataset = rows[0]['steps'], rows[0]['dataset']
+  steps = rows[0]['steps']
   columns = (
-    'variant',
-    'convolutions',
-    'parameters',
-    'finite_steps',
-    'loss_first',
-    'loss_last',
-    'constant_loss',
-  )
-  table = report.Table(
-    'Training by depth',
-    f'{steps} steps each; mean training loss (augmented, dropout, without L2) '
-    'of the first and last tenth of the steps; the BCE of predicting the '
-    "training slices' share of membrane everywhere.",
-    [column.replace('_', ' ') for column in columns],
-    [[row[column] for column in columns] for row in rows],
-  )
-  shown = shown_lib.Shown(
-    'depth',
-    'Where each variant stops being trainable',
-    'Training loss at the end; gradient at initialisation of the centre and of '
-    'the most starved convolution; compile time (processor time) against that '
-    'of about 140 convolutions. A cross at the edge: not finite, or zero.',
-    depth.figure(rows, layers),
-    tuple(depth.COLUMNS),
-    [[row[column] for column in depth.COLUMNS] for row in rows],
+    *('variant', 'convolutions', 'parameters', 'finite_steps'),
+    *('loss_first', 'loss_last', 'constant_loss'),
   )
   return report.Page(
     title=title,
     subtitle=(
-      f'{len(rows)} networks, {steps} training steps each, on {dataset}.'
+      f'{len(rows)} networks, {steps} training steps each, on '
+      f'{rows[0]["dataset"]}.'
     ),
-    figures=[shown],
-    tables=[table],
+    figures=[
+      figures_lib.FigureWithData(
+        'depth',
+        'Where each variant stops being trainable',
+        'Training loss at the end; gradient at initialisation of the centre '
+        'and of the most starved convolution; compile time (processor time) '
+        'divided by that at about 140 convolutions. A cross at the upper edge '
+        'marks a value that is not finite, or zero.',
+        depth.figure(rows, layers),
+        tuple(depth.COLUMNS),
+        [[row[column] for column in depth.COLUMNS] for row in rows],
+      )
+    ],
+    tables=[
+      report.Table(
+        'Training by depth',
+        f'{steps} steps each. Loss: mean training loss (augmented, with '
+        'dropout, without L2) of the first and the last tenth of the steps. '
+        'Constant: the BCE of predicting the mean label of the training slices '
+        'everywhere.',
+        [column.replace('_', ' ') for column in columns],
+        [[row[column] for column in columns] for row in rows],
+      )
+    ],
     warnings=_warnings([sources.load(config)]),
     details={'config': json.dumps(config_identity.to_flat(config), indent=2)},
   )
 
 
 def _measure(config, moments, batch, layers):
-  # Side by side: most of the time goes into compiling each, on one core.
+  # In parallel: both mostly compile, on one core each.
   with futures.ThreadPoolExecutor(1) as pool:
     signal = pool.submit(measure.at_init, config, batch, layers)
     points = measure.at_points(config, moments, batch, layers)
     return points, signal.result()
 
 
-def _point_figures(points, signals, dataset: str) -> list[shown_lib.Shown]:
+def _point_figures(
+  points, signals, dataset: str
+) -> list[figures_lib.FigureWithData]:
   lengths = point_figures.path_lengths(points, dataset)
   return [
     point_figures.gradient_norms(points, dataset),
@@ -246,7 +222,7 @@ def _point_figures(points, signals, dataset: str) -> list[shown_lib.Shown]:
   ]
 
 
-def _warnings(data) -> list[str]:
+def _warnings(data: Iterable[sources.DataSet]) -> list[str]:
   return list(dict.fromkeys(one.warning for one in data if one.warning))
 
 
@@ -278,47 +254,42 @@ def _differences(configs: dict[str, Config]) -> report.Table:
   )
 
 
-def _least(runs: Sequence[recorded.RecordedRun]) -> report.Table:
+def _least_served(runs: Sequence[recorded.RecordedRun]) -> report.Table:
+  least = recorded_figures.least_served
   return report.Table(
     'The least served stage',
-    'In the last half of the epochs: the stage whose weights moved least, and '
-    'the one whose gradient was smallest, each with its share of the mean over '
-    'all convolutions (geometric means; 1: even).',
+    'The stage with the smallest change of its weights, and the one with the '
+    'smallest gradient, in the last half of the epochs. Each is divided by the '
+    'mean over all convolutions; all means are geometric.',
     ('run', 'least net change', 'of the mean', 'least gradient', 'of the mean'),
-    [
-      (
-        run.name,
-        *recorded_figures.least_served(run, 'net_change'),
-        *recorded_figures.least_served(run, 'grad_l2'),
-      )
-      for run in runs
-    ],
+    [(r.name, *least(r, 'net_change'), *least(r, 'grad_l2')) for r in runs],
   )
 
 
 def _scores(runs: Sequence[recorded.RecordedRun]) -> report.Table:
   rows = []
   for run in runs:
-    summary = run.summary
     best = run.records[int(np.argmin(run.curve('valid_loss')))]
     rows.append(
       (
         run.name,
         len(run.layers),
-        summary.get('parameters'),
+        run.summary.get('parameters'),
         best['epoch'],
         *(best[f'{p}_loss{l2}'] for p in ('train', 'valid') for l2 in _L2),
-        summary.get('constant_val_bce'),
-        summary.get('v_rand'),
-        summary.get('v_info'),
+        *(run.summary.get(n) for n in ('constant_val_bce', 'v_rand', 'v_info')),
       )
     )
   return report.Table(
     'Losses and scores',
     'Losses at the epoch of the best validation loss, without and with the L2 '
-    "term; the BCE of predicting the validation slices' share of membrane "
-    'everywhere; V_rand and V_info of that checkpoint (best of the '
-    "challenge's thresholds).",
-    _SCORES,
+    'term. Constant: the BCE of predicting the mean label of the validation '
+    'slices everywhere. V_rand and V_info: of the checkpoint of that epoch, '
+    "the best over the challenge's thresholds.",
+    (
+      *('run', 'convolutions', 'parameters', 'best epoch'),
+      *('train loss', 'with L2', 'validation loss', 'with L2'),
+      *('constant BCE', 'V_rand', 'V_info'),
+    ),
     rows,
   )

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from skipnet_jax import plots
-from skipnet_jax.analysis.page import shown
+from skipnet_jax.analysis.page import figures
 from skipnet_jax.runs import recorded
+
+Runs = Sequence[recorded.RecordedRun]
 
 
 def _log_range(values: np.ndarray) -> tuple[float, float]:
@@ -15,7 +17,7 @@ def _log_range(values: np.ndarray) -> tuple[float, float]:
   if not positive.size:
     return 1e-12, 1.0
   low, high = np.percentile(positive, (0.5, 99.9))
-  # Five decades at most: below, everything counts as nothing.
+  # Five decades at most: smaller values have the colour of the lower limit.
   return max(low, high * 1e-5), max(high, low * 1.01)
 
 
@@ -35,23 +37,20 @@ _QUANTITIES = {
 }
 
 
-def heat_map(
-  runs: Sequence[recorded.RecordedRun], dataset: str, quantity: str
-) -> shown.Shown:
-  """One panel a run, layer by epoch, one logarithmic colour scale for all."""
+def heat_map(runs: Runs, dataset: str, quantity: str) -> figures.FigureWithData:
+  """One panel for each run, layer by epoch; all share a logarithmic scale."""
   from matplotlib import colors
 
   title, label, text = _QUANTITIES[quantity]
   tables = [run.flow[quantity] for run in runs]
   low, high = _log_range(np.concatenate([t.ravel() for t in tables]))
-  # Its table has a column for each epoch.
-  longest = max(run.epochs for run in runs)
-  figure, axes = shown.make_grid(len(runs), 4.4)
+  figure, axes = figures.make_grid(len(runs), 4.4)
   for ax, run, table in zip(axes, runs, tables, strict=True):
     ax.set_facecolor('0.85')
-    drawn = np.where(table > 0, table, low / 10)
+    # NaN stays; zeros are drawn below the scale.
+    drawn = np.where(table <= 0, low / 10, table)
     image = ax.imshow(
-      np.where(np.isnan(table), np.nan, drawn).T,
+      drawn.T,
       norm=colors.LogNorm(low, high),
       cmap='viridis',
       aspect='auto',
@@ -59,90 +58,86 @@ def heat_map(
       extent=(0.5, run.epochs + 0.5, len(run.layers) - 0.5, -0.5),
     )
     ax.set_title(f'{run.name} ({len(run.layers)} convolutions)', fontsize=10)
-    stages = shown.stages_of(run.layers)
+    stages = figures.stages_of(run.layers)
     for _, begin, _ in stages[1:]:
       ax.axhline(begin - 0.5, color='white', lw=0.4)
-    shown.label_stages(ax, stages, len(run.layers))
+    figures.label_stages(ax, stages, len(run.layers))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel('epoch')
   figure.colorbar(
     image, ax=list(axes), label=label, extend='both', shrink=0.8, aspect=40
   )
   figure.suptitle(f'{title}, by layer (input at the top) and epoch: {dataset}')
-  return shown.Shown(
+  epochs = range(1, max(run.epochs for run in runs) + 1)
+  return figures.FigureWithData(
     f'heat_map_{quantity}',
     title,
-    text
-    + ' Layers in the order of the forward pass, the input at the top; one '
-    'logarithmic colour scale for all panels. Grey: not recorded.',
+    f'{text} Layers are in the order of the forward pass, the input at the '
+    'top; all panels share one logarithmic colour scale. Grey: not recorded.',
     figure,
-    (
-      *('run', 'layer_index', 'layer', 'stage'),
-      *map(str, range(1, longest + 1)),
-    ),
+    ('run', 'layer_index', 'layer', 'stage', *map(str, epochs)),
     [
-      (run.name, i, layer, shown.stage_of(layer), *map(float, table[:, i]))
+      row
       for run, table in zip(runs, tables, strict=True)
-      for i, layer in enumerate(run.layers)
+      for row in figures.layer_rows(
+        [run.name],
+        run.layers,
+        map(figures.stage_of, run.layers),
+        *table.astype(np.float64),
+      )
     ],
   )
 
 
-def _mean_over(table: np.ndarray, epochs: slice) -> np.ndarray:
-  """Mean over some epochs, `[l]`; NaN where none was recorded."""
-  rows = table[epochs]
-  seen = np.isfinite(rows)
-  total = np.where(seen, rows, 0).sum(0, dtype=np.float64)
-  return np.where(seen.any(0), total / np.maximum(seen.sum(0), 1), np.nan)
-
-
 def early_and_late(run: recorded.RecordedRun) -> tuple[np.ndarray, np.ndarray]:
-  """Net change averaged over the first tenth and last half of epochs, `[l]`."""
-  tenth, half = max(1, run.epochs // 10), -(-run.epochs // 2)
-  table = run.flow['net_change']
+  """Net change averaged over the first tenth and last half of epochs, `[l]`.
+
+  NaN for a layer without a record of these epochs.
+  """
+  table = np.ma.masked_invalid(run.flow['net_change'])
+  early, late = table[: max(1, run.epochs // 10)], table[run.epochs // 2 :]
   return (
-    _mean_over(table, slice(tenth)),
-    _mean_over(table, slice(-half, None)),
+    early.mean(0, dtype=np.float64).filled(np.nan),
+    late.mean(0, dtype=np.float64).filled(np.nan),
   )
 
 
 def least_served(run: recorded.RecordedRun, quantity: str) -> tuple[str, float]:
-  """The stage that got least of a quantity in the last half of the epochs.
+  """The stage with the least of a quantity in the last half of the epochs.
 
   Returns:
     Its name, and the geometric mean of the quantity over its convolutions and
-    those epochs over that of all: 1 is even, 0 a stage that gets nothing.
+    those epochs, divided by that over all convolutions.
   """
-  late = run.flow[quantity][-(-run.epochs // -2) :]
+  late = run.flow[quantity][-(run.epochs // 2) :]
   late = late[np.isfinite(late).all(1)]
   logs = np.log(np.maximum(late, 1e-30)).mean(0)
   ratios = {
     stage: float(np.exp(logs[begin:end].mean() - logs.mean()))
-    for stage, begin, end in shown.stages_of(run.layers)
+    for stage, begin, end in figures.stages_of(run.layers)
   }
   least = min(ratios, key=ratios.__getitem__)
   return least, ratios[least]
 
 
-def profiles(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
+def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
   """Net change by depth, early and late in training."""
-  figure, axes = shown.make_grid(2, 4.0, sharey=True)
-  places = shown.mark_depth(axes, [run.layers for run in runs])
-  series = [early_and_late(run) for run in runs]
-  for ax, part, name in zip(
-    axes, (0, 1), ('first tenth', 'last half'), strict=True
+  figure, axes = figures.make_grid(2, 4.0, sharey=True)
+  places = figures.mark_depth(axes, [run.layers for run in runs])
+  changes = [early_and_late(run) for run in runs]
+  for run, x, parts, colour in zip(
+    runs, places, changes, plots.CYCLE, strict=False
   ):
-    for run, x, ys, colour in zip(
-      runs, places, series, plots.CYCLE, strict=False
-    ):
-      ax.plot(x, ys[part], '.-', color=colour, lw=1.2, ms=3, label=run.name)
+    for ax, y in zip(axes, parts, strict=True):
+      ax.plot(x, y, '.-', color=colour, lw=1.2, ms=3, label=run.name)
+  for ax, part in zip(axes, ('first tenth', 'last half'), strict=True):
     ax.set_yscale('log')
-    ax.set_title(f'{name} of the epochs', fontsize=10)
+    ax.set_title(f'{part} of the epochs', fontsize=10)
     ax.grid(axis='y', alpha=0.3)
   axes[0].set_ylabel('mean |net change| in an epoch')
   axes[0].legend(fontsize=8)
   figure.suptitle(f'Net change by depth, input left: {dataset}')
-  return shown.Shown(
+  return figures.FigureWithData(
     'profiles',
     'Net change by depth',
     'The heat map averaged over the first tenth and the last half of the '
@@ -150,16 +145,11 @@ def profiles(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
     figure,
     ('run', 'layer_index', 'layer', 'stage', 'first_tenth', 'last_half'),
     [
-      (
-        run.name,
-        i,
-        layer,
-        shown.stage_of(layer),
-        float(early[i]),
-        float(late[i]),
+      row
+      for run, parts in zip(runs, changes, strict=True)
+      for row in figures.layer_rows(
+        [run.name], run.layers, map(figures.stage_of, run.layers), *parts
       )
-      for run, (early, late) in zip(runs, series, strict=True)
-      for i, layer in enumerate(run.layers)
     ],
   )
 
@@ -167,26 +157,20 @@ def profiles(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
 _CURVES = ('train_loss', 'valid_loss', 'train_accuracy', 'valid_accuracy')
 
 
-def curves(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
+def curves(runs: Runs, dataset: str) -> figures.FigureWithData:
   """Losses and accuracies by epoch (the paper's Figure 3)."""
-  figure, axes = shown.make_grid(2, 4.0)
-  ends = []
+  figure, axes = figures.make_grid(2, 4.0)
+  losses = []
   for run, colour in zip(runs, plots.CYCLE, strict=False):
     epochs = np.arange(1, run.epochs + 1)
     for ax, kind in zip(axes, ('loss', 'accuracy'), strict=True):
-      for part, style in (('train', ':'), ('valid', '-')):
-        ax.plot(
-          epochs,
-          run.curve(f'{part}_{kind}'),
-          style,
-          color=colour,
-          lw=1.2,
-          label=run.name if part == 'valid' else None,
-        )
-    ends += [
-      run.curve('train_loss'),
-      run.curve('valid_loss')[run.epochs // 10 :],
-    ]
+      training, validation = (
+        run.curve(f'{part}_{kind}') for part in ('train', 'valid')
+      )
+      ax.plot(epochs, training, ':', color=colour, lw=1.2)
+      ax.plot(epochs, validation, '-', color=colour, lw=1.2, label=run.name)
+      if kind == 'loss':
+        losses += [training, validation[run.epochs // 10 :]]
   constants = {
     run.summary['constant_val_bce']
     for run in runs
@@ -203,34 +187,31 @@ def curves(runs: Sequence[recorded.RecordedRun], dataset: str) -> shown.Shown:
       fontsize=8,
       color=plots.GREY,
     )
-  values = np.concatenate(ends)
+  values = np.concatenate(losses)
   low, high = np.percentile(values[np.isfinite(values)], (0, 90))
   high = max([high, *(1.2 * constant for constant in constants)])
   margin = 0.05 * (high - low) + 1e-6
   axes[0].set_ylim(low - margin, high + margin)
-  axes[0].set_ylabel('loss without L2, ' + _loss_name(runs))
-  axes[1].set_ylabel('share of pixels right at threshold 1/2')
+  names = {run.config.train.loss for run in runs}
+  loss = 'BCE in nats' if names == {'bce'} else ' and '.join(sorted(names))
+  axes[0].set(xlabel='epoch', ylabel=f'loss without L2, {loss}')
+  axes[1].set(xlabel='epoch', ylabel='share of pixels right at threshold 1/2')
   for ax in axes:
-    ax.set_xlabel('epoch')
     ax.grid(alpha=0.3)
   axes[1].legend(fontsize=8, title='solid: validation, dotted: training')
   figure.suptitle(f'Loss and accuracy: {dataset}')
-  return shown.Shown(
+  columns = (*_CURVES, 'valid_bce')
+  return figures.FigureWithData(
     'curves',
     'Loss and accuracy',
     "As in the paper's Figure 3, for these runs. Training with augmentation "
     'and dropout, validation with running statistics; peaks beyond the axis '
     'are cut off.',
     figure,
-    ('run', 'epoch', *_CURVES, 'valid_bce'),
+    ('run', 'epoch', *columns),
     [
-      (run.name, record['epoch'], *(record[c] for c in (*_CURVES, 'valid_bce')))
+      (run.name, record['epoch'], *(record[name] for name in columns))
       for run in runs
       for record in run.records
     ],
   )
-
-
-def _loss_name(runs: Sequence[recorded.RecordedRun]) -> str:
-  names = {run.config.train.loss for run in runs}
-  return 'BCE in nats' if names == {'bce'} else ' and '.join(sorted(names))

@@ -1,4 +1,4 @@
-"""A report as one page without outside parts, and its figures as files."""
+"""Writes a report: one self-contained HTML page, and its figures as files."""
 
 import base64
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import plots
 from skipnet_jax import tables
-from skipnet_jax.analysis.page import shown as shown_lib
+from skipnet_jax.analysis.page import figures
 from skipnet_jax.runs import workdir
 
 PAGE = 'report.html'
@@ -28,7 +28,7 @@ class Table:
     title: its heading.
     text: what its columns mean.
     columns: their names.
-    rows: str, int or float cells; None where there is nothing to say.
+    rows: str, int or float cells; None for an empty cell.
   """
 
   title: str
@@ -39,72 +39,77 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """What a report says.
+  """The contents of a report.
 
   Attributes:
     title: its heading.
     subtitle: a sentence on what was compared, and on which data.
-    figures: in the order in which they are shown.
-    tables: shown before the figures.
+    figures: in the order of the page.
+    tables: before the figures.
     warnings: such as that of synthetic data.
-    details: name to text that is folded away, such as configs.
+    details: name to text that the reader can unfold, such as a config.
   """
 
   title: str
   subtitle: str
-  figures: Sequence[shown_lib.Shown]
+  figures: Sequence[figures.FigureWithData]
   tables: Sequence[Table] = ()
   warnings: Sequence[str] = ()
   details: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def check(folder: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
-  """Makes the folder of a report, before anything is measured.
+  """Creates the folder of a report; call it before anything is measured.
 
   Raises:
-    InputError: it cannot be written, or has a report already.
+    InputError: the folder cannot be written, or already has a report.
   """
   path = pathlib.Path(folder)
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise errors.InputError(
-      f'The folder {path} of --output cannot be made ({e.strerror}): choose '
-      'another.'
+      f'The folder {path} of --output cannot be created ({e.strerror}): '
+      'choose another.'
     ) from e
   if not os.access(path, os.W_OK):
     raise errors.InputError(
-      f'The folder {path} of --output cannot be written: choose another.'
+      f'The folder {path} of --output is not writable: choose another.'
     )
   if (path / PAGE).exists() and not overwrite:
     raise errors.InputError(
-      f'{path / PAGE} exists; choose another --output or pass --overwrite.'
+      f'{path / PAGE} exists: choose another --output or pass --overwrite.'
     )
   return path
 
 
 def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
-  """Writes report.html, and a PNG and a CSV for each figure, beside it.
+  """Writes report.html, and a PNG and a CSV file of each figure beside it.
 
   Returns:
     The page's path.
   """
   images = {}
-  for shown in page.figures:
-    png = plots.to_png(shown.figure)
-    images[shown.name] = base64.b64encode(png).decode()
-    files.write_whole(folder / f'{shown.name}.png', png)
+  for one in page.figures:
+    png = plots.to_png(one.figure)
+    images[one.name] = base64.b64encode(png).decode()
+    files.write_whole(folder / f'{one.name}.png', png)
     rows = (
       [f'{v:.6g}' if isinstance(v, float) else v for v in row]
-      for row in shown.rows
+      for row in one.rows
     )
-    files.write_csv(folder / f'{shown.name}.csv', shown.columns, rows)
+    files.write_csv(folder / f'{one.name}.csv', one.columns, rows)
   environment = workdir.environment()
   packages = environment.pop('packages')
   environment['packages'] = ', '.join(f'{k} {v}' for k, v in packages.items())
   environment['devices'] = ', '.join(environment['devices'])
-  text = _template().render(
-    **{f.name: getattr(page, f.name) for f in dataclasses.fields(page)},
+  templates = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined
+  )
+  templates.filters['cell'] = _cell
+  source = importlib.resources.files('skipnet_jax.analysis.page') / PAGE
+  text = templates.from_string(source.read_text()).render(
+    vars(page),
     images=images,
     environment={k: v for k, v in environment.items() if v != ''},
   )
@@ -122,15 +127,6 @@ def format_tables(page: Page) -> str:
     lines = [tables.line(row, widths).rstrip() for row in cells]
     blocks.append('\n'.join([table.title, *lines]))
   return '\n\n'.join(['', *blocks, ''])
-
-
-def _template() -> jinja2.Template:
-  files = importlib.resources.files('skipnet_jax.analysis.page')
-  environment = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False
-  )
-  environment.filters['cell'] = _cell
-  return environment.from_string((files / PAGE).read_text())
 
 
 def _cell(value: Any) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from skipnet_jax import plots
-from skipnet_jax.analysis.page import shown
+from skipnet_jax.analysis.page import figures
 
 SHORT = ('down_1', 'down_2/block_1/conv_1', 'classifier')
 LONG = ('down_1', 'down_2/block_1/conv_1', 'down_2/block_2/conv_1')
@@ -11,8 +11,8 @@ LONG += ('long_skip_classifier/decoder', 'classifier')
 
 
 def test_a_long_skip_belongs_to_the_stage_it_feeds():
-  assert [shown.stage_of(layer) for layer in LONG[3:]] == ['classifier'] * 2
-  assert shown.stages_of(LONG) == [
+  assert [figures.stage_of(layer) for layer in LONG[3:]] == ['classifier'] * 2
+  assert figures.stages_of(LONG) == [
     ('down_1', 0, 1),
     ('down_2', 1, 3),
     ('classifier', 3, 5),
@@ -20,9 +20,9 @@ def test_a_long_skip_belongs_to_the_stage_it_feeds():
 
 
 def test_networks_of_the_same_stages_are_aligned_by_stage():
-  figure, axes = shown.make_grid(2, 1.0)
+  figure, axes = figures.make_grid(2, 1.0)
   assert len(axes) == 2
-  places = shown.mark_depth(axes, [SHORT, LONG])
+  places = figures.mark_depth(axes, [SHORT, LONG])
   np.testing.assert_allclose(places[0], [0.5, 1.5, 2.5])
   np.testing.assert_allclose(places[1], [0.5, 1.25, 1.75, 2.25, 2.75])
   labels = [label.get_text() for label in axes[0].get_xticklabels()]
@@ -31,8 +31,8 @@ def test_networks_of_the_same_stages_are_aligned_by_stage():
 
 
 def test_other_networks_are_aligned_by_relative_depth():
-  _, axes = shown.make_grid(1, 1.0)
-  places = shown.mark_depth(axes, [SHORT, ('conv_a', 'conv_b')])
+  _, axes = figures.make_grid(1, 1.0)
+  places = figures.mark_depth(axes, [SHORT, ('conv_a', 'conv_b')])
   np.testing.assert_allclose(places[0], [1 / 6, 1 / 2, 5 / 6])
   np.testing.assert_allclose(places[1], [0.25, 0.75])
   assert 'relative depth' in axes[0].get_xlabel()

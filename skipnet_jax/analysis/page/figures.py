@@ -1,0 +1,114 @@
+"""A figure together with its data, and the depth axis that figures share."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from skipnet_jax import plots
+
+_WIDTH = 10.0  # Inches.
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureWithData:
+  """A figure and the table of the numbers in it.
+
+  Attributes:
+    name: of its files.
+    title: its heading.
+    text: what it shows, and how that was computed.
+    figure: a matplotlib Figure.
+    columns: of the table.
+    rows: of the table.
+  """
+
+  name: str
+  title: str
+  text: str
+  figure: Any
+  columns: Sequence[str]
+  rows: Iterable[Sequence[Any]]
+
+
+def stage_of(layer: str) -> str:
+  """The part of the network that contains a layer: its outermost module."""
+  # A long skip's projections belong to the stage that they feed.
+  return layer.split('/')[0].removeprefix('long_skip_')
+
+
+def stages_of(layers: Sequence[str]) -> list[tuple[str, int, int]]:
+  """Each stage's name, first layer and the layer after its last, in order."""
+  stages, begin = [], 0
+  for name, group in itertools.groupby(layers, stage_of):
+    end = begin + len(list(group))
+    stages.append((name, begin, end))
+    begin = end
+  return stages
+
+
+def layer_rows(
+  network: Sequence[Any], layers: Sequence[str], *columns: Iterable[Any]
+) -> Iterator[list[Any]]:
+  """Table rows: `network`, layer index, layer, its value in each column."""
+  for i, (layer, *values) in enumerate(zip(layers, *columns, strict=True)):
+    yield [*network, i, layer, *values]
+
+
+def mark_depth(
+  axes: Sequence[Any], networks: Sequence[Sequence[str]]
+) -> list[np.ndarray]:
+  """Labels the x axes by depth; returns the x of each network's layers.
+
+  If all networks have the same stages, every stage has the length 1. Otherwise
+  x is the relative depth, from 0 to 1.
+  """
+  stages = [stages_of(layers) for layers in networks]
+  names = [name for name, _, _ in stages[0]]
+  same = all([name for name, _, _ in other] == names for other in stages)
+  aligned = same and len(names) <= 30
+  for ax in axes:
+    if aligned:
+      ax.set_xticks(np.arange(len(names)) + 0.5, names, fontsize=8)
+      ax.tick_params(axis='x', rotation=60, length=0)
+      ax.set_xlim(0, len(names))
+      for edge in range(1, len(names)):
+        ax.axvline(edge, color='0.9', lw=0.8, zorder=0)
+    else:
+      ax.set_xlabel('relative depth, input 0 to output 1')
+      ax.set_xlim(0, 1)
+  if not aligned:
+    return [(np.arange(len(n)) + 0.5) / len(n) for n in networks]
+  return [
+    np.concatenate(
+      [
+        number + (np.arange(end - begin) + 0.5) / (end - begin)
+        for number, (_, begin, end) in enumerate(own)
+      ]
+    )
+    for own in stages
+  ]
+
+
+def make_grid(count: int, height: float, columns: int = 2, **options: Any):
+  """A figure of `count` axes, each `height` inches high, and the axes."""
+  columns = min(columns, count)
+  rows = -(-count // columns)
+  figure = plots.make_figure(_WIDTH, rows * height + 0.4)
+  axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+  for ax in axes[count:]:
+    ax.set_visible(False)
+  return figure, axes[:count]
+
+
+def label_stages(ax: Any, stages: list, count: int) -> None:
+  """Labels a y axis of layers; narrow stages only where there is space."""
+  labels: dict[float, str] = {}
+  for name, begin, end in sorted(stages, key=lambda s: s[1] - s[2]):
+    middle = (begin + end - 1) / 2
+    if all(abs(middle - taken) >= count / 28 for taken in labels):
+      labels[middle] = name
+  ax.set_yticks(list(labels), list(labels.values()), fontsize=7)
+  ax.tick_params(axis='y', length=0)
