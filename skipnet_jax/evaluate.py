@@ -49,9 +49,9 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 def main() -> None:
   """Scores a run or two files."""
   _check_flags()
-  # Imported late, so that --help does not wait for JAX.
-  from skipnet_jax.evaluation import judge
+  # Only now: --help need not wait for JAX.
   from skipnet_jax.evaluation import report
+  from skipnet_jax.evaluation import scoring
   from skipnet_jax.runs import workdir
 
   if _WORKDIR.value:
@@ -61,29 +61,29 @@ def main() -> None:
   else:
     output = cli.require(_OUTPUT)
   panels = pathlib.Path(_PANELS.value) if _PANELS.value else None
-  files = report.Report(pathlib.Path(output), panels)
+  files = report.OutputFiles(pathlib.Path(output), panels)
   files.check(_OVERWRITE.value)
   if _WORKDIR.value:
-    verdict = judge.judge_run(
+    evaluation = scoring.score_run(
       _WORKDIR.value,
       _SPLIT.value,
       tta=_TTA.value,
       mc_samples=_SAMPLES.value,
-      say=print,
+      log=print,
     )
   else:
-    verdict = judge.judge_files(
+    evaluation = scoring.score_files(
       cli.require(_PREDICTION),
       cli.require(_LABELS),
       _KIND.value,
       _IMAGE.value,
     )
-  print(verdict.title)
-  print(report.format_table(verdict.results))
-  for line in files.write(verdict):
+  print(evaluation.title)
+  print(report.format_table(evaluation.results))
+  for line in files.write(evaluation):
     print(line)
-  if verdict.warning:
-    print(f'warning: {verdict.warning}', file=sys.stderr)
+  if evaluation.warning:
+    print(f'warning: {evaluation.warning}', file=sys.stderr)
 
 
 def _check_flags() -> None:

@@ -12,7 +12,7 @@ import tifffile
 from skipnet_jax import config as config_lib
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import judge
+from skipnet_jax.evaluation import scoring
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.runs import trained
@@ -265,7 +265,7 @@ def test_labels_of_other_types(pair, tmp_path):
   for dtype in ('uint8', 'int16', 'uint32', 'float32'):
     path = tmp_path / f'{dtype}.tif'
     tifffile.imwrite(path, inside.astype(dtype), photometric='minisblack')
-    _, read = judge.read_pair(tmp_path / 'p.tif', path, 'binary')
+    _, read = scoring.read_pair(tmp_path / 'p.tif', path, 'binary')
     assert np.array_equal(read, inside)
 
 

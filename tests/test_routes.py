@@ -252,7 +252,7 @@ def test_all_methods_share_one_compilation_and_no_pass_runs_twice():
   found.by_length()
   # Of six roots of unity, 1 was at hand and two are conjugates.
   assert len(calls) == len(set(calls)) == 5
-  assert found._parts._cache_size() == 1
+  assert found._gradients._cache_size() == 1
 
 
 def test_another_point_is_another_gradient_and_no_compilation():
@@ -264,7 +264,7 @@ def test_another_point_is_another_gradient_and_no_compilation():
   for name, g in fresh.whole().items():
     np.testing.assert_allclose(moved.whole()[name], g, rtol=1e-6)
     assert not np.array_equal(found.whole()[name], g)
-  assert found._parts._cache_size() == 1
+  assert found._gradients._cache_size() == 1
 
 
 def test_names_at_hand_are_not_traced_again(monkeypatch):

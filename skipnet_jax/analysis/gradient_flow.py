@@ -1,9 +1,7 @@
-"""The gradient of each layer at a point.
+"""The gradient of each layer of a Linen model called as `model(image, train)`.
 
-Works for any Linen model called as `model(image, train)`; layers are ordered by
-the call order of a traced forward pass, not by name. Which skips a gradient
-came through is in `routes`, what a whole training run records in
-`training.telemetry`.
+Layers are in the order in which a traced forward pass calls them. `routes`
+splits a gradient by skips; `step.telemetry` records gradients while training.
 """
 
 from collections.abc import Callable
@@ -24,18 +22,13 @@ LossFunction = Callable[[Any, Batch], Array]
 
 
 def conv_names(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
-  """Layers with a kernel, in call order.
-
-  Args:
-    model: maps `(image, train)` to outputs.
-    shape: of the image, `(b, y, x, c)`.
+  """Layers with a kernel, in call order, for an image of shape `(b, y, x, c)`.
 
   Raises:
     InputError: the model has none.
   """
-  names = [
-    row.name for row in layer_table.layer_table(model, shape) if row.flops
-  ]
+  table = layer_table.layer_table(model, shape)
+  names = [row.name for row in table if row.flops]
   if not names:
     raise errors.InputError(
       f'{type(model).__name__} has no layer with a kernel, so there is no '
@@ -65,12 +58,12 @@ def loss_at(
 
 
 def keep_compiled(make: Callable[..., Callable]) -> Callable[..., Callable]:
-  """Has `make` give the same call for equal arguments: JAX compiles it once.
+  """Caches what `make` returns by its arguments, so that JAX compiles it once.
 
-  A model that cannot be hashed, such as one with an array among its fields, is
-  compiled anew each time.
+  A model that cannot be hashed, such as one with an array as a field, is
+  compiled again in each call.
   """
-  kept = functools.lru_cache(2)(make)
+  cached = functools.lru_cache(2)(make)
 
   @functools.wraps(make)
   def call(*args):
@@ -78,7 +71,7 @@ def keep_compiled(make: Callable[..., Callable]) -> Callable[..., Callable]:
       hash(args)
     except TypeError:
       return make(*args)
-    return kept(*args)
+    return cached(*args)
 
   return call
 
@@ -87,7 +80,7 @@ def keep_compiled(make: Callable[..., Callable]) -> Callable[..., Callable]:
 def _make_gradients(
   model: nn.Module, loss: LossFunction, train: bool, names: tuple[str, ...]
 ) -> Callable[..., list[Array]]:
-  """Compiles `(variables, batch, rngs)` to the gradients of the kernels."""
+  """Compiles the function of (variables, batch, rngs) to kernel gradients."""
 
   @jax.jit
   def gradients(variables, batch, rngs):
@@ -110,14 +103,14 @@ def layer_gradients(
   train: bool = True,
   rngs: dict[str, Array] | None = None,
 ) -> dict[str, Array]:
-  """The gradient of every kernel, in the order in which layers are called.
+  """The gradient of every kernel, layers in call order.
 
   Args:
     model: any Linen model called as `model(image, train)`.
     variables: params, and batch_stats where there are any.
     batch: image `[b, y, x, c]`, and what the loss needs.
     loss: of (outputs, batch), a scalar.
-    train: batch statistics and dropout if True.
+    train: True for batch statistics and dropout.
     rngs: for dropout, `{'dropout': key}`.
 
   Returns:
@@ -141,6 +134,6 @@ def layer_gradients(
     ('down_1', (3, 3, 1, 4))
   """
   names = tuple(conv_names(model, batch['image'].shape))
-  gradients = _make_gradients(model, loss, train, names)
-  found = gradients(variables, batch, rngs or {})
-  return dict(zip(names, found, strict=True))
+  compiled = _make_gradients(model, loss, train, names)
+  gradients = compiled(variables, batch, rngs or {})
+  return dict(zip(names, gradients, strict=True))

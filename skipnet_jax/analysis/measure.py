@@ -1,4 +1,4 @@
-"""What is measured of an experiment's network at one point of its training."""
+"""Measures the network of an experiment, for the figures of a report."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -24,15 +24,15 @@ SEEDS = tuple(range(10))
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """The gradient of the loss at one point, by layer.
+  """The gradient of the loss by layer, for one set of parameters.
 
   Attributes:
     layers: convolutions in forward order, `l` names.
     grad_l2: L2 norm of each kernel's gradient, `[l]` float64.
     shares: for each of `routes.ROUTES`, the part <g_route, g> / <g, g> of each
       layer's gradient g, `[l]` float64; they add up to 1. NaN where g is 0.
-    lengths: by number of residual branches passed; None without short skips.
-    window: sides of what was looked at, in pixels.
+    lengths: the gradient by path length; None without short skips.
+    window: sides of the image, in pixels.
   """
 
   layers: tuple[str, ...]
@@ -45,18 +45,18 @@ class Point:
 def centre_batch(
   config: ml_collections.ConfigDict, data: sources.DataSet, side: int
 ) -> gradient_flow.Batch:
-  """The first training slice's centre, not augmented.
+  """The centre of the first training slice, not augmented.
 
   Args:
     config: of the experiment.
     data: its data set.
-    side: of the window in pixels, at most; a multiple of 32.
+    side: the largest side of the window in pixels, a multiple of 32.
 
   Returns:
     image, label and mask, `[1, y, x, c]` float32.
 
   Raises:
-    InputError: a window that the pipeline refuses.
+    InputError: a window that does not fit the data set.
   """
   config = config.copy_and_resolve_references()
   config.train.batch_size = 1
@@ -68,15 +68,14 @@ def centre_batch(
     'index': np.array(data.train[:1], np.int32),
     'offset': np.array([corner], np.int32),
   }
-  arrays = pipeline_lib.host_arrays(data)
-  cut = dataclasses.replace(pipeline, window=window)
-  seen = jnp.zeros((1, 2), jnp.int32)
-  raw = cut.read_host(arrays, plan)
-  return jax.tree.map(jnp.asarray, cut.eval_batch(raw, seen))
+  pipeline = dataclasses.replace(pipeline, window=window)
+  raw = pipeline.read_host(pipeline_lib.host_arrays(data), plan)
+  batch = pipeline.eval_batch(raw, jnp.zeros((1, 2), jnp.int32))
+  return jax.tree.map(jnp.asarray, batch)
 
 
 def _without_dropout(config: ml_collections.ConfigDict):
-  """The network as measured: no dropout, so that a point has one gradient."""
+  """The network without dropout, so that its gradient is not random."""
   fields = config.model.to_dict()
   if 'dropout' in fields:
     fields['dropout'] = 0.0
@@ -85,7 +84,7 @@ def _without_dropout(config: ml_collections.ConfigDict):
 
 @functools.cache
 def _objective(name: str):
-  """The loss of that name; the same function, so that it compiles once."""
+  """The loss function of that name; cached, so that JAX compiles it once."""
   loss = losses.LOSSES[name]
   return lambda outputs, batch: loss.value(loss.sums(outputs, batch))
 
@@ -93,20 +92,20 @@ def _objective(name: str):
 def initial_variables(
   config: ml_collections.ConfigDict,
 ) -> gradient_flow.Variables:
-  """Those with which a run of this config begins, up to rounding."""
+  """The variables with which a run of this config begins, up to rounding."""
   key = streams.key_at(jax.random.key(config.seed), 'init')
   model = models.build_model(config.model)
   shape = model.input_shape(model.init_size())
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
-  # Not jitted: `propagate` draws by the same small compiled functions.
+  # Not jitted: `propagate` compiles and uses the same small functions.
   return dict(model.lazy_init(key, image, train=False))
 
 
 def convolutions(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of an experiment's convolutions in forward order.
+  """Names of the convolutions of an experiment's network, in forward order.
 
   Raises:
-    InputError: a model without convolutions.
+    InputError: a network without convolutions.
   """
   model = _without_dropout(config)
   return gradient_flow.conv_names(model, model.input_shape(model.init_size()))
@@ -120,51 +119,50 @@ def at_points(
 ) -> dict[str, Point]:
   """The gradient of an experiment's loss, by layer and by route.
 
-  Batch statistics, no dropout.
+  With batch statistics, without dropout.
 
   Args:
     config: of the experiment.
-    moments: variables by name of the point.
+    moments: variables by moment of the training.
     batch: from `centre_batch`.
-    layers: its convolutions in forward order.
+    layers: the convolutions in forward order.
   """
-  points, routes = {}, None
-  for moment, variables in moments.items():
-    # Of a checkpoint they are bound to a device, and would compile anew.
-    variables = jax.device_put(fc_resnet.unroll(variables), jax.devices()[0])
-    routes = (
-      routes.at(variables)
-      if routes
-      else routes_lib.Routes(
-        _without_dropout(config),
-        variables,
-        batch,
-        _objective(config.train.loss),
-        layers=layers,
-      )
+  # Variables of a checkpoint are bound to a device: JAX would compile again.
+  placed = {
+    moment: jax.device_put(fc_resnet.unroll(variables), jax.devices()[0])
+    for moment, variables in moments.items()
+  }
+  routes = routes_lib.Routes(
+    _without_dropout(config),
+    next(iter(placed.values())),
+    batch,
+    _objective(config.train.loss),
+    layers=layers,
+  )
+  y, x = batch['image'].shape[1:3]
+  return {
+    moment: _point(routes.at(variables), (y, x))
+    for moment, variables in placed.items()
+  }
+
+
+def _point(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:
+  whole = routes.whole()
+
+  def products(gradients):
+    return np.array(
+      [
+        np.vdot(gradients[name].astype(np.float64), g.astype(np.float64))
+        for name, g in whole.items()
+      ]
     )
-    y, x = batch['image'].shape[1:3]
-    points[moment] = _take(routes, (y, x))
-  return points
 
-
-def _take(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:
-  whole, parts = routes.whole(), routes.by_skip()
-
-  def product(a, b):
-    return float(np.vdot(np.asarray(a, np.float64), np.asarray(b, np.float64)))
-
-  squares = np.array([product(g, g) for g in whole.values()])
-  shares = {}
-  for route, gradients in parts.items():
-    products = [product(gradients[name], g) for name, g in whole.items()]
-    shares[route] = np.where(
-      squares > 0, products / np.where(squares > 0, squares, 1), np.nan
-    )
+  squares = products(whole)
+  nonzero = np.where(squares > 0, squares, np.nan)
   return Point(
     layers=routes.layers,
     grad_l2=np.sqrt(squares),
-    shares=shares,
+    shares={r: products(g) / nonzero for r, g in routes.by_skip().items()},
     lengths=routes.by_length() if routes.branches else None,
     window=window,
   )
@@ -175,17 +173,6 @@ def at_init(
   batch: gradient_flow.Batch,
   layers: Sequence[str],
 ) -> propagation.Propagation:
-  """Signal propagation over `SEEDS`, batch statistics, no dropout.
-
-  Args:
-    config: of the experiment.
-    batch: from `centre_batch`.
-    layers: its convolutions in forward order.
-  """
-  return propagation.propagate(
-    _without_dropout(config),
-    batch,
-    _objective(config.train.loss),
-    SEEDS,
-    layers=layers,
-  )
+  """Signal propagation over `SEEDS`; arguments as for `at_points`."""
+  model, loss = _without_dropout(config), _objective(config.train.loss)
+  return propagation.propagate(model, batch, loss, SEEDS, layers=layers)

@@ -1,9 +1,4 @@
-"""Signal propagation at initialisation: forward, backward, by depth.
-
-For each layer in call order, over several seeds: size of the activations, of
-the loss's gradient at them, and of the change that a random change of the image
-makes there.
-"""
+"""Signal propagation at initialisation, forward and backward, by layer."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -27,8 +22,8 @@ class Propagation:
     mean_square: of the outputs of each layer.
     variance: of the outputs of each layer.
     gradient: mean square of dL/d(output), by vjp.
-    tangent: mean square of the change of the output per unit mean square of a
-      random change of the image, by jvp.
+    tangent: mean square of the change of the output that a random change of the
+      image of mean square 1 causes, by jvp.
   """
 
   layers: tuple[str, ...]
@@ -44,26 +39,24 @@ def propagate(
   loss: gradient_flow.LossFunction,
   seeds: Sequence[int],
   *,
-  train: bool = True,
   layers: Sequence[str] | None = None,
 ) -> Propagation:
-  """Measures a network at its initialisation.
+  """Measures a network at its initialisation, with batch statistics.
 
   Args:
-    model: any Linen model called as `model(image, train)`, each of whose layers
-      is called once; give it no dropout.
+    model: any Linen model called as `model(image, train)`, without dropout,
+      which calls each layer once.
     batch: image `[b, y, x, c]`, and what the loss needs.
     loss: of (outputs, batch), a scalar.
     seeds: one initialisation each.
-    train: batch statistics if True.
-    layers: names from `gradient_flow.conv_names`, if at hand: saves a trace.
+    layers: names from `gradient_flow.conv_names`; None: they are traced.
 
   Raises:
     InputError: a model without convolutions.
   """
   image = batch['image']
   names = tuple(layers or gradient_flow.conv_names(model, image.shape))
-  measure = _make_measure(model, loss, names, train)
+  measure = _make_measure(model, loss, names)
   shape = jax.ShapeDtypeStruct(image.shape, image.dtype)
   rows = []
   for seed in seeds:
@@ -77,15 +70,15 @@ def propagate(
 
 @gradient_flow.keep_compiled
 def _make_measure(
-  model: nn.Module,
-  loss: gradient_flow.LossFunction,
-  names: tuple[str, ...],
-  train: bool,
+  model: nn.Module, loss: gradient_flow.LossFunction, names: tuple[str, ...]
 ) -> Callable[..., tuple[Array, ...]]:
-  """Compiles `(variables, batch, direction) -> ` a seed's four rows."""
+  """Compiles the function of (variables, batch, direction) to four rows.
+
+  They are those of `Propagation` for one seed, `[layers]` each.
+  """
 
   def forward(variables, batch, image, added):
-    """Loss and outputs of the layers, to which `added` is added."""
+    """The loss and the layers' outputs, with `added` added to the outputs."""
     outputs = {}
 
     def intercept(next_fun, args, kwargs, context):
@@ -99,7 +92,7 @@ def _make_measure(
 
     with nn.intercept_methods(intercept):
       value = gradient_flow.loss_at(
-        model, variables, batch | {'image': image}, loss, train=train
+        model, variables, batch | {'image': image}, loss, train=True
       )
     return value, outputs
 

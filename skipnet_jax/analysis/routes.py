@@ -1,11 +1,11 @@
-"""The gradient of each kernel by the routes it came over.
+"""Splits the gradient of each kernel by the routes over which it came.
 
-By kind of skip, the backward pass is stopped on the skipped side of one kind's
-sums or of both. By length, Veit et al. 2016 sample single paths; here all of
-them are counted: multiplying the gradient of every residual branch by z makes
-of the gradient a polynomial G(z) = sum_k z^k g_k, g_k being what comes over the
-paths through exactly k branches. G at the roots of unity gives every g_k by a
-discrete Fourier transform: no sampling error, only that of float32.
+By kind of skip: the backward pass is stopped on the skipped side of the sums of
+one kind, or of both. By path length: Veit et al. 2016 sample single paths; this
+module counts all of them. If the gradient of every residual branch is
+multiplied by z, the gradient becomes a polynomial G(z) = sum_k z^k g_k, where
+g_k came over the paths through exactly k branches. A discrete Fourier transform
+of G at the roots of unity gives every g_k, without a sampling error.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +24,9 @@ from skipnet_jax.step import telemetry
 
 Array = jax.Array
 
-# How a gradient may have come: through no skip at all, through long skips but
-# no short ones, through short ones but no long ones, through both kinds.
+# The skips on a route: none, long ones only, short ones only, both kinds.
 ROUTES = ('neither', 'long', 'short', 'both')
-# The mapped axis whose two places carry real and imaginary part.
+# A mapped axis: index 0 is the real part, 1 the imaginary part.
 _PARTS = 'parts'
 
 
@@ -37,12 +36,12 @@ class PathLengths:
 
   Attributes:
     layers: names in call order, `[l]`.
-    shares: `[l, n + 1]` float64, n the number of residual branches: of layer l,
-      the part <g_k, g> / <g, g> of the gradient g that comes over paths through
-      k branches behind the layer. A row adds up to 1; a share is negative where
-      those paths pull the other way.
-    rounding: largest share that came out for n + 1 branches, where there are
-      no paths: an estimate of the error of any share.
+    shares: `[l, n + 1]` float64, n the number of residual branches. Element
+      [l, k] is the part <g_k, g> / <g, g> of layer l's gradient g that came
+      over paths through k branches behind the layer. A row adds up to 1; a
+      share is negative if g_k points against g.
+    rounding: the largest share computed for n + 1 branches, which no path has:
+      an estimate of the error of any share.
   """
 
   layers: tuple[str, ...]
@@ -77,7 +76,7 @@ def _scale_backward(scale, g):
 
 
 def _multiply_backward(z, g):
-  # Under vmap over _PARTS, g is the real part in place 0, the imaginary in 1.
+  # Under vmap over _PARTS, g is the real part at index 0, the imaginary at 1.
   other = lax.psum(g, _PARTS) - g
   sign = jnp.where(lax.axis_index(_PARTS) == 0, -1.0, 1.0).astype(g.dtype)
   factor = z.astype(g.dtype)
@@ -89,7 +88,7 @@ _multiply_gradient.defvjp(_forward, _multiply_backward)
 
 
 def _at_sums(change: Callable[..., tuple]):
-  """Has `change(kind, name, path, skipped)` replace each sum's arguments."""
+  """Replaces each sum's arguments by `change(kind, name, path, skipped)`."""
 
   def intercept(next_fun, args, kwargs, context):
     kind = getattr(context.module, 'skip_kind', None)
@@ -100,36 +99,23 @@ def _at_sums(change: Callable[..., tuple]):
   return nn.intercept_methods(intercept)
 
 
-def _objective(model, loss, train: bool) -> Callable[..., Array]:
-  def objective(params, variables, batch, rngs):
-    variables = variables | {'params': params}
-    return gradient_flow.loss_at(
-      model, variables, batch, loss, train=train, rngs=rngs
-    )
-
-  return objective
-
-
 @gradient_flow.keep_compiled
-def _make_parts(
+def _make_gradients(
   model: nn.Module,
   loss: gradient_flow.LossFunction,
   train: bool,
   layers: tuple[str, ...],
   branched: bool,
 ) -> Callable[..., list[Array]]:
-  """Compiles `(point, scales, z)` to each kernel's gradient, `[1 or 2, ...]`.
+  """Compiles the function of (point, scales, z) to each kernel's gradient.
 
-  Args:
-    model: see `Routes`.
-    loss: see `Routes`.
-    train: see `Routes`.
-    layers: whose kernels.
-    branched: whether there are residual branches, whose gradient z multiplies.
+  A gradient is `[2, ...]`, real and imaginary part, if the model is `branched`,
+  that is, has residual branches, whose gradient z multiplies; else `[1, ...]`.
   """
-  objective = _objective(model, loss, train)
 
   def gradients(seed, point, scales, z):
+    variables, batch, rngs = point
+
     def change(kind, name, path, skipped):
       del name
       if kind == 'short':
@@ -137,18 +123,21 @@ def _make_parts(
       return path, _scale_gradient(skipped, scales[kind])
 
     def seeded(params):
+      at = variables | {'params': params}
       with _at_sums(change):
-        value = objective(params, *point)
+        value = gradient_flow.loss_at(
+          model, at, batch, loss, train=train, rngs=rngs
+        )
       return seed.astype(value.dtype) * value
 
-    grads = jax.grad(seeded)(point[0]['params'])
+    grads = jax.grad(seeded)(variables['params'])
     return [telemetry.kernel(grads, name) for name in layers]
 
   @jax.jit
   def parts(point, scales, z):
     if not branched:
       return [g[None] for g in gradients(jnp.float32(1), point, scales, z)]
-    # The seed is 1 in the real part, 0 in the imaginary one.
+    # The loss's own gradient is 1: real part 1, imaginary part 0.
     return jax.vmap(gradients, (0, None, None, None), axis_name=_PARTS)(
       jnp.array([1.0, 0.0], jnp.float32), point, scales, z
     )
@@ -157,24 +146,18 @@ def _make_parts(
 
 
 class Routes:
-  """The gradient of one network at one point, taken apart by its routes.
+  """Splits the gradient of a network's loss by its routes.
 
-  One compiled backward pass serves every method.
+  All methods use the same compiled backward pass. `variables`, `batch`, `loss`,
+  `train` and `rngs` are those of `gradient_flow.layer_gradients`.
 
   Args:
-    model: its sums are modules with a `skip_kind`, see `models.skips`; the
-      other arguments are as in `gradient_flow.layer_gradients`.
-    variables: see there.
-    batch: see there.
-    loss: see there.
-    train: see there.
-    rngs: see there.
-    layers: names from `gradient_flow.conv_names`, if at hand: saves a trace.
+    model: its sums are modules with a `skip_kind`, see `models.skips`.
+    layers: names from `gradient_flow.conv_names`; None: they are traced.
 
   Attributes:
     layers: names in call order.
-    branches: names of the residual sums, whose `skip_kind` is 'short', in call
-      order.
+    branches: names of the residual sums (`skip_kind` 'short') in call order.
 
   Raises:
     InputError: a model without convolutions.
@@ -212,111 +195,110 @@ class Routes:
     )
     self._point = (variables, batch, rngs or {})
     self._model = type(model).__name__
-    self._kept: dict[tuple[bool, bool], dict[str, np.ndarray]] = {}
-
-    objective = _objective(model, loss, train)
+    self._cache: dict[tuple[bool, bool], dict[str, np.ndarray]] = {}
     sums: list[tuple[str, str]] = []
 
-    def note(kind, name, *args):
+    def record(kind, name, *args):
       sums.append((kind, name))
       return args
 
-    with _at_sums(note):
-      jax.eval_shape(objective, variables['params'], *self._point)
+    def forward(variables, batch, rngs):
+      return gradient_flow.loss_at(
+        model, variables, batch, loss, train=train, rngs=rngs
+      )
+
+    with _at_sums(record):
+      jax.eval_shape(forward, *self._point)
     self.branches = tuple(name for kind, name in sums if kind == 'short')
     self._has_long = any(kind == 'long' for kind, _ in sums)
-    self._parts = _make_parts(
+    self._gradients = _make_gradients(
       model, loss, train, self.layers, bool(self.branches)
     )
 
   def at(self, variables: gradient_flow.Variables) -> 'Routes':
     """The same network with other variables; nothing is compiled again."""
-    moved = copy.copy(self)
-    moved._point = (variables, *self._point[1:])
-    moved._kept = {}
-    return moved
+    other = copy.copy(self)
+    other._point = (variables, *self._point[1:])
+    other._cache = {}
+    return other
 
   def _backward(self, long: bool, short: bool, z: complex) -> list[np.ndarray]:
-    """Real and imaginary part of each kernel's gradient, `[2, ...]`.
+    """Each kernel's gradient, see `_make_gradients`.
 
-    The real one alone, `[1, ...]`, where there are no short skips.
+    It passes long (short) skips if `long` (`short`) is True, else it stops.
     """
     scales = {'long': np.float32(long), 'short': np.float32(short)}
-    found = self._parts(
-      self._point, scales, np.array([z.real, z.imag], np.float32)
-    )
-    return [np.asarray(g) for g in found]
+    z_parts = np.array([z.real, z.imag], np.float32)
+    return [
+      np.asarray(g) for g in self._gradients(self._point, scales, z_parts)
+    ]
 
-  def _passing(self, long: bool, short: bool) -> dict[str, np.ndarray]:
-    """The gradient when skips of a kind pass it, or stop it; computed once."""
-    # Of a kind that is absent, both are the same pass: differences are exactly
-    # zero on any device.
+  def _real(self, long: bool, short: bool) -> dict[str, np.ndarray]:
+    """The real part of `_backward` at z = 1, by layer; computed once."""
+    # If a kind is absent, use the same pass for both values: then differences
+    # are exactly zero on any device.
     long, short = long or not self._has_long, short or not self.branches
-    if (long, short) not in self._kept:
-      found = self._backward(long, short, 1 + 0j)
-      self._kept[long, short] = {
-        name: g[0] for name, g in zip(self.layers, found, strict=True)
+    if (long, short) not in self._cache:
+      gradients = self._backward(long, short, 1 + 0j)
+      self._cache[long, short] = {
+        name: g[0] for name, g in zip(self.layers, gradients, strict=True)
       }
-    return self._kept[long, short]
+    return self._cache[long, short]
 
   def whole(self) -> dict[str, np.ndarray]:
     """Layer name, in call order, to the gradient of its kernel; read-only."""
-    return dict(self._passing(True, True))
+    return dict(self._real(True, True))
 
   def by_skip(self) -> dict[str, dict[str, np.ndarray]]:
     """Splits each kernel's gradient by the kinds of skip it came through.
 
-    With g(L, S) the gradient when long (short) skips pass it (1) or stop it
-    (0): neither = g(0, 0), long = g(1, 0) - g(0, 0), short = g(0, 1) - g(0, 0),
-    both = g(1, 1) - g(0, 1) - (g(1, 0) - g(0, 0)). The four add up to the whole
-    gradient g(1, 1).
+    Let g(L, S) be the gradient if long (short) skips pass it (1) or stop it
+    (0). Then neither = g(0, 0), long = g(1, 0) - g(0, 0), short = g(0, 1) -
+    g(0, 0), both = g(1, 1) - g(0, 1) - (g(1, 0) - g(0, 0)). The four add up to
+    the whole gradient g(1, 1).
 
     Returns:
       For each of `ROUTES`, layer name to the part of its kernel's gradient.
     """
-    none, long = self._passing(False, False), self._passing(True, False)
-    short, whole = self._passing(False, True), self._passing(True, True)
+    none, long = self._real(False, False), self._real(True, False)
+    short, whole = self._real(False, True), self._real(True, True)
     names = self.layers
     return {
       'neither': dict(none),
       'long': {n: long[n] - none[n] for n in names},
       'short': {n: short[n] - none[n] for n in names},
-      # In this order: exactly zero where there is only one kind.
+      # In this order, it is exactly zero if there is only one kind.
       'both': {n: (whole[n] - short[n]) - (long[n] - none[n]) for n in names},
     }
 
   def by_length(self) -> PathLengths:
     """Splits each kernel's gradient by the number of residual branches passed.
 
-    Long skips are open: a path that takes one passes fewer branches. For n
-    branches it needs about n / 2 backward passes.
+    The gradient also passes long skips; a path through one has fewer branches.
+    For n branches, this takes about n / 2 backward passes.
 
     Raises:
       InputError: a model without short skips.
     """
     if not self.branches:
       raise errors.InputError(
-        f'{self._model} has no short skips, so every path is of one length: '
-        'give a network with model.short_skips=True.'
+        f'{self._model} has no short skips, so all paths have length 0: give a '
+        'network with model.short_skips=True.'
       )
     whole = [g.ravel().astype(np.float64) for g in self.whole().values()]
-    # A point more than there are shares: the last one is only rounding.
+    # One more point than shares: the additional share is a rounding error.
     count = len(self.branches) + 2
     values = np.zeros((count, len(whole)), np.complex128)
     values[0] = [g @ g for g in whole]
     for j in range(1, count // 2 + 1):
-      found = self._backward(True, True, np.exp(2j * np.pi * j / count))
-      for i, (parts, g) in enumerate(zip(found, whole, strict=True)):
+      gradients = self._backward(True, True, np.exp(2j * np.pi * j / count))
+      for i, (parts, g) in enumerate(zip(gradients, whole, strict=True)):
         real, imaginary = parts.reshape(2, -1).astype(np.float64) @ g
         values[j, i] = real + 1j * imaginary
       values[-j] = np.conj(values[j])
     squares = values[0].real
-    # values[j] = sum_k share_k exp(2 pi i j k / count): a forward transform
-    # divided by count inverts it.
-    shares = (
-      np.fft.fft(values / np.where(squares > 0, squares, 1), axis=0).real
-      / count
-    )
-    return PathLengths(
-      self.layers, shares[:-1].T, float(np.abs(shares[-1]).max())
-    )
+    values /= np.where(squares > 0, squares, 1)
+    # values[j] = sum_k share_k exp(2 pi i j k / count): the forward transform,
+    # divided by count, inverts this sum.
+    *shares, rest = np.fft.fft(values, axis=0, norm='forward').real
+    return PathLengths(self.layers, np.array(shares).T, float(abs(rest).max()))

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: the scores' curves, and where a slice is wrong."""
+"""Figures of an evaluation: curves of the scores, and errors in each slice."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from skipnet_jax.scores import scores
 from skipnet_jax.scores import thinning
 
 SPLIT, MERGE, BOTH = plots.VERMILION, plots.BLUE, plots.YELLOW
-_BORDER = 0.15  # Grey of the segmentation's borders.
+_BORDER = 0.15  # Grey value of the segmentation's borders.
 
 
 def score_curves(
   results: dict[str, dict[str, Any]], title: str, warning: str = ''
 ) -> np.ndarray:
-  """Draws both scores over the thresholds, their maxima marked.
+  """Draws both scores over the thresholds and marks their maxima.
 
   Args:
-    results: name to the content of a scores.json; the second and later ones
-      are drawn dashed.
+    results: name to the content of a scores.json; solid lines show the first,
+      dashed lines the others.
     title: what was scored.
     warning: written below; '' for none.
 
@@ -30,21 +30,14 @@ def score_curves(
   axes = figure.subplots()
   for index, (name, result) in enumerate(results.items()):
     rows = result['per_threshold']
-    limits = [row['threshold'] for row in rows]
-    for key, label, colour in (
-      ('v_rand', 'V_rand', plots.BLUE),
-      ('v_info', 'V_info', plots.ORANGE),
-    ):
+    thresholds = [row['threshold'] for row in rows]
+    style = '--' if index else '-'
+    for key, colour in (('v_rand', plots.BLUE), ('v_info', plots.ORANGE)):
       values = [np.nan if row[key] is None else row[key] for row in rows]
       best, at = result[key], result[f'threshold_{key}']
       text = 'undefined' if best is None else f'{best:.4f} at {at:.1f}'
-      axes.plot(
-        limits,
-        values,
-        '--' if index else '-',
-        color=colour,
-        label=f'{label} {text}, {name}',
-      )
+      label = f'{key.capitalize()} {text}, {name}'
+      axes.plot(thresholds, values, style, color=colour, label=label)
       if best is not None:
         axes.plot(at, best, 'o', color=colour, ms=7)
   axes.set(
@@ -73,12 +66,12 @@ def error_map(
     prediction: `[y, x]` float, 1 inside.
     inside: `[y, x]` bool, True inside.
     threshold: a pixel is inside where the prediction is above.
-    image: `[y, x]`, shown faintly below the colours; None: white.
+    image: `[y, x]`, drawn faintly behind the colours; None: white.
 
   Returns:
     `[y, x, 3]` float 0..1: borders of the thinned segmentation dark, split
     errors in SPLIT, merge errors in MERGE, pixels that are both in BOTH; and
-    the shares of split and of merge errors in the inside.
+    the shares of split errors and of merge errors in all pixels inside.
   """
   from matplotlib import colors
 
@@ -91,10 +84,8 @@ def error_map(
   drawn[segments == 0] = _BORDER
   for where, colour in ((split, SPLIT), (merge, MERGE), (split & merge, BOTH)):
     drawn[where] = colors.to_rgb(colour)
-  every, splits, merges = (
-    int(np.count_nonzero(pixels)) for pixels in (inside, split, merge)
-  )
-  return drawn, splits / max(1, every), merges / max(1, every)
+  count = max(1, inside.sum())
+  return drawn, float(split.sum() / count), float(merge.sum() / count)
 
 
 def slice_panel(
@@ -109,36 +100,35 @@ def slice_panel(
   """Draws image, label, prediction and errors of one slice, side by side.
 
   Args:
-    prediction: see `error_map`, as all up to `image`; None leaves that out.
-    inside: True inside.
-    threshold: of the segmentation.
-    image: the slice itself, or None.
-    title: above all.
+    prediction: as in `error_map`.
+    inside: as in `error_map`.
+    threshold: as in `error_map`.
+    image: as in `error_map`; None: without a panel of it.
+    title: of the figure.
     warning: below the title; '' for none.
 
   Returns:
-    `[y, x, 3]` uint8; every pixel of the slice has one of its own.
+    `[y, x, 3]` uint8; it is large enough to show every pixel of the slice.
   """
   from matplotlib import patches
 
-  shown = [('label', inside), ('prediction', prediction)]
-  if image is not None:
-    shown.insert(0, ('image', plots.stretch(image)))
   drawn, split, merge = error_map(prediction, inside, threshold, image)
-  shown.append((f'segmentation at {threshold:.1f}', drawn))
+  pictures = {} if image is None else {'image': plots.stretch(image)}
+  pictures |= {'label': inside, 'prediction': prediction}
+  pictures |= {f'segmentation at {threshold:.1f}': drawn}
   height, width = inside.shape
-  columns = 2 if len(shown) == 4 else 3
-  rows = len(shown) // columns
+  columns = 2 if len(pictures) == 4 else 3
+  rows = len(pictures) // columns
   ratio = np.clip(height / width, 0.2, 5)
   side = 4.0 / max(ratio, 1)
   figure = plots.make_figure(
     columns * side + 0.2,
     rows * (side * ratio + 0.35) + 1.1,
-    # Layout takes some of the room: 1.15 leaves no pixel out.
+    # 1.15: the layout takes some of the space.
     dpi=max(100, 1.15 * width / side),
   )
   for axes, (name, picture) in zip(
-    figure.subplots(rows, columns).flat, shown, strict=True
+    figure.subplots(rows, columns).flat, pictures.items(), strict=True
   ):
     axes.imshow(picture, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
     axes.set_title(name, fontsize=10)

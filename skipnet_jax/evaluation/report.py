@@ -1,4 +1,4 @@
-"""The files of an evaluation, and its table for the terminal."""
+"""Writes the files of an evaluation, and its table for the terminal."""
 
 import dataclasses
 import os
@@ -9,8 +9,8 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import tables
 from skipnet_jax.data import volume
-from skipnet_jax.evaluation import judge
 from skipnet_jax.evaluation import panels
+from skipnet_jax.evaluation import scoring
 
 _COLUMNS = (
   ('threshold', 'threshold'),
@@ -25,12 +25,12 @@ _PIXEL = ('accuracy', 'dice', 'iou', 'average_precision')
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-  """Where an evaluation is written to.
+class OutputFiles:
+  """The files of an evaluation.
 
   Attributes:
     scores: the JSON file; the curves are beside it, as PNG.
-    panels: folder of a picture for each slice, or None.
+    panels: folder for a picture of each slice, or None.
   """
 
   scores: pathlib.Path
@@ -38,52 +38,51 @@ class Report:
 
   @property
   def curves(self) -> pathlib.Path:
-    """The picture of both scores over the thresholds."""
+    """The figure of both scores over the thresholds."""
     return self.scores.with_suffix('.png')
 
   def check(self, overwrite: bool) -> None:
-    """Refuses, before any work, what could not be written after it.
+    """Checks that all files can be written; call it before any work.
 
     Raises:
-      InputError: a file exists, its name has another ending, or there is no
-        folder for it.
+      InputError: a file exists, its name has another ending, or its folder does
+        not exist.
     """
     if self.scores.suffix != '.json':
       raise errors.InputError(
-        f'--output is {self.scores}; its name must end in .json.'
+        f'--output is {self.scores}, but its name must end in .json.'
       )
     parent = self.scores.parent
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
       raise errors.InputError(
-        f'The folder {parent} of --output is missing or cannot be written: '
-        'make it, or choose another.'
+        f'The folder {parent} of --output is missing or not writable: create '
+        'it, or choose another.'
       )
-    there = [p for p in (self.scores, self.curves) if p.exists()]
+    existing = [p for p in (self.scores, self.curves) if p.exists()]
     if self.panels is not None:
       if self.panels.exists() and not self.panels.is_dir():
         raise errors.InputError(
           f'--panels is {self.panels}, a file: name a folder.'
         )
-      there += sorted(self.panels.glob('slice_*.png'))
-    if there and not overwrite:
+      existing += sorted(self.panels.glob('slice_*.png'))
+    if existing and not overwrite:
       raise errors.InputError(
-        f'{there[0]} exists; choose another name or pass --overwrite.'
+        f'{existing[0]} exists: choose another name or pass --overwrite.'
       )
 
-  def write(self, verdict: judge.Verdict) -> list[str]:
+  def write(self, evaluation: scoring.Evaluation) -> list[str]:
     """Writes all files; returns a line on each."""
-    (_, result), *others = verdict.results.items()
-    content = result | verdict.identity | dict(others)
-    if verdict.warning:
-      content['warning'] = verdict.warning
-    files.write_json(self.scores, content)
-    curves = panels.score_curves(
-      verdict.results, verdict.title, verdict.warning
+    title, warning = evaluation.title, evaluation.warning
+    (_, result), *others = evaluation.results.items()
+    content = result | evaluation.identity | dict(others)
+    files.write_json(
+      self.scores, content | ({'warning': warning} if warning else {})
     )
+    curves = panels.score_curves(evaluation.results, title, warning)
     volume.write_png(self.curves, curves)
     lines = [
       f'{self.scores}: the scores',
-      f'{self.curves}: both over the thresholds',
+      f'{self.curves}: V_rand and V_info over the thresholds',
     ]
     if self.panels is None:
       return lines
@@ -91,15 +90,13 @@ class Report:
     threshold = result['threshold_v_rand']
     for place, row in enumerate(result['per_slice']):
       picture = panels.slice_panel(
-        verdict.prediction[place],
-        verdict.inside[place],
+        evaluation.prediction[place],
+        evaluation.inside[place],
         0.5 if threshold is None else threshold,
-        None if verdict.image is None else verdict.image[place],
-        title=(
-          f'{verdict.title}\nslice {row["slice"]}: V_rand '
-          f'{_show(row["v_rand"])}, V_info {_show(row["v_info"])}'
-        ),
-        warning=verdict.warning,
+        None if evaluation.image is None else evaluation.image[place],
+        title=f'{title}\nslice {row["slice"]}: V_rand '
+        f'{_format(row["v_rand"])}, V_info {_format(row["v_info"])}',
+        warning=warning,
       )
       path = self.panels / f'slice_{row["slice"]:03d}.png'
       volume.write_png(path, picture)
@@ -107,41 +104,42 @@ class Report:
     return lines
 
 
-def _show(value: float | None, digits: int = 4) -> str:
+def _format(value: float | None, digits: int = 4) -> str:
   return '-' if value is None else f'{value:.{digits}f}'
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-  """Scores for the terminal: by threshold, then the best beside each other.
+  """Scores for the terminal: by threshold, then the best of each result.
 
   Args:
-    results: name to the content of a scores.json; the thresholds are those of
-      the first.
+    results: name to the content of a scores.json; the table by threshold is
+      that of the first.
   """
-  result = next(iter(results.values()))
-  equal = [9] * len(_COLUMNS)
-  lines = [tables.line([name for _, name in _COLUMNS], equal)]
-  for row in result['per_threshold']:
-    cells = [_show(row['threshold'], 1)]
-    cells += [_show(row[key]) for key, _ in _COLUMNS[1:]]
+  first = next(iter(results.values()))
+  widths = [9] * len(_COLUMNS)
+  lines = [tables.line([name for _, name in _COLUMNS], widths)]
+  for row in first['per_threshold']:
+    cells = [
+      _format(row[key], 1 if key == 'threshold' else 4) for key, _ in _COLUMNS
+    ]
     best = [
-      name
-      for key, name in (('v_rand', 'V_rand'), ('v_info', 'V_info'))
-      if row['threshold'] == result[f'threshold_{key}']
+      key.capitalize()
+      for key in ('v_rand', 'v_info')
+      if row['threshold'] == first[f'threshold_{key}']
     ]
     mark = f'  best {" and ".join(best)}' if best else ''
-    lines.append(tables.line(cells, equal) + mark)
+    lines.append(tables.line(cells, widths) + mark)
   heads = ('', 'V_rand', 'at', 'V_info', 'at', 'accuracy', 'dice', 'iou', 'AP')
-  widths = (-max(len(name) for name in results), 9, 4, 9, 4, 9, 9, 9, 9)
+  widths = [-max(map(len, results)), 9, 4, 9, 4, 9, 9, 9, 9]
   lines += ['', tables.line(heads, widths, ' ')]
   for name, result in results.items():
     cells = [
       name,
-      _show(result['v_rand']),
-      _show(result['threshold_v_rand'], 1),
-      _show(result['v_info']),
-      _show(result['threshold_v_info'], 1),
-      *(_show(result['pixel'][key]) for key in _PIXEL),
+      _format(result['v_rand']),
+      _format(result['threshold_v_rand'], 1),
+      _format(result['v_info']),
+      _format(result['threshold_v_info'], 1),
+      *(_format(result['pixel'][key]) for key in _PIXEL),
     ]
     lines.append(tables.line(cells, widths, ' '))
   lines.append('dice, iou and AP (average precision) are of the membrane.')

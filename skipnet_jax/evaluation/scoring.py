@@ -1,4 +1,4 @@
-"""What is to be scored, from a run or from two files, and its scores."""
+"""Scores the predictions of a run, or those in a file."""
 
 from collections.abc import Callable
 import dataclasses
@@ -22,18 +22,18 @@ _LABEL_DTYPES = ('uint8', 'uint16', 'uint32', 'int16', 'int32')
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-  """Scores, and all that its figures show.
+class Evaluation:
+  """Scores, and the arrays for their figures.
 
   Attributes:
-    title: what was scored, in a line.
-    results: name to the scores of `scores.score_stack`. The first is the
-      evaluation; a second one, 'plain', is without all averaging.
+    title: a line that says what was scored.
+    results: name to the scores of `scores.score_stack`. If predictions were
+      averaged, the second one, 'plain', has the scores without averaging.
     identity: what was scored, as JSON values.
-    prediction: `[z, y, x]`, what the first scores are of.
+    prediction: `[z, y, x]`, of the first scores.
     inside: `[z, y, x]` bool, True inside.
     image: `[z, y, x]`, or None.
-    warning: for every artefact; '' for none.
+    warning: a sentence for every output file; '' for none.
   """
 
   title: str
@@ -45,57 +45,56 @@ class Verdict:
   warning: str
 
 
-def judge_run(
+def score_run(
   path: str | os.PathLike,
   split: str = 'valid',
   *,
   tta: bool = False,
   mc_samples: int = 0,
-  say: Callable[[str], None] = lambda _: None,
-) -> Verdict:
-  """Scores a run's best checkpoint on its own data, as its training does.
+  log: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+  """Scores a run's best checkpoint on its own data, as at the end of training.
 
-  Where predictions are averaged, the plain one is scored as well.
+  If predictions are averaged, the plain prediction is scored too.
 
   Args:
     path: the run's folder.
     split: 'valid' or 'train'.
     tta: see `inference.Predictor`.
     mc_samples: see `inference.Predictor`.
-    say: told what else there is to know.
+    log: called with messages.
 
   Raises:
-    InputError: a run, its data or an option that cannot be used; before
-      anything is compiled.
+    InputError: a run, data or an option that cannot be used; before anything is
+      compiled.
   """
   if split not in trained.SPLITS:
     raise errors.InputError(
-      f'--split is {split!r}; it must be {" or ".join(trained.SPLITS)}: for '
-      'slices without labels, use predict.'
+      f'--split is {split!r}, but it must be {" or ".join(trained.SPLITS)}: '
+      'use the predict command for slices without labels.'
     )
   run = trained.open_run(path)
   data = trained.load_data(run)
   slices = list(getattr(data, split))
-  names = [f'{mc_samples} samples'] if mc_samples else []
-  names += ['8 orientations'] if tta else []
-  jobs = {
-    ' x '.join(names) or 'plain': run_predictor.make_predictor(
+  samples = [f'{mc_samples} samples'] if mc_samples else []
+  averaged = ' x '.join([*samples, *(['8 orientations'] if tta else [])])
+  predictors = {
+    averaged or 'plain': run_predictor.make_predictor(
       [run], tta=tta, mc_samples=mc_samples
     )
   }
-  if names:
-    jobs['plain'] = run_predictor.make_predictor([run])
-  results, predictions = {}, []
-  total = len(slices) * sum(p.count for p in jobs.values())
+  if averaged:
+    predictors['plain'] = run_predictor.make_predictor([run])
+  scored = {}
+  total = len(slices) * sum(p.count for p in predictors.values())
   with stacks.progress(total, 'prediction') as bar:
-    for name, predictor in jobs.items():
-      prediction, results[name] = run_predictor.score_slices(
-        predictor, data, slices, say, bar.update
+    for name, predictor in predictors.items():
+      scored[name] = run_predictor.score_slices(
+        predictor, data, slices, log, bar.update
       )
-      predictions.append(prediction)
-  return Verdict(
+  return Evaluation(
     title=f'{run.path.name}, {len(slices)} {split} slices of {data.name}',
-    results=results,
+    results={name: result for name, (_, result) in scored.items()},
     identity={
       'dataset': run.dataset['name'],
       'fingerprint': run.dataset['fingerprint'],
@@ -106,45 +105,41 @@ def judge_run(
       'tta': tta,
       'mc_samples': mc_samples,
     },
-    prediction=predictions[0],
+    prediction=scored[averaged or 'plain'][0],
     inside=data.label[slices],
     image=data.image[slices],
     warning=run.warning or data.warning,
   )
 
 
-def judge_files(
+def score_files(
   prediction: str | os.PathLike,
   labels: str | os.PathLike,
   kind: str = 'binary',
   image: str | os.PathLike | None = None,
-) -> Verdict:
+) -> Evaluation:
   """Scores a stack of predictions against a stack of labels.
 
   Args:
     prediction: TIFF of probabilities, 1 inside a cell.
     labels: TIFF of two values, or of instances.
     kind: see `read_pair`.
-    image: the stack itself, to be shown; or None.
+    image: the image stack, for the figures; or None.
 
   Raises:
     InputError: see `read_pair`; an image of another shape.
   """
   values, inside = read_pair(prediction, labels, kind)
-  shown = None
+  pages = None
   if image:
     with volume.open_stack(image) as reader:
-      if reader.shape != values.shape:
-        raise errors.InputError(
-          f'{image} has shape {reader.shape} and {prediction} has shape '
-          f'{values.shape}, but they must be equal: give the image of that '
-          'very stack.'
-        )
-      shown = reader.read_all()
-    volume.check_finite(shown, str(image))
+      _check_shape(image, reader.shape, prediction, values.shape)
+      pages = reader.read_all()
+    volume.check_finite(pages, str(image))
   inverted = pixels.looks_inverted(values, inside)
-  return Verdict(
-    title=f'{_name(prediction)} against {_name(labels)}',
+  names = (pathlib.Path(path).name for path in (prediction, labels))
+  return Evaluation(
+    title=' against '.join(names),
     results={'plain': scores.score_stack(values, inside)},
     identity={
       'prediction': str(prediction),
@@ -154,13 +149,22 @@ def judge_files(
     },
     prediction=values,
     inside=inside,
-    image=shown,
+    image=pages,
     warning=f'{prediction}: {inverted}' if inverted else '',
   )
 
 
-def _name(path: str | os.PathLike) -> str:
-  return pathlib.Path(path).name
+def _check_shape(
+  path: str | os.PathLike,
+  shape: tuple[int, ...],
+  prediction: str | os.PathLike,
+  expected: tuple[int, ...],
+) -> None:
+  if shape != expected:
+    raise errors.InputError(
+      f'{path} has shape {shape} and {prediction} has shape {expected}, but '
+      'they must be equal: give files of the same stack.'
+    )
 
 
 def read_pair(
@@ -171,14 +175,14 @@ def read_pair(
   Args:
     prediction: probabilities in 0..1, 1 inside a cell.
     labels: two values, the larger inside; or one number for each cell.
-    kind: 'binary' or 'instances'. Of instances, 0 is membrane, and so are the
-      pixels where two touch.
+    kind: 'binary' or 'instances'. In instances, 0 is membrane; pixels at which
+      two cells touch become membrane too.
 
   Returns:
     `[z, y, x]` float32 or float64, and the same shape bool, True inside.
 
   Raises:
-    InputError: unreadable, of different shapes, or other values than these.
+    InputError: files that cannot be read, different shapes, or other values.
   """
   if kind not in LABELS_KINDS:
     raise errors.InputError(
@@ -188,12 +192,7 @@ def read_pair(
     volume.open_stack(prediction, dtypes=_PREDICTION_DTYPES) as predicted,
     volume.open_stack(labels, dtypes=(*_LABEL_DTYPES, 'float32')) as truth,
   ):
-    if predicted.shape != truth.shape:
-      raise errors.InputError(
-        f'{prediction} has shape {predicted.shape} and {labels} has shape '
-        f'{truth.shape}, but they must be equal: give the labels of that very '
-        'stack.'
-      )
+    _check_shape(labels, truth.shape, prediction, predicted.shape)
     values, label = predicted.read_all(), truth.read_all()
   volume.check_finite(values, str(prediction))
   inside = _inside(label, str(labels), kind)
@@ -212,18 +211,18 @@ def _inside(label: np.ndarray, name: str, kind: str) -> np.ndarray:
     if len(found) > 2 and label.dtype.kind in 'iu':
       raise errors.InputError(
         f'{name} has {len(found)} values ({", ".join(map(str, found[:5]))}'
-        f'{", ..." if len(found) > 5 else ""}) where two are needed, the '
-        'larger inside a cell: threshold it, or pass --labels_kind=instances '
-        'if every value is a cell of its own.'
+        f'{", ..." if len(found) > 5 else ""}), but must have two, the larger '
+        'one inside cells: threshold it, or pass --labels_kind=instances if '
+        'every value is one cell.'
       )
     return volume.check_labels(label, label.shape, name)
   if label.dtype.kind not in 'iu' or label.min() < 0 or not label.any():
     raise errors.InputError(
       f'{name} has {label.dtype} values from {label.min()} to {label.max()}, '
-      'but instances are integers from 1 up, with 0 on membranes: number the '
-      'cells, or pass --labels_kind=binary.'
+      'but instances must be integers, 0 on membranes and 1 or more in cells: '
+      'number the cells, or pass --labels_kind=binary.'
     )
-  # Takes long to import, and no other labels need it.
+  # Slow to import, and only instances need it.
   import skimage.segmentation
 
   inside = label > 0
