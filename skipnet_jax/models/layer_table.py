@@ -63,7 +63,11 @@ def _visit(
 
 
 def layer_table(
-  model: nn.Module, shape: tuple[int, ...], *, label: bool = False
+  model: nn.Module,
+  shape: tuple[int, ...],
+  *,
+  variables: dict[str, Any] | None = None,
+  label: bool = False,
 ) -> list[Layer]:
   """The model's layers in call order; computes only shapes.
 
@@ -72,6 +76,7 @@ def layer_table(
   Args:
     model: maps `(image, train)` to outputs.
     shape: of the image, `(b, y, x, c)`.
+    variables: the model's, or their shapes; None traces its initialisation.
     label: whether to pass a label too, as in adversarial training.
   """
   rows: dict[str, Layer] = {}
@@ -103,9 +108,10 @@ def layer_table(
     )
 
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
-  variables = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False), image
-  )
+  if variables is None:
+    variables = jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False), image
+    )
 
   def forward(v, x):
     more = {'label': x[..., :1]} if label else {}

@@ -54,16 +54,14 @@ class Training:
   @functools.cached_property
   def table(self) -> tuple[layer_table.Layer, ...]:
     """The layers that a prediction calls, in order, for one image."""
-    shape = self.model.input_shape(self.window)
-    return tuple(layer_table.layer_table(self.model.unrolled(), shape))
+    return _layers(self.model.unrolled().clone(axis_name=None), self.window)
 
   @functools.cached_property
   def judge(self) -> tuple[layer_table.Layer, ...]:
     """The layers of a discriminator, for one image and its two judgements."""
     if not self.model.adversarial:
       return ()
-    shape = self.model.input_shape(self.window)
-    rows = layer_table.layer_table(self.model, shape, label=True)
+    rows = _layers(self.model.clone(axis_name=None), self.window, label=True)
     predicts = {row.name for row in self.table}
     return tuple(row for row in rows if row.name not in predicts)
 
@@ -105,6 +103,17 @@ class Training:
   def create_state(self, seed: int) -> state_lib.TrainState:
     """The state before the first step, a pure function of the run's seed."""
     return state_lib.create_state(self.model, self.optimizer, seed)
+
+
+@functools.lru_cache(2 * _KEPT)
+def _layers(
+  model: network.Network, window: tuple[int, int], label: bool = False
+) -> tuple[layer_table.Layer, ...]:
+  variables = state_lib.abstract_variables(model)
+  shape = model.input_shape(window)
+  return tuple(
+    layer_table.layer_table(model, shape, variables=variables, label=label)
+  )
 
 
 def build(

@@ -1,6 +1,5 @@
 """The state of training: arrays alone."""
 
-from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -52,8 +51,8 @@ def _begin(
 
 # It runs once: on a CPU, optimising hundreds of random draws would take as long
 # as compiling a training step.
-@functools.lru_cache(2)
-def _drawer(model: network.Network) -> Callable[[jax.Array], Any]:
+@functools.lru_cache(16)
+def _drawer(model: network.Network) -> jax.stages.Wrapped:
   cpu = jax.default_backend() == 'cpu'
   options = {'xla_backend_optimization_level': 0} if cpu else None
   return jax.jit(functools.partial(_draw, model), compiler_options=options)
@@ -76,6 +75,14 @@ def create_state(
   return begin(_drawer(model)(key), key)
 
 
+@functools.lru_cache(8)
+def abstract_variables(model: network.Network) -> Any:
+  """Shapes and dtypes of a network's variables; computes nothing."""
+  # Traced once for this and for `create_state`.
+  draw = _drawer(model.clone(axis_name=None))
+  return jax.eval_shape(draw, jax.random.key(0))
+
+
 def abstract_state(
   model: network.Network, optimizer: optax.GradientTransformation
 ) -> TrainState:
@@ -84,7 +91,8 @@ def abstract_state(
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     jax.eval_shape(
-      lambda key: _begin(optimizer, _draw(model, key), key),
+      functools.partial(_begin, optimizer),
+      abstract_variables(model),
       jax.random.key(0),
     ),
   )
