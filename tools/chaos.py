@@ -1,13 +1,13 @@
-"""Kills a run again and again, damages its files, and looks at how it ends.
+"""Interrupts a run many times, damages its files, and checks its result.
 
 python tools/chaos.py --kills 100 --workdir runs/chaos
 
-Real training processes of the smoke preset are killed (SIGKILL) at random
-moments, while they start and while they write a checkpoint among them, or told
-to stop (SIGTERM); a second process is started on the same folder; checkpoints
-are cut or have a bit flipped, metrics.jsonl is cut. In the end the run must be,
-bit for bit, one that was left alone. Writes chaos.json, and exits with 1 if it
-is not.
+Real training processes of the smoke preset get SIGKILL at random moments (also
+during their start and while they write a checkpoint) or SIGTERM. Sometimes a
+second process is started on the same folder, a checkpoint is truncated or has a
+bit flipped, or metrics.jsonl is truncated. The finished run must be
+bit-identical to an undisturbed one. Writes chaos.json; exits with 1 if the runs
+differ.
 """
 
 import collections
@@ -26,12 +26,14 @@ from skipnet_jax import cli
 from skipnet_jax import errors
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A new folder.')
-_KILLS = flags.DEFINE_integer('kills', 100, 'How often.', lower_bound=1)
-_SEED = flags.DEFINE_integer('seed', 0, 'Decides over every fate.')
+_KILLS = flags.DEFINE_integer(
+  'kills', 100, 'Number of interruptions.', lower_bound=1
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the random choices.')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# How a life ends, and how often.
+# How a process ends, with relative frequencies; 'told' is SIGTERM.
 FATES = {'killed': 8, 'killed starting': 2, 'killed writing': 6, 'told': 4}
-# What is done to the files then.
+# Damage to the files afterwards, with relative frequencies.
 DAMAGES = {
   'none': 12,
   'metrics.jsonl cut': 3,
@@ -44,11 +46,11 @@ FIELDS = {
   'log.progress': False,
   'log.tensorboard': False,
 }
-PATIENCE = 300  # Seconds that a process has for anything.
+TIMEOUT = 300  # Seconds for each thing that a process is waited for.
 
 
 def start(folder: pathlib.Path, epochs: int, output) -> subprocess.Popen:
-  """A training process of the smoke preset."""
+  """Starts a training process of the smoke preset."""
   fields = FIELDS | {'train.epochs': epochs}
   return subprocess.Popen(
     [
@@ -68,7 +70,7 @@ def start(folder: pathlib.Path, epochs: int, output) -> subprocess.Popen:
 
 
 class Chaos:
-  """The lives of one run."""
+  """One run and its interrupted processes, the lives."""
 
   def __init__(self, folder: pathlib.Path, seed: int):
     self.folder = folder
@@ -79,7 +81,7 @@ class Chaos:
     return self.random.choices(list(weights), list(weights.values()))[0]
 
   def epochs(self) -> list[int]:
-    """Epochs of the whole lines in metrics.jsonl."""
+    """The epochs of all complete lines in metrics.jsonl."""
     path = self.folder / 'metrics.jsonl'
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line)['epoch'] for line in lines if line.endswith('\n')]
@@ -89,15 +91,17 @@ class Chaos:
     return any('orbax-checkpoint-tmp' in p.name for p in root.glob('*/*'))
 
   def _until(self, process: subprocess.Popen, condition) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while process.poll() is None and not condition():
       if time.monotonic() > end:
         process.kill()
-        raise errors.RunError(f'A process did nothing for {PATIENCE} s.')
+        raise errors.RunError(
+          f'A training process made no progress for {TIMEOUT} s.'
+        )
       time.sleep(0.0005)
 
   def live(self, log: pathlib.Path) -> None:
-    """One life: from its start to its end by violence."""
+    """Starts one process, interrupts it and damages the files."""
     fate, chance = self._pick(FATES), self.random.random()
     with log.open('w') as output:
       process = start(self.folder, 10**6, output)
@@ -114,18 +118,20 @@ class Chaos:
     if fate == 'killed writing':
       self._until(process, self._writing)
     process.send_signal(signal.SIGTERM if fate == 'told' else signal.SIGKILL)
-    told = time.monotonic()
-    code = process.wait(PATIENCE)
+    signalled = time.monotonic()
+    code = process.wait(TIMEOUT)
     text = log.read_text()
     wanted = 0 if fate == 'told' else -signal.SIGKILL
     if code != wanted or 'Traceback' in text:
-      raise errors.RunError(f'{log}: exit code {code} where {wanted} is right.')
+      raise errors.RunError(
+        f'{log}: exit code {code} or a traceback; expected code {wanted}.'
+      )
     resumed = [x for x in text.splitlines() if x.startswith('Resuming after')]
     life = {
       'fate': fate,
       'resumed': resumed[0] if resumed else '',
       'fell_back': 'is damaged' in text,
-      'seconds_to_stop': round(time.monotonic() - told, 2),
+      'seconds_to_stop': round(time.monotonic() - signalled, 2),
       'was_writing': self._writing(),
       'last_record': max(self.epochs(), default=0),
       'second_process_refused': refused,
@@ -138,9 +144,9 @@ class Chaos:
     )
 
   def _second(self) -> bool:
-    """Whether a second process on the folder is refused."""
+    """Starts a second process on the folder, which must be refused."""
     second = start(self.folder, 10**6, subprocess.PIPE)
-    text = second.communicate(timeout=PATIENCE)[0]
+    text = second.communicate(timeout=TIMEOUT)[0]
     if second.returncode != 2 or 'is in use by process' not in text:
       raise errors.RunError(f'A second process was not refused: {text}')
     return True
@@ -159,7 +165,7 @@ class Chaos:
       return damage
     latest = self.folder / 'checkpoints' / 'latest'
     steps = sorted(int(p.name) for p in latest.glob('*') if p.name.isdigit())
-    # The promise is to fall back, so there must be another one.
+    # A run falls back on an older checkpoint, so there must be one.
     if not damage.startswith('checkpoint') or len(steps) < 2:
       return 'none'
     files = [p for p in (latest / str(steps[-1])).rglob('*') if p.is_file()]
@@ -175,7 +181,7 @@ class Chaos:
 
 
 def finish(folder: pathlib.Path, epochs: int, log: pathlib.Path) -> None:
-  """Trains to the end, undisturbed."""
+  """Trains without interruption to the end."""
   with log.open('w') as output:
     code = start(folder, epochs, output).wait()
   if code:
@@ -183,7 +189,7 @@ def finish(folder: pathlib.Path, epochs: int, log: pathlib.Path) -> None:
 
 
 def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
-  """What two runs' folders differ in, but for times."""
+  """Names of the parts in which two runs differ, times excluded."""
   import jax
   import numpy as np
 
@@ -230,7 +236,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-  """Lives, then the end, then the undisturbed run."""
+  """Interrupts and finishes one run, trains another, compares both."""
   from skipnet_jax import environment
   from skipnet_jax import files
 
@@ -266,8 +272,8 @@ def main() -> None:
   shown = {k: v for k, v in report.items() if k != 'lives'}
   print(json.dumps(shown, indent=2))
   if found or not once:
-    raise errors.RunError('The run differs from the one left alone.')
+    raise errors.RunError('The run differs from the undisturbed run.')
 
 
 if __name__ == '__main__':
-  cli.run(main, 'the folder is left as it is.')
+  cli.run(main, 'the folder stays as it is.')

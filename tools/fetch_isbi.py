@@ -13,7 +13,7 @@ from skipnet_jax.data import isbi2012
 
 
 def main() -> int:
-  """Returns the exit code: 0, or 2 with a sentence on what to do."""
+  """Returns the exit code: 0, or 2 after an error message."""
   parser = argparse.ArgumentParser(description=isbi2012.__doc__)
   parser.add_argument(
     '--folder', type=pathlib.Path, default=environment.cache_dir() / 'isbi2012'
@@ -26,7 +26,7 @@ def main() -> int:
   except errors.InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  print(f'the ISBI 2012 stacks lie in {folder}, pixels verified')
+  print(f'the ISBI 2012 stacks are in {folder}; their pixels are verified')
   return 0
 
 

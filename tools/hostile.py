@@ -1,14 +1,13 @@
-"""Gives the commands a corpus of broken input, and tabulates what they say.
+"""Runs `train` on a corpus of broken input and tabulates the messages.
 
 python tools/hostile.py --output runs/hostile [--stack train-volume.tif]
 
-Every input goes to a real process: `train` on one's own stack, or with a broken
-config. Wanted is exit code 2 and one sentence, no traceback, no run begun,
-nothing written but to the workdir and the cache, and no more memory than it
-takes to refuse a file that is not there; an unusual input that is sound must
-give its pixels and train. With --stack, bytes of a real stack are flipped
-besides, --fuzz times. Writes hostile.md and hostile.json; exits with 1 if
-anything is otherwise.
+Every input is given to a real process: a stack of one's own, or a config field.
+Broken input must give exit code 2 and one sentence, without a traceback, a
+started run, files outside workdir and cache, or much more memory than for a
+missing file. Unusual but valid input must be read correctly and train. With
+--stack, --fuzz copies of a real stack with changed bytes are read too. Writes
+hostile.md and hostile.json; exits with 1 if a requirement is not met.
 """
 
 import json
@@ -27,11 +26,13 @@ from skipnet_jax import cli
 from skipnet_jax import errors
 
 _OUTPUT = flags.DEFINE_string('output', None, 'A new folder.')
-_STACK = flags.DEFINE_string('stack', None, 'A TIFF whose bytes are flipped.')
-_FUZZ = flags.DEFINE_integer('fuzz', 2000, 'Copies with flipped bytes.')
+_STACK = flags.DEFINE_string('stack', None, 'A TIFF whose bytes are changed.')
+_FUZZ = flags.DEFINE_integer(
+  'fuzz', 2000, 'Number of copies with changed bytes.'
+)
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOUND, REFUSED = 0, 2
-# MiB above what refusing a missing file takes.
+# MiB that are allowed above the peak for a missing file.
 MEMORY = 256
 
 
@@ -51,14 +52,14 @@ def _patch(data: bytes, code: int, value: int, page: int = 0) -> bytes:
 
 
 def pixels():
-  """What every sound input holds, `[10, 64, 64] uint8`."""
+  """The pixels of every valid input, `[10, 64, 64] uint8`."""
   import numpy as np
 
   return np.random.default_rng(0).integers(0, 255, (10, 64, 64), np.uint8)
 
 
 def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
-  """Name to (path, exit code) of stacks of 10 slices of 64x64."""
+  """Writes the stacks, of 10 slices of 64x64: name to (path, exit code)."""
   import numpy as np
   from PIL import Image
   import tifffile
@@ -98,7 +99,7 @@ def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
   put('height 2**31-1', _patch(plain, 257, 2**31 - 1))
   put('height 0', _patch(plain, 257, 0))
   put('width as of negative numbers', _patch(plain, 256, 2**32 - 64))
-  # Uncompressed pixels lie from where the first strip begins.
+  # Uncompressed pixels follow each other from the first strip's offset.
   put('rows per strip 0', _patch(plain, 278, 0), SOUND)
   put('strip of no bytes', _patch(plain, 279, 0), SOUND)
   put('strip offset outside', _patch(plain, 273, 2**32 - 16))
@@ -161,7 +162,7 @@ def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
   return found
 
 
-# Fields of the smoke preset that cannot be used.
+# Invalid config fields.
 CONFIGS = [
   'train.batch_size=0',
   'train.batch_size=many',
@@ -192,7 +193,7 @@ CONFIGS = [
 
 
 def files(folder: pathlib.Path) -> dict[str, int]:
-  """Every file below a folder and when it was changed, caches left out."""
+  """Modification time of every file below a folder, except caches."""
   found = {}
   for path in folder.rglob('*'):
     passed = {'.git', '__pycache__', '.venv'} & set(path.parts)
@@ -202,9 +203,9 @@ def files(folder: pathlib.Path) -> dict[str, int]:
 
 
 def run(arguments: list[str], home: pathlib.Path) -> tuple[int, str, int]:
-  """Exit code, output and peak memory in MiB of a training command."""
-  # The child's own children are none, so its peak is the largest so far of all
-  # that this small process waits for.
+  """Trains; returns exit code, output and peak memory in MiB."""
+  # ru_maxrss of RUSAGE_CHILDREN is the largest peak of all children so far, so
+  # a small process with one child starts the command.
   script = (
     'import resource, subprocess, sys\n'
     'code = subprocess.call(sys.argv[1:])\n'
@@ -241,14 +242,14 @@ def run(arguments: list[str], home: pathlib.Path) -> tuple[int, str, int]:
 
 
 def fuzz(path: pathlib.Path, copies: int, folder: pathlib.Path) -> dict:
-  """Opens and reads copies of a stack with a few bytes changed."""
+  """Opens and reads copies of a stack in which a few bytes are changed."""
   import tifffile
 
   from skipnet_jax.data import volume
 
   data = path.read_bytes()
   with tifffile.TiffFile(path) as tiff:
-    # Most of a stack are pixels, of which any value is a good one.
+    # Only headers and tags: most bytes are pixels, and any value is valid.
     places = [
       (page.offset, page.offset + 12 * len(page.tags) + 6)
       for page in tiff.pages
@@ -280,7 +281,7 @@ def fuzz(path: pathlib.Path, copies: int, folder: pathlib.Path) -> dict:
 
 
 def judge(code: int, wanted: int, text: str, work: pathlib.Path) -> str:
-  """What is wrong, or ''."""
+  """The violated requirement, or ''."""
   lines = [x for x in text.splitlines() if x.startswith('error: ')]
   if 'Traceback' in text:
     return 'a traceback'
@@ -289,12 +290,12 @@ def judge(code: int, wanted: int, text: str, work: pathlib.Path) -> str:
   if wanted == REFUSED and (len(lines) != 1 or text.count('\n') > 1):
     return 'not one sentence'
   if wanted == REFUSED and (work / 'config.json').exists():
-    return 'a run was begun'
+    return 'a run was started'
   return ''
 
 
 def main() -> None:
-  """Corpus, configs and fuzz, one after the other."""
+  """Runs corpus, configs and fuzzing, one after the other."""
   import numpy as np
 
   from skipnet_jax import environment
@@ -323,7 +324,7 @@ def main() -> None:
     )
     for name, (path, wanted) in inputs.items()
   ] + [(field, REFUSED, [f'--config.{field}']) for field in CONFIGS]
-  # What refusing takes where there is nothing to read comes first.
+  # The missing file is first: its memory is the baseline of the others.
   todo.sort(key=lambda row: row[0] != 'a missing file')
   rows, least = [], 0
   home = output / 'home'
@@ -337,7 +338,7 @@ def main() -> None:
     if wanted == SOUND and not fault:
       with volume.open_stack(inputs[name][0]) as stack:
         if not np.array_equal(stack.read_all(), pixels()):
-          fault = 'other pixels'
+          fault = 'wrong pixels'
     if wanted == REFUSED and peak > least + MEMORY:
       fault = fault or f'{peak - least} MiB'
     said = text.splitlines()[-1] if wanted == REFUSED and text else 'trained'
@@ -359,7 +360,7 @@ def main() -> None:
     'versions': environment.versions(('jax', 'tifffile', 'numpy')),
     'rows': rows,
   }
-  # What a command may write lies in its workdir and in the cache.
+  # Commands may write to their workdir and the cache only.
   after = [files(ROOT), files(output / 'corpus')]
   stray = [p for p in files(home) if not p.startswith(str(home / 'cache'))]
   report['written_elsewhere'] = stray + ['changed'] * (before != after)
@@ -377,8 +378,8 @@ def main() -> None:
   faults = [row['input'] for row in rows if row['fault']]
   faults += report['written_elsewhere']
   if faults:
-    raise errors.RunError(f'Not as it should be: {", ".join(faults)}.')
+    raise errors.RunError(f'Requirements violated by: {", ".join(faults)}.')
 
 
 if __name__ == '__main__':
-  cli.run(main, 'nothing is kept.')
+  cli.run(main, 'no report was written.')

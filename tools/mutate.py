@@ -1,14 +1,15 @@
-"""Breaks the package in a known place and shows which test fails.
+"""Introduces known faults into the package and shows which test fails.
 
 python tools/mutate.py --list
 python tools/mutate.py psum-for-pmean
 python tools/mutate.py --all
 
-Applies each mutation of tools/mutations.py to a temporary copy of the checkout
-and runs its listed tests there; the checkout itself is not changed. --unmutated
-runs the same tests without a mutation: they must pass. --tests runs other tests
-instead, such as the whole suite: --tests tests. Exits with 0 if every mutation
-made a test fail, with 1 if one did not, with 2 for bad input.
+Each mutation of tools/mutations.py is applied to a temporary copy of the
+checkout, where its listed tests run; the checkout itself is not changed.
+--unmutated runs the same tests without a mutation: they must pass. --tests
+replaces the listed tests, for example by the whole suite: --tests tests. Exits
+with 0 if every mutation made a test fail, with 1 if one did not, with 2 for bad
+input.
 """
 
 import argparse
@@ -34,24 +35,24 @@ import mutations
 Mutation = mutations.Mutation
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PASSED, FAILED = 0, 1
-# pytest's other exit codes.
+# Other exit codes of pytest.
 ERRORS = {
   2: 'pytest was interrupted: a test file could not be imported',
   3: 'pytest had an internal error',
   4: 'pytest did not find a test that is named, or an option is wrong',
   5: 'pytest found no test',
 }
-PATIENCE = 2 * 3600  # Seconds that pytest has.
+TIMEOUT = 2 * 3600  # Seconds for one pytest process.
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How pytest ended.
+  """The result of pytest.
 
   Attributes:
-    verdict: PASSED, FAILED (a test did), or None for anything else.
-    text: the first failed test, what passed, or what went wrong.
-    seconds: it took.
+    verdict: PASSED, FAILED (a test failed), or None for anything else.
+    text: the first failed test, the number of passed tests, or the error.
+    seconds: the duration.
   """
 
   verdict: int | None
@@ -60,11 +61,11 @@ class Outcome:
 
 
 def mutated(mutation: Mutation, root: pathlib.Path) -> tuple[str, int]:
-  """The broken text of a mutation's file, and the line of the change.
+  """The mutated text of a mutation's file, and the line of the change.
 
   Raises:
-    ValueError: the text to be replaced is not there exactly once, or the result
-      is no Python.
+    ValueError: the text to be replaced does not occur exactly once, or the
+      result is not valid Python.
   """
   try:
     text = (root / mutation.path).read_text()
@@ -74,7 +75,7 @@ def mutated(mutation: Mutation, root: pathlib.Path) -> tuple[str, int]:
   if count != 1:
     raise ValueError(
       f'{root / mutation.path} has the text that {mutation.name} replaces '
-      f'{count} times, not once: correct its entry in tools/mutations.py.'
+      f'{count} times instead of once: correct its entry in tools/mutations.py.'
     )
   broken = text.replace(mutation.old, mutation.new)
   try:
@@ -85,12 +86,12 @@ def mutated(mutation: Mutation, root: pathlib.Path) -> tuple[str, int]:
 
 
 def copy_checkout(root: pathlib.Path, folder: pathlib.Path) -> None:
-  """Copies the files that git tracks, and new ones that it does not ignore.
+  """Copies tracked files and new files that git does not ignore.
 
-  The copy is a git repository without a commit: some tests look for one.
+  The copy is a git repository without commits, as some tests need a repository.
 
   Raises:
-    ValueError: `root` is no git checkout.
+    ValueError: `root` is not a git checkout.
   """
   try:
     listed = subprocess.run(
@@ -101,9 +102,9 @@ def copy_checkout(root: pathlib.Path, folder: pathlib.Path) -> None:
       text=True,
     ).stdout
   except (OSError, subprocess.CalledProcessError) as e:
-    raise ValueError(f'{root} is no git checkout.') from e
+    raise ValueError(f'{root} is not a git checkout.') from e
   for name in filter(None, listed.split('\0')):
-    # One that was deleted is still tracked.
+    # Deleted files are still tracked.
     if (root / name).is_file():
       (folder / name).parent.mkdir(parents=True, exist_ok=True)
       shutil.copy2(root / name, folder / name)
@@ -111,8 +112,8 @@ def copy_checkout(root: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
-  """Variables under which Python imports the package from `folder`."""
-  # This may itself run under pytest, whose variables are not for the child.
+  """Environment variables with which Python imports from `folder`."""
+  # This function may run under pytest; the child must not get its variables.
   kept = {k: v for k, v in os.environ.items() if not k.startswith('PYTEST_')}
   paths = [str(folder), *filter(None, [kept.get('PYTHONPATH')])]
   return kept | {'PYTHONPATH': os.pathsep.join(paths)}
@@ -151,18 +152,18 @@ def run_tests(folder: pathlib.Path, tests: Sequence[str]) -> Outcome:
       stderr=subprocess.STDOUT,
       check=False,
       text=True,
-      timeout=PATIENCE,
+      timeout=TIMEOUT,
     )
   except subprocess.TimeoutExpired:
-    text = f'pytest did not end within {PATIENCE} s'
+    text = f'pytest did not finish within {TIMEOUT} s'
     return Outcome(None, text, time.monotonic() - begin)
   seconds = time.monotonic() - begin
   return judge(done.returncode, done.stdout, seconds)
 
 
 def judge(code: int, output: str, seconds: float) -> Outcome:
-  """What pytest's exit code and output say."""
-  # Only what a test is parametrised by may have spaces.
+  """Interprets the exit code and output of pytest."""
+  # Spaces occur only in the parameters of a test, in brackets.
   failed = re.search(
     r'^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\](?= - |$))?)', output, re.MULTILINE
   )
@@ -205,10 +206,10 @@ def table(chosen: Sequence[Mutation], root: pathlib.Path) -> str:
 
 
 def choose(names: Sequence[str], known: Sequence[Mutation]) -> list[Mutation]:
-  """The mutations of these names, in the order given.
+  """The mutations with these names, in the given order.
 
   Raises:
-    ValueError: a name that there is not.
+    ValueError: a name is unknown.
   """
   by_name = {each.name: each for each in known}
   for name in names:
@@ -224,7 +225,7 @@ def choose(names: Sequence[str], known: Sequence[Mutation]) -> list[Mutation]:
 def report(
   root: pathlib.Path, chosen: Sequence[Mutation], tests: Sequence[str]
 ) -> bool:
-  """Tries each mutation and says how it went; whether all were caught."""
+  """Tries each mutation and prints the results; True if all were caught."""
   begin, caught = time.monotonic(), 0
   for each in chosen:
     outcome = try_in_copy(root, tests or each.tests, each)
@@ -243,7 +244,7 @@ def report(
 
 
 def report_unmutated(root: pathlib.Path, tests: Sequence[str]) -> bool:
-  """Runs tests without a change and says how it went; whether all passed."""
+  """Runs tests without a mutation; True if all passed."""
   outcome = try_in_copy(root, tests)
   took = f'in {outcome.seconds:.0f} s'
   if outcome.verdict == FAILED:
@@ -268,7 +269,7 @@ def main(
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('names', nargs='*', metavar='NAME', help='of a mutation')
+  parser.add_argument('names', nargs='*', metavar='NAME', help='a mutation')
   parser.add_argument('--all', action='store_true', help='every mutation')
   parser.add_argument('--list', action='store_true', help='show the mutations')
   parser.add_argument(
@@ -288,7 +289,7 @@ def main(
       chosen = list(known)
     if not chosen:
       raise ValueError('Name a mutation, or give --all; --list shows them.')
-    # An entry that does not fit is an error before anything runs.
+    # Also finds entries that do not fit, before anything runs.
     listed = table(chosen, root)
     tests = shlex.split(given.tests)
   except ValueError as e:
@@ -308,7 +309,7 @@ def main(
 
 
 if __name__ == '__main__':
-  # Or the copy would stay in the temporary folder.
+  # Otherwise SIGTERM would leave the copy in the temporary folder.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   with contextlib.suppress(KeyboardInterrupt):
     sys.exit(main())

@@ -1,7 +1,7 @@
-"""Faults that the tests must find, for tools/mutate.py.
+"""Faults that the tests must detect, for tools/mutate.py.
 
-Each one replaces a text that occurs exactly once in its file. The tests listed
-are the cheapest known to fail because of it.
+Each replaces a text that occurs exactly once in its file. The listed tests are
+the fastest ones known to fail because of it.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ class Mutation:
   """One fault.
 
   Attributes:
-    name: its argument of tools/mutate.py.
+    name: the argument for tools/mutate.py.
     path: the file, relative to the root of the checkout.
     old: the text that is replaced.
     new: what replaces it.
-    why: the fault, in a sentence.
+    why: the effect of the fault, in a sentence.
     tests: test files, or tests as FILE::NAME.
   """
 
@@ -42,7 +42,7 @@ TRAINING = (
     'skipnet_jax/step/build.py',
     'terms=losses.make_terms(c.train, steps_per_epoch),',
     'terms=losses.NO_TERMS,',
-    'Auxiliary outputs keep their first weight and no judge is fooled.',
+    'Auxiliary losses keep their first weight; no adversarial loss is used.',
     ('tests/test_build.py::test_the_parts_are_those_of_the_config',),
   ),
   Mutation(

@@ -1,11 +1,11 @@
-"""Traces training steps and says which operations take their time and bytes.
+"""Profiles training steps: time and bytes of each operation.
 
 python tools/profile.py --config=experiments/benchmark.py:smoke --steps=5 \\
   --output=DIR
 
-DIR gets the trace, the program's HLO, and operations.csv. The step is the one
-that `train` runs on one device, augmentation included, at the config's batch
-size and dtype.
+DIR gets the trace, the HLO program and operations.csv. The step is the step of
+`train` on one device, with data augmentation, at the config's batch size and
+dtype.
 """
 
 import pathlib
@@ -20,16 +20,18 @@ from skipnet_jax import errors
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
 )
-_STEPS = flags.DEFINE_integer('steps', 5, 'Steps traced.', lower_bound=1)
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder, new or empty.')
+_STEPS = flags.DEFINE_integer(
+  'steps', 5, 'Number of traced steps.', lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'A new or empty folder.')
 WARMUP = 2
 
 
 def main() -> None:
-  """Compiles, traces, prints the table."""
+  """Compiles and traces the step, and prints the table."""
   cli.require_config(_CONFIG.value)
   cli.require(_OUTPUT)
-  # Only now: --help need not wait for JAX.
+  # Imported late: JAX takes seconds, which --help need not wait for.
   import jax
 
   from skipnet_jax import config as config_lib
@@ -68,7 +70,7 @@ def main() -> None:
   events = profiling.read_events(path, program)
   if not events:
     raise errors.RunError(
-      f'The trace {path} names no operation of the compiled program.'
+      f'The trace {path} contains no operation of the compiled program.'
     )
   rows = profiling.table(program, events, _STEPS.value)
   profiling.write_csv(folder / 'operations.csv', rows)

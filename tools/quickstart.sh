@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# From nothing to a trained network: bash tools/quickstart.sh [more flags]
+# Installs the package and trains a network: bash tools/quickstart.sh [flags]
 source "$(dirname "$0")/venv.sh"
 workdir=runs/quick
 .venv/bin/python -m skipnet_jax.train \
   --config=experiments/long_short.py:quick --workdir="$workdir" "$@"
 cat <<END
 
-The results lie in $workdir:
+The results are in $workdir:
   samples/       image, label and prediction of validation slices, as PNG
-  summary.json   losses and scores;  metrics.jsonl: one line an epoch
+  summary.json   losses and scores;  metrics.jsonl: one line per epoch
   tensorboard/   for: tensorboard --logdir=$workdir
-  checkpoints/   the latest, to go on from, and the best
+  checkpoints/   the latest, to resume from, and the best
 
-Segment a stack of yours with it:
+Segment your own stack with it:
   .venv/bin/python -m skipnet_jax.predict --workdir=$workdir \\
     --input=stack.tif --output=probabilities.tif
 END

@@ -1,10 +1,10 @@
-"""What recording the gradient flow adds to a training step, measured in pairs.
+"""Measures the cost of recording the gradient flow in a training step.
 
 python tools/recording_cost.py --config=experiments/long_short.py --rounds=20
 
-Two compiled steps, with and without the record, take turns on one batch on the
-device; the copies of the kernels and their net change, once an epoch, are
-counted with an epoch's share.
+Compiled steps with and without recording run alternately on the same batch. The
+copy of the kernels and their net change, computed once per epoch, are added to
+each step in equal parts.
 """
 
 import statistics
@@ -27,7 +27,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Pairs of steps.')
 
 
 def main(argv: list[str]) -> None:
-  """Prints the ratio of the pairs."""
+  """Measures the pairs and prints their ratio."""
   del argv
   config = _CONFIG.value
   data = sources.load(config)
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     params = contestants['recorded'][1].params
     old, first = timed(copy, params)
     once.append(first + timed(change, old, params)[1])
-  # The first round compiled.
+  # Without the first round, which compiles.
   plain, recorded = (np.array(c[2][1:]) for c in contestants.values())
   share = statistics.median(once[1:]) / pipeline.steps_per_epoch
   ratios = (recorded + share) / plain
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     f'{data.name}, batch {pipeline.batch_size}, {len(names)} convolutions, '
     f'{jax.devices()[0].device_kind}, jax {jax.__version__}\n'
     f'plain {np.median(plain):.4f} s, recorded {np.median(recorded):.4f} s, '
-    f'and {share:.5f} s a step for the net change\n'
+    f'plus {share:.5f} s per step for the net change\n'
     f'recorded / plain, {len(ratios)} pairs: median {np.median(ratios):.4f}, '
     f'quartiles {np.percentile(ratios, 25):.4f} to '
     f'{np.percentile(ratios, 75):.4f}'

@@ -1,11 +1,11 @@
-"""Trains the smoke preset for many steps and watches what might grow.
+"""Trains the smoke preset for many steps and checks for leaks.
 
 python tools/soak.py --steps=10000 --output=runs/soak
 
-Twice a second it notes the process's memory, open files, threads
-and compilations. Writes soak.csv, soak.png and soak.json; exits with 1 if after
-the first tenth anything was compiled, the open files or threads grew, or memory
-grew by more than a hundredth for each further tenth.
+Twice a second it records the memory, open files, threads and compilations of
+the process. Writes soak.csv, soak.png and soak.json. Exits with 1 if, after the
+first tenth of the run, anything was compiled, the number of open files or
+threads grew, or memory grew by more than 1 % per tenth.
 """
 
 import os
@@ -20,16 +20,20 @@ from skipnet_jax import cli
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 
-_STEPS = flags.DEFINE_integer('steps', 10_000, 'How many.', lower_bound=100)
+_STEPS = flags.DEFINE_integer(
+  'steps', 10_000, 'Number of steps.', lower_bound=100
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'A new folder.')
-_EVERY = flags.DEFINE_integer('checkpoint_every', 5, 'Epochs.', lower_bound=1)
+_EVERY = flags.DEFINE_integer(
+  'checkpoint_every', 5, 'In epochs.', lower_bound=1
+)
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SECONDS = 0.5
 EVENT = '/jax/core/compile/backend_compile_duration'
 
 
 class Watch:
-  """Rows of what this process takes, until `stop`."""
+  """Records the resources of this process until `stop`."""
 
   def __init__(self, workdir: pathlib.Path):
     self.rows: list[dict[str, float]] = []
@@ -40,7 +44,7 @@ class Watch:
     self._thread.start()
 
   def count(self, event: str, duration: float, **_) -> None:
-    """A listener of JAX's."""
+    """A listener for JAX's events."""
     del duration
     self.compiled += event == EVENT
 
@@ -66,19 +70,19 @@ class Watch:
       )
 
   def stop(self) -> None:
-    """Ends the thread."""
+    """Stops the recording thread."""
     self._end.set()
     self._thread.join()
 
 
 def judge(rows: list[dict[str, float]], epochs: int) -> dict:
-  """Growth by tenths of the run, and what is wrong with it."""
+  """Growth over tenths of the run, and the faults found."""
   tenths = []
   for i in range(10):
     part = [r for r in rows if i * epochs < 10 * r['epoch'] <= (i + 1) * epochs]
     if part:
       row = {name: max(r[name] for r in part) for name in part[0]}
-      # The fewest: a checkpoint may be under way in the background.
+      # The minimum: a checkpoint may be being written in the background.
       for name in ('open_files', 'threads'):
         row[name] = min(r[name] for r in part)
       row['resident_mib'] = statistics.median(r['resident_mib'] for r in part)
@@ -96,7 +100,7 @@ def judge(rows: list[dict[str, float]], epochs: int) -> dict:
 
 
 def draw(rows: list[dict[str, float]], path: pathlib.Path) -> None:
-  """Memory, open files and compilations by step."""
+  """Plots memory, open files and compilations by step."""
   from matplotlib import figure
 
   page = figure.Figure((7, 5), layout='constrained')
@@ -115,7 +119,7 @@ def draw(rows: list[dict[str, float]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-  """Trains, watches, judges."""
+  """Trains, records and checks."""
   import jax
 
   from skipnet_jax import environment
@@ -129,7 +133,7 @@ def main() -> None:
   config = config_lib.load_experiment(
     ROOT / 'experiments' / 'long_short.py', 'smoke'
   )
-  config.train.epochs = _STEPS.value // 2  # Of two steps.
+  config.train.epochs = _STEPS.value // 2  # An epoch has two steps.
   config.train.checkpoint_every = _EVERY.value
   config.log.progress = False
   (output / 'run').mkdir(parents=True)
@@ -158,8 +162,8 @@ def main() -> None:
   for row in report['tenths']:
     print(row)
   if report['faults']:
-    raise errors.RunError(f'It grew: {"; ".join(report["faults"])}.')
+    raise errors.RunError(f'Growth: {"; ".join(report["faults"])}.')
 
 
 if __name__ == '__main__':
-  cli.run(main, 'nothing is kept.')
+  cli.run(main, 'no report was written.')

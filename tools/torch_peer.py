@@ -1,9 +1,9 @@
-"""Races a training step against the same network in PyTorch.
+"""Times a training step against a step of the same network in PyTorch.
 
 python tools/torch_peer.py --config=experiments/long_short.py --rounds=10 \\
   --output=peer.json
 
-Needs PyTorch: pip install '.[peer]'. What is raced, and how, is said in
+Needs PyTorch: pip install '.[peer]'. For the method see
 `skipnet_jax.benchmarking.peer.race`.
 """
 
@@ -20,7 +20,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file of the result.')
 
 
 def main() -> None:
-  """Races and prints the table."""
+  """Runs the race and prints the table."""
   cli.require_config(_CONFIG.value)
   from skipnet_jax import files
   from skipnet_jax.benchmarking.peer import race

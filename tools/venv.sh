@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and test.sh: a virtual environment in .venv with the
-# package and the extras named in the first argument, such as [test].
+# Sourced by quickstart.sh and test.sh: installs the package in the virtual
+# environment .venv, with the extras in the first argument, such as [test].
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,18 +12,18 @@ find_python() {
       return
     fi
   done
-  echo 'error: no Python 3.11 to 3.13 found; install one, or name it: PYTHON=/path/to/python3.11 bash' "$0" >&2
+  echo 'error: Python 3.11, 3.12 or 3.13 was not found; install one, or give its path: PYTHON=/path/to/python3.11 bash' "$0" >&2
   exit 2
 }
 
 if [ ! -x .venv/bin/python ]; then
   python=$(find_python)
-  echo "Making a virtual environment in .venv with $python"
+  echo "Creating a virtual environment in .venv with $python"
   "$python" -m venv .venv || {
     echo 'error: python -m venv failed; on Debian or Ubuntu: apt install python3-venv' >&2
     exit 2
   }
 fi
-echo 'Installing the package (the first time takes some minutes)'
+echo 'Installing the package (this takes some minutes the first time)'
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --editable ".${1:-}"
