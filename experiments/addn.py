@@ -1,7 +1,7 @@
-"""ADDN (2018), an adversarially trained system the papers compare with.
+"""ADDN (2018), one of the systems that the papers compare.
 
-A generator learns the Dice loss and to be taken for labels by a discriminator,
-which learns to tell them apart; each has an optimizer of its own.
+A generator minimises the Dice loss and an adversarial loss; a discriminator
+learns to distinguish predictions from labels. Each has its own learning rate.
 
 Claim:   V_rand .98317, V_info .99088 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/addn.py \
@@ -9,8 +9,8 @@ Command: python -m skipnet_jax.train --config=experiments/addn.py \
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
          half the generator's width, as tools/reproduce.py compares systems);
          smoke (seconds).
-Expect:  8,994,058 parameters, 7,443,145 of them the generator's; 8.9 M are
-         quoted. paper is not measured yet; what `budget` gave:
+Expect:  8,994,058 parameters, 7,443,145 of them in the generator; published:
+         8.9 M. paper is not measured yet; for the results of `budget` see
          experiments/README.md.
 """
 

@@ -1,7 +1,7 @@
 """How fast the paper's network trains, evaluates and predicts.
 
-Claim:   a training step of the 140-convolution FC-ResNet takes what its FLOPs
-         and bytes let expect, on one device and on several.
+Claim:   the time of a training step of the 140-convolution FC-ResNet agrees
+         with its FLOPs and bytes, on one device and on several.
 Command: python -m skipnet_jax.benchmark --config=experiments/benchmark.py \
            --output=bench.json
 Presets: full (long_short.py at whole slices, the largest batch that fits: an
@@ -16,7 +16,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax.benchmarking import plan
 
 BASE = pathlib.Path(__file__).with_name('long_short.py')
-# train.batch_size is that of --aot and --peer.
+# --aot and --peer use train.batch_size.
 CPU = {
   'train.batch_size': 1,
   'benchmark.batches': (1,),
@@ -27,7 +27,7 @@ CPU = {
 }
 SMOKE = {
   'model.blocks': 'simple',
-  # Fewer operations to compile.
+  # It shortens the compilation.
   'model.dropout': 0.0,
   'optim.name': 'sgd',
   'benchmark.batches': (8,),

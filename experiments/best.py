@@ -1,16 +1,16 @@
-"""The recipe that scored best on this project's folds.
+"""The recipe with the best scores in this project's folds.
 
-The paper's training, and a random contrast, brightness and noise of each slice:
-of thirteen changes made one at a time (`tools/reproduce.py --study=recipe`) the
-only one that raised V_rand in every fold after a thousand steps. Predict with
-`--tta`: averaging over eight orientations raised it in every row.
+The paper's training with random contrast, brightness and noise of each slice.
+Of thirteen single changes (`tools/reproduce.py --study=recipe`), only this one
+raised V_rand in every fold after a thousand steps. Predict with `--tta`:
+averaging over eight orientations raised V_rand in every row.
 
-Claim:   ours; the goal is V_rand .98 and V_info .99 over six folds.
+Claim:   our goal is V_rand .98 and V_info .99 over six folds.
 Command: python -m skipnet_jax.train --config=experiments/best.py \
            --workdir=runs/best
          python -m skipnet_jax.evaluate --workdir=runs/best --tta \
            --output=runs/best/scores.json
-Presets: those of long_short.py, and as long.
+Presets: as in long_short.py, with the same durations.
 Expect:  quick, three folds of isbi2012, seed 0 on a CPU, jax 0.10.2,
          2026-11-22: V_rand .932, V_info .947, with `--tta` .948 and .955;
          long_short has .919, .948, .945 and .952. small, the papers' split,

@@ -1,4 +1,4 @@
-"""CUMedVision (Chen et al. 2016), a system the papers compare with.
+"""CUMedVision (Chen et al. 2016), one of the systems that the papers compare.
 
 Claim:   V_rand .97682, V_info .98865 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/cumedvision.py \
@@ -6,9 +6,10 @@ Command: python -m skipnet_jax.train --config=experiments/cumedvision.py \
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
          half the width, as tools/reproduce.py compares systems); smoke
          (seconds).
-Expect:  7,933,126 parameters; 8 M are quoted. The auxiliary weight falls from 1
-         by tens to .001, in four equal parts of the training, which is ours.
-         paper is not measured yet; what `budget` gave: experiments/README.md.
+Expect:  7,933,126 parameters; published: 8 M. The auxiliary weight is 1, .1,
+         .01 and .001 in four equal parts of the training; this schedule is our
+         choice. paper is not measured yet; for the results of `budget` see
+         experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib

@@ -5,11 +5,12 @@ Claim:   gates on the long skips help: V_rand/V_info on the hidden test slices
          (cg_pg), .97709/.98710 (cg_full_pg), .98223/.98919 (paper: cg_pg_gm).
 Command: python -m skipnet_jax.train --config=experiments/f_clmser_s.py \
            --workdir=runs/f_clmser_s
-Presets: paper (default; for an accelerator) and the four others, which differ
-         in their gates alone; budget (256x256 crops, 500 steps, as
-         tools/reproduce.py compares systems); smoke (seconds).
-Expect:  8,308,941 parameters (8,293,704 to 8,306,223 the others). paper is not
-         measured yet; what `budget` gave: experiments/README.md.
+Presets: paper (default; for an accelerator), and clmser_w, cg, cg_pg and
+         cg_full_pg, which differ only in their gates; budget (256x256 crops,
+         500 steps, as tools/reproduce.py compares systems); smoke (seconds).
+Expect:  8,308,941 parameters (with other gates 8,293,704 to 8,306,223). paper
+         is not measured yet; for the results of `budget` see
+         experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib

@@ -1,16 +1,16 @@
-"""FCN+LSTM (Chen et al. 2016), a system the papers compare with.
+"""FCN+LSTM (Chen et al. 2016), one of the systems that the papers compare.
 
-Each example is a slice between its neighbours; at the stack's ends they are the
-reflected ones.
+Each example is a slice with its two neighbours; the ends of the stack are
+reflected.
 
 Claim:   V_rand .97537, V_info .98743 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/fcn_lstm.py \
            --workdir=runs/fcn_lstm
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
-         a quarter of the U-Nets' width and of the states', as
+         a quarter of the width of U-Nets and LSTM states, as
          tools/reproduce.py compares systems); smoke (seconds).
-Expect:  16,761,761 parameters; their number is not published. paper is not
-         measured yet; what `budget` gave: experiments/README.md.
+Expect:  16,761,761 parameters; no number is published. paper is not measured
+         yet; for the results of `budget` see experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib

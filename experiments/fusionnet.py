@@ -1,4 +1,4 @@
-"""FusionNet (Quan et al. 2016), a system the papers compare with.
+"""FusionNet (Quan et al. 2016), one of the systems that the papers compare.
 
 Claim:   V_rand .97804, V_info .98893 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/fusionnet.py \
@@ -6,9 +6,9 @@ Command: python -m skipnet_jax.train --config=experiments/fusionnet.py \
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
          a quarter of the width, as tools/reproduce.py compares systems); smoke
          (seconds).
-Expect:  78,531,137 parameters; 31 M are quoted, which its levels of 64 to 1024
-         channels do not give. paper is not measured yet; what `budget` gave:
-         experiments/README.md.
+Expect:  78,531,137 parameters; the published 31 M do not match the published
+         levels of 64 to 1024 channels. paper is not measured yet; for the
+         results of `budget` see experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib

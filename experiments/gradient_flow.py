@@ -8,7 +8,7 @@ Command: python -m skipnet_jax.gradflow --config=experiments/gradient_flow.py \
            --workdir=runs/gradient_flow
 Presets: small (256x256 centre crops, base width 8: within an hour on two CPU
          cores); paper (whole slices, width 32, 500 epochs: a GPU); table_3 (the
-         paper's network, both kinds of skip or either, in full); smoke.
+         paper's whole network with both kinds of skip or one); smoke.
 Expect:  see docs/results.md.
 """
 

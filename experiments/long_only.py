@@ -1,10 +1,10 @@
 """Long skips only: row 3 of Table 3 (Drozdzal et al. 2016).
 
-Claim:   without short skips the centre of the network is starved of updates;
+Claim:   without short skips the centre of the network gets only small updates;
          the paper's best validation loss is .188.
 Command: python -m skipnet_jax.train --config=experiments/long_only.py \
            --workdir=runs/long_only
-Presets: those of long_short.py, and as long.
+Presets: as in long_short.py, with the same durations.
 Expect:  quick on the synthetic stack, seed 0 on a CPU, jax 0.10.2,
          2026-11-20: best validation BCE .1974 (.5405 for a constant
          prediction); long_short has .1687.

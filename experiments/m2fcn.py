@@ -1,4 +1,4 @@
-"""M2FCN (Shen et al. 2017), a system the papers compare with.
+"""M2FCN (Shen et al. 2017), one of the systems that the papers compare.
 
 Claim:   V_rand .97805, V_info .98919 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/m2fcn.py \
@@ -6,10 +6,10 @@ Command: python -m skipnet_jax.train --config=experiments/m2fcn.py \
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
          half the width, as tools/reproduce.py compares systems); smoke
          (seconds).
-Expect:  5,732,820 parameters of three stages; their number is not published,
-         and neither are their widths. Every side output and every fusion is
-         supervised, with the same weight. paper is not measured yet; what
-         `budget` gave: experiments/README.md.
+Expect:  5,732,820 parameters in three stages; neither their number nor the
+         widths are published. Every side output and every fusion has a loss,
+         all with the same weight. paper is not measured yet; for the results of
+         `budget` see experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib

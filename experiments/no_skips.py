@@ -1,13 +1,13 @@
-"""No skips at all: the network that does not train (Drozdzal et al. 2016).
+"""No skips at all: this network does not train (Drozdzal et al. 2016).
 
-Claim:   at 140 convolutions without any skip nothing is learned.
+Claim:   with 140 convolutions and no skips, the network learns nothing.
 Command: python -m skipnet_jax.train --config=experiments/no_skips.py \
            --workdir=runs/no_skips
-Presets: those of long_short.py, and as long.
+Presets: as in long_short.py, with the same durations.
 Expect:  quick on the synthetic stack, seed 0 on a CPU, jax 0.10.2,
          2026-11-20: best validation BCE .4644 (.5405 for a constant
-         prediction); long_short has .1687. At quick's 41 convolutions it still
-         learns a little.
+         prediction); long_short has .1687. With the 41 convolutions of quick
+         it still learns a little.
 """
 
 import pathlib

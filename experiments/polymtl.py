@@ -1,15 +1,16 @@
-"""PolyMtl (Drozdzal et al. 2018), a system the papers compare with.
+"""PolyMtl (Drozdzal et al. 2018), one of the systems that the papers compare.
 
-A small U-Net learns to normalise the image, FC-ResNet segments what it makes;
-samples/ show that image beside the slice.
+A small U-Net learns to normalise the image, and FC-ResNet segments its output.
+samples/ show the normalised image beside the slice.
 
 Claim:   V_rand .98058, V_info .98816 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/polymtl.py \
            --workdir=runs/polymtl
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
          as tools/reproduce.py compares systems); smoke (seconds).
-Expect:  13,392,579 parameters, 11,451,745 of them FC-ResNet's; 13 M are quoted.
-         paper is not measured yet; what `budget` gave: experiments/README.md.
+Expect:  13,392,579 parameters, 11,451,745 of them in FC-ResNet; published:
+         13 M. paper is not measured yet; for the results of `budget` see
+         experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib

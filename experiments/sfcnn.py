@@ -1,17 +1,17 @@
-"""SFCNN (Weiler et al. 2018), a system the papers compare with.
+"""SFCNN (Weiler et al. 2018), one of the systems that the papers compare.
 
-Steerable filters at 16 orientations: turning the image by a quarter turns the
-prediction, exactly.
+It has steerable filters at 16 orientations: rotating the image by 90 degrees
+rotates the prediction exactly.
 
 Claim:   V_rand .98680, V_info .99144 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/sfcnn.py \
            --workdir=runs/sfcnn
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps
-         of 1e-2, for 2e-4 hardly moves so few weights; two channels of 3x3
-         pixels at each orientation, as tools/reproduce.py compares systems);
-         smoke (seconds).
-Expect:  2,810,001 parameters; their number is not published. paper is not
-         measured yet; what `budget` gave: experiments/README.md.
+         at a learning rate of 1e-2, as 2e-4 is too low for so few weights; two
+         channels of 3x3 pixels at each orientation, as tools/reproduce.py
+         compares systems); smoke (seconds).
+Expect:  2,810,001 parameters; no number is published. paper is not measured
+         yet; for the results of `budget` see experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib

@@ -1,10 +1,10 @@
 """Short skips only: row 2 of Table 3 (Drozdzal et al. 2016).
 
-Claim:   without long skips the network trains, and ends above both kinds;
-         the paper's best validation loss is .202.
+Claim:   without long skips the network trains, but to a higher loss than with
+         both kinds; the paper's best validation loss is .202.
 Command: python -m skipnet_jax.train --config=experiments/short_only.py \
            --workdir=runs/short_only
-Presets: those of long_short.py, and as long.
+Presets: as in long_short.py, with the same durations.
 Expect:  quick on the synthetic stack, seed 0 on a CPU, jax 0.10.2,
          2026-11-20: best validation BCE .3075 (.5405 for a constant
          prediction); long_short has .1687.

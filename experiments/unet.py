@@ -1,15 +1,15 @@
-"""U-Net (Ronneberger et al. 2015), a system the papers compare with.
+"""U-Net (Ronneberger et al. 2015), one of the systems that the papers compare.
 
 Claim:   V_rand .97276, V_info .98662 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/unet.py \
            --workdir=runs/unet
 Presets: paper (default; unpadded convolutions, weighted borders; for an
-         accelerator); same (padded ones); gpu_benchmark (3x3 transposed
+         accelerator); same (padded convolutions); gpu_benchmark (3x3 transposed
          convolutions, 388 pixels of 572: the U-Net that public GPU benchmarks
          time); budget (256x256 crops, 500 steps, a quarter of the width, as
          tools/reproduce.py compares systems); smoke (seconds).
 Expect:  31,030,658 parameters (gpu_benchmark 34,512,258). paper is not measured
-         yet; what `budget` gave: experiments/README.md.
+         yet; for the results of `budget` see experiments/README.md.
 """
 
 from skipnet_jax import config as config_lib
@@ -38,7 +38,7 @@ def get_config(preset='paper'):
   config.model = models.model_config('unet', padding='VALID')
   config.data.augment.update(rotation=0.0, shear=0.0, rot90=True)
   config.data.border_weight = 10.0
-  # The paper gives the momentum, not the rate.
+  # The paper gives the momentum, but not the learning rate.
   config.optim.update(name='sgd', learning_rate=1e-3, momentum=0.99, l2=0.0)
   config.train.batch_size = 1
   return config_lib.pick_preset(config, preset, PRESETS)
