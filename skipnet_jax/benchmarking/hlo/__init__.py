@@ -1,1 +1,1 @@
-"""What stands in XLA's programs and profiles."""
+"""Reads compiled programs (HLO) and profiles."""

@@ -1,18 +1,21 @@
-"""What devices send each other, read from a program's optimised HLO."""
+"""Counts what devices send each other, from a program's optimised HLO."""
 
+from collections.abc import Callable
 import math
 import re
 
-KINDS = (
-  'all-reduce',
-  'all-gather',
-  'reduce-scatter',
-  'collective-permute',
-  'all-to-all',
-)
-# `%x = f32[8]{0} all-reduce(...)`, or with a tuple of arrays as its result. Of
-# an asynchronous pair the second half counts: the first half's result also
-# holds the operands.
+# How many times the bytes of its result each of n devices sends, in a ring.
+_SENT: dict[str, Callable[[int], float]] = {
+  'all-reduce': lambda n: 2 * (n - 1) / n,
+  'all-gather': lambda n: (n - 1) / n,
+  'all-to-all': lambda n: (n - 1) / n,
+  'reduce-scatter': lambda n: n - 1,
+  'collective-permute': lambda n: min(1, n - 1),
+}
+KINDS = tuple(_SENT)
+# `%x = f32[8]{0} all-reduce(...)`; the result may be a tuple of arrays. Of an
+# asynchronous pair only the `-done` instruction counts: the result of `-start`
+# also holds the operands.
 _LINE = re.compile(
   rf'^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({"|".join(KINDS)})(?:-done)?\(',
   re.MULTILINE,
@@ -24,12 +27,12 @@ def count(hlo: str) -> dict[str, dict[str, int]]:
   """The collectives of a program.
 
   Args:
-    hlo: the text of an optimised module. What stands in the body of a loop is
-      counted once, as XLA counts FLOPs.
+    hlo: the text of an optimised module. The body of a loop counts once, as in
+      XLA's count of FLOPs.
 
   Returns:
-    For each kind that occurs: `count` and `bytes`, those of the results on one
-    device, each array of a tuple counted.
+    For each kind that occurs: `count`, and `bytes` of the results on one
+    device.
   """
   found: dict[str, dict[str, int]] = {}
   for result, kind in _LINE.findall(hlo):
@@ -40,7 +43,7 @@ def count(hlo: str) -> dict[str, dict[str, int]]:
 
 
 def shape_bytes(shape: str) -> int:
-  """Bytes of an HLO shape such as `f32[8,128]{1,0}`, a tuple's arrays added."""
+  """Bytes of an HLO shape such as `f32[8,128]{1,0}`, or of a tuple of them."""
   total = 0
   for dtype, bits, sides in _ARRAY.findall(shape):
     elements = math.prod(int(side) for side in sides.split(',') if side)
@@ -49,22 +52,10 @@ def shape_bytes(shape: str) -> int:
 
 
 def sent_bytes(found: dict[str, dict[str, int]], devices: int) -> float:
-  """The fewest bytes that each device sends, with rings over all devices.
-
-  Of n devices, a ring sends 2 (n - 1) / n of an all-reduce's bytes, (n - 1) / n
-  of what an all-gather or an all-to-all results in, n - 1 times what a
-  reduce-scatter leaves on each device, and a permuted array once.
+  """The fewest bytes that each device sends, in rings over all devices.
 
   Args:
     found: from `count`.
-    devices: how many share each collective.
+    devices: number of devices that share each collective.
   """
-  n = devices
-  share = {
-    'all-reduce': 2 * (n - 1) / n,
-    'all-gather': (n - 1) / n,
-    'all-to-all': (n - 1) / n,
-    'reduce-scatter': n - 1,
-    'collective-permute': 1 if n > 1 else 0,
-  }
-  return sum(share[kind] * entry['bytes'] for kind, entry in found.items())
+  return sum(_SENT[kind](devices) * found[kind]['bytes'] for kind in found)

@@ -1,9 +1,9 @@
-"""Which operations a compiled program spends its time and bytes on.
+"""Finds which operations of a compiled program take its time and bytes.
 
-A trace names what ran; the program's HLO text says what that is. Only events
-that carry the name of an instruction of the program count: the runtime's own
-are left out. Bytes are those of an operation's operands and result by their
-shapes; one that reads a part of an operand only is charged with all of it.
+A trace has the names of the instructions that ran; the program's HLO text has
+their kinds and shapes. Events with other names, such as the runtime's own, do
+not count. The bytes of an operation are those of its operands and its result;
+an operand counts as a whole even if the operation reads only a part of it.
 """
 
 from collections.abc import Iterable
@@ -12,16 +12,19 @@ import pathlib
 from typing import Any
 import warnings
 
+import jax
+
 from skipnet_jax import files
 from skipnet_jax import tables
 from skipnet_jax.benchmarking.hlo import program as program_lib
 
 Program = program_lib.Program
+_TOP = 20  # Operations in each list of the table.
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-  """An instruction's run: when it started and how long it took, in seconds."""
+  """One execution of an instruction: its start and duration, in seconds."""
 
   name: str
   start: float
@@ -29,35 +32,20 @@ class Event:
 
 
 def read_events(path: pathlib.Path, program: Program) -> list[Event]:
-  """The events of a trace that ran the program's instructions.
+  """The events of a trace that executed the program's instructions.
 
   Args:
     path: an `.xplane.pb`.
     program: whose instructions count.
   """
+  found = []
   with warnings.catch_warnings():
     # JAX 0.11 and 0.12 on Python 3.12 and later warn so of their own C++ types.
-    # Where warnings are errors, that would end the process.
     warnings.filterwarnings(
       'ignore', 'builtin type .* has no __module__', DeprecationWarning
     )
-    return _read_events(path, program)
-
-
-def _read_events(path: pathlib.Path, program: Program) -> list[Event]:
-  # Only now: the HLO can be read without JAX.
-  import jax
-
-  found = []
-  for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-    lines = list(plane.lines)
-    if plane.name.startswith('/device:'):
-      # A GPU's streams. What is derived from them would count twice.
-      streams = [line for line in lines if line.name.startswith('Stream')]
-      lines = streams or [line for line in lines if line.name == 'XLA Ops']
-    elif not plane.name.startswith('/host:CPU'):
-      continue
-    for line in lines:
+    planes = jax.profiler.ProfileData.from_file(str(path)).planes
+    for line in (line for plane in planes for line in _lines(plane)):
       for event in line.events:
         stats = {k: v for k, v in event.stats if k in ('hlo_op', 'hlo_module')}
         name = stats.get('hlo_op', '' if stats else event.name).lstrip('%')
@@ -69,30 +57,37 @@ def _read_events(path: pathlib.Path, program: Program) -> list[Event]:
   return found
 
 
+def _lines(plane: Any) -> list[Any]:
+  """The timelines of a plane in which operations run."""
+  lines = list(plane.lines)
+  if plane.name.startswith('/device:'):
+    # On a GPU, the streams: lines derived from them would count twice.
+    streams = [line for line in lines if line.name.startswith('Stream')]
+    return streams or [line for line in lines if line.name == 'XLA Ops']
+  return lines if plane.name.startswith('/host:CPU') else []
+
+
 def table(
   program: Program, events: Iterable[Event], steps: int
 ) -> list[dict[str, Any]]:
-  """What each operation took, the longest first.
+  """The operations of one step, the longest first.
 
-  A loop or a call is left out where what it runs has events of its own.
+  A loop or call is left out if the instructions that it runs have events too.
 
   Returns:
-    For each: name, kind, opcode, layer, seconds (of one step, all threads
-    added), runs (of one step), bytes (of one step).
+    For each operation: name, kind, opcode, layer, seconds (summed over all
+    threads), runs (how often it ran), bytes.
   """
-  events = list(events)
-  seen = {event.name for event in events}
-  taken: dict[str, list[float]] = {}
+  durations: dict[str, list[float]] = {}
   for event in events:
-    one = program.instructions[event.name]
+    durations.setdefault(event.name, []).append(event.seconds)
+  rows = []
+  for name, seconds in durations.items():
+    one = program.instructions[name]
     if one.opcode in program_lib.CONTAINERS and any(
-      inner.name in seen for inner in program.inside(one.name)
+      inner.name in durations for inner in program.inside(name)
     ):
       continue
-    taken.setdefault(event.name, []).append(event.seconds)
-  rows = []
-  for name, seconds in taken.items():
-    one = program.instructions[name]
     kind, decisive = program.decisive(name)
     runs = len(seconds) / steps
     rows.append(
@@ -100,7 +95,7 @@ def table(
         'name': name,
         'kind': kind,
         'opcode': one.opcode,
-        # Without either, XLA made it up.
+        # XLA itself made an instruction without op_name.
         'layer': program_lib.layer(decisive.op_name or one.op_name) or name,
         'seconds': sum(seconds) / steps,
         'runs': runs,
@@ -120,62 +115,61 @@ def covered(events: Iterable[Event]) -> float:
   return total
 
 
-def format_table(
-  rows: list[dict[str, Any]], wall: float, busy: float, top: int = 20
-) -> str:
-  """Shares by kind, then the top operations by time and by bytes.
+def format_table(rows: list[dict[str, Any]], wall: float, busy: float) -> str:
+  """A table of the kinds of operations; the top ones by time and by bytes.
 
   Args:
     rows: from `table`.
     wall: seconds of one step.
     busy: seconds of one step in which an operation ran, from `covered`.
-    top: how many operations are listed.
   """
-  whole = sum(row['seconds'] for row in rows) or 1.0
+  whole = _total(rows, 'seconds') or 1.0
   lines = [
     f'A step takes {wall * 1e3:.4g} ms of wall time; the operations cover '
     f'{busy / wall:.1%} of it.',
-    f'{len(rows)} operations, {whole * 1e3:.4g} ms with parallel ones added.',
+    f'{len(rows)} operations, {whole * 1e3:.4g} ms in sum.',
     '',
   ]
-  kinds: dict[str, list[float]] = {}
+  kinds: dict[str, list[dict[str, Any]]] = {}
   for row in rows:
-    entry = kinds.setdefault(row['kind'], [0.0, 0.0, 0])
-    entry[0] += row['seconds']
-    entry[1] += row['bytes']
-    entry[2] += 1
-  heads = ('kind', 'operations', 'ms', 'share', 'MB', 'GB/s')
+    kinds.setdefault(row['kind'], []).append(row)
   lines += tables.layout(
-    heads,
+    ('kind', 'operations', 'ms', 'share', 'MB', 'GB/s'),
     [
-      [kind, str(n), *_figures(s, b, whole)]
-      for kind, (s, b, n) in sorted(kinds.items(), key=lambda i: -i[1][0])
+      [kind, str(len(group)), *_figures(group, whole)]
+      for kind, group in sorted(
+        kinds.items(), key=lambda item: -_total(item[1], 'seconds')
+      )
     ],
   )
   for title, key in (('time', 'seconds'), ('bytes', 'bytes')):
-    lines += ['', f'Top operations by {title}, of one step:']
+    lines += ['', f'Top operations of one step by {title}:']
     lines += tables.layout(
       ('ms', 'share', 'MB', 'GB/s', 'runs', 'kind', 'layer'),
       [
         [
-          *_figures(row['seconds'], row['bytes'], whole),
+          *_figures([row], whole),
           tables.number(row['runs']),
           row['kind'],
           row['layer'][-48:],
         ]
-        for row in sorted(rows, key=lambda r: -r[key])[:top]
+        for row in sorted(rows, key=lambda r: -r[key])[:_TOP]
       ],
     )
   return '\n'.join(lines)
 
 
-def _figures(seconds: float, size: float, whole: float) -> list[str]:
-  number = tables.number
+def _total(rows: list[dict[str, Any]], key: str) -> float:
+  return sum(row[key] for row in rows)
+
+
+def _figures(rows: list[dict[str, Any]], whole: float) -> list[str]:
+  seconds, size = _total(rows, 'seconds'), _total(rows, 'bytes')
   return [
-    number(seconds * 1e3),
+    tables.number(seconds * 1e3),
     f'{seconds / whole:.1%}',
-    number(size / 1e6),
-    number(size / seconds / 1e9) if seconds else '',
+    tables.number(size / 1e6),
+    tables.number(size / seconds / 1e9) if seconds else '',
   ]
 
 

@@ -1,4 +1,4 @@
-"""What the instructions of a compiled program are: kind, layer, bytes."""
+"""Reads the instructions of a compiled program: kind, layer, bytes."""
 
 import dataclasses
 import re
@@ -14,9 +14,10 @@ _CALLED = re.compile(
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _WRAPPED = re.compile(r'^[\w<>]+\((.*)\)$')
-# What only hands over to other instructions.
+# Instructions that only run the instructions of other computations.
 CONTAINERS = ('while', 'conditional', 'call')
-# Kinds of work, the one first that decides what a fusion is.
+_CALLERS = ('fusion', 'custom-call', 'async-start', *CONTAINERS)
+# Kinds of work, with their opcodes. The first kind inside a fusion is its kind.
 _KINDS = {
   'convolution': ('convolution',),
   'dot': ('dot', 'ragged-dot'),
@@ -27,35 +28,23 @@ _KINDS = {
   'reduce': ('reduce', 'reduce-window', 'select-and-scatter'),
   'transpose': ('transpose',),
 }
-_MOVES = (
-  'copy',
-  'bitcast',
-  'broadcast',
-  'concatenate',
-  'constant',
-  'dynamic-slice',
-  'dynamic-update-slice',
-  'get-tuple-element',
-  'pad',
-  'parameter',
-  'reshape',
-  'reverse',
-  'slice',
-  'tuple',
-)
+# Opcodes that move data or do nothing.
+_MOVES = {'copy', 'bitcast', 'broadcast', 'concatenate', 'pad', 'reshape'}
+_MOVES |= {'reverse', 'slice', 'dynamic-slice', 'dynamic-update-slice'}
+_MOVES |= {'constant', 'parameter', 'tuple', 'get-tuple-element'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """A line of HLO.
+  """An instruction of HLO.
 
   Attributes:
     name: unique in its module.
-    opcode: what it does.
+    opcode: its operation.
     bytes: of its operands and its result, by their shapes.
-    called: the computations it names.
-    op_name: where in the traced function it comes from, '' if unknown.
-    target: of a custom call, '' for others.
+    called: names of the computations that it runs.
+    op_name: its place in the traced function, '' if unknown.
+    target: what a custom call runs, '' for other instructions.
   """
 
   name: str
@@ -67,12 +56,12 @@ class Instruction:
 
 
 class Program:
-  """The instructions of an HLO module's text.
+  """An HLO module, read from its text.
 
   Attributes:
     module: its name.
     instructions: by name.
-    computations: names of the instructions in each.
+    computations: names of the instructions in each computation.
   """
 
   def __init__(self, hlo: str):
@@ -86,11 +75,14 @@ class Program:
       head = _HEAD.match(line)
       if head:
         rest = line[head.end() :]
-        shape, rest = _shape(rest)
+        if rest.startswith('('):
+          shape, rest = _split_brackets(rest)
+        else:
+          shape, _, rest = rest.partition(' ')
         opcode, _, rest = rest.partition('(')
-        operands, rest = _balanced(f'({rest}')
+        operands, rest = _split_brackets(f'({rest}')
         sizes[head[1]] = collectives.shape_bytes(shape)
-        # A word of the operands that names an instruction is an operand.
+        # Of the words between the brackets, names of instructions are operands.
         read = [w for w in re.findall(r'[\w.-]+', operands) if w in sizes]
         called = _CALLED.findall(rest)
         self.instructions[head[1]] = Instruction(
@@ -98,55 +90,53 @@ class Program:
           opcode.strip(),
           sizes[head[1]] + sum(sizes[name] for name in read),
           tuple(re.findall(r'[\w.-]+', ' '.join(sum(called, ())))),
-          _first(_OP_NAME, rest),
-          _first(_TARGET, rest),
+          next(iter(_OP_NAME.findall(rest)), ''),
+          next(iter(_TARGET.findall(rest)), ''),
         )
         here.append(head[1])
       elif match := _COMPUTATION.match(line):
         here = self.computations.setdefault(match[1], [])
 
   def inside(self, name: str) -> list[Instruction]:
-    """An instruction's computations, theirs included; of a reduction none."""
-    one = self.instructions[name]
-    if one.opcode not in ('fusion', 'custom-call', 'async-start', *CONTAINERS):
+    """All instructions that one runs, also indirectly; none for a reduction."""
+    instruction = self.instructions[name]
+    if instruction.opcode not in _CALLERS:
       return []
     found = []
-    for computation in one.called:
+    for computation in instruction.called:
       for inner in self.computations.get(computation, ()):
         found += [self.instructions[inner], *self.inside(inner)]
     return found
 
   def decisive(self, name: str) -> tuple[str, Instruction]:
-    """The kind of work, and which instruction inside a fusion decides it."""
-    one = self.instructions[name]
-    inner = self.inside(name) or [one]
+    """The kind of an instruction's work, and the inner one that decides it."""
+    instruction = self.instructions[name]
+    inner = self.inside(name) or [instruction]
     for kind in _KINDS:
-      for candidate in (one, *inner):
-        if _is(kind, candidate):
+      for candidate in (instruction, *inner):
+        if _has_kind(kind, candidate):
           return kind, candidate
     if all(i.opcode in _MOVES for i in inner):
-      return 'copy', one
-    return ('other' if one.opcode == 'custom-call' else 'elementwise'), one
+      return 'copy', instruction
+    custom = instruction.opcode == 'custom-call'
+    return 'other' if custom else 'elementwise', instruction
 
 
-def _is(kind: str, one: Instruction) -> bool:
-  target = one.target.lower()
+def _has_kind(kind: str, instruction: Instruction) -> bool:
+  target = instruction.target.lower()
   if target:
     return (kind == 'convolution' and 'conv' in target) or (
       kind == 'dot' and ('gemm' in target or 'matmul' in target)
     )
-  if kind == 'random' and re.search('threefry|random_bits', one.op_name):
-    return one.opcode not in _MOVES
-  return re.sub('-(start|done)$', '', one.opcode) in _KINDS[kind]
+  if kind == 'random' and re.search(
+    'threefry|random_bits', instruction.op_name
+  ):
+    return instruction.opcode not in _MOVES
+  return re.sub('-(start|done)$', '', instruction.opcode) in _KINDS[kind]
 
 
-def _first(pattern: re.Pattern, text: str) -> str:
-  match = pattern.search(text)
-  return match[1] if match else ''
-
-
-def _balanced(text: str) -> tuple[str, str]:
-  """Splits behind the bracket that closes the first one."""
+def _split_brackets(text: str) -> tuple[str, str]:
+  """Splits a text after the bracket that closes the first one."""
   depth = 0
   for i, character in enumerate(text):
     depth += (character == '(') - (character == ')')
@@ -155,17 +145,10 @@ def _balanced(text: str) -> tuple[str, str]:
   return text, ''
 
 
-def _shape(text: str) -> tuple[str, str]:
-  if text.startswith('('):
-    return _balanced(text)
-  shape, _, rest = text.partition(' ')
-  return shape, rest
-
-
 def layer(op_name: str) -> str:
-  """The layer of an op_name, and whether it is the gradient's part.
+  """The layer in an op_name, marked if it belongs to the backward pass.
 
-  `jit(one)/transpose(jvp(Net))/block_1/conv/conv_general_dilated` is
+  `jit(one)/transpose(jvp(Net))/block_1/conv/conv_general_dilated` gives
   `block_1/conv (gradient)`.
   """
   *path, operation = op_name.split('/')
