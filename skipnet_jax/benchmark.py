@@ -4,6 +4,7 @@
 --output=bench.json`, or `--compare old.json new.json`.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -60,8 +61,9 @@ def main() -> None:
   from skipnet_jax.benchmarking.reporting import compare
   from skipnet_jax.benchmarking.reporting import report as report_lib
 
+  say = functools.partial(print, flush=True)
   if _CHILD.value:
-    rows.measure_all(journal.Journal.read(pathlib.Path(_CHILD.value)), _say)
+    rows.measure_all(journal.Journal.read(pathlib.Path(_CHILD.value)), say)
     return
   if _COMPARE.value:
     comparison = compare.compare(*map(report_lib.read, _COMPARE.value))
@@ -81,7 +83,7 @@ def main() -> None:
     if 'benchmark' in config:
       config, _ = plan.split(config)
     config_lib.validate(config)
-    predicted = aot.predict(config, _AOT.value, say=_say)
+    predicted = aot.predict(config, _AOT.value, say=say)
     files.write_json(path, predicted)
     print(aot.format_table(predicted))
     print(f'predictions: {path}')
@@ -94,7 +96,7 @@ def main() -> None:
     if bare.parallel.coordinator:
       cli.refuse('--peer runs in one process: leave out parallel.coordinator.')
     race.check_config(bare)
-  measured = sweep.run(config, _say)
+  measured = sweep.run(config, say)
   if measured is None:
     return
   report, raw = measured
@@ -102,14 +104,10 @@ def main() -> None:
   print(report_lib.format_table(report))
   if _PEER.value:
     # The report is already written: a failed race loses no measurement.
-    report['peer'] = race.race(bare, rounds=section.repetitions, say=_say)
+    report['peer'] = race.race(bare, rounds=section.repetitions, say=say)
     report_lib.write(path, report, raw)
     print(race.format_table(report['peer']))
   print(f'report: {path}, raw times: {path.with_suffix(".csv")}')
-
-
-def _say(text: str) -> None:
-  print(text, flush=True)
 
 
 if __name__ == '__main__':

@@ -82,11 +82,11 @@ def test_a_searched_batch_is_rounded_for_strong_scaling():
 
 
 def test_the_search_uses_the_feed_that_needs_most_memory():
-  found = plan.trial(make(), 'train', 'float32', 3)
-  assert found == plan.Cell('train', 'augment', 'jit', 1, 'float32', 3)
-  found = plan.trial(make(feeds=('compute',)), 'train', 'float32', 3)
+  found = plan.trial(make(), 'train', 'float32')
+  assert found == plan.Cell('train', 'augment', 'jit', 1, 'float32', 1)
+  found = plan.trial(make(feeds=('compute',)), 'train', 'float32')
   assert found.feed == 'compute'
-  assert plan.trial(make(), 'eval', 'float32', 3).feed == 'compute'
+  assert plan.trial(make(), 'eval', 'float32').feed == 'compute'
 
 
 @pytest.mark.parametrize(

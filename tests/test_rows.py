@@ -13,6 +13,7 @@ from skipnet_jax.benchmarking import rows
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.benchmarking.timing import roofline
 
+RATES = {'copy_gb_s': 1.0, 'matrix_tflops': 1.0}
 SECTION = {
   'calls': ('train',),
   'feeds': ('compute',),
@@ -62,9 +63,7 @@ class Fake:
 def measure(smoke, monkeypatch):
   """Measures a plan; gives the journal and what was said."""
   monkeypatch.setattr(workload, 'Bench', Fake)
-  monkeypatch.setattr(
-    roofline, 'measure_rates', lambda *_: roofline.Rates(1.0, 1.0)
-  )
+  monkeypatch.setattr(roofline, 'measure_rates', lambda *_: RATES)
 
   def call(changes=None, limit=10**9, **fields):
     monkeypatch.setattr(Fake, 'limit', limit)
@@ -144,9 +143,7 @@ def test_the_largest_batch_of_a_network_is_what_its_plan_says(
 ):
   room = 3_000_000
   monkeypatch.setattr(rows.largest, 'memory_limit', lambda _: room)
-  monkeypatch.setattr(
-    roofline, 'measure_rates', lambda *_: roofline.Rates(1.0, 1.0)
-  )
+  monkeypatch.setattr(roofline, 'measure_rates', lambda *_: RATES)
   config = smoke(
     {
       'model.repetitions': (1,) * 7,

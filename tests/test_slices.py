@@ -9,26 +9,17 @@ from skipnet_jax.benchmarking.aot import slices
 
 
 @pytest.mark.parametrize(
-  ('text', 'generation', 'devices'),
-  [
-    ('v4:2x2x2', 'v4', 8),
-    ('v5e:2x2', 'v5e', 4),
-    ('v5p:2x2x1', 'v5p', 4),
-    ('v6e:16x16', 'v6e', 256),
-  ],
+  ('text', 'chips'),
+  [('v4:2x2x2', 8), ('v5e:2x2', 4), ('v5p:2x2x1', 4), ('v6e:16x16', 256)],
 )
-def test_a_slice_has_as_many_devices_as_its_sides_multiply_to(
-  text, generation, devices
-):
-  assert slices.parse_topology(text) == slices.Topology(
-    text, generation, devices
-  )
+def test_a_slice_has_as_many_chips_as_its_sides_multiply_to(text, chips):
+  assert slices.chips(text) == chips
 
 
 @pytest.mark.parametrize('text', ['', '2x2', 'v3:2x2', 'TPU v5e:2x2'])
 def test_an_unknown_generation_is_refused_with_those_that_are_known(text):
   with pytest.raises(errors.InputError, match='v4, v5e, v5p, v6e') as caught:
-    slices.parse_topology(text)
+    slices.chips(text)
   assert repr(text) in str(caught.value)
 
 
@@ -38,13 +29,13 @@ def test_an_unknown_generation_is_refused_with_those_that_are_known(text):
 )
 def test_an_unknown_slice_is_refused_with_those_of_its_generation(text, known):
   with pytest.raises(errors.InputError, match=known):
-    slices.parse_topology(text)
+    slices.chips(text)
 
 
 def test_without_libtpu_the_extra_that_brings_it_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'libtpu', None)
   with pytest.raises(errors.InputError, match=r'pip install .*\[tpu\]'):
-    slices.devices(slices.parse_topology('v5e:2x2'))
+    slices.devices('v5e:2x2')
 
 
 @pytest.mark.tpu_compiler
@@ -58,6 +49,5 @@ def test_without_libtpu_the_extra_that_brings_it_is_named(monkeypatch):
   ],
 )
 def test_libtpu_gives_one_device_a_chip(text, kind):
-  known = slices.parse_topology(text)
-  found = slices.devices(known)
-  assert [d.device_kind for d in found] == [kind] * known.devices
+  found = slices.devices(text)
+  assert [d.device_kind for d in found] == [kind] * slices.chips(text)

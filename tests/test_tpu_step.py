@@ -153,7 +153,7 @@ def test_the_batch_is_that_of_the_run(known, name, changes, channels, weighted):
   [('fcn_lstm', {}), ('long_short', {'model.slices': 3})],
 )
 def test_a_network_of_several_slices_is_compiled_for_a_tpu(name, changes):
-  devices = slices.devices(slices.parse_topology('v5e:2x2'))
+  devices = slices.devices('v5e:2x2')
   config = conftest.experiment(name).get_config('smoke')
   config.update_from_flattened_dict(changes)
   with jax.numpy_dtype_promotion('standard'):
@@ -165,7 +165,7 @@ def test_a_network_of_several_slices_is_compiled_for_a_tpu(name, changes):
 
 @pytest.mark.tpu_compiler
 def test_a_small_network_is_compiled_for_a_tpu(smoke):
-  devices = slices.devices(slices.parse_topology('v5e:2x2'))
+  devices = slices.devices('v5e:2x2')
   row = tpu_step.Step(smoke(), (64, 64), devices).compile(1)
   assert row['error'] is None
   assert row['collectives']['all-reduce']['count'] > 0

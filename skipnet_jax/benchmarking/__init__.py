@@ -1,1 +1,1 @@
-"""Benchmarks: what is timed, how, on what, and what came out."""
+"""Plans, measures and reports benchmarks of networks."""

@@ -98,7 +98,16 @@ def split(
   section = Section({**default, **given})
   _check(section)
   if bare.parallel.coordinator:
-    _check_several_processes(section)
+    if tuple(section.modes) != ('sharded',):
+      raise errors.InputError(
+        f'benchmark.modes is {tuple(section.modes)}; with parallel.coordinator '
+        "it must be ('sharded',), the only mode for several processes."
+      )
+    if 0 in section.batches:
+      raise errors.InputError(
+        'benchmark.batches has 0, but the largest batch is searched for on one '
+        'device only: with parallel.coordinator, give numbers above 0.'
+      )
   # Each row sets its own mode.
   bare.parallel.mode = section.modes[0]
   config_lib.validate(bare)
@@ -147,19 +156,6 @@ def _check(section: Section) -> None:
     )
 
 
-def _check_several_processes(section: Section) -> None:
-  if tuple(section.modes) != ('sharded',):
-    raise errors.InputError(
-      f'benchmark.modes is {tuple(section.modes)}; with parallel.coordinator '
-      "it must be ('sharded',), the only mode for several processes."
-    )
-  if 0 in section.batches:
-    raise errors.InputError(
-      'benchmark.batches has 0, but the largest batch is searched for on one '
-      'device only: with parallel.coordinator, give numbers above 0.'
-    )
-
-
 def device_counts(
   section: Section, available: int, hosts: int, platform: str
 ) -> tuple[int, ...]:
@@ -204,15 +200,15 @@ def groups(section: Section) -> Iterator[tuple[str, str, int]]:
           yield call, dtype, batch
 
 
-def trial(section: Section, call: str, dtype: str, batch: int) -> Cell:
-  """The cell that tries whether a batch fits, on one device.
+def trial(section: Section, call: str, dtype: str) -> Cell:
+  """The cell that a search for the largest batch begins with: batch 1.
 
   It has the feed that needs most memory: the data set with augmentation.
   """
   feed = 'compute'
   if call == 'train' and set(section.feeds) - {'compute'}:
     feed = 'augment'
-  return Cell(call, feed, section.modes[0], 1, dtype, batch)
+  return Cell(call, feed, section.modes[0], 1, dtype, 1)
 
 
 def cells(
@@ -228,8 +224,7 @@ def cells(
 
   Args:
     section: `config.benchmark`.
-    call: of the group.
-    dtype: of the group.
+    call, dtype: of the group.
     batch: of the group, or the result of a search.
     counts: from `device_counts`.
     searched: whether the batch comes from a search. Strong scaling then reduces

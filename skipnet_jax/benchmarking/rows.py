@@ -80,11 +80,10 @@ class _Rows:
     device = jax.local_devices()[0]
     rates = {}
     for dtype in self._section.dtypes:
-      best = roofline.measure_rates(device, dtype)
-      rates[dtype] = dataclasses.asdict(best)
+      rates[dtype] = best = roofline.measure_rates(device, dtype)
       self._say(
-        f'{device.device_kind}, {dtype}: copies {best.copy_gb_s:.4g} GB/s, '
-        f'multiplies {best.matrix_tflops:.3g} TFLOP/s'
+        f'{device.device_kind}, {dtype}: copies {best["copy_gb_s"]:.4g} GB/s, '
+        f'multiplies {best["matrix_tflops"]:.3g} TFLOP/s'
       )
     self._journal.about = {
       'software': hardware.software(),
@@ -100,7 +99,7 @@ class _Rows:
     group = f'{call} {dtype}'
     largest_batches = self._journal.largest
     if group not in largest_batches:
-      first = plan.trial(self._section, call, dtype, 1)
+      first = plan.trial(self._section, call, dtype)
       self._say(f'Searching for the largest batch of {first}')
       batch, refused, why = self._search(first)
       largest_batches[group] = batch
@@ -225,13 +224,12 @@ class _Rows:
       if self._journal.cache and not trial:
         name = ' '.join(map(str, work.program))
         cache = str(pathlib.Path(self._journal.cache, name))
-      compiled, found = measure.compile_phases(
+      compiled, compilation = measure.compile_phases(
         work.jitted,
         *work.arguments,
         cache=cache,
         measure_warm=cache is not None and self._journal.first,
       )
-      compilation = found.to_dict()
       if not trial:
         self._last = (work.program, compiled, compilation)
     return compiled, compilation

@@ -144,7 +144,7 @@ def _row(
       first['flops'] / devices,
       first['min_bytes'] / devices,
       mean,
-      roofline.Rates(**{k: max(r[k] for r in rates) for k in rates[0]}),
+      {name: max(r[name] for r in rates) for name in rates[0]},
     ),
   }
   watts = [one['watts'] for one in measured]

@@ -219,10 +219,8 @@ class Bench:
     image = np.pad(corner, ((0, 0), (0, y), (0, x)), 'symmetric')
     overlap = min(y, x) // 4
     tiling = inference.Tiling((y, x), overlap, overlap * 3 // 8)
-    variables = {
-      'params': self._first.params,
-      'batch_stats': self._first.batch_stats,
-    }
+    first = self._first
+    variables = {'params': first.params, 'batch_stats': first.batch_stats}
     predictor = inference.Predictor(model, [variables])
     tile = np.zeros((y, x, slices), np.float32)
     tiles = len(tiling.starts(image.shape[1:]))

@@ -1,1 +1,1 @@
-"""Programs compiled ahead of time for accelerators that are not there."""
+"""Ahead-of-time compilation for TPUs that this machine does not have."""

@@ -1,13 +1,12 @@
-"""Predicts a training step on a TPU slice that is not there.
+"""Predicts a training step on a TPU slice, without the TPU.
 
-libtpu compiles the sharded step for a topology ahead of time, on a Linux
-machine with a CPU alone: nothing is executed. What the compiler counts and what
-the vendor publishes give bounds, and every figure is a prediction.
+libtpu compiles the sharded step for the slice ahead of time, on a Linux machine
+with a CPU only; nothing is executed. The compiler's counts and the published
+rates give bounds: every figure is a prediction.
 """
 
 from collections.abc import Callable
 import dataclasses
-import textwrap
 from typing import Any
 
 import ml_collections
@@ -20,55 +19,57 @@ from skipnet_jax.benchmarking.aot import bounds
 from skipnet_jax.benchmarking.aot import slices
 from skipnet_jax.benchmarking.aot import tpu_step
 from skipnet_jax.benchmarking.timing import hardware
+from skipnet_jax.benchmarking.timing import largest as largest_lib
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import sources
 
-# Compilations, of minutes each, beside the one of the batch asked for.
+# Compilations that search for the largest batch; each takes minutes.
 SEARCH = 2
-# What the next guess must promise over what fits, to be worth minutes.
+# A guess is tried only if it exceeds what fits by this factor.
 _WORTH = 1.1
-# Of its memory, what a device leaves to a program: v5e 15.75 of 16 GiB.
+# Share of a device's memory that programs can use: v5e 15.75 of 16 GiB.
 _USABLE = 0.98
-
-Say = Callable[[str], None]
 
 
 def predict(
-  config: ml_collections.ConfigDict, topology: str, *, say: Say
+  config: ml_collections.ConfigDict,
+  topology: str,
+  *,
+  say: Callable[[str], None],
 ) -> dict[str, Any]:
-  """Compiles the training step for a slice and says what it must cost.
+  """Compiles the training step for a slice and predicts its least time.
 
-  The step is the one that `train` runs, given a batch that lies on the devices:
-  `config.train.batch_size` images divided among them, parameters and optimizer
-  state on each. Then other batches are compiled, to find the largest that fits.
+  The step is the one that `train` runs, with its batch on the devices:
+  `config.train.batch_size` images are divided among them, and each has
+  parameters and optimizer state. Then it compiles other batches, to find the
+  largest that fits.
 
   Args:
     config: a validated config.
-    topology: see `slices.parse_topology`.
-    say: given a line after each compilation, which takes minutes.
+    topology: see `slices.chips`.
+    say: receives a line after each compilation, which takes minutes.
 
   Returns:
     JSON values: `identity`, `software`, `host` (which compiled), `topology`
-    (with its device's published figures), `workload`; `rows`: the batch asked
-    for and the largest that fits, see `tpu_step.Step.compile`; `search`:
-    `attempts` (batch_per_device, compile_s, peak_bytes, error),
-    `largest_per_device` and `too_large_per_device` (None: not met),
-    see `search`;
-    `weak_scaling` of the last row, see `bounds.weak_scaling`.
+    (with the published figures of its devices), `workload`; `rows`: the
+    config's batch and the largest that fits, see `tpu_step.Step.compile`;
+    `search`: `attempts` (batch_per_device, compile_s, peak_bytes, error),
+    `largest_per_device` and `too_large_per_device` (None if no batch was), see
+    `search`; `weak_scaling` of the last row, see `bounds.weak_scaling`.
 
   Raises:
     InputError: an unknown topology, no libtpu, a batch that the devices do not
       divide, a network or image that cannot be used.
   """
-  known = slices.parse_topology(topology)
+  chips = slices.chips(topology)
   batch = config.train.batch_size
-  if batch % known.devices:
+  if batch % chips:
     raise errors.InputError(
-      f'train.batch_size is {batch}, which the {known.devices} devices of '
-      f'{topology} do not divide: give a multiple of {known.devices}.'
+      f'train.batch_size is {batch}, which cannot be divided among the {chips} '
+      f'devices of {topology}: give a multiple of {chips}.'
     )
   step = tpu_step.Step(
-    config, _window(config), slices.devices(known), _steps_per_epoch(config)
+    config, _window(config), slices.devices(topology), _steps_per_epoch(config)
   )
   identity = {
     'experiment': config.experiment,
@@ -78,44 +79,55 @@ def predict(
     'command': environment.command(),
     'date': environment.now(),
   }
-  seen = hardware.hardware()
-  host = {n: seen[n] for n in ('cpu', 'cores', 'memory_bytes', 'load_average')}
+  machine = hardware.hardware()
+  host = ('cpu', 'cores', 'memory_bytes', 'load_average')
   rows: dict[int, dict[str, Any]] = {}
 
   def fits(per_device: int) -> bool:
     rows[per_device] = row = step.compile(per_device)
-    say(_line(row))
+    if row['error']:
+      result = f'does not fit ({row["error"]})'
+    else:
+      result = (
+        f'compiled in {row["compile"]["compile_s"]:.0f} s, '
+        f'{row["memory"]["peak"] / 2**30:.2f} GiB'
+      )
+    say(f'{per_device} images on each device: {result}')
     return row['error'] is None
 
-  asked = batch // known.devices
+  asked = batch // chips
 
   def guess() -> int:
-    held = [(b, row['memory']['peak']) for b, row in rows.items()]
-    # A line through the last two, at first through nothing but the state.
-    (low, less), (high, more) = [
-      (0, rows[asked]['memory']['arguments']),
-      *held,
-    ][-2:]
-    room = _USABLE * step.peak.memory_gib * 2**30 - more
-    return high + int(room * (high - low) / max(1, more - less))
+    # A line through the last two points; at first, through the state alone.
+    points = [(0, rows[asked]['memory']['arguments'])]
+    points += [(b, row['memory']['peak']) for b, row in rows.items()]
+    limit = _USABLE * step.peak.memory_gib * 2**30
+    return largest_lib.extrapolate(points, limit) or 0
 
   largest, too_large = search(fits, asked, guess, SEARCH)
-  shown = [rows[b] for b in dict.fromkeys((asked, largest)) if b]
   return {
     'what': 'predictions: compiled ahead of time, nothing executed',
     'identity': identity,
     'software': hardware.software(),
-    'host': host,
+    'host': {name: machine[name] for name in host},
     'topology': {
-      'name': known.name,
-      'devices': known.devices,
+      'name': topology,
+      'devices': chips,
       'device_kind': step.kind,
       'peak': dataclasses.asdict(step.peak),
     },
     'workload': step.describe(),
-    'rows': shown,
+    'rows': [rows[b] for b in dict.fromkeys((asked, largest)) if b],
     'search': {
-      'attempts': [_attempt(row) for row in rows.values()],
+      'attempts': [
+        {
+          'batch_per_device': per_device,
+          'compile_s': row['compile'] and row['compile']['compile_s'],
+          'peak_bytes': row['memory'] and row['memory']['peak'],
+          'error': row['error'],
+        }
+        for per_device, row in rows.items()
+      ],
       'largest_per_device': largest or None,
       'too_large_per_device': too_large,
     },
@@ -133,18 +145,18 @@ def search(
   guess: Callable[[], int],
   attempts: int,
 ) -> tuple[int, int | None]:
-  """The largest number that fits: by guesses, then by bisection.
+  """Finds the largest number that fits, by guesses and then by bisection.
 
   Args:
-    fits: tried on `start`, then at most `attempts` times.
+    fits: called with `start`, and then at most `attempts` times.
     start: at least 1.
-    guess: of the largest, asked while all that was tried fits; one that is
-      less than a tenth above what fits ends the search.
+    guess: guesses the result, as long as every number that was tried fits. A
+      guess that is less than a tenth above what fits ends the search.
     attempts: at least 0.
 
   Returns:
-    The largest number that was seen to fit (0: none), and the smallest that was
-    seen not to (None: none).
+    The largest number that fitted (0: none did), and the smallest that did not
+    (None: all did).
   """
   low, high = (start, None) if fits(start) else (0, start)
   while attempts and (high is None or high - low > 1):
@@ -161,20 +173,20 @@ def search(
 
 
 def _window(config: ml_collections.ConfigDict) -> tuple[int, int]:
-  """Sides of a training image; the data themselves are not needed."""
+  """Sides of a training image; reads no data."""
   side = config.data.crop or config.data.size
   if side:
     return side, side
   if config.data.source == 'stack' or config.data.source.startswith('tfds:'):
     raise errors.InputError(
-      f'data.source is {config.data.source!r} and data.size is 0: the '
-      'prediction reads no data, so give the side as data.size or data.crop.'
+      f'data.source is {config.data.source!r} and data.size is 0, but a '
+      'prediction reads no data: give the side as data.size or data.crop.'
     )
   return isbi2012.SHAPE[1:]
 
 
 def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
-  """Those of the run; 1 where the data alone could tell."""
+  """Batches in an epoch of the run; 1 if only the data could tell."""
   source = config.data.source
   if source == 'stack' or source.startswith('tfds:'):
     return 1
@@ -185,28 +197,8 @@ def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
   return max(1, len(train) // config.train.batch_size)
 
 
-def _attempt(row: dict[str, Any]) -> dict[str, Any]:
-  fits = row['error'] is None
-  return {
-    'batch_per_device': row['batch_per_device'],
-    'compile_s': row['compile']['compile_s'] if fits else None,
-    'peak_bytes': row['memory']['peak'] if fits else None,
-    'error': row['error'],
-  }
-
-
-def _line(row: dict[str, Any]) -> str:
-  head = f'{row["batch_per_device"]} images on each device'
-  if row['error'] is not None:
-    return f'{head}: does not fit ({row["error"]})'
-  return (
-    f'{head}: compiled in {row["compile"]["compile_s"]:.0f} s, '
-    f'{row["memory"]["peak"] / 2**30:.2f} GiB'
-  )
-
-
 def format_table(report: dict[str, Any]) -> str:
-  """A report of `predict` as text, in 100 columns."""
+  """A report of `predict` as text, in at most 100 columns."""
   place, work = report['topology'], report['workload']
   peak, found = place['peak'], report['search']
   link = peak['link_gb_s']
@@ -229,17 +221,16 @@ def format_table(report: dict[str, Any]) -> str:
     for label, cell in _CELLS:
       lines.append(tables.line([label, *map(cell, rows)], widths, ''))
     lines += [
-      'XLA counts bytes that stay in on-chip memory too: so does the memory '
-      'floor.',
+      'The memory floor is too high where bytes stay in on-chip memory: XLA '
+      'counts them too.',
       '',
     ]
   for attempt in found['attempts']:
     if attempt['error']:
-      lines += textwrap.wrap(
+      lines += tables.paragraph(
         f'{attempt["batch_per_device"]} images on each device do not fit: '
         f'{attempt["error"]}',
-        100,
-        subsequent_indent='  ',
+        2,
       )
   largest = found['largest_per_device']
   limit = found['too_large_per_device']
@@ -251,8 +242,8 @@ def format_table(report: dict[str, Any]) -> str:
   if report['weak_scaling']:
     lines += [
       '',
-      f'predicted weak scaling, {largest} images on each device, nothing sent '
-      'while computing:',
+      f'predicted weak scaling, {largest} images on each device, if '
+      'communication does not overlap computation:',
     ]
     cells = [['devices', 'collectives, ms', 'efficiency', 'images/s']]
     cells += [

@@ -1,4 +1,4 @@
-"""The sharded training step, compiled for devices that are not there."""
+"""Compiles the sharded training step for TPUs that this machine lacks."""
 
 from typing import Any
 
@@ -20,18 +20,18 @@ from skipnet_jax.step import parallel as parallel_lib
 
 
 class Step:
-  """The training step of a config, to be compiled for any batch.
+  """The training step of a config, which can be compiled for any batch.
 
   Args:
     config: a validated config.
     window: sides y and x of an image.
-    devices: of a topology.
-    steps_per_epoch: batches in an epoch, by which schedules count.
+    devices: from `slices.devices`.
+    steps_per_epoch: batches in an epoch, which schedules need.
 
   Attributes:
-    call: compiles the step that a run takes; `(state, batch)`.
-    kind: the devices' kind.
-    peak: what is published of it.
+    call: the jitted step of a run, `(state, batch)`.
+    kind: of the devices.
+    peak: published figures of a device.
 
   Raises:
     InputError: a network or a window that cannot be used.
@@ -50,8 +50,8 @@ class Step:
     self._training = training = build_lib.build(config, window, steps_per_epoch)
     if training.model.scan:
       raise errors.InputError(
-        'model.scan is True, and of a scan the compiler counts one repetition '
-        'only: set model.scan=False for a prediction.'
+        'model.scan is True, but the compiler counts only one repetition of a '
+        'scan: set model.scan=False for a prediction.'
       )
     axis = parallel_lib.AXIS
     mesh = jax.make_mesh(
@@ -67,7 +67,7 @@ class Step:
     self.call = calls.make_step_call(training.train_step, parallel)
 
   def describe(self) -> dict[str, Any]:
-    """What is compiled."""
+    """Network and training, as JSON values."""
     c = self._config
     return {
       'model': c.model.name,
@@ -89,30 +89,33 @@ class Step:
     }
 
   def compile(self, per_device: int) -> dict[str, Any]:
-    """A row of the report; all but `batch` of one device.
+    """Compiles the step; all figures but `batch` are those of one device.
 
     Args:
       per_device: images on each device.
 
     Returns:
-      batch, batch_per_device, error (None, or why it does not fit; then all but
-      model_flops is None); model_flops by formula; compile: trace_s, lower_s,
-      compile_s, hlo_instructions; hlo_flops and hlo_bytes by XLA's count;
-      memory, in bytes: arguments, outputs, temporaries, aliased, code, peak;
-      collectives, see `collectives.count`; floors, see `bounds.floors`;
-      mfu_limit: model_flops over what the bfloat16 peak makes in floors.step_s.
+      batch, batch_per_device, error (None, or why the batch does not fit; then
+      all below except model_flops are None); model_flops by formula; compile:
+      trace_s, lower_s, compile_s, hlo_instructions; hlo_flops and hlo_bytes as
+      XLA counts them; memory, in bytes: arguments, outputs, temporaries,
+      aliased, code, peak; collectives, see `collectives.count`; floors, see
+      `bounds.floors`; mfu_limit: model FLOPs over what the bfloat16 peak would
+      do in floors.step_s.
     """
     images = per_device * self._count
+    model_flops = per_device * flops.training(
+      self._training.table, self._training.judge
+    )
     row: dict[str, Any] = {
       'batch': images,
       'batch_per_device': per_device,
       'error': None,
-      'model_flops': per_device
-      * flops.training(self._training.table, self._training.judge),
+      'model_flops': model_flops,
     }
     names = ('compile', 'hlo_flops', 'hlo_bytes', 'memory', 'collectives')
     try:
-      compiled, timed = measure.compile_phases(
+      compiled, found = measure.compile_phases(
         self.call, self._state, self._batch(images)
       )
     except jax.errors.JaxRuntimeError as e:
@@ -120,29 +123,26 @@ class Step:
         raise
       row['error'] = str(e).splitlines()[0].split('. HLO module')[0]
       return row | dict.fromkeys((*names, 'floors', 'mfu_limit'))
-    found = collectives.count(compiled.as_text())
+    sent = collectives.count(compiled.as_text())
     floors = bounds.floors(
-      timed.hlo_flops, timed.hlo_bytes, found, self._count, self.peak
+      found['hlo_flops'], found['hlo_bytes'], sent, self._count, self.peak
     )
-    phases = ('trace_s', 'lower_s', 'compile_s', 'hlo_instructions')
     peak_flops = self.peak.bf16_tflops * 1e12 * floors['step_s']
+    phases = ('trace_s', 'lower_s', 'compile_s', 'hlo_instructions')
+    memory = compiled.memory_analysis()
     return row | {
-      'compile': {name: getattr(timed, name) for name in phases},
-      'hlo_flops': timed.hlo_flops,
-      'hlo_bytes': timed.hlo_bytes,
-      'memory': _memory(compiled.memory_analysis()),
-      'collectives': found,
+      'compile': {name: found[name] for name in phases},
+      'hlo_flops': found['hlo_flops'],
+      'hlo_bytes': found['hlo_bytes'],
+      'memory': {
+        'arguments': memory.argument_size_in_bytes,
+        'outputs': memory.output_size_in_bytes,
+        'temporaries': memory.temp_size_in_bytes,
+        'aliased': memory.alias_size_in_bytes,
+        'code': memory.generated_code_size_in_bytes,
+        'peak': memory.peak_memory_in_bytes,
+      },
+      'collectives': sent,
       'floors': floors,
-      'mfu_limit': row['model_flops'] / peak_flops,
+      'mfu_limit': model_flops / peak_flops,
     }
-
-
-def _memory(plan: Any) -> dict[str, int]:
-  return {
-    'arguments': plan.argument_size_in_bytes,
-    'outputs': plan.output_size_in_bytes,
-    'temporaries': plan.temp_size_in_bytes,
-    'aliased': plan.alias_size_in_bytes,
-    'code': plan.generated_code_size_in_bytes,
-    'peak': plan.peak_memory_in_bytes,
-  }

@@ -12,19 +12,9 @@ from skipnet_jax.benchmarking.reporting import schema
 Report = dict[str, Any]
 
 
-# Fields that may explain a ratio; None: all fields of that section.
-_CIRCUMSTANCES = {
-  'identity': ('config_hash', 'git'),
-  'software': None,
-  'hardware': (
-    'platform',
-    'device_kind',
-    'device_memory_bytes',
-    'cpu',
-    'cores',
-    'memory_bytes',
-  ),
-}
+# Fields that do not explain a ratio.
+_IGNORED = {'experiment', 'config', 'command', 'date', 'seconds'}
+_IGNORED |= {'device_count', 'local_device_count', 'load_average'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +91,12 @@ def compare(old: Report, new: Report) -> Comparison:
     only_new=tuple(row for key, row in after.items() if key not in before),
     differences=tuple(
       f'{section}.{one}'
-      for section, fields in _CIRCUMSTANCES.items()
+      for section in ('identity', 'software', 'hardware')
       for one in config_identity.differences(
-        {name: old[section][name] for name in fields or old[section]},
-        {name: new[section][name] for name in fields or new[section]},
+        *(
+          {k: v for k, v in report[section].items() if k not in _IGNORED}
+          for report in (old, new)
+        )
       )
     ),
   )

@@ -70,15 +70,14 @@ def read(path: str | os.PathLike) -> Report:
   """
   try:
     report = json.loads(pathlib.Path(path).read_text())
+    schema.check(report)
+  except errors.InputError as e:
+    raise errors.InputError(f'{path} is no report: {e}') from e
   except (OSError, ValueError) as e:
     raise errors.InputError(
       f'{path} cannot be read ({type(e).__name__}): give a report that '
       'python -m skipnet_jax.benchmark wrote.'
     ) from e
-  try:
-    schema.check(report)
-  except errors.InputError as e:
-    raise errors.InputError(f'{path} is no report: {e}') from e
   return report
 
 
@@ -167,7 +166,7 @@ def _header(report: Report) -> list[str]:
   ]
 
 
-# Labels; the plugin's version has its name before it.
+# Labels of versions; that of the plugin includes its name.
 _SOFTWARE = {
   **{k: k for k in ('python', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')},
   **{'plugin': '', 'driver': 'driver', 'cuda': 'CUDA', 'cudnn': 'cuDNN'},

@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 
-VERSION = 1
 CALLS = ('train', 'eval', 'inference')
 FEEDS = ('compute', 'augment', 'end_to_end')
 
@@ -96,7 +95,7 @@ def _row(value: Any) -> dict[str, Any]:
 
 
 SCHEMA = {
-  'schema': {VERSION},
+  'schema': {1},
   'identity': {
     **dict.fromkeys(('experiment', 'config_hash', 'git'), str),
     **dict.fromkeys(('command', 'date'), str),

@@ -155,8 +155,8 @@ def scan(config: Config, save: Save) -> None:
     bare, _ = plan.split(config)
     bare.model.scan = name == 'scanned'
     work = workload.Bench(bare).build(_cell(bare, 'compute'))
-    _, compilation = measure.compile_phases(work.jitted, *work.arguments)
-    found[name] = c = compilation.to_dict()
+    _, c = measure.compile_phases(work.jitted, *work.arguments)
+    found[name] = c
     lines.append(
       f'{name}: traced {c["trace_s"]:.1f} s, lowered {c["lower_s"]:.1f} s, '
       f'compiled {c["compile_s"]:.1f} s, {c["hlo_instructions"]} instructions'

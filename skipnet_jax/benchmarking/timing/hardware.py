@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 from typing import Any
 
@@ -12,7 +11,6 @@ import jax
 
 from skipnet_jax import environment
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 # JAX's plugins, and the packages of CUDA and cuDNN that each installs.
 _PLUGINS = {
   'jax-cuda12-plugin': ('nvidia-cuda-runtime-cu12', 'nvidia-cudnn-cu12'),
@@ -36,7 +34,7 @@ def software() -> dict[str, str | None]:
   )
   return {
     'python': platform.python_version(),
-    **environment.versions(_PACKAGES),
+    **environment.versions(('jax', 'jaxlib', 'flax', 'optax', 'numpy')),
     'plugin': ', '.join(f'{k} {v}' for k, v in plugins.items()) or None,
     'driver': _nvidia_driver(),
     'cuda': cuda,
@@ -81,13 +79,13 @@ def peak_bytes(devices: Sequence[Any]) -> int | None:
 
 
 def _nvidia_driver() -> str | None:
-  if shutil.which('nvidia-smi') is None:
-    return None
   query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
   try:
     answer = subprocess.run(
       query, capture_output=True, text=True, check=True, timeout=30
     ).stdout
+  except FileNotFoundError:
+    return None
   except (OSError, subprocess.SubprocessError):
     return 'unknown'
   return answer.strip().partition('\n')[0]

@@ -78,49 +78,14 @@ def time_calls(
   return Timing(warmup, tuple(seconds))
 
 
-@dataclasses.dataclass(frozen=True)
-class Compilation:
-  """How long a call took to compile, and XLA's figures of the program.
-
-  The program is that of one device: if the call is divided among several
-  devices, FLOPs, bytes and memory are those of one device's part.
-
-  Attributes:
-    trace_s: seconds from Python to a jaxpr; None for pmap, where JAX does not
-      separate tracing from lowering.
-    lower_s: seconds from the jaxpr to StableHLO.
-    compile_s: seconds from StableHLO to an executable.
-    warm_compile_s: the same with the executable in the persistent cache; None
-      if it was not measured or the cache had no executable.
-    hlo_instructions: number in the optimised HLO, including those in fusions.
-    hlo_flops: FLOPs as XLA counts them; not the model's FLOPs.
-    hlo_bytes: bytes read and written as XLA counts them.
-    predicted_bytes: memory that XLA plans: arguments, outputs and temporaries,
-      minus aliased buffers.
-  """
-
-  trace_s: float | None
-  lower_s: float
-  compile_s: float
-  warm_compile_s: float | None
-  hlo_instructions: int
-  hlo_flops: float | None
-  hlo_bytes: float | None
-  predicted_bytes: int | None
-
-  def to_dict(self) -> dict[str, Any]:
-    """All attributes, as JSON values."""
-    return dataclasses.asdict(self)
-
-
 def compile_phases(
   jitted: Any,
   *args: Any,
   cache: str | None = None,
   measure_warm: bool = False,
   clock: Clock = time.perf_counter,
-) -> tuple[Any, Compilation]:
-  """Compiles a call and times each phase.
+) -> tuple[Any, dict[str, Any]]:
+  """Compiles a call, times each phase, and reads XLA's figures of the program.
 
   JAX's caches in memory are cleared: whatever else this process compiled is
   compiled again when it is next called.
@@ -134,11 +99,19 @@ def compile_phases(
     clock: returns seconds.
 
   Returns:
-    The compiled call, which takes the same arguments; its times and figures.
+    The compiled call, which takes the same arguments; JSON values. In seconds,
+    trace_s (from Python to a jaxpr; None for pmap, where JAX does not separate
+    it from lowering), lower_s (to StableHLO), compile_s (to an executable),
+    warm_compile_s (the same from the cache; None if it was not measured or the
+    cache had no executable). Of one device's program, hlo_instructions (number
+    in the optimised HLO, including those in fusions), hlo_flops and hlo_bytes
+    (FLOPs, and bytes read and written, as XLA counts them; None if it does
+    not), predicted_bytes (memory that XLA plans: arguments, outputs and
+    temporaries, minus aliased buffers; None if it does not).
   """
   warm = None
   with _persistent_cache(cache):
-    compiled, seconds = _phases(jitted, args, clock)
+    compiled, (trace_s, lower_s, compile_s) = _phases(jitted, args, clock)
     if measure_warm:
       with _cache_events() as events:
         _, (_, _, warm) = _phases(jitted, args, clock)
@@ -151,18 +124,20 @@ def compile_phases(
     # XLA gives -1 for what it does not know.
     return float(cost[name]) if cost.get(name, -1) >= 0 else None
 
-  return compiled, Compilation(
-    *seconds,
-    warm_compile_s=warm,
-    hlo_instructions=count_instructions(compiled.as_text()),
-    hlo_flops=figure('flops'),
-    hlo_bytes=figure('bytes accessed'),
-    predicted_bytes=memory
+  return compiled, {
+    'trace_s': trace_s,
+    'lower_s': lower_s,
+    'compile_s': compile_s,
+    'warm_compile_s': warm,
+    'hlo_instructions': count_instructions(compiled.as_text()),
+    'hlo_flops': figure('flops'),
+    'hlo_bytes': figure('bytes accessed'),
+    'predicted_bytes': memory
     and memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes,
-  )
+  }
 
 
 def _phases(
@@ -191,10 +166,7 @@ def count_instructions(hlo: str) -> int:
 
 @contextlib.contextmanager
 def _persistent_cache(folder: str | None) -> Iterator[None]:
-  """Makes `folder` JAX's persistent cache, for programs of any size and time.
-
-  None disables the cache. Afterwards the settings are as before.
-  """
+  """Makes `folder` JAX's persistent cache for all programs; None: no cache."""
   settings = {
     'jax_enable_compilation_cache': folder is not None,
     'jax_compilation_cache_dir': folder,

@@ -34,37 +34,30 @@ class Peak:
   source: str
 
 
-_V5P = Peak(459, None, 2765, 95, 600, 'Google Cloud documentation, TPU v5p')
+_GOOGLE = 'Google Cloud documentation, TPU'
+_V5P = Peak(459, None, 2765, 95, 600, f'{_GOOGLE} v5p')
 _A100 = 'NVIDIA A100 Tensor Core GPU datasheet'
 _H100 = 'NVIDIA H100 Tensor Core GPU datasheet'
+_H200 = 'NVIDIA H200 Tensor Core GPU datasheet'
+_L4 = 'NVIDIA L4 Tensor Core GPU datasheet'
 _ADA = 'NVIDIA Ada GPU Architecture whitepaper'
 
 # By the exact device_kind that JAX reports: a part of a GPU ('NVIDIA H200 MIG
 # 1g.18gb') or a slower variant ('NVIDIA H200 NVL') has a similar name.
 PEAKS: dict[str, Peak] = {
   # One device is a chip, with both of its TensorCores.
-  'TPU v4': Peak(
-    275, None, 1200, 32, None, 'Google Cloud documentation, TPU v4'
-  ),
-  'TPU v5 lite': Peak(
-    197, None, 819, 16, 200, 'Google Cloud documentation, TPU v5e'
-  ),
+  'TPU v4': Peak(275, None, 1200, 32, None, f'{_GOOGLE} v4'),
+  'TPU v5 lite': Peak(197, None, 819, 16, 200, f'{_GOOGLE} v5e'),
   'TPU v5': _V5P,
   'TPU v5p': _V5P,
-  'TPU v6 lite': Peak(
-    918, None, 1638, 32, 400, 'Google Cloud documentation, TPU v6e'
-  ),
+  'TPU v6 lite': Peak(918, None, 1638, 32, 400, f'{_GOOGLE} v6e'),
   'NVIDIA A100-SXM4-40GB': Peak(312, 19.5, 1555, 40, 300, _A100),
   'NVIDIA A100-SXM4-80GB': Peak(312, 19.5, 2039, 80, 300, _A100),
   'NVIDIA A100 80GB PCIe': Peak(312, 19.5, 1935, 80, None, _A100),
   'NVIDIA H100 80GB HBM3': Peak(989.5, 67, 3350, 80, 450, _H100),
   'NVIDIA H100 PCIe': Peak(756.5, 51, 2000, 80, None, _H100),
-  'NVIDIA H200': Peak(
-    989.5, 67, 4800, 141, 450, 'NVIDIA H200 Tensor Core GPU datasheet'
-  ),
-  'NVIDIA L4': Peak(
-    121, 30.3, 300, 24, None, 'NVIDIA L4 Tensor Core GPU datasheet'
-  ),
+  'NVIDIA H200': Peak(989.5, 67, 4800, 141, 450, _H200),
+  'NVIDIA L4': Peak(121, 30.3, 300, 24, None, _L4),
   'NVIDIA L40S': Peak(362.05, 91.6, 864, 48, None, 'NVIDIA L40S datasheet'),
   'NVIDIA GeForce RTX 4090': Peak(165.2, 82.6, 1008, 24, None, _ADA),
 }

@@ -14,6 +14,13 @@ from skipnet_jax import errors
 class Meter:
   """Samples the power of devices in a thread while its `with` block runs.
 
+  Args:
+    devices: JAX devices of this process.
+    read: returns the present watts or raises RunError; by default the one from
+      `nvml_reader`.
+    interval: seconds between samples.
+    clock: returns seconds.
+
   Attributes:
     watts: mean power during the block, summed over the devices, by trapezoids
       between samples; None if it cannot be read.
@@ -27,15 +34,6 @@ class Meter:
     interval: float = 0.05,
     clock: Callable[[], float] = time.perf_counter,
   ):
-    """Prepares the block; reads nothing yet.
-
-    Args:
-      devices: JAX devices of this process.
-      read: returns the present watts or raises RunError; by default the one
-        from `nvml_reader`.
-      interval: seconds between samples.
-      clock: returns seconds.
-    """
     self._devices, self._read = devices, read
     self._interval, self._clock = interval, clock
     self._samples: list[tuple[float, float]] = []

@@ -4,7 +4,6 @@ The rates are measured, not read from a data sheet: a step that takes longer
 than its least time loses the rest in its program, not in the device.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -18,21 +17,7 @@ _ACCELERATOR = {'copy_mib': 2048, 'matrix': 8192}
 _REPETITIONS = 10
 
 
-@dataclasses.dataclass(frozen=True)
-class Rates:
-  """The highest rates measured on one device.
-
-  Attributes:
-    copy_gb_s: 1e9 bytes per second, read and written, in one pass over a large
-      array.
-    matrix_tflops: 1e12 FLOPs per second in a product of large square matrices.
-  """
-
-  copy_gb_s: float
-  matrix_tflops: float
-
-
-def measure_rates(device: Any, dtype: str) -> Rates:
+def measure_rates(device: Any, dtype: str) -> dict[str, float]:
   """Times a pass over a large array and a product of large matrices.
 
   The pass negates the array, because XLA would remove a plain copy. The product
@@ -42,6 +27,10 @@ def measure_rates(device: Any, dtype: str) -> Rates:
   Args:
     device: where they run.
     dtype: of arrays and matrices, 'float32' or 'bfloat16'.
+
+  Returns:
+    copy_gb_s: 1e9 bytes per second, read and written, in a pass over the array.
+    matrix_tflops: 1e12 FLOPs per second in the product.
   """
   sizes = _CPU if device.platform == 'cpu' else _ACCELERATOR
   kind = jnp.dtype(dtype)
@@ -59,14 +48,14 @@ def measure_rates(device: Any, dtype: str) -> Rates:
   copy_s = fastest(jax.jit(jnp.negative), array)
   del array
   matrix_s = fastest(jax.jit(lambda x: x @ x), matrix)
-  return Rates(
-    copy_gb_s=2 * length * kind.itemsize / copy_s / 1e9,
-    matrix_tflops=2 * side**3 / matrix_s / 1e12,
-  )
+  return {
+    'copy_gb_s': 2 * length * kind.itemsize / copy_s / 1e9,
+    'matrix_tflops': 2 * side**3 / matrix_s / 1e12,
+  }
 
 
 def floors(
-  flops: float, min_bytes: float, seconds: float, rates: Rates
+  flops: float, min_bytes: float, seconds: float, rates: dict[str, float]
 ) -> dict[str, Any]:
   """The least times that arithmetic and memory need on one device.
 
@@ -74,15 +63,15 @@ def floors(
     flops: of one device.
     min_bytes: that one device must read and write.
     seconds: measured.
-    rates: of the device.
+    rates: of the device, from `measure_rates`.
 
   Returns:
     flops_s and bytes_s (seconds), bound ('flops' or 'bytes', the larger one),
     floor_s (the larger one), fraction (floor_s / seconds; not clipped), and the
     rates.
   """
-  flops_s = flops / (rates.matrix_tflops * 1e12)
-  bytes_s = min_bytes / (rates.copy_gb_s * 1e9)
+  flops_s = flops / (rates['matrix_tflops'] * 1e12)
+  bytes_s = min_bytes / (rates['copy_gb_s'] * 1e9)
   floor_s = max(flops_s, bytes_s)
   return {
     'flops_s': flops_s,
@@ -90,5 +79,5 @@ def floors(
     'bound': 'flops' if floor_s == flops_s else 'bytes',
     'floor_s': floor_s,
     'fraction': floor_s / seconds,
-    **dataclasses.asdict(rates),
+    **rates,
   }

@@ -54,7 +54,7 @@ def take_turns(
   first restores memory and caches that another function has used.
 
   Args:
-    calls: functions by name; each returns when its work is done.
+    calls: as in `first_calls`.
     rounds: timed calls of each, at least 1.
     clock: returns seconds.
   """
