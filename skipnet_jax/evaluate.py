@@ -10,7 +10,6 @@ import sys
 from absl import flags
 
 from skipnet_jax import cli
-from skipnet_jax import errors
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run to score.')
 _SPLIT = flags.DEFINE_string(
@@ -48,8 +47,18 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 
 def main() -> None:
   """Scores a run or two files."""
-  _check_flags()
-  # Only now: --help need not wait for JAX.
+  of_run = bool(_WORKDIR.value)
+  if of_run == bool(_PREDICTION.value):
+    cli.refuse('Give either --workdir, or --prediction and --labels.')
+  if not of_run:
+    cli.require(_LABELS)
+    cli.require(_OUTPUT)
+  others = (_LABELS, _KIND, _IMAGE) if of_run else (_SPLIT, _TTA, _SAMPLES)
+  for flag in others:
+    if flag.present:
+      other = 'prediction' if of_run else 'workdir'
+      cli.refuse(f'--{flag.name} goes with --{other}.')
+  # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.evaluation import report
   from skipnet_jax.evaluation import scoring
   from skipnet_jax.runs import workdir
@@ -84,21 +93,6 @@ def main() -> None:
     print(line)
   if evaluation.warning:
     print(f'warning: {evaluation.warning}', file=sys.stderr)
-
-
-def _check_flags() -> None:
-  if bool(_WORKDIR.value) == bool(_PREDICTION.value):
-    cli.refuse('Give either --workdir, or --prediction and --labels.')
-  if not _WORKDIR.value:
-    cli.require(_LABELS)
-    cli.require(_OUTPUT)
-  foreign = (
-    (_LABELS, _KIND, _IMAGE) if _WORKDIR.value else (_SPLIT, _TTA, _SAMPLES)
-  )
-  for flag in foreign:
-    if flag.present:
-      other = 'prediction' if _WORKDIR.value else 'workdir'
-      raise errors.InputError(f'--{flag.name} goes with --{other}.')
 
 
 if __name__ == '__main__':

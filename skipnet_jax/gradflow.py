@@ -56,22 +56,20 @@ def main() -> None:
     opened = runs_lib.open_run(run.path)
     return runs_lib.load_data(opened), opened.variables
 
-  def check_count(compared):
-    if len(compared) > len(plots.CYCLE):
-      cli.refuse(
-        f'{len(compared)} networks are too many: the figures have colours for '
-        f'{len(plots.CYCLE)}, so leave some out.'
-      )
-
+  config, compared = _CONFIG.value, _RUNS.value
+  if compared is None:
+    cli.require_config(config)
+    compared = config.get('variants', ())
+  if len(compared) > len(plots.CYCLE):
+    cli.refuse(
+      f'{len(compared)} networks are too many: the figures have colours for '
+      f'{len(plots.CYCLE)}, so leave some out.'
+    )
   if _RUNS.value is not None:
-    check_count(_RUNS.value)
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
     folder = report.check(cli.require(_OUTPUT), overwrite=_OVERWRITE.value)
     page = comparison.of_runs('Gradient flow', runs, trained, print)
   else:
-    config = _CONFIG.value
-    cli.require_config(config)
-    check_count(config.get('variants', ()))
     title = f'Gradient flow: {config.experiment}'
     output = _OUTPUT.value or pathlib.Path(cli.require(_WORKDIR), 'report')
     # The report in a workdir is replaced, because its runs may have changed.

@@ -13,7 +13,7 @@ from skipnet_jax import errors
 _WORKDIR = flags.DEFINE_list(
   'workdir',
   None,
-  'Folder of a run; predictions of several, separated by commas, are averaged.',
+  'Folder of a run, or of several, separated by commas, to average.',
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'
@@ -104,8 +104,9 @@ def main() -> None:
   print(
     f'{predictor.count} prediction(s) averaged for each slice, {seconds:.1f} s'
   )
-  for warning in filter(None, (run.warning for run in runs)):
-    print(warning)
+  for run in runs:
+    if run.warning:
+      print(run.warning)
 
 
 if __name__ == '__main__':

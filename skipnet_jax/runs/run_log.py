@@ -16,6 +16,9 @@ from skipnet_jax import files
 class RunLog:
   """Writes the records of a run.
 
+  Attributes:
+    active: whether anything is written.
+
   Args:
     workdir: the run's folder.
     total_steps: for the progress bar.
@@ -35,7 +38,7 @@ class RunLog:
     progress: bool,
     active: bool,
   ):
-    self._active = active
+    self.active = active
     self._file = (workdir / 'metrics.jsonl').open('a') if active else None
     self._board = None
     if active and tensorboard:
@@ -54,7 +57,7 @@ class RunLog:
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
-    if self._active:
+    if self.active:
       self._bar.write(text, file=sys.stdout)
       sys.stdout.flush()
 

@@ -1,9 +1,10 @@
 """Trains a config, from its first or latest checkpoint to its summary."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import math
 import os
+import pathlib
 from typing import Any, NoReturn
 
 import jax
@@ -13,8 +14,10 @@ import numpy as np
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import files
-from skipnet_jax.runs import folder as folder_lib
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import progress as progress_lib
+from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
@@ -103,65 +106,94 @@ def open_run(
     with processes.raise_input_errors_everywhere():
       prepared = prepare.prepare(config)
       path = workdir_lib.check(workdir, config, prepared.data.identity())
-      folder = stack.enter_context(
-        folder_lib.Folder(path, writes=jax.process_index() == 0)
-      )
-    yield Run(prepared, folder, stop_signal or preemption.StopSignal())
+      if jax.process_index() == 0:
+        stack.enter_context(workdir_lib.claim(path))
+    yield Run(prepared, path, stack, stop_signal or preemption.StopSignal())
 
 
 class Run:
   """A run whose folder is open: restored, and trained by `train`.
 
+  All processes write the arrays of a checkpoint, and process 0 the other files.
+
   Attributes:
     prepared: devices, data, network and steps.
     state: the latest state, as replicated.
     progress: number of finished epochs, and the best of them.
+
+  Args:
+    prepared: from `prepare.prepare`.
+    path: the run's folder.
+    stack: closes the files.
+    stop_signal: says when to stop.
   """
+
+  _flow: flow_file.FlowFile
 
   def __init__(
     self,
     prepared: prepare.Prepared,
-    folder: folder_lib.Folder,
+    path: pathlib.Path,
+    stack: contextlib.ExitStack,
     stop_signal: preemption.StopSignal,
   ):
-    self.prepared, self._folder = prepared, folder
+    self.prepared, self._path = prepared, path
     self._stop_signal = stop_signal
     config, training = prepared.config, prepared.training
-    parallel = prepared.parallel
-    self.state = parallel.replicate(training.create_state(config.seed))
+    self.state = prepared.parallel.replicate(training.create_state(config.seed))
     self.progress = progress_lib.Progress()
     # The finished steps of an interrupted epoch, and the kernels before it.
     self._part: epoch_lib.Part | None = None
     self._kernels: list[jax.Array] | None = None
+    self._checkpoints = stack.enter_context(
+      contextlib.closing(checkpoint.Checkpoints(path))
+    )
     messages: list[str] = []
+    self._restore(messages.append)
+    epoch, writes = self.progress.epoch, jax.process_index() == 0
+    if writes:
+      workdir_lib.describe(path, config, prepared.data.identity())
+      messages.append(
+        run_log.keep_records(
+          path / 'metrics.jsonl', epoch, self.progress.records
+        )
+      )
+      self._flow = flow_file.FlowFile(
+        path / 'gradient_flow.npz', training.kernels, epoch, messages.append
+      )
+    self._log = run_log.RunLog(
+      path,
+      total_steps=config.train.epochs * prepared.pipeline.steps_per_epoch,
+      first_step=self.progress.step,
+      tensorboard=config.log.tensorboard,
+      progress=config.log.progress,
+      active=writes,
+    )
+    stack.callback(self._log.close)
+    self._samples = samples_lib.Samples(prepared, path / 'samples', self._log)
+    self._log.say(summary_lib.banner(prepared, path))
+    for message in filter(None, messages):
+      self._log.say(message)
+
+  def _restore(self, say: Callable[[str], None]) -> None:
+    """Restores the latest checkpoint, if there is one."""
+    parallel = self.prepared.parallel
     self._like = like = parallel.unreplicate(self.state)
-    restored = folder.restore(
-      like,
-      [telemetry.kernel(like.params, name) for name in training.kernels],
-      messages.append,
-    )
-    if restored is not None:
-      place = parallel.replicate if parallel.axis_name else lambda x: x
-      state, meta, kernels = restored
-      self.state = place(state)
-      self.progress = progress_lib.Progress.from_json(meta)
-      resuming = f'Resuming after epoch {self.progress.epoch}'
-      if kernels is not None:
-        self._part = epoch_lib.Part.from_json(meta['cut_short'])
-        self._kernels = place(kernels)
-        resuming += f' and {self._part.steps} steps'
-      messages.append(f'{resuming}.')
-    folder.begin(
-      config,
-      prepared.data.identity(),
-      training.kernels,
-      self.progress,
-      config.train.epochs * prepared.pipeline.steps_per_epoch,
-      messages.append,
-    )
-    self._samples = samples_lib.Samples(prepared, folder)
-    for message in (summary_lib.banner(prepared, folder.path), *messages):
-      folder.log.say(message)
+    names = self.prepared.training.kernels
+    kernels = [telemetry.kernel(like.params, name) for name in names]
+    restored = self._checkpoints.restore_latest(like, say, kernels)
+    if restored is None:
+      return
+    place = parallel.replicate if parallel.axis_name else lambda x: x
+    state, meta, before = restored
+    self.state = place(state)
+    self.progress = progress_lib.Progress.from_json(meta)
+    resuming = f'Resuming after epoch {self.progress.epoch}'
+    if before is not None:
+      self._part = epoch_lib.Part.from_json(meta['cut_short'])
+      self._kernels = place(before)
+      resuming += f' and {self._part.steps} steps'
+    say(f'{resuming}.')
 
   def train(self) -> None:
     """Trains the epochs that are left.
@@ -170,7 +202,7 @@ class Run:
       RunError: a loss that is not finite, a checkpoint that cannot be written.
       Stopped: the stop signal came; all finished steps are in a checkpoint.
     """
-    prepared, folder = self.prepared, self._folder
+    prepared, log = self.prepared, self._log
     training, parallel = prepared.training, prepared.parallel
     epochs = prepared.config.train.epochs
     every = prepared.config.train.checkpoint_every
@@ -183,8 +215,8 @@ class Run:
       prepared.pipeline,
       parallel,
       prepared.arrays,
-      say=folder.log.say,
-      advance=folder.log.advance,
+      say=log.say,
+      advance=log.advance,
       on_nonfinite=lambda state: nonfinite.fail(prepared, state),
       done=part.steps if part else 0,
       should_stop=self._stop_signal.should_stop,
@@ -195,11 +227,11 @@ class Run:
     with self._stop_signal.exit_at_once_on_sigterm():
       train_epoch.compile(self.state)
       # Compiled before the first epoch, while nothing can be lost.
-      call = calls.make_eval_call(
-        training.eval_step, prepared.pipeline, parallel
+      evaluate = (
+        calls.make_eval_call(training.eval_step, prepared.pipeline, parallel)
+        .lower(self.state, *next(self._eval_batches()))
+        .compile()
       )
-      batch = next(self._eval_batches())
-      evaluate = call.lower(self.state, *batch).compile()
     # A run that ended between a checkpoint and its pictures lacks them.
     self._draw_samples(only_missing=True)
     processes.barrier()
@@ -212,12 +244,13 @@ class Run:
       record = self._record(part, self._evaluate(evaluate))
       best = record['valid_loss'] < self.progress.best_loss
       self.progress = self.progress.after(record, part.seconds, every)
-      folder.record(
-        record,
-        parallel_lib.to_host(parallel.unreplicate(change)),
-        part.sums['flow'] / part.sums['steps'],
-      )
-      folder.log.say(
+      if log.active:
+        flow = part.sums['flow'] / part.sums['steps']
+        self._flow.append(
+          parallel_lib.to_host(parallel.unreplicate(change)), flow
+        )
+      log.write(record)
+      log.say(
         f'epoch {record["epoch"]:4d}  loss {record["train_loss"]:.4f}  '
         f'valid {record["valid_loss"]:.4f}  '
         f'accuracy {record["valid_accuracy"]:.4f}  '
@@ -226,21 +259,21 @@ class Run:
       )
       if best or record['epoch'] % every == 0 or record['epoch'] == epochs:
         state = parallel.unreplicate(self.state)
-        folder.checkpoints.save(state, self.progress.to_json(), best=best)
+        self._checkpoints.save(state, self.progress.to_json(), best=best)
       self._draw_samples()
       part = before = None
-    folder.checkpoints.wait()
+    self._checkpoints.wait()
 
   def _stop(self, before: list[jax.Array], part: epoch_lib.Part) -> NoReturn:
     """Saves an interrupted epoch, and raises Stopped."""
     epoch, unreplicate = self.progress.epoch, self.prepared.parallel.unreplicate
     step = epoch * self.prepared.pipeline.steps_per_epoch + part.steps
-    self._folder.checkpoints.save(
+    self._checkpoints.save(
       unreplicate(self.state),
       self.progress.to_json() | {'step': step, 'cut_short': part.to_json()},
       kernels=unreplicate(before),
     )
-    self._folder.checkpoints.wait()
+    self._checkpoints.wait()
     raise errors.Stopped(
       f'Stopped {self._stop_signal.reason} after epoch {epoch} and '
       f'{part.steps} steps. Everything is saved; run the same command again to '
@@ -299,7 +332,7 @@ class Run:
       return
     if only_missing and self._samples.exist(name):
       return
-    self._folder.checkpoints.wait()
+    self._checkpoints.wait()
     with self._stop_signal.exit_at_once_on_sigterm():
       state = self.prepared.parallel.unreplicate(self.state)
       self._samples.draw(name, state, self.progress.step)
@@ -311,17 +344,15 @@ class Run:
       The content of summary.json, which it writes. A process that writes no
       files computes no scores, and returns the rest.
     """
-    folder, progress = self._folder, self.progress
-    state, meta = folder.checkpoints.restore_best(self._like, folder.log.say)
+    log = self._log
+    state, meta = self._checkpoints.restore_best(self._like, log.say)
     best = progress_lib.Progress.from_json(meta)
-    summary = summary_lib.losses(self.prepared, progress.epoch, best)
-    if not folder.writes:
-      return summary
-    scores = self._samples.score(state)
-    self._samples.draw('best', state, progress.step)
-    summary |= summary_lib.scores(
-      self.prepared, folder.path, progress.seconds, scores
+    scores = self._samples.score(state) if log.active else None
+    self._samples.draw('best', state, self.progress.step)
+    summary = summary_lib.content(
+      self.prepared, self._path, self.progress, best, scores
     )
-    files.write_json(folder.path / 'summary.json', summary)
-    folder.log.say(summary_lib.format_summary(summary, folder.path))
+    if log.active:
+      files.write_json(self._path / 'summary.json', summary)
+      log.say(summary_lib.format_summary(summary, self._path))
     return summary

@@ -1,5 +1,6 @@
 """Pictures and scores of a run's validation slices."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from skipnet_jax.data import volume
 from skipnet_jax.prediction import gate_maps
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import run_predictor
-from skipnet_jax.runs import folder as folder_lib
+from skipnet_jax.runs import run_log
 from skipnet_jax.step import optim
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import state as state_lib
@@ -22,12 +23,15 @@ class Samples:
 
   Args:
     prepared: the parts of the run.
-    folder: after `begin`; the pictures go into its `samples/`.
+    path: folder for the pictures.
+    log: shows them in TensorBoard.
   """
 
-  def __init__(self, prepared: prepare.Prepared, folder: folder_lib.Folder):
+  def __init__(
+    self, prepared: prepare.Prepared, path: pathlib.Path, log: run_log.RunLog
+  ):
     self._data, self._config = prepared.data, prepared.config
-    self._folder, self._path = folder, folder.path / 'samples'
+    self._path, self._log = path, log
 
   def _predictor(self, state: state_lib.TrainState) -> inference.Predictor:
     params = optim.eval_params(state.params, state.opt_state)
@@ -38,11 +42,9 @@ class Samples:
 
   def score(self, state: state_lib.TrainState) -> dict[str, Any]:
     """The content of a scores.json, from one copy of the state."""
+    predictor, data = self._predictor(state), self._data
     return run_predictor.score_slices(
-      self._predictor(state),
-      self._data,
-      self._data.valid,
-      self._folder.log.say,
+      predictor, data, data.valid, self._log.say
     )[1]
 
   def exist(self, name: str) -> bool:
@@ -62,10 +64,10 @@ class Samples:
       state: one copy.
       step: for TensorBoard.
     """
-    if not self._folder.writes:
+    log = self._log
+    if not log.active:
       return
     predictor, data = self._predictor(state), self._data
-    log = self._folder.log
     self._path.mkdir(exist_ok=True)
     tiling = predictor.tiling(data.image.shape[1:], say=log.say)
 

@@ -37,54 +37,46 @@ def banner(prepared: prepare.Prepared, path: pathlib.Path) -> str:
   return '\n'.join([*lines, *filter(None, [data.warning, data.remedy])])
 
 
-def losses(
-  prepared: prepare.Prepared, epochs: int, best: progress_lib.Progress
-) -> dict[str, Any]:
-  """The fields of summary.json that the checkpoints hold.
-
-  Args:
-    prepared: the parts of the run.
-    epochs: number of finished epochs.
-    best: the progress in the best checkpoint.
-  """
-  record, config = best.best_record or {}, prepared.config
-  return {
-    'experiment': config.experiment or config.model.name,
-    'dataset': prepared.data.name,
-    'parameters': prepared.training.parameters,
-    'epochs': epochs,
-    'best_epoch': best.best_epoch,
-    'best_val_loss': record['valid_loss'],
-    'best_val_loss_with_l2': record['valid_loss_with_l2'],
-    'best_val_bce': record['valid_bce'],
-    'constant_val_bce': prepared.data.constant_bce(prepared.data.valid),
-    'train_loss_at_best': record['train_loss'],
-    'train_loss_with_l2_at_best': record['train_loss_with_l2'],
-  }
-
-
-def scores(
+def content(
   prepared: prepare.Prepared,
   path: pathlib.Path,
-  seconds: float,
-  scores: dict[str, Any],
+  last: progress_lib.Progress,
+  best: progress_lib.Progress,
+  scores: dict[str, Any] | None,
 ) -> dict[str, Any]:
-  """The fields of summary.json for scores and speed.
+  """The content of summary.json.
 
   Args:
     prepared: the parts of the run.
     path: the run's folder.
-    seconds: training time of all epochs.
-    scores: the content of a scores.json.
+    last: the progress at the end of the run.
+    best: the progress in the best checkpoint.
+    scores: the content of a scores.json; None to leave out scores and speed.
   """
+  record, config, data = best.best_record or {}, prepared.config, prepared.data
+  losses = {
+    'experiment': config.experiment or config.model.name,
+    'dataset': data.name,
+    'parameters': prepared.training.parameters,
+    'epochs': last.epoch,
+    'best_epoch': best.best_epoch,
+    'best_val_loss': record['valid_loss'],
+    'best_val_loss_with_l2': record['valid_loss_with_l2'],
+    'best_val_bce': record['valid_bce'],
+    'constant_val_bce': data.constant_bce(data.valid),
+    'train_loss_at_best': record['train_loss'],
+    'train_loss_with_l2_at_best': record['train_loss_with_l2'],
+  }
+  if scores is None:
+    return losses
   records = run_log.read_records(path / 'metrics.jsonl')
   rates = [record['images_per_second'] for record in records]
-  warning = prepared.data.warning
   return {
+    **losses,
     **{k: scores[k] for k in ('v_rand', 'v_info', 'threshold_v_rand')},
-    'seconds': round(seconds, 3),
+    'seconds': round(last.seconds, 3),
     'images_per_second': float(np.median(rates)),
-    **({'warning': warning} if warning else {}),
+    **({'warning': data.warning} if data.warning else {}),
   }
 
 
