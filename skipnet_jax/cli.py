@@ -117,9 +117,7 @@ def _without_tensorstore(hook: Callable, unraisable) -> None:
 
 def run(
   main: Callable[[], None],
-  interrupted: str = (
-    'run the same command again to resume from the last checkpoint.'
-  ),
+  interrupted: str = 'run the same command again to resume.',
   several: str = '',
 ) -> None:
   """Parses the flags, calls `main`, and turns bad input into exit code 2.

@@ -337,10 +337,9 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
   found = {}
   for name, changes in config.variants.items():
     whole = config.copy_and_resolve_references()
-    with whole.unlocked():
-      del whole.variants
-    # Locked: unknown fields raise an error.
-    whole.lock()
+    whole.unlock()
+    del whole.variants
+    whole.lock()  # Unknown fields raise an error.
     whole.experiment = name
     try:
       whole.update(changes)

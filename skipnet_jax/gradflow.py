@@ -122,4 +122,4 @@ def _check_flags() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, 'run the same command again to resume.')
+  cli.run(main)

@@ -8,7 +8,6 @@ import time
 from absl import flags
 
 from skipnet_jax import cli
-from skipnet_jax import errors
 
 _WORKDIR = flags.DEFINE_list(
   'workdir',
@@ -64,7 +63,7 @@ def main() -> None:
       runs, tta=_TTA.value, mc_samples=_SAMPLES.value
     )
     if _STD.value and predictor.count == 1:
-      raise errors.InputError(
+      cli.refuse(
         '--std_output needs several predictions to compare: add --mc_samples, '
         '--tta or another run to --workdir.'
       )

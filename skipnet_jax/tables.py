@@ -32,19 +32,18 @@ def layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
   if not rows:
     return []
   columns = [
-    (head, cells)
+    (head, *cells)
     for head, cells in zip(heads, zip(*rows, strict=True), strict=True)
     if any(cells)
   ]
-  widths = [max(map(len, (head, *cells))) for head, cells in columns]
+  widths = [max(map(len, column)) for column in columns]
   gap = '  ' if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else ' '
   widths = [
-    -width if head in _WORDS else width
-    for width, (head, _) in zip(widths, columns, strict=True)
+    -width if column[0] in _WORDS else width
+    for width, column in zip(widths, columns, strict=True)
   ]
   first, *others = [
-    line(cells, widths, gap).rstrip()
-    for cells in zip(*((head, *cells) for head, cells in columns), strict=True)
+    line(cells, widths, gap).rstrip() for cells in zip(*columns, strict=True)
   ]
   return [first, '-' * len(first), *others]
 

@@ -124,7 +124,7 @@ def train(command, monkeypatch, tmp_path):
 def test_an_interrupted_run_says_how_it_goes_on(train):
   outcome = train(KeyboardInterrupt())
   assert outcome.code == 130
-  assert 'resume from the last checkpoint' in outcome.out
+  assert 'run the same command again to resume' in outcome.out
 
 
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT])

@@ -94,8 +94,8 @@ def test_damaged_records(pair, copies):
 def test_other_data_or_settings_are_named_and_may_be_allowed(pair, copies):
   edit_config(copies[0], lambda c: c['dataset'].update(fingerprint='other'))
   message = refusal([pair[0], copies[0]])
-  assert 'different data sets' in message
-  assert '(other)' in message
+  assert 'data set fingerprint (' in message
+  assert " and 'other')" in message
 
   def change(content):
     content['config']['optim'].update(learning_rate=0.5)

@@ -68,10 +68,10 @@ def score_run(
     InputError: a run, data or an option that cannot be used; before anything is
       compiled.
   """
-  if split not in trained.SPLITS:
+  if split not in ('valid', 'train'):
     raise errors.InputError(
-      f'--split is {split!r}, but it must be {" or ".join(trained.SPLITS)}: '
-      'use the predict command for slices without labels.'
+      f'--split is {split!r}, but it must be valid or train: use the predict '
+      'command for slices without labels.'
     )
   run = trained.open_run(path)
   data = trained.load_data(run)

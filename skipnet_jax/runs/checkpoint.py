@@ -38,10 +38,6 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
   return vars(state) | {'key': words}
 
 
-def _from_tree(tree: dict[str, Any]) -> TrainState:
-  return TrainState(**tree | {'key': jax.random.wrap_key_data(tree['key'])})
-
-
 def _table(tree: Any) -> list[list[Any]]:
   """Name, dtype and shape of every array, in order."""
   return [
@@ -171,7 +167,15 @@ class Checkpoints:
     data = _pack(tree)
     meta = meta | {'arrays': _table(tree)}
     meta |= {'crc32': _checksum(data, meta)}
-    self._check_space(data.nbytes)
+    # Orbax would fail in threads that print tracebacks.
+    free = shutil.disk_usage(self._root).free
+    if free < 2 * data.nbytes:
+      raise errors.RunError(
+        f'A checkpoint of {data.nbytes / 1e6:,.1f} MB needs twice as much '
+        f'space in {self._root}, and {free / 1e6:,.1f} MB are left: free some '
+        'space and run the same command again to resume from the checkpoint '
+        'before.'
+      )
     for name in ('best', 'latest') if best else ('latest',):
       manager = self._managers[name]
       with self._writing():
@@ -185,16 +189,6 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta),
           ),
         )
-
-  def _check_space(self, needed: int) -> None:
-    # Orbax would fail in threads that print tracebacks.
-    free = shutil.disk_usage(self._root).free
-    if free < 2 * needed:
-      raise errors.RunError(
-        f'A checkpoint of {needed / 1e6:,.1f} MB needs twice as much space in '
-        f'{self._root}, and {free / 1e6:,.1f} MB are left: free some space and '
-        'run the same command again to resume from the checkpoint before.'
-      )
 
   def wait(self) -> None:
     """Waits until all checkpoints are on the disk.
@@ -333,8 +327,9 @@ class Checkpoints:
     if _checksum(data, meta | {'arrays': table}) != meta['crc32']:
       raise ValueError('its checksum is wrong')
     tree = _unpack(data, tree)
+    tree['key'] = jax.random.wrap_key_data(tree['key'])
     kernels = tree.pop('kernels', None)
-    return _from_tree(tree), meta, kernels
+    return TrainState(**tree), meta, kernels
 
   def close(self) -> None:
     """Waits, and ends the background threads."""

@@ -11,9 +11,7 @@ from skipnet_jax import files
 from skipnet_jax.step import telemetry
 
 
-def read(
-  path: pathlib.Path,
-) -> tuple[list[str], dict[str, np.ndarray]]:
+def read(path: pathlib.Path) -> tuple[list[str], dict[str, np.ndarray]]:
   """Layers and quantities of a `gradient_flow.npz`, see `FlowFile`.
 
   Raises:

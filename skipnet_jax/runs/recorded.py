@@ -145,26 +145,20 @@ def open_runs(
 
 
 def _check_comparable(first: RecordedRun, other: RecordedRun) -> None:
-  pair = f'{first.path} and {other.path}'
-  remedy = 'compare others, or pass --allow_differences.'
-  if first.dataset != other.dataset:
-    a, b = first.dataset, other.dataset
-    raise errors.InputError(
-      f'{pair} were trained on different data sets, {a["name"]} '
-      f'({a["fingerprint"]}) and {b["name"]} ({b["fingerprint"]}): {remedy}'
-    )
   a, b = (
     {
       name: value
       for name, value in config_identity.identity(run.config).items()
       if not name.startswith('model.') and name != 'experiment'
     }
+    | {f'data set {field}': value for field, value in run.dataset.items()}
     | {'epochs recorded': run.epochs}
     for run in (first, other)
   )
   changed = config_identity.differences(a, b)
   if changed:
     raise errors.InputError(
-      f'{pair} differ in more than their networks: '
-      f'{", ".join(changed).replace(", now ", " and ")}: {remedy}'
+      f'{first.path} and {other.path} differ in more than their networks: '
+      f'{", ".join(changed).replace(", now ", " and ")}: compare others, or '
+      'pass --allow_differences.'
     )

@@ -20,8 +20,6 @@ from skipnet_jax.runs import workdir
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import optim
 
-SPLITS = ('valid', 'train')
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:

@@ -119,9 +119,8 @@ class Epoch:
     self, state: TrainState
   ) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
     """The call that trains `steps_per_call` steps, and its arguments."""
-    if self.on_device:
-      return self._call, (state, self._data)
-    return self._call, (state, self._read(self._step(state)))
+    data = self._data if self.on_device else self._read(self._step(state))
+    return self._call, (state, data)
 
   def compile(self, state: TrainState) -> None:
     """Compiles the program and prints how long that took."""

@@ -31,11 +31,9 @@ from skipnet_jax.training import processes
 from skipnet_jax.training import samples as samples_lib
 from skipnet_jax.training import summary as summary_lib
 
-Config = ml_collections.ConfigDict
-
 
 def train_and_evaluate(
-  config: Config,
+  config: ml_collections.ConfigDict,
   workdir: str | os.PathLike,
   stop_signal: preemption.StopSignal | None = None,
 ) -> dict[str, Any]:
@@ -88,19 +86,14 @@ def train_and_evaluate(
 
 @contextlib.contextmanager
 def open_run(
-  config: Config,
+  config: ml_collections.ConfigDict,
   workdir: str | os.PathLike,
   stop_signal: preemption.StopSignal | None = None,
 ) -> Iterator['Run']:
   """Checks, builds and restores a run; trains nothing.
 
-  Args:
-    config: a validated config.
-    workdir: the run's folder, locked for this process inside the context.
-    stop_signal: says when to stop; by default never.
-
-  Raises:
-    InputError: see `train_and_evaluate`.
+  The folder is locked inside the context. Arguments and errors are those of
+  `train_and_evaluate`; the config must be validated.
   """
   with contextlib.ExitStack() as stack:
     with processes.raise_input_errors_everywhere():
@@ -112,7 +105,7 @@ def open_run(
 
 
 class Run:
-  """A run whose folder is open: restored, and trained by `train`.
+  """A run whose folder is open; made by `open_run`, trained by `train`.
 
   All processes write the arrays of a checkpoint, and process 0 the other files.
 
@@ -120,12 +113,6 @@ class Run:
     prepared: devices, data, network and steps.
     state: the latest state, as replicated.
     progress: number of finished epochs, and the best of them.
-
-  Args:
-    prepared: from `prepare.prepare`.
-    path: the run's folder.
-    stack: closes the files.
-    stop_signal: says when to stop.
   """
 
   _flow: flow_file.FlowFile

@@ -11,8 +11,6 @@ from skipnet_jax.models import layer_table
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import parallel as parallel_lib
 
-Config = ml_collections.ConfigDict
-
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -27,7 +25,7 @@ class Prepared:
     arrays: the data set on the host, as the pipeline reads it.
   """
 
-  config: Config
+  config: ml_collections.ConfigDict
   parallel: parallel_lib.Parallel
   data: sources.DataSet
   pipeline: pipeline_lib.Pipeline
@@ -35,7 +33,7 @@ class Prepared:
   arrays: pipeline_lib.Arrays
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: ml_collections.ConfigDict) -> Prepared:
   """Builds the parts of a run from a validated config.
 
   Raises:
@@ -53,7 +51,7 @@ def prepare(config: Config) -> Prepared:
   return Prepared(config, parallel, data, pipeline, training, arrays)
 
 
-def describe(config: Config) -> str:
+def describe(config: ml_collections.ConfigDict) -> str:
   """The layer table of a config's network, and its number of parameters.
 
   Raises:
