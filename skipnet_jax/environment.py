@@ -63,8 +63,7 @@ def git_state() -> str:
     return 'unknown'
 
 
-def add_xla_flag(flag: str) -> None:
-  """Adds a flag to $XLA_FLAGS; call it before JAX first touches a device."""
-  found = os.environ.get('XLA_FLAGS', '').split()
-  if flag not in found:
-    os.environ['XLA_FLAGS'] = ' '.join([*found, flag])
+def set_deterministic() -> None:
+  """Adds DETERMINISTIC to $XLA_FLAGS, before JAX first touches a device."""
+  found = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{found} {DETERMINISTIC}'

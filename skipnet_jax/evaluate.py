@@ -50,9 +50,6 @@ def main() -> None:
   of_run = bool(_WORKDIR.value)
   if of_run == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
-  if not of_run:
-    cli.require(_LABELS)
-    cli.require(_OUTPUT)
   others = (_LABELS, _KIND, _IMAGE) if of_run else (_SPLIT, _TTA, _SAMPLES)
   for flag in others:
     if flag.present:
@@ -68,7 +65,7 @@ def main() -> None:
     name = 'scores.json' if _SPLIT.value == 'valid' else 'scores_train.json'
     output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, name)
   else:
-    output = cli.require(_OUTPUT)
+    labels, output = cli.require(_LABELS), cli.require(_OUTPUT)
   panels = pathlib.Path(_PANELS.value) if _PANELS.value else None
   files = report.OutputFiles(pathlib.Path(output), panels)
   files.check(_OVERWRITE.value)
@@ -82,10 +79,7 @@ def main() -> None:
     )
   else:
     evaluation = scoring.score_files(
-      cli.require(_PREDICTION),
-      cli.require(_LABELS),
-      _KIND.value,
-      _IMAGE.value,
+      cli.require(_PREDICTION), labels, _KIND.value, _IMAGE.value
     )
   print(evaluation.title)
   print(report.format_table(evaluation.results))

@@ -16,9 +16,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'With --config: folder for the run of each variant, and for the report.',
+  'workdir', None, 'With --config: folder for the runs and the report.'
 )
 _RUNS = flags.DEFINE_list(
   'runs', None, 'Folders of finished runs to compare, separated by commas.'
@@ -49,12 +47,7 @@ def main() -> None:
   from skipnet_jax.analysis.page import report
   from skipnet_jax.data import sources
   from skipnet_jax.runs import recorded
-  from skipnet_jax.runs import trained as runs_lib
   from skipnet_jax.training import study
-
-  def trained(run: recorded.RecordedRun):
-    opened = runs_lib.open_run(run.path)
-    return runs_lib.load_data(opened), opened.variables
 
   config, compared = _CONFIG.value, _RUNS.value
   if compared is None:
@@ -68,7 +61,7 @@ def main() -> None:
   if _RUNS.value is not None:
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
     folder = report.check(cli.require(_OUTPUT), overwrite=_OVERWRITE.value)
-    page = comparison.of_runs('Gradient flow', runs, trained, print)
+    page = comparison.of_runs('Gradient flow', runs, print)
   else:
     title = f'Gradient flow: {config.experiment}'
     output = _OUTPUT.value or pathlib.Path(cli.require(_WORKDIR), 'report')
@@ -96,7 +89,7 @@ def main() -> None:
       )
       folder = report.check(output, overwrite=overwrite)
       runs = recorded.open_runs(folders, allow_differences=True)
-      page = comparison.of_runs(title, runs, trained, print)
+      page = comparison.of_runs(title, runs, print)
   path = report.write(folder, page)
   print(report.format_tables(page))
   print(f'report: {path}, each figure beside it as PNG and CSV')

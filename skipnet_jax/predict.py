@@ -10,9 +10,7 @@ from absl import flags
 from skipnet_jax import cli
 
 _WORKDIR = flags.DEFINE_list(
-  'workdir',
-  None,
-  'Folder of a run, or of several, separated by commas, to average.',
+  'workdir', None, 'Folder of a run, or of several to average: A,B,C.'
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'
@@ -21,9 +19,7 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'TIFF of probabilities: 1 inside a cell, 0 on membranes.'
 )
 _STD = flags.DEFINE_string(
-  'std_output',
-  None,
-  'TIFF of the standard deviations of the averaged predictions.',
+  'std_output', None, "TIFF of the averaged predictions' standard deviations."
 )
 _SEGMENTATION = flags.DEFINE_string(
   'segmentation', None, 'TIFF of labels: the thinned regions of each slice.'

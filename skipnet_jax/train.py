@@ -25,7 +25,7 @@ def main() -> None:
   cli.require_config(_CONFIG.value)
   config = _CONFIG.value
   if config.train.deterministic:
-    environment.add_xla_flag(environment.DETERMINISTIC)
+    environment.set_deterministic()
   # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.training import loop
   from skipnet_jax.training import prepare

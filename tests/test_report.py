@@ -17,7 +17,6 @@ from skipnet_jax.analysis.page import comparison
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
 from skipnet_jax.runs import recorded
-from skipnet_jax.runs import trained as runs_lib
 
 FIGURES = {
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
@@ -25,17 +24,12 @@ FIGURES = {
 }
 
 
-def trained(run):
-  opened = runs_lib.open_run(run.path)
-  return runs_lib.load_data(opened), opened.variables
-
-
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   """Two runs, their page, and the folder of the report."""
   folder = tmp_path_factory.mktemp('report')
   runs = recorded.open_runs(made_runs.make_pair(folder))
-  page = comparison.of_runs('Skips <compared>', runs, trained)
+  page = comparison.of_runs('Skips <compared>', runs)
   out = report.check(folder / 'out', overwrite=False)
   report.write(out, page)
   return runs, page, out

@@ -80,8 +80,8 @@ TRAINING = (
   Mutation(
     'epoch-starts-over',
     'skipnet_jax/training/epoch.py',
-    'part.steps, self._pipeline.steps_per_epoch, self.steps_per_call',
-    '0, self._pipeline.steps_per_epoch, self.steps_per_call',
+    'range(part.steps, per_epoch, self.steps_per_call)',
+    'range(0, per_epoch, self.steps_per_call)',
     'An epoch that was cut short trains its first steps again.',
     ('tests/test_preemption.py::test_an_epoch_cut_short_goes_on_bit_for_bit',),
   ),

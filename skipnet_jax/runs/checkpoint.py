@@ -23,7 +23,6 @@ from skipnet_jax.step import parallel
 from skipnet_jax.step import state as state_lib
 
 TrainState = state_lib.TrainState
-Warn = Callable[[str], None]
 # A state, the JSON values saved with it, and the kernels at the beginning of an
 # interrupted epoch.
 Restored = tuple[TrainState, dict[str, Any], list[jax.Array] | None]
@@ -219,7 +218,7 @@ class Checkpoints:
   def restore_latest(
     self,
     like: TrainState,
-    warn: Warn,
+    warn: Callable[[str], None],
     kernels: list[jax.Array] | None = None,
   ) -> Restored | None:
     """The newest readable checkpoint, or None if there are no checkpoints.
@@ -244,7 +243,7 @@ class Checkpoints:
       ) from e
 
   def restore_best(
-    self, like: TrainState, warn: Warn
+    self, like: TrainState, warn: Callable[[str], None]
   ) -> tuple[TrainState, dict[str, Any]]:
     """The checkpoint with the best validation loss.
 
@@ -280,7 +279,7 @@ class Checkpoints:
     self,
     candidates: list[tuple[str, int]],
     like: TrainState,
-    warn: Warn,
+    warn: Callable[[str], None],
     kernels: list[jax.Array] | None = None,
   ) -> Restored:
     """The first readable one of some checkpoints, given by folder and step.

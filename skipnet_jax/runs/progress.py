@@ -41,20 +41,18 @@ class Progress:
       seconds: its training time.
       every: epochs between two checkpoints.
     """
-    best = {}
-    if record['valid_loss'] < self.best_loss:
-      best = {
-        'best_loss': record['valid_loss'],
-        'best_epoch': record['epoch'],
-        'best_record': record,
-      }
+    best = self.best_record
+    if best is None or record['valid_loss'] < self.best_loss:
+      best = record
     return dataclasses.replace(
       self,
       epoch=record['epoch'],
       step=record['step'],
+      best_loss=best['valid_loss'],
+      best_epoch=best['epoch'],
+      best_record=best,
       seconds=self.seconds + seconds,
       records=[*self.records, record][-(every + _SPARE) :],
-      **best,
     )
 
   def to_json(self) -> dict[str, Any]:

@@ -148,10 +148,9 @@ def _check_comparable(first: RecordedRun, other: RecordedRun) -> None:
   a, b = (
     {
       name: value
-      for name, value in config_identity.identity(run.config).items()
+      for name, value in workdir.identity(run.config, run.dataset).items()
       if not name.startswith('model.') and name != 'experiment'
     }
-    | {f'data set {field}': value for field, value in run.dataset.items()}
     | {'epochs recorded': run.epochs}
     for run in (first, other)
   )

@@ -90,8 +90,7 @@ class RunLog:
 
   def close(self) -> None:
     """Flushes and closes everything."""
-    self._bar.close()
-    for opened in (self._file, self._board):
+    for opened in (self._bar, self._file, self._board):
       if opened is not None:
         opened.close()
 
@@ -124,10 +123,9 @@ def keep_records(
   text = ''.join(json.dumps(record) + '\n' for record in kept)
   if text.encode() != content:
     files.write_whole(path, text)
-  if len(kept) == last_epoch:
-    return ''
   lost = last_epoch - len(kept)
-  return f'metrics.jsonl is damaged: the records of {lost} epochs are lost.'
+  text = f'metrics.jsonl is damaged: the records of {lost} epochs are lost.'
+  return text if lost else ''
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -107,21 +107,22 @@ def check(
       )
     return path
   changed = config_identity.differences(
-    *map(config_identity.identity, (read_config(path), config))
+    identity(read_config(path), read_dataset(path)), identity(config, dataset)
   )
   if changed:
     raise errors.InputError(
-      f'The workdir {path} has a run with another config: '
+      f'The workdir {path} has a run with another config or other data: '
       f'{", ".join(changed)}. Choose another --workdir, or undo these changes.'
     )
-  old = read_dataset(path)
-  if old != dataset:
-    raise errors.InputError(
-      f'The workdir {path} has a run on {old["name"]!r}, but the data are now '
-      f'{dataset["name"]!r}: choose another --workdir, or use the data of its '
-      'first epochs.'
-    )
   return path
+
+
+def identity(
+  config: ml_collections.ConfigDict, dataset: dict[str, str]
+) -> dict[str, Any]:
+  """The config's identity, with the name and fingerprint of the data set."""
+  data = {f'data set {field}': value for field, value in dataset.items()}
+  return config_identity.identity(config) | data
 
 
 def claim(path: pathlib.Path) -> TextIO:

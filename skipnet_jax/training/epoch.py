@@ -88,8 +88,7 @@ class Epoch:
   ):
     self._seed, self._say, self._advance = config.seed, say, advance
     self._on_nonfinite, self._should_stop = on_nonfinite, should_stop
-    self._pipeline, self._parallel = pipeline, parallel
-    self._arrays = arrays
+    self._pipeline, self._parallel, self._arrays = pipeline, parallel, arrays
     self.compiled: Any = None
     device, per_epoch = parallel.devices[0], pipeline.steps_per_epoch
     self.on_device = _fits(arrays, device, config.data.device_share)
@@ -144,10 +143,8 @@ class Epoch:
       The new state, and the part of the epoch that is finished now.
     """
     part = before or Part()
-    first, seconds_before = part.steps, part.seconds
-    left = range(
-      part.steps, self._pipeline.steps_per_epoch, self.steps_per_call
-    )
+    per_epoch = self._pipeline.steps_per_epoch
+    left = range(part.steps, per_epoch, self.steps_per_call)
     if not left:
       return state, part
     if self.compiled is None:
@@ -158,12 +155,11 @@ class Epoch:
       for name, value in metrics.items():
         part.sums[name] = part.sums.get(name, 0.0) + value.astype(np.float64)
       part.steps += self.steps_per_call
-      seconds = time.perf_counter() - begin
-      part.seconds = seconds_before + seconds
+      part.seconds = time.perf_counter() - begin
       self._advance(
         self.steps_per_call,
         float(metrics['loss'] / metrics['steps']),
-        (part.steps - first) * self._pipeline.batch_size / seconds,
+        part.steps * self._pipeline.batch_size / part.seconds,
       )
       if part.sums['nonfinite']:
         self._on_nonfinite(state)
@@ -177,7 +173,7 @@ class Epoch:
         arguments = iter(feed)
       # The first batch is read before the clock starts.
       arguments = itertools.chain([next(arguments)], arguments)
-      begin = time.perf_counter()
+      begin = time.perf_counter() - part.seconds
       pending = []
       for _, argument in zip(left, arguments, strict=False):
         state, metrics = self.compiled(state, argument)

@@ -70,9 +70,8 @@ def train_and_evaluate(
   """
   config_lib.validate(config)
   processes.start(config.parallel)
-  stop_signal = stop_signal or preemption.StopSignal()
   with (
-    stop_signal,
+    stop_signal or preemption.StopSignal() as stop_signal,
     contextlib.ExitStack() as stack,
     # Inside the stack: closing the folder would wait for the other processes.
     processes.abort_together(),
@@ -137,13 +136,12 @@ class Run:
     )
     messages: list[str] = []
     self._restore(messages.append)
-    epoch, writes = self.progress.epoch, jax.process_index() == 0
+    epoch, records = self.progress.epoch, self.progress.records
+    writes = jax.process_index() == 0
     if writes:
       workdir_lib.describe(path, config, prepared.data.identity())
       messages.append(
-        run_log.keep_records(
-          path / 'metrics.jsonl', epoch, self.progress.records
-        )
+        run_log.keep_records(path / 'metrics.jsonl', epoch, records)
       )
       self._flow = flow_file.FlowFile(
         path / 'gradient_flow.npz', training.kernels, epoch, messages.append
@@ -219,23 +217,21 @@ class Run:
         .lower(self.state, *next(self._eval_batches()))
         .compile()
       )
-    # A run that ended between a checkpoint and its pictures lacks them.
-    self._draw_samples(only_missing=True)
+    # A run that ended between a checkpoint and its samples lacks them.
+    self._draw_samples()
     processes.barrier()
     while self.progress.epoch < epochs:
       before = before or copy_kernels(self.state.params)
       self.state, part = train_epoch(self.state, part)
       if part.stopped:
         self._stop(before, part)
-      change = net_change(before, self.state.params)
+      change = parallel.unreplicate(net_change(before, self.state.params))
       record = self._record(part, self._evaluate(evaluate))
       best = record['valid_loss'] < self.progress.best_loss
       self.progress = self.progress.after(record, part.seconds, every)
       if log.active:
         flow = part.sums['flow'] / part.sums['steps']
-        self._flow.append(
-          parallel_lib.to_host(parallel.unreplicate(change)), flow
-        )
+        self._flow.append(parallel_lib.to_host(change), flow)
       log.write(record)
       log.say(
         f'epoch {record["epoch"]:4d}  loss {record["train_loss"]:.4f}  '
@@ -310,14 +306,12 @@ class Run:
       )
     return record
 
-  def _draw_samples(self, *, only_missing: bool = False) -> None:
-    """Draws the samples of an epoch that log.sample_every selects."""
+  def _draw_samples(self) -> None:
+    """Draws missing samples, if log.sample_every selects the epoch."""
     epoch = self.progress.epoch
     every = self.prepared.config.log.sample_every
     name = f'epoch_{epoch:04d}'
-    if not (every and epoch) or epoch % every:
-      return
-    if only_missing and self._samples.exist(name):
+    if not (every and epoch) or epoch % every or self._samples.exist(name):
       return
     self._checkpoints.wait()
     with self._stop_signal.exit_at_once_on_sigterm():

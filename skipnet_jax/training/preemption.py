@@ -35,14 +35,8 @@ class StopSignal:
 
   def __enter__(self) -> 'StopSignal':
     main = threading.current_thread() is threading.main_thread()
-    if main and jax.process_count() == 1:
-      self._listen()
-    return self
-
-  def __exit__(self, *_) -> None:
-    self._undo.close()
-
-  def _listen(self) -> None:
+    if not main or jax.process_count() > 1:
+      return self
     undo = self._undo.callback
     # Python's own handlers wait for the interpreter, and a compilation keeps it
     # busy for minutes; a byte in this pipe arrives immediately.
@@ -57,6 +51,10 @@ class StopSignal:
     undo(signal.set_wakeup_fd, old_fd)
     old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
     undo(signal.signal, signal.SIGTERM, old_handler)
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._undo.close()
 
   def _watch(self, read: int) -> None:
     while received := os.read(read, 64):

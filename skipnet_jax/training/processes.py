@@ -16,14 +16,8 @@ import numpy as np
 
 from skipnet_jax import errors
 
-# Time limits in seconds: for all processes to join, for all to compile, and for
-# a process without a heartbeat, after which JAX ends the others.
-JOIN = 300
-COMPILED = 3600
-DEAD = 30
-# Seconds until `start` says that it waits, and that process 0 ends later.
-_NOTICE = 10
-_LINGER = 5
+# Seconds for all processes to join, and until one prints that it waits.
+JOIN, _NOTICE = 300, 10
 # Bytes of an error message that the other processes receive.
 _MESSAGE = 1000
 # Words in XLA's error when another process is gone.
@@ -74,7 +68,7 @@ def start(config: ml_collections.ConfigDict) -> None:
     jax.distributed.initialize(
       **arguments,
       initialization_timeout=2 * JOIN,
-      heartbeat_timeout_seconds=DEAD,
+      heartbeat_timeout_seconds=30,
     )
   except (RuntimeError, ValueError) as e:
     raise errors.InputError(
@@ -96,7 +90,7 @@ def barrier() -> None:
     # JAX has no public barrier that is not itself a collective.
     client = distributed.global_state.client
     assert client is not None  # There are several processes.
-    client.wait_at_barrier('compiled', 1000 * COMPILED)
+    client.wait_at_barrier('compiled', 3_600_000)
 
 
 @contextlib.contextmanager
@@ -112,13 +106,12 @@ def raise_input_errors_everywhere() -> Iterator[None]:
   except errors.InputError as e:
     own = e
   if jax.process_count() > 1:
-    message = np.zeros(_MESSAGE, np.uint8)
-    text = str(own or '').encode()[:_MESSAGE]
-    message[: len(text)] = np.frombuffer(text, np.uint8)
+    text = str(own or '').encode()[:_MESSAGE].ljust(_MESSAGE, b'\0')
+    message = np.frombuffer(text, np.uint8)
     for i, received in enumerate(multihost_utils.process_allgather(message)):
-      text = received.tobytes().rstrip(b'\0').decode(errors='replace')
-      if text and not own:
-        own = errors.InputError(f'Process {i} refuses: {text}')
+      other = received.tobytes().rstrip(b'\0').decode(errors='replace')
+      if other and not own:
+        own = errors.InputError(f'Process {i} refuses: {other}')
   if own:
     raise own
 
@@ -156,5 +149,5 @@ def abort_together() -> Iterator[None]:
     if jax.process_index() == 0 and 'heartbeat' not in reason:
       # JAX's service runs in this process. Without it, the others end before
       # they can print a message; after a lost heartbeat, JAX ends all anyway.
-      time.sleep(_LINGER)
+      time.sleep(5)
     os._exit(1)

@@ -11,7 +11,6 @@ import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax.analysis import depth
-from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import measure
 from skipnet_jax.analysis.page import figures as figures_lib
 from skipnet_jax.analysis.page import point_figures
@@ -19,14 +18,11 @@ from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
 from skipnet_jax.data import sources
 from skipnet_jax.runs import recorded
+from skipnet_jax.runs import trained
 from skipnet_jax.step import state as state_lib
 
 Config = ml_collections.ConfigDict
 Log = Callable[[str], None]
-# Opens a run: its data set, and the parameters of its best checkpoint.
-OpenRun = Callable[
-  [recorded.RecordedRun], tuple[sources.DataSet, gradient_flow.Variables]
-]
 
 # Side of the measured window, in pixels: of runs; smaller before training, to
 # take no more than a minute.
@@ -38,7 +34,6 @@ INITIAL, BEST = 'at initialisation', 'best epoch'
 def of_runs(
   title: str,
   runs: Sequence[recorded.RecordedRun],
-  open_run: OpenRun,
   log: Log = lambda _: None,
 ) -> report.Page:
   """Compares recorded runs; measures them at their first and best parameters.
@@ -46,22 +41,22 @@ def of_runs(
   Args:
     title: of the page.
     runs: from `recorded.open_runs`.
-    open_run: returns the data and the best parameters of a run.
     log: called with a message on each run.
 
   Raises:
     InputError: the data or the checkpoint of a run is missing.
   """
-  opened = {run.name: open_run(run) for run in runs}
+  opened = [trained.open_run(run.path) for run in runs]
+  data = [trained.load_data(run) for run in opened]
   configs = {run.name: run.config for run in runs}
-  dataset = ' and '.join(dict.fromkeys(d.name for d, _ in opened.values()))
+  dataset = ' and '.join(dict.fromkeys(one.name for one in data))
   points: point_figures.Points = {}
   signals = {}
-  for run in runs:
+  for run, best, stacks in zip(runs, opened, data, strict=True):
     log(f'Measuring {run.name}: gradient by route, propagation')
-    data, best = opened[run.name]
-    batch = measure.centre_batch(run.config, data, _RUN_SIDE)
-    moments = {INITIAL: measure.initial_variables(run.config), BEST: best}
+    batch = measure.centre_batch(run.config, stacks, _RUN_SIDE)
+    initial = measure.initial_variables(run.config)
+    moments = {INITIAL: initial, BEST: best.variables}
     points[run.name], signals[run.name] = _measure(
       run.config, moments, batch, run.layers
     )
@@ -81,7 +76,7 @@ def of_runs(
       *_point_figures(points, signals, dataset),
     ],
     tables=[_differences(configs), _scores(runs), _least_served(runs)],
-    warnings=_warnings(data for data, _ in opened.values()),
+    warnings=_warnings(data),
     details=_details(configs) | environments,
   )
 

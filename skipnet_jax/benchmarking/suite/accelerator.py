@@ -206,7 +206,7 @@ def determinism(config: Config, save: Save) -> None:
   for name in ('usual', 'deterministic'):
     if name == 'deterministic':
       # The processes that measure are started after this and inherit it.
-      environment.add_xla_flag(environment.DETERMINISTIC)
+      environment.set_deterministic()
     found: Result = {}
     _measure([row], found.update)
     rates[name] = found['reports'][0]['results'][0]['images_per_second']
