@@ -55,7 +55,7 @@ def differences(a, others):
   return ast.literal_eval(done.stdout)
 
 
-def test_a_run_ends_as_one_left_alone(chaos):
+def test_a_killed_run_ends_as_an_uninterrupted_one(chaos):
   folder, report = chaos
   assert report['kills'] == len(report['lives']) == KILLS
   assert report['differences'] == []

@@ -148,7 +148,7 @@ def test_a_flipped_bit_is_never_trained_on(tmp_path):
   assert any(name.startswith('meta/') for name in noticed), noticed
 
 
-def test_other_arrays_in_whole_files_are_found_by_the_checksum(tmp_path):
+def test_the_checksum_finds_the_arrays_of_another_checkpoint(tmp_path):
   # Every file of step 4 is sound, but what they say is of step 6.
   save(tmp_path / 'a', [2, 4])
   save(tmp_path / 'b', [6])
@@ -161,7 +161,7 @@ def test_other_arrays_in_whole_files_are_found_by_the_checksum(tmp_path):
   assert 'checksum' in warnings[0]
 
 
-def test_a_damaged_best_gives_way_to_the_latest_copy_then_to_the_one_before(
+def test_a_damaged_best_checkpoint_is_replaced_by_its_copy_or_an_older_one(
   tmp_path,
 ):
   save(tmp_path, [2, 4, 6], best=[2, 4])
@@ -175,7 +175,7 @@ def test_a_damaged_best_gives_way_to_the_latest_copy_then_to_the_one_before(
   assert 'best/2 is used instead' in warnings[1]
 
 
-def test_an_epoch_cut_short_carries_its_first_kernels(tmp_path):
+def test_an_interrupted_epoch_keeps_the_kernels_before_it(tmp_path):
   kernels = [jnp.arange(6.0).reshape(2, 3), jnp.ones((1, 2))]
   writer = checkpoint.Checkpoints(tmp_path)
   meta = {'step': 3, 'epoch': 1, 'cut_short': {'steps': 1}}
@@ -189,14 +189,14 @@ def test_an_epoch_cut_short_carries_its_first_kernels(tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
-def test_nothing_readable_is_no_new_beginning(tmp_path):
+def test_a_run_without_readable_checkpoints_does_not_start_again(tmp_path):
   save(tmp_path, [2, 4])
   damage(tmp_path / 'checkpoints' / 'latest')
   with pytest.raises(errors.RunError, match=r'No checkpoint in .* can be read'):
     read(tmp_path, 'restore_latest', print)
 
 
-def test_a_cut_off_write_is_no_checkpoint(tmp_path):
+def test_an_unfinished_write_is_no_checkpoint(tmp_path):
   save(tmp_path, [2])
   unfinished = tmp_path / 'checkpoints' / 'latest' / '4.orbax-checkpoint-tmp'
   unfinished.mkdir()

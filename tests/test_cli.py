@@ -61,7 +61,7 @@ def test_fields_are_set_by_name(command):
   assert 'long_skip' not in outcome.out
 
 
-def test_the_command_starts_over_with_large_pages():
+def test_the_command_restarts_with_large_pages():
   environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
   code = (
     'import os, sys; from skipnet_jax import cli\n'
@@ -121,7 +121,7 @@ def train(command, monkeypatch, tmp_path):
   return call
 
 
-def test_an_interrupted_run_says_how_it_goes_on(train):
+def test_an_interrupted_run_prints_how_to_resume(train):
   outcome = train(KeyboardInterrupt())
   assert outcome.code == 130
   assert 'run the same command again to resume' in outcome.out
@@ -158,7 +158,7 @@ def test_a_stopped_run_ends_well(train):
   assert outcome.out == 'Stopped by SIGTERM after epoch 3.\n'
 
 
-def test_what_nobody_foresaw_keeps_its_traceback(train):
+def test_unexpected_errors_keep_their_traceback(train):
   with pytest.raises(PermissionError):
     train(PermissionError(errno.EACCES, 'no', 'file'))
   with pytest.raises(ZeroDivisionError):

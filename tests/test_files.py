@@ -9,7 +9,7 @@ import pytest
 from skipnet_jax import files
 
 
-def test_what_was_there_is_replaced(tmp_path):
+def test_an_existing_file_is_replaced(tmp_path):
   path = tmp_path / 'a'
   for data in ('first, and longer', 'µ', b'\x00\xff'):
     files.write_whole(path, data)
@@ -19,7 +19,7 @@ def test_what_was_there_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize('there', [True, False])
-def test_a_writing_that_fails_leaves_what_was_there(tmp_path, there):
+def test_a_failed_write_leaves_the_old_file(tmp_path, there):
   path = tmp_path / 'a'
   if there:
     path.write_text('old')
@@ -34,7 +34,7 @@ def test_a_writing_that_fails_leaves_what_was_there(tmp_path, there):
   assert [p.read_text() for p in tmp_path.iterdir()] == ['old'] * there
 
 
-def test_a_name_that_cannot_be_taken_leaves_no_part(tmp_path):
+def test_a_failed_rename_leaves_no_part(tmp_path):
   (tmp_path / 'a').mkdir()
   with pytest.raises(IsADirectoryError):
     files.write_whole(tmp_path / 'a', 'new')
@@ -49,7 +49,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
   assert not (tmp_path / 'a').is_symlink()
 
 
-def test_the_part_is_never_a_file_or_link_that_is_there(tmp_path, monkeypatch):
+def test_an_existing_part_is_never_overwritten(tmp_path, monkeypatch):
   monkeypatch.setattr(files.secrets, 'token_hex', lambda _: 'guessed')
   (tmp_path / 'elsewhere').write_text('kept')
   (tmp_path / '.a.guessed.part').symlink_to(tmp_path / 'elsewhere')

@@ -53,7 +53,7 @@ def few_seeds(monkeypatch):
   monkeypatch.setattr(measure, 'SEEDS', (0, 1))
 
 
-def test_one_command_trains_compares_and_goes_on(
+def test_one_command_trains_compares_and_resumes(
   command, two, few_seeds, tmp_path
 ):
   workdir = tmp_path / 'study'

@@ -31,7 +31,7 @@ def test_records_are_lines_that_are_read_back(tmp_path):
   assert found == [record(1), record(2)]
 
 
-def test_what_is_not_finite_is_no_json(tmp_path):
+def test_values_that_are_not_finite_are_refused(tmp_path):
   log = open_log(tmp_path)
   with pytest.raises(ValueError, match='JSON'):
     log.write({'epoch': 1, 'step': 1, 'train_loss': float('nan')})
@@ -49,7 +49,7 @@ def test_only_the_first_process_writes(tmp_path, capsys):
   assert capsys.readouterr() == ('', '')
 
 
-def test_lines_are_said_on_standard_output(tmp_path, capsys):
+def test_lines_are_printed_on_standard_output(tmp_path, capsys):
   log = open_log(tmp_path)
   log.say('epoch 1')
   log.close()
@@ -77,7 +77,7 @@ def test_resuming_keeps_each_record_once(tmp_path, tail):
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
 
 
-def test_there_may_be_nothing_to_keep(tmp_path):
+def test_a_missing_file_has_no_records(tmp_path):
   assert run_log.keep_records(tmp_path / 'metrics.jsonl', 2) == (
     'metrics.jsonl is damaged: the records of 2 epochs are lost.'
   )
@@ -86,7 +86,7 @@ def test_there_may_be_nothing_to_keep(tmp_path):
 
 
 @pytest.mark.parametrize('cut', [1, 5, 30])
-def test_the_checkpoint_s_own_records_fill_what_is_lost(tmp_path, cut):
+def test_the_records_in_the_checkpoint_replace_lost_ones(tmp_path, cut):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(record(e)) + '\n' for e in (1, 2, 3)]
   path.write_text(''.join(lines)[:-cut])
@@ -94,7 +94,7 @@ def test_the_checkpoint_s_own_records_fill_what_is_lost(tmp_path, cut):
   assert path.read_text() == ''.join(lines)
 
 
-def test_what_is_no_record_goes_and_twice_becomes_once(tmp_path):
+def test_lines_without_records_and_duplicates_are_removed(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(record(e)).encode() + b'\n' for e in (1, 2, 2, 3)]
   path.write_bytes(b'\xff\xfe\n'.join([b'7\n', b'[]\n', b'{}\n', *lines]))

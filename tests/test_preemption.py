@@ -73,7 +73,7 @@ def cut_short(config, folder, calls):
     (9, 'after epoch 4 and 1 steps'),
   ],
 )
-def test_an_epoch_cut_short_goes_on_bit_for_bit(
+def test_an_interrupted_epoch_resumes_bit_for_bit(
   finished, tmp_path, capsys, calls, where
 ):
   whole, config, summary = finished
@@ -95,7 +95,7 @@ def test_an_epoch_cut_short_goes_on_bit_for_bit(
   assert again == summary
 
 
-def test_eight_devices_then_four_then_one_train_what_one_trains(
+def test_a_run_on_eight_then_four_then_one_device_equals_one_on_one(
   smoke, tmp_path, capsys
 ):
   changes = {
@@ -205,7 +205,7 @@ def test_sigterm_ends_a_process_that_runs_no_python(tmp_path):
   assert b'nothing is lost' in done.stdout
 
 
-def test_sigterm_while_something_may_be_lost():
+def test_sigterm_outside_exit_at_once_asks_to_stop():
   before = signal.getsignal(signal.SIGTERM)
   with preemption.StopSignal() as stop_signal:
     assert not stop_signal.should_stop()

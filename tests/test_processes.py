@@ -151,7 +151,9 @@ def assert_equal_runs(folder, alone):
   assert meta['best_epoch'] == want_meta['best_epoch']
 
 
-def test_four_of_which_one_dies_resume_as_two_that_stop_and_resume(alone, tmp_path):
+def test_a_run_of_four_processes_survives_a_death_and_resumes_as_two(
+  alone, tmp_path
+):
   folder = tmp_path / 'run'
   with Processes(folder, 4) as run:
     # The checkpoint of the epoch before is on the disk.
@@ -183,7 +185,7 @@ def test_four_of_which_one_dies_resume_as_two_that_stop_and_resume(alone, tmp_pa
   assert_equal_runs(folder, alone)
 
 
-def test_what_one_refuses_all_refuse(tmp_path):
+def test_an_input_error_of_one_process_ends_all(tmp_path):
   folder = tmp_path / 'run'
   missing = {'data.source': 'stack', 'data.image': '/no/i', 'data.label': '/no'}
   with Processes(folder, 2, [CHANGES, CHANGES | missing]) as run:
@@ -195,7 +197,7 @@ def test_what_one_refuses_all_refuse(tmp_path):
 
 
 @pytest.mark.parametrize('process', [0, 1])
-def test_a_process_left_alone_names_the_address(process):
+def test_a_process_without_the_others_names_the_address(process):
   port = free_port()
   code = f"""
     from skipnet_jax import config
@@ -223,7 +225,7 @@ def test_a_process_left_alone_names_the_address(process):
   assert 'within 4 s' in error
 
 
-def test_the_devices_parts_make_up_the_epoch(smoke):
+def test_the_devices_train_each_slice_once_an_epoch(smoke):
   config = smoke(
     {'data.slices': 18, 'data.valid': '16-17'} | {'train.batch_size': 8}
   )

@@ -47,7 +47,7 @@ def test_a_run_is_read_as_it_was_written(finished):
   np.testing.assert_array_equal(run.curve('valid_loss'), losses)
 
 
-def test_networks_may_differ_and_runs_cut_off_are_read(pair, copies):
+def test_networks_may_differ_and_interrupted_runs_are_read(pair, copies):
   runs = recorded.open_runs(pair)
   assert [run.name for run in runs] == ['both', 'long']
   assert runs[0].summary == {}
@@ -58,7 +58,7 @@ def test_networks_may_differ_and_runs_cut_off_are_read(pair, copies):
   assert recorded.open_run(copies[0]).epochs == len(lines) - 1
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(pair, copies):
+def test_runs_of_the_same_name_are_named_by_their_paths(pair, copies):
   runs = recorded.open_runs([pair[0], copies[0]])
   assert [run.name for run in runs] == [str(pair[0]), str(copies[0])]
 
@@ -69,13 +69,13 @@ def refusal(paths, **options):
   return str(caught.value)
 
 
-def test_no_run_one_run_or_one_twice(pair):
+def test_no_run_one_run_and_one_run_twice_are_refused(pair):
   assert 'names no run;' in refusal([])
   assert f'names 1 run ({pair[0]})' in refusal(pair[:1])
   assert f'{pair[0]} twice' in refusal([pair[0], pair[1], pair[0]])
 
 
-def test_what_is_no_run_or_recorded_nothing(pair, copies, tmp_path):
+def test_folders_without_records_are_refused(pair, copies, tmp_path):
   assert 'config.json is missing' in refusal([pair[0], tmp_path])
   (copies[0] / 'gradient_flow.npz').unlink()
   assert 'has no gradient_flow.npz' in refusal([pair[0], copies[0]])
@@ -83,7 +83,7 @@ def test_what_is_no_run_or_recorded_nothing(pair, copies, tmp_path):
   assert 'stopped after 0 epochs' in refusal([pair[0], copies[1]])
 
 
-def test_damaged_records(pair, copies):
+def test_damaged_records_are_refused(pair, copies):
   file = copies[0] / 'gradient_flow.npz'
   file.write_bytes(file.read_bytes()[:100])
   assert 'gradient_flow.npz is damaged' in refusal([pair[0], copies[0]])

@@ -55,7 +55,7 @@ def four(smoke, tmp_path_factory):
   return folder
 
 
-def test_more_epochs_go_on_where_a_finished_run_ended(
+def test_a_finished_run_resumes_for_more_epochs(
   smoke, finished, four, tmp_path, capsys
 ):
   whole, config, _ = finished
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   assert records(folder) == records(whole)
 
 
-def test_all_is_closed_where_restoring_fails(finished, monkeypatch):
+def test_all_is_closed_if_restoring_fails(finished, monkeypatch):
   folder, config, _ = finished
   opened = []
 

@@ -29,7 +29,7 @@ def variants(smoke):
   return config_lib.variants(config)
 
 
-def test_finished_runs_are_passed_over(variants, tmp_path, monkeypatch):
+def test_finished_runs_are_skipped(variants, tmp_path, monkeypatch):
   trained = []
   real = loop.train_and_evaluate
 

@@ -77,7 +77,7 @@ def test_the_file_grows_by_epoch_in_forward_order(tmp_path):
   assert found['net_change'].dtype == np.float32
 
 
-def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path):
+def test_a_resumed_run_drops_records_after_its_checkpoint(tmp_path):
   path = tmp_path / 'gradient_flow.npz'
   fill(path, 5)
   assert not fill(path, 4, start=2)

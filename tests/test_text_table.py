@@ -44,7 +44,7 @@ def test_a_column_that_is_blank_everywhere_is_left_out():
   assert tables.layout(('call', 'ms'), []) == []
 
 
-def test_columns_move_together_where_the_line_is_too_wide():
+def test_columns_are_closer_if_the_line_is_too_wide():
   cells = ['x' * 9] * 10
   assert len(tables.layout(list('abcdefghij'), [cells])[0]) == 99
   assert '  x' not in tables.layout(list('abcdefghij'), [cells])[2]

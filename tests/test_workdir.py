@@ -75,7 +75,7 @@ def test_an_unreadable_config_is_refused(tmp_path, content):
     workdir.check(tmp_path, make(), DATASET)
 
 
-def test_somebody_elses_checkpoints_are_left_alone(tmp_path):
+def test_a_folder_with_checkpoints_but_no_config_is_refused(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(errors.InputError, match=r'no config\.json'):
     workdir.check(tmp_path, make(), DATASET)
@@ -87,7 +87,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     workdir.check(tmp_path / 'file' / 'run', make(), DATASET)
 
 
-def test_a_run_from_before_a_field_goes_on_and_is_read(tmp_path):
+def test_a_config_without_a_field_has_its_default(tmp_path):
   workdir.describe(tmp_path, make(), DATASET)
   path = tmp_path / 'config.json'
   content = json.loads(path.read_text())
@@ -133,7 +133,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
   workdir.claim(tmp_path).close()
 
 
-def test_a_file_system_without_locks_is_told_and_used(
+def test_a_file_system_without_locks_gives_a_warning(
   tmp_path, monkeypatch, capsys
 ):
   def refuse(*_):

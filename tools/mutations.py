@@ -83,7 +83,9 @@ TRAINING = (
     'range(part.steps, per_epoch, self.steps_per_call)',
     'range(0, per_epoch, self.steps_per_call)',
     'An epoch that was cut short trains its first steps again.',
-    ('tests/test_preemption.py::test_an_epoch_cut_short_goes_on_bit_for_bit',),
+    (
+      'tests/test_preemption.py::test_an_interrupted_epoch_resumes_bit_for_bit',
+    ),
   ),
   Mutation(
     'auxiliary-term-left-out',
