@@ -168,7 +168,7 @@ def test_an_image_that_does_not_fit_is_refused(run, image, words):
 def test_no_run_and_too_few_slices_are_refused(wide):
   with pytest.raises(errors.InputError, match='0 runs'):
     skipnet_jax.predict([], pixels(32, 32))
-  with pytest.raises(errors.InputError, match=r'2 slice.* looks at 3'):
+  with pytest.raises(errors.InputError, match=r'2 slice.* needs 3'):
     skipnet_jax.predict(wide, pixels(2, 32, 32))
 
 

@@ -157,14 +157,14 @@ def test_says_where_tiles_overlap_too_little():
   model, variables = pooled()
   predictor = inference.Predictor(model, variables[:1], multiple=4)
   said = []
-  tiling = predictor.tiling((64, 64), 32, say=said.append)
+  tiling = predictor.tiling((64, 64), 32, log=said.append)
   assert not said
   assert (tiling.overlap, tiling.margin) == (14, 5)
   whole, _ = predictor(noise(64, 64), predictor.tiling((64, 64)))
   tiled, _ = predictor(noise(64, 64), tiling)
   np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
-  tiling = predictor.tiling((64, 64), 32, 3, say=said.append)
+  tiling = predictor.tiling((64, 64), 32, 3, log=said.append)
   assert tiling.overlap == 3
   assert 'reaches 5 pixels' in said[0]
   assert '--tile=32 --overlap=14' in said[0]
@@ -173,7 +173,7 @@ def test_says_where_tiles_overlap_too_little():
 
   model, variables = pooled(everywhere=True)
   predictor = inference.Predictor(model, variables[:1], multiple=4)
-  predictor.tiling((64, 64), 32, say=said.append)
+  predictor.tiling((64, 64), 32, log=said.append)
   assert 'is the whole slice' in said[1]
   assert '--tile=64' in said[1]
 

@@ -298,7 +298,7 @@ def test_refuses_runs_that_do_not_fit(command, run, state, tmp_path):
   refused(
     *predict(command, tmp_path / 'dry', source, '--mc_samples=3'),
     '--mc_samples is 3',
-    'model.dropout 0',
+    'model.dropout is 0',
   )
   for parts in ('checkpoints/best', 'checkpoints'):
     shutil.rmtree(tmp_path / 'dry' / parts)

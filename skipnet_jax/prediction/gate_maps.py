@@ -1,4 +1,4 @@
-"""What the gates of a network let through, as pictures."""
+"""Pictures of the masks of a network's gates."""
 
 import functools
 from typing import Any
@@ -13,9 +13,9 @@ from skipnet_jax.models import gates
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sown(model: nn.Module, variables: dict[str, Any], image: jax.Array) -> Any:
-  _, found = model.apply(variables, image, train=False, mutable=[gates.GATES])
-  return found.get(gates.GATES, {})
+def _masks(model: nn.Module, variables: dict[str, Any], image: Any) -> Any:
+  _, sown = model.apply(variables, image, train=False, mutable=[gates.GATES])
+  return sown.get(gates.GATES, {})
 
 
 def gate_maps(
@@ -26,42 +26,31 @@ def gate_maps(
   Args:
     model: as in `inference.Predictor`.
     variables: params and batch_stats.
-    image: `[y, x, slices]` float32, normalised, of sides that the network
+    image: `[y, x, slices]` float32, normalised, of a size that the network
       takes.
 
   Returns:
-    Name of the gate, sorted, to `[y, x]` float32 in 0..1; the masks of lower
-    resolutions by repetition. `{}` for a network without.
+    Name of the gate, sorted, to its mask `[y, x]` float32 in 0..1; masks of
+    lower resolution are enlarged by repeating pixels. `{}` without pixel gates.
   """
-  found = flax.traverse_util.flatten_dict(
-    jax.device_get(_sown(model, variables, image[None]))
-  )
+  masks = jax.device_get(_masks(model, variables, image[None]))
+  height, width, _ = image.shape
   maps = {}
-  for path, value in found.items():
-    _, y, x, channels = value.shape
+  for path, mask in flax.traverse_util.flatten_dict(masks).items():
+    _, y, x, channels = mask.shape
     if channels > 1 or y == x == 1:
       continue
-    # A mirrored border makes it less than the halvings say: rounded up.
-    times = 2 ** max(0, int(np.ceil(np.log2(image.shape[0] / y))))
-    whole = (
-      value[0, ..., 0].astype(np.float32).repeat(times, 0).repeat(times, 1)
-    )
-    top, left = (
-      (a - b) // 2 for a, b in zip(whole.shape, image.shape, strict=False)
-    )
-    maps['/'.join(path[:-1])] = whole[
-      top : top + image.shape[0], left : left + image.shape[1]
-    ]
+    # Rounded up: padding by reflection makes the ratio less than a power of 2.
+    times = 2 ** max(0, int(np.ceil(np.log2(height / y))))
+    whole = mask[0, ..., 0].astype(np.float32).repeat(times, 0).repeat(times, 1)
+    top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
+    centre = whole[top : top + height, left : left + width]
+    maps['/'.join(path[:-1])] = centre
   return maps
 
 
 def gate_panel(image: np.ndarray, maps: dict[str, np.ndarray]) -> np.ndarray:
-  """Draws the image and its masks side by side, `[y, x, 3]` uint8.
-
-  Args:
-    image: `[y, x]`, as stored.
-    maps: of `gate_maps`, at least one.
-  """
+  """Draws an image `[y, x]` beside its `gate_maps`, as `[y, x, 3]` uint8."""
   count = len(maps) + 1
   columns = min(3, count)
   rows = -(-count // columns)
@@ -72,7 +61,7 @@ def gate_panel(image: np.ndarray, maps: dict[str, np.ndarray]) -> np.ndarray:
   axes[0].imshow(plots.stretch(image), cmap='gray')
   axes[0].set_title('image', fontsize=9)
   for axis, (name, mask) in zip(axes[1:], maps.items(), strict=False):
-    shown = axis.imshow(mask, cmap='cividis', vmin=0, vmax=1)
+    drawn = axis.imshow(mask, cmap='cividis', vmin=0, vmax=1)
     axis.set_title(f'{name}, mean {mask.mean():.3f}', fontsize=9)
-  figure.colorbar(shown, ax=axes.tolist(), shrink=0.8, label='let through')
+  figure.colorbar(drawn, ax=axes.tolist(), shrink=0.8, label='let through')
   return plots.to_array(figure)

@@ -1,6 +1,6 @@
-"""Prediction of slices of any size: tiles, orientations, dropout samples."""
+"""Predicts slices of any size, from tiles, orientations and dropout samples."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -19,27 +19,27 @@ from skipnet_jax.step import losses
 Variables = dict[str, Any]
 
 # Longest side of a slice, in pixels, that is predicted whole by default.
-WHOLE = 1536
+_MAX_WHOLE = 1536
 _DEFAULT_TILE = 1024
-# How far a receptive field is measured; beyond, it counts as the whole slice.
-_FAR = 4096
+# A receptive field that reaches this far, in pixels, counts as unlimited.
+_MAX_REACH = 4096
 
 
-def _ceil(size: int, multiple: int) -> int:
+def _round_up(size: int, multiple: int) -> int:
   return -(-size // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-  """How a slice is cut, and how the pieces are weighted together.
+  """How a slice is cut into tiles, and how their predictions are weighted.
 
   Attributes:
     tile: sides y and x of a tile, in pixels, multiples of `multiple`.
-    overlap: pixels that neighbouring tiles share, at least.
-    margin: pixels at an inner border of a tile that carry no weight, since
-      their receptive field is cut there; less than half the overlap.
-    multiple: the network's downsampling. Tiles start at its multiples, for
-      pooling and decimation to meet the same pixels as in a whole slice.
+    overlap: the least number of pixels that neighbouring tiles share.
+    margin: pixels at an inner border of a tile with weight 0, because the
+      border cuts their receptive field; less than half the overlap.
+    multiple: the network's downsampling. Tiles start at multiples of it, so
+      that pooling combines the same pixels as in a whole slice.
   """
 
   tile: tuple[int, int]
@@ -48,24 +48,24 @@ class Tiling:
   multiple: int = 32
 
   def padded(self, size: Sequence[int]) -> tuple[int, int]:
-    """Sides that a slice of sides `size` is padded to."""
+    """The sides to which a slice with the sides `size` is padded."""
     y, x = (
-      max(tile, _ceil(side, self.multiple))
+      max(tile, _round_up(side, self.multiple))
       for side, tile in zip(size, self.tile, strict=True)
     )
     return y, x
 
   def starts(self, size: Sequence[int]) -> list[tuple[int, int]]:
-    """Corners of the tiles that cover a slice of sides `size`."""
+    """Corners of the tiles that cover a slice with the sides `size`."""
     axes, m = [], self.multiple
     for side, tile in zip(self.padded(size), self.tile, strict=True):
-      # A side without a neighbour may be shorter than the overlap.
+      # A tile without a neighbour may be shorter than the overlap.
       step = max(m, (tile - self.overlap) // m * m)
       axes.append([*range(0, side - tile, step), side - tile])
     return list(itertools.product(*axes))
 
   def weight(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Weight of a tile's pixels, `[y, x]` float32: ramps at inner borders."""
+    """Weights of a tile's pixels, `[y, x]` float32: ramps at inner borders."""
     ramp = max(1, self.overlap - 2 * self.margin)
     axes = []
     for first, side, tile in zip(
@@ -82,17 +82,14 @@ class Tiling:
 
 
 def _outputs(
-  model: network.Network,
-  variables: Variables,
-  image: jax.Array,
-  **settings: Any,
+  model: network.Network, variables: Variables, image: jax.Array, **options: Any
 ) -> losses.Outputs:
-  outputs = model.apply(variables, image, train=False, **settings)
-  assert not isinstance(outputs, tuple)  # With what is mutable: nothing.
+  outputs = model.apply(variables, image, train=False, **options)
+  assert not isinstance(outputs, tuple)  # It is, only with `mutable`.
   return outputs
 
 
-# One cache for all predictors: a network is compiled once for each shape.
+# Not a method: all predictors share what was compiled.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def predict_tile(
   model: network.Network,
@@ -101,25 +98,13 @@ def predict_tile(
   image: jax.Array,
   key: jax.Array,
 ) -> jax.Array:
-  """The prediction of one tile, compiled.
+  """The prediction of one tile, `[y, x]` float32.
 
-  Args:
-    model: as in `Predictor`.
-    sample: whether dropout is on.
-    variables: of one checkpoint.
-    image: `[y, x, slices]` float32, normalised.
-    key: of the dropout sample.
-
-  Returns:
-    `[y, x]` float32.
+  `image` is `[y, x, slices]` float32, normalised. If `sample`, dropout is on,
+  with `key`.
   """
-  outputs = _outputs(
-    model,
-    variables,
-    image[None],
-    sample=sample,
-    rngs={'dropout': key},
-  )
+  rngs = {'dropout': key}
+  outputs = _outputs(model, variables, image[None], sample=sample, rngs=rngs)
   return losses.prediction(outputs)[0, ..., 0]
 
 
@@ -132,20 +117,19 @@ def _normalised(
 
 
 class Predictor:
-  """Averages a model's predictions over all that was asked for.
+  """Averages predictions over checkpoints, orientations and dropout samples.
 
-  One compiled function serves every tile, orientation, sample and checkpoint;
-  with orientations of tiles that are not square, a second one.
+  The network is compiled once; twice if tiles that are not square are rotated.
 
   Args:
     model: maps `(image [b, y, x, slices], train, sample)` to outputs.
-    variables: params and batch_stats of one or several checkpoints, whose
-      predictions are averaged.
-    tta: whether the eight flips and rotations are averaged.
-    mc_samples: dropout samples averaged; 0: no dropout (the paper: 30).
+    variables: params and batch_stats of each checkpoint.
+    tta: whether to average the eight flips and rotations.
+    mc_samples: number of dropout samples to average (the paper: 30); 0: no
+      dropout.
     seed: of the dropout samples.
-    multiple: what both sides of a tile must be multiples of, beside what the
-      model's must.
+    multiple: both sides of a tile are multiples of it and of the model's
+      `size_multiple`.
   """
 
   def __init__(
@@ -173,63 +157,56 @@ class Predictor:
     return len(self._variables) * len(self._keys) * self._turns
 
   def gates(self, image: np.ndarray) -> dict[str, np.ndarray]:
-    """What the first checkpoint's pixel gates let through, in 0..1.
+    """The masks of the first checkpoint's pixel gates, see `gate_maps`.
 
-    Args:
-      image: as for `__call__`; of a side above 1536 pixels the first ones.
-
-    Returns:
-      As `gate_maps.gate_maps`, of the image's size.
+    They have the size of the image (see `__call__`), which is cropped to 1536
+    pixels in y and x.
 
     Raises:
       InputError: NaN or infinite pixels.
     """
-    prepared, (y, x) = self._whole(image)
-    found = gate_maps.gate_maps(self._model, self._variables[0], prepared)
-    return {name: mask[:y, :x] for name, mask in found.items()}
+    prepared, (y, x) = self._cropped(image)
+    masks = gate_maps.gate_maps(self._model, self._variables[0], prepared)
+    return {name: mask[:y, :x] for name, mask in masks.items()}
 
   def normalised(self, image: np.ndarray) -> np.ndarray | None:
-    """What the first checkpoint's normaliser makes of an image.
+    """The image after the first checkpoint's normaliser; None without one.
 
-    Args:
-      image: as for `gates`.
-
-    Returns:
-      `[y, x]` float32, or None for a network without.
+    It is `[y, x]` float32, of the size that `gates` has.
 
     Raises:
       InputError: NaN or infinite pixels.
     """
     if not self._model.normalises:
       return None
-    prepared, (y, x) = self._whole(image)
-    found = _normalised(self._model, self._variables[0], prepared)
-    return np.asarray(found)[:y, :x]
+    prepared, (y, x) = self._cropped(image)
+    normalised = _normalised(self._model, self._variables[0], prepared)
+    return np.asarray(normalised)[:y, :x]
 
-  def _whole(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The image as the network takes it in one piece, and its own sides."""
-    image = image[..., :WHOLE, :WHOLE]
+  def _cropped(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The cropped image as the network takes it, and its sides before that."""
+    image = image[..., :_MAX_WHOLE, :_MAX_WHOLE]
     y, x = image.shape[-2:]
     m = self._multiple
-    return _prepare(image, (_ceil(y, m), _ceil(x, m))), (y, x)
+    return _prepare(image, (_round_up(y, m), _round_up(x, m))), (y, x)
 
   def receptive_field(self) -> int | None:
-    """How far, in pixels, a pixel of the image reaches in the prediction.
+    """How far, in pixels, a pixel of the image affects the prediction.
 
-    Measured, so that any model serves: NaN in a block of a strip makes NaN of
-    every pixel that it reaches. None if that is the whole strip, as with
+    It is measured, which works for any model: a block of NaN in a strip makes
+    all pixels NaN that depend on it. None if these are the whole strip, as with
     pooling over the whole slice.
     """
     block = self._multiple
-    # Nothing here is a number that counts: the quickest compilation serves.
+    # Only NaN counts here: choose the fastest compilation.
     cpu = jax.default_backend() == 'cpu'
     options = {'xla_backend_optimization_level': 0} if cpu else None
     predict = jax.jit(
       lambda v, x: losses.prediction(_outputs(self._model, v, x)),
       compiler_options=options,
     )
-    for far in (_FAR // 2, 2 * _FAR + block):
-      length = _ceil(far, block)
+    for length in (_MAX_REACH // 2, 2 * _MAX_REACH + block):
+      length = _round_up(length, block)
       strip = np.ones((1, block, length, self.slices), np.float32)
       first = length // 2 // block * block
       strip[:, :, first : first + block] = np.nan
@@ -244,61 +221,61 @@ class Predictor:
     size: tuple[int, int],
     tile: int = 0,
     overlap: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
   ) -> Tiling:
-    """Chooses tile and overlap for slices of sides `size`.
+    """Chooses tile and overlap for slices with the sides `size`.
 
     Args:
       size: sides y and x, in pixels.
       tile: side of a tile; 0: whole slices up to 1536 pixels, else 1024.
       overlap: pixels; None: from the receptive field, at most half a tile.
-      say: told where the overlap is smaller than the receptive field needs.
+      log: called with a warning if tiles change the prediction.
 
     Raises:
       InputError: a tile or an overlap that does not fit; before anything is
         compiled.
     """
-    m = self._multiple
+    m, longest = self._multiple, max(size)
     if tile % m or tile < 0:
       raise errors.InputError(
-        f'--tile is {tile}; it must be a multiple of {m}: '
-        f'{max(m, round(tile / m) * m)} is the nearest.'
+        f'--tile is {tile}, but it must be a multiple of {m}: give '
+        f'{max(m, round(tile / m) * m)}, the nearest.'
       )
-    side = tile or _ceil(_DEFAULT_TILE if max(size) > WHOLE else max(size), m)
+    side = tile or _round_up(
+      _DEFAULT_TILE if longest > _MAX_WHOLE else longest, m
+    )
     if overlap is not None and not 0 <= overlap <= side - m:
       raise errors.InputError(
-        f'--overlap is {overlap}; it must be from 0 to {side - m}, the tile '
-        f'of {side} less {m}.'
+        f'--overlap is {overlap}, but with tiles of {side} pixels it must be '
+        f'from 0 to {side - m}.'
       )
-    sides = (min(side, _ceil(size[0], m)), min(side, _ceil(size[1], m)))
-    if max(size) <= side:
+    sides = (min(side, _round_up(size[0], m)), min(side, _round_up(size[1], m)))
+    if longest <= side:
       return Tiling(sides, multiple=m)
-    reach = self.receptive_field()
+    reach, whole = self.receptive_field(), _round_up(longest, m)
     if reach is None:
       overlap = min(side // 2, side - m) if overlap is None else overlap
-      say(
-        f'The receptive field is the whole slice: tiles of {side} pixels give '
-        'another prediction than whole slices do. Whole ones from '
-        f'--tile={_ceil(max(size), m)}.'
+      log(
+        f'The receptive field is the whole slice: tiles of {side} pixels and '
+        f'whole slices give different predictions. Pass --tile={whole} for '
+        'whole slices.'
       )
       return Tiling(sides, overlap, overlap * 3 // 8, m)
-    # Between margins of `reach` on both sides, a ramp blends smoothly.
+    # The weights rise smoothly between margins of `reach` on both sides.
     exact = 2 * reach + m
     if overlap is None:
       overlap = min(exact, side // 2, side - m)
-    margin = reach
-    if overlap < exact:
-      margin = min(reach, overlap * 3 // 8)
-      whole, enough = _ceil(max(size), m), max(side, _ceil(exact + m, m))
-      remedy = f'--tile={whole}'
-      if enough < whole:
-        remedy = f'--tile={enough} --overlap={exact}'
-      say(
-        f'Tiles of {side} pixels overlap by {overlap}, while the receptive '
-        f'field reaches {reach} pixels: predictions near tile borders may '
-        f'differ from those of whole slices. Equal from {remedy}.'
-      )
-    return Tiling(sides, overlap, margin, m)
+    if overlap >= exact:
+      return Tiling(sides, overlap, reach, m)
+    enough = max(side, _round_up(exact + m, m))
+    options = f'--tile={enough} --overlap={exact}'
+    log(
+      f'Tiles of {side} pixels overlap by {overlap}, but the receptive field '
+      f'reaches {reach} pixels: predictions near tile borders may differ from '
+      'those of whole slices. For equal predictions pass '
+      f'{options if enough < whole else f"--tile={whole}"}.'
+    )
+    return Tiling(sides, overlap, min(reach, overlap * 3 // 8), m)
 
   def __call__(
     self,
@@ -306,17 +283,17 @@ class Predictor:
     tiling: Tiling,
     advance: Callable[[], object] = lambda: None,
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicts the slice in the middle.
+    """Predicts the middle slice of a network's input.
 
     Args:
-      image: `[slices, y, x]`, see `sources.neighbours`, or `[y, x]` where
-        that is one; uint8, uint16 or float32, as stored.
+      image: `[slices, y, x]`, see `sources.neighbours`, or `[y, x]` for one
+        slice; uint8, uint16 or float32, not normalised.
       tiling: from `tiling`.
       advance: called after each of `count` predictions of each tile.
 
     Returns:
-      Mean and standard deviation over everything averaged, of the probability
-      that a pixel is inside a cell, each `[y, x]` float32.
+      Mean and standard deviation, over all averaged predictions, of the
+      probability that a pixel is inside a cell, each `[y, x]` float32.
 
     Raises:
       InputError: NaN or infinite pixels.
@@ -333,39 +310,39 @@ class Predictor:
       std[where] += weight * tile_std
       weights[where] += weight
     crop = slice(size[0]), slice(size[1])
-    # Rounding could leave the range by the last bit.
+    # Clipped, since rounding errors could exceed the range.
     mean = np.clip(mean[crop] / weights[crop], 0, 1)
     return mean, std[crop] / weights[crop]
 
   def _average(
     self, tile: np.ndarray, advance: Callable[[], object]
   ) -> tuple[np.ndarray, np.ndarray]:
-    # Welford's running mean and squared deviation: no list of predictions.
+    """Mean and standard deviation of a tile's predictions, each `[y, x]`."""
+    images = [_turn(tile, turn) for turn in range(self._turns)]
+    # Welford's running mean and variance: stores no list of predictions.
     mean, squared = np.zeros((2, *tile.shape[:2]), np.float32)
-    for number, value in enumerate(self._predictions(tile), start=1):
+    for number, (variables, key, (turn, image)) in enumerate(
+      itertools.product(self._variables, self._keys, enumerate(images)), start=1
+    ):
+      output = predict_tile(
+        self._model, self._samples > 0, variables, image, key
+      )
+      value = _turn_back(np.asarray(output), turn)
       delta = value - mean
       mean += delta / np.float32(number)
       squared += delta * (value - mean)
       advance()
     return mean, np.sqrt(squared / np.float32(self.count))
 
-  def _predictions(self, tile: np.ndarray) -> Iterator[np.ndarray]:
-    turned = [_turn(tile, turn) for turn in range(self._turns)]
-    for variables, key in itertools.product(self._variables, self._keys):
-      for turn, image in enumerate(turned):
-        value = predict_tile(
-          self._model, self._samples > 0, variables, image, key
-        )
-        yield _turn_back(np.asarray(value), turn)
-
 
 def _prepare(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-  """Normalised and continued by reflection: `[*sides, slices]` float32."""
+  """Normalises, and pads by reflection: `[*sides, slices]` float32."""
   image = image.reshape(-1, *image.shape[-2:])
   mean, std = (x[:, None, None] for x in pipeline.statistics(image).values())
   normalised = np.moveaxis((image.astype(np.float32) - mean) / std, 0, -1)
-  rest = [(0, a - b) for a, b in zip(sides, image.shape[1:], strict=True)]
-  return np.pad(normalised, (*rest, (0, 0)), 'symmetric')
+  y, x = image.shape[1:]
+  padding = (0, sides[0] - y), (0, sides[1] - x), (0, 0)
+  return np.pad(normalised, padding, 'symmetric')
 
 
 def _turn(image: np.ndarray, turn: int) -> np.ndarray:

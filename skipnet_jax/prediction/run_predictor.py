@@ -1,4 +1,4 @@
-"""Runs as one predictor, and its scores on a data set."""
+"""Predicts with trained runs, and scores the predictions on a data set."""
 
 from collections.abc import Callable, Sequence
 import sys
@@ -18,7 +18,7 @@ from skipnet_jax.scores import scores
 def make_predictor(
   runs: Sequence[trained.TrainedRun], *, tta: bool = False, mc_samples: int = 0
 ) -> inference.Predictor:
-  """Averages the runs' predictions, see `inference.Predictor`.
+  """A predictor that averages over the runs, see `inference.Predictor`.
 
   Raises:
     InputError: runs of different networks, or dropout samples of a network
@@ -26,25 +26,24 @@ def make_predictor(
   """
   first = runs[0]
   for other in runs[1:]:
-    changed = config_identity.differences(
-      *(
-        {f'model.{name}': value for name, value in run.config.model.items()}
-        for run in (first, other)
-      )
+    models = (
+      {f'model.{name}': value for name, value in run.config.model.items()}
+      for run in (first, other)
     )
+    changed = config_identity.differences(*models)
     if changed:
       raise errors.InputError(
         f'{first.path} and {other.path} have different networks: '
-        f'{", ".join(changed)}; average runs of one network.'
+        f'{", ".join(changed)}. Give runs of one network.'
       )
   if mc_samples < 0:
     raise errors.InputError(
-      f'--mc_samples is {mc_samples}; it must be at least 0 (no dropout).'
+      f'--mc_samples is {mc_samples}, but it must be at least 0 (no dropout).'
     )
   if mc_samples and not first.model.dropout:
     raise errors.InputError(
-      f'--mc_samples is {mc_samples}, but {first.path} has model.dropout 0: '
-      'leave it out, or train with dropout.'
+      f'--mc_samples is {mc_samples}, but {first.path} was trained without '
+      'dropout (model.dropout is 0): omit --mc_samples, or train with dropout.'
     )
   return inference.Predictor(
     first.model, [r.variables for r in runs], tta=tta, mc_samples=mc_samples
@@ -65,14 +64,14 @@ def predict(
   Every slice is normalised by its own mean and standard deviation.
 
   Args:
-    runs: an opened run, or several of one network, which are averaged.
-    image: `[z, y, x]`, or `[y, x]` for one slice; uint8, uint16 or float32, as
-      stored. A network of several slices sees a slice's neighbours in z.
-    tta: whether the eight flips and rotations are averaged.
-    mc_samples: dropout samples averaged; 0: no dropout.
+    runs: an opened run, or several of one network to average.
+    image: `[z, y, x]`, or `[y, x]` for one slice; uint8, uint16 or float32. A
+      network with several input slices also uses a slice's neighbours in z.
+    tta: whether to average the eight flips and rotations.
+    mc_samples: number of dropout samples to average; 0: no dropout.
     tile: side of a tile in pixels, see `Predictor.tiling`; 0: whole slices up
       to 1536 pixels.
-    overlap: pixels that tiles share; None: what the network sees.
+    overlap: pixels that tiles share; None: from the receptive field.
 
   Returns:
     The probability that a pixel is inside a cell, float32 in 0..1, of the
@@ -80,8 +79,8 @@ def predict(
 
   Raises:
     InputError: no run or runs of different networks, an image of another shape
-      or dtype, pixels that are not finite, fewer slices than the network looks
-      at, samples or tiles that do not fit; before anything is compiled.
+      or dtype, pixels that are not finite, fewer slices than the network needs,
+      samples or tiles that do not fit; before anything is compiled.
 
   Example:
     >>> import numpy as np
@@ -94,55 +93,53 @@ def predict(
   """
   several = [runs] if isinstance(runs, trained.TrainedRun) else list(runs)
   if not several:
-    raise errors.InputError('There are 0 runs; give at least one.')
+    raise errors.InputError('There are 0 runs: give at least one.')
   if image.ndim not in (2, 3) or not image.size:
     raise errors.InputError(
-      f'The image has shape {image.shape}; it must be [z, y, x] or [y, x] with '
-      'at least one pixel.'
+      f'The image has shape {image.shape}, but it must be [z, y, x] or [y, x] '
+      'with at least one pixel.'
     )
   if image.dtype not in (np.uint8, np.uint16, np.float32):
     raise errors.InputError(
-      f'The image has dtype {image.dtype}; it must be uint8, uint16 or '
-      'float32: convert it by image.astype(numpy.float32), for one.'
+      f'The image has dtype {image.dtype}, but it must be uint8, uint16 or '
+      'float32: convert it, for example by image.astype(numpy.float32).'
     )
   predictor = make_predictor(several, tta=tta, mc_samples=mc_samples)
   stack = image.reshape(-1, *image.shape[-2:])
   if len(stack) < predictor.slices:
     raise errors.InputError(
-      f'The image has {len(stack)} slice(s), but the network looks at '
-      f'{predictor.slices} at a time: give a larger stack.'
+      f'The image has {len(stack)} slice(s), but the network needs '
+      f'{predictor.slices}: give a larger stack.'
     )
   volume.check_finite(stack, 'The image')
   tiling = predictor.tiling(
     stack.shape[1:], tile, overlap, lambda text: print(text, file=sys.stderr)
   )
-  found = np.empty(stack.shape, np.float32)
-  for z in range(len(stack)):
-    around = sources.neighbours(np.asarray(z), len(stack), predictor.slices)
-    found[z], _ = predictor(stack[around], tiling)
-  return found.reshape(image.shape)
+  inputs = sources.neighbours(
+    np.arange(len(stack)), len(stack), predictor.slices
+  )
+  probability = np.empty(stack.shape, np.float32)
+  for z, slices in enumerate(inputs):
+    probability[z], _ = predictor(stack[slices], tiling)
+  return probability.reshape(image.shape)
 
 
 def score_slices(
   predictor: inference.Predictor,
   data: sources.DataSet,
   slices: Sequence[int],
-  say: Callable[[str], None] = lambda _: None,
+  log: Callable[[str], None] = lambda _: None,
   advance: Callable[[], object] = lambda: None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
   """Predicts some slices of a data set and scores them.
 
   Returns:
-    The predictions, `[z, y, x]` float32, and the content of a scores.json
-    whose `per_slice` has the data set's own numbers.
+    The predictions, `[z, y, x]` float32, and the content of a scores.json,
+    whose `per_slice` has the slice numbers of the data set.
   """
-  tiling = predictor.tiling(data.image.shape[1:], say=say)
-  predictions = np.stack(
-    [
-      predictor(data.around(z, predictor.slices), tiling, advance)[0]
-      for z in slices
-    ]
-  )
+  tiling = predictor.tiling(data.image.shape[1:], log=log)
+  inputs = (data.around(z, predictor.slices) for z in slices)
+  predictions = np.stack([predictor(x, tiling, advance)[0] for x in inputs])
   result = scores.score_stack(predictions, data.label[list(slices)])
   for z, row in zip(slices, result['per_slice'], strict=True):
     row['slice'] = int(z)

@@ -173,7 +173,7 @@ def test_set_table(
       continue
     for samples in (0, 30):
       predictor = run_predictor.make_predictor(runs, mc_samples=samples)
-      tiling = predictor.tiling(image.shape[1:], say=say)
+      tiling = predictor.tiling(image.shape[1:], log=say)
       around = sources.neighbours(
         np.arange(len(image)), len(image), predictor.slices
       )

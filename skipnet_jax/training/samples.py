@@ -69,7 +69,7 @@ class Samples:
       return
     predictor, data = self._predictor(state), self._data
     self._path.mkdir(exist_ok=True)
-    tiling = predictor.tiling(data.image.shape[1:], say=log.say)
+    tiling = predictor.tiling(data.image.shape[1:], log=log.say)
 
     def show(z: int, kind: str, picture: np.ndarray) -> None:
       suffix = '' if kind == 'slice' else f'_{kind}'
