@@ -224,9 +224,8 @@ def test_quarter_turns_want_square_examples():
 
 def test_feed_runs_ahead_in_order_and_stops():
   seen = []
-  feed = pipeline_lib.HostFeed(lambda step: seen.append(step) or step, 7)
-  source = iter(feed)
-  assert [next(source) for _ in range(5)] == [7, 8, 9, 10, 11]
+  feed = pipeline_lib.read_ahead(lambda step: seen.append(step) or step, 7)
+  assert [next(feed) for _ in range(5)] == [7, 8, 9, 10, 11]
   feed.close()
   count = len(seen)
   assert seen == list(range(7, 7 + count))
@@ -239,11 +238,10 @@ def test_feed_raises_the_readers_error():
       raise OSError('the disk went away')
     return step
 
-  feed = pipeline_lib.HostFeed(read, 1)
-  source = iter(feed)
-  assert next(source) == 1
+  feed = pipeline_lib.read_ahead(read, 1)
+  assert next(feed) == 1
   with pytest.raises(OSError, match='the disk went away'):
-    next(source)
+    next(feed)
   feed.close()
 
 

@@ -6,6 +6,7 @@ import tifffile
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax.data import border_weight
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import sources
 
@@ -109,6 +110,15 @@ def test_a_constant_prediction_costs_the_entropy_of_the_share(share, nats):
   data = sources.DataSet('made', label, label, train=(0,), valid=(1, 2))
   assert data.constant_bce(data.valid) == pytest.approx(nats, abs=1e-6)
   assert data.constant_bce(data.train) == 0
+
+
+def test_weights_of_borders_are_those_of_the_config(tmp_path):
+  label = np.full((2, 32, 40), 255, np.uint8)
+  label[:, :, 18:22] = 0
+  fields = write_stack(tmp_path, label, label) | {'valid': '0'}
+  data = sources.load(config_of(**fields, border_weight=4.0, border_sigma=2.0))
+  expected = border_weight.border_weight(label > 0, 4.0, 2.0)
+  np.testing.assert_array_equal(data.weight, expected)
 
 
 def test_a_centre_crop_larger_than_the_slices_is_refused(tmp_path):

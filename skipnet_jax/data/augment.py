@@ -1,8 +1,8 @@
 """Augmentation on the device: one random transform for image and label.
 
-Flips, turns, rotation, shear, U-Net's spline warp and elastic displacements
-become one coordinate map, so that the image is interpolated once (Drozdzal et
-al. 2016, section 3.1; Guo et al. 2019).
+Flips, quarter turns, rotation, shear, U-Net's spline warp and elastic
+displacements are combined into one coordinate map, so that the image is
+interpolated only once (Drozdzal et al. 2016, section 3.1; Guo et al. 2019).
 """
 
 import jax
@@ -18,40 +18,31 @@ Settings = config_lib.Augmentation
 
 
 def _smoothing(side: int, sigma: float) -> np.ndarray:
-  """A matrix whose product smooths a vector by a Gaussian, ends reflected."""
+  """The matrix that smooths a vector by a Gaussian, with reflected ends."""
   return scipy.ndimage.gaussian_filter1d(
     np.eye(side, dtype=np.float32), sigma, axis=0, mode='reflect'
   )
 
 
 def _elastic(key: Array, size: tuple[int, int], settings: Settings) -> Array:
-  """Displacements of each pixel, `[2, y, x]`, in pixels."""
-  k_noise, k_whether = jax.random.split(key)
+  """Displacement of each pixel, `[2, y, x]`, in pixels."""
+  k_noise, k_displaced = jax.random.split(key)
   noise = jax.random.uniform(k_noise, (2, *size), minval=-1.0, maxval=1.0)
   rows, columns = (_smoothing(side, settings.elastic_sigma) for side in size)
   smooth = jnp.einsum(
     'yi,cij,xj->cyx', rows, noise, columns, precision='highest'
   )
-  whether = jax.random.bernoulli(k_whether, settings.elastic_share)
-  return jnp.where(whether, settings.elastic * smooth, 0.0)
+  displaced = jax.random.bernoulli(k_displaced, settings.elastic_share)
+  return jnp.where(displaced, settings.elastic * smooth, 0.0)
 
 
 def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
-  """Where each pixel of the result is sampled, `[2, y, x]` float32, in pixels.
-
-  Args:
-    key: decides over the transform alone.
-    size: sides y and x of the image.
-    settings: strengths.
-  """
+  """Where to sample each pixel, `[2, y, x]` float32, in pixels."""
   k_angle, k_shear, k_flip, k_warp = jax.random.split(key, 4)
   shape = jnp.asarray(size, jnp.float32)[:, None, None]
   centre = (shape - 1) / 2
-  grid = jnp.stack(
-    jnp.meshgrid(
-      *(jnp.arange(s, dtype=jnp.float32) for s in size), indexing='ij'
-    )
-  )
+  axes = (jnp.arange(s, dtype=jnp.float32) for s in size)
+  grid = jnp.stack(jnp.meshgrid(*axes, indexing='ij'))
   limit = jnp.deg2rad(jnp.float32(settings.rotation))
   angle = jax.random.uniform(k_angle, (), minval=-limit, maxval=limit)
   shear = jax.random.uniform(
@@ -60,25 +51,23 @@ def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   rotate = jnp.array([[cos, -sin], [sin, cos]])
   slant = jnp.array([[1.0, -jnp.sin(shear)], [0.0, jnp.cos(shear)]])
-  # Full precision: on accelerators a matrix product would round to bfloat16.
+  # By default, accelerators would round the product to bfloat16.
   matrix = jnp.matmul(rotate, slant, precision='highest')
   offset = grid - centre
   moved = jnp.stack(
     [matrix[i, 0] * offset[0] + matrix[i, 1] * offset[1] for i in (0, 1)]
   )
   coarse = settings.warp * jax.random.normal(k_warp, (2, 3, 3))
-  moved = (
-    moved
-    + centre
-    + jax.image.resize(coarse, (2, *size), 'cubic', precision='highest')
-  )
-  # Folded, not split off: the other draws stay what they were without them.
+  moved = moved + centre
+  warp = jax.image.resize(coarse, (2, *size), 'cubic', precision='highest')
+  moved = moved + warp
+  # fold_in keeps the other random numbers independent of these settings.
   if settings.elastic:
     moved = moved + _elastic(jax.random.fold_in(key, 1), size, settings)
   if settings.rot90:
     turns = jax.random.randint(jax.random.fold_in(key, 2), (), 0, 4)
     moved = jnp.where(turns % 2, moved[::-1], moved)
-    # A transposition and the right flips make a quarter turn.
+    # A transposition and a flip make a quarter turn.
     turned = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1]])[turns] > 0
     moved = jnp.where(turned[:, None, None], shape - 1 - moved, moved)
   flip = jax.random.bernoulli(k_flip, 0.5 if settings.flip else 0.0, (2, 1, 1))
@@ -88,18 +77,16 @@ def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
 def transform(
   key: Array, image: Array, label: Array, settings: Settings, *more: Array
 ) -> tuple[Array, ...]:
-  """Transforms one example.
+  """Transforms one example: image, label and `more`; shapes and dtypes stay.
+
+  Beyond the borders, all are reflected.
 
   Args:
-    key: the example's own.
-    image: `[..., y, x]` float32, sampled bilinearly.
-    label: `[y, x]` float32, sampled by nearest neighbour.
+    key: of this example.
+    image: `[..., y, x]` float32, interpolated bilinearly.
+    label: `[y, x]` float32, interpolated by nearest neighbour.
     settings: strengths.
-    *more: `[y, x]` float32, sampled bilinearly.
-
-  Returns:
-    Image, label and the others, of the same shapes and dtypes; outside, all
-    are reflected.
+    *more: `[y, x]` float32, interpolated bilinearly.
   """
   if not settings.active():
     return intensity(key, image, settings), label, *more
@@ -116,18 +103,13 @@ def transform(
 
 
 def intensity(key: Array, image: Array, settings: Settings) -> Array:
-  """Changes contrast and brightness of all alike, and adds noise."""
+  """Changes contrast and brightness of the whole image, and adds noise."""
   k_gain, k_bias, k_noise = (jax.random.fold_in(key, i) for i in (3, 4, 5))
-  if settings.contrast:
-    spread = settings.contrast
-    image = image * jax.random.uniform(
-      k_gain, (), minval=1 - spread, maxval=1 + spread
-    )
-  if settings.brightness:
-    spread = settings.brightness
-    image = image + jax.random.uniform(
-      k_bias, (), minval=-spread, maxval=spread
-    )
+  if limit := settings.contrast:
+    low, high = 1 - limit, 1 + limit
+    image = image * jax.random.uniform(k_gain, (), minval=low, maxval=high)
+  if limit := settings.brightness:
+    image = image + jax.random.uniform(k_bias, (), minval=-limit, maxval=limit)
   if settings.noise:
     image = image + settings.noise * jax.random.normal(k_noise, image.shape)
   return image

@@ -1,13 +1,12 @@
-"""TFDS builder of the ISBI 2012 stacks.
+"""TFDS builder of the ISBI 2012 stacks; it needs no TensorFlow.
 
     builder = Isbi2012Em(data_dir=..., file_format='array_record')
     builder.download_and_prepare()
-    source = builder.as_data_source('train')   # no TensorFlow involved
+    source = builder.as_data_source('train')
 
-Two configurations, because the challenge publishes no labels of its test
-slices and an empty label would pass for one:
-`labelled` (default) has the split train with image, label and slice;
-`unlabelled` has the split test with image and slice.
+The configuration `labelled` (default) has the split train with image, label and
+slice; `unlabelled` has the split test with image and slice, because the
+challenge does not publish labels of its test slices.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,10 +25,10 @@ class Isbi2012Em(tfds.core.GeneratorBasedBuilder):
   """Image and label `[512, 512, 1] uint8` (label 255 inside), slice `int64`.
 
   Args:
-    source: folder of the stacks; by default where `isbi2012.find` finds them.
+    source: folder of the stacks; by default that of `isbi2012.find`.
     shape: (z, y, x) of the stacks.
     sha256: of the decoded pixels by file name.
-    **kwargs: TFDS's own, `data_dir`, `config`, `file_format` and so on.
+    **kwargs: those of TFDS, such as `data_dir`, `config` and `file_format`.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -37,7 +36,7 @@ class Isbi2012Em(tfds.core.GeneratorBasedBuilder):
     tfds.core.BuilderConfig(name='labelled', description='training slices'),
     tfds.core.BuilderConfig(name='unlabelled', description='test slices'),
   ]
-  # TFDS would ask importlib_resources, which it does not install.
+  # Otherwise TFDS needs importlib_resources, which it does not install.
   code_path = pathlib.Path(__file__)
 
   def __init__(
@@ -52,7 +51,7 @@ class Isbi2012Em(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    # Tensor, since TFDS cannot encode its Image without TensorFlow.
+    # Not Image, which TFDS cannot encode without TensorFlow.
     pixels = tfds.features.Tensor(shape=(*self._shape[1:], 1), dtype=np.uint8)
     features = {'image': pixels, 'slice': tfds.features.Scalar(np.int64)}
     if self.builder_config.name == 'labelled':
@@ -62,16 +61,16 @@ class Isbi2012Em(tfds.core.GeneratorBasedBuilder):
       description=isbi2012.__doc__,
       features=tfds.features.FeaturesDict(features),
       homepage=isbi2012.URL,
-      disable_shuffling=True,  # slices stay in the order of the stack
+      disable_shuffling=True,  # Keeps the order of the slices.
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-    del dl_manager  # the stacks are found, not downloaded by TFDS
+    del dl_manager  # TFDS does not download the stacks.
     folder = self._source or isbi2012.find()
     if folder is None:
       raise errors.InputError(
-        'the ISBI 2012 stacks were not found; run tools/fetch_isbi.py or set '
-        'SKIPNET_DATA_DIR to the folder with train-volume.tif'
+        'The ISBI 2012 stacks were not found: run tools/fetch_isbi.py or set '
+        'SKIPNET_DATA_DIR to the folder with train-volume.tif.'
       )
     split = 'train' if self.builder_config.name == 'labelled' else 'test'
     image, label = isbi2012.load(folder, split, sha256=self._sha256)

@@ -1,7 +1,6 @@
-"""Reads TFDS data sets that have labels.
+"""Reads labelled TFDS data sets; imports tensorflow_datasets only when called.
 
-It imports tensorflow_datasets, and the builder beside it, only when a function
-here is called. Nothing here needs TensorFlow.
+It needs no TensorFlow.
 """
 
 import os
@@ -22,23 +21,22 @@ def load_tfds(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images and labels, both `[z, y, x]`, of a TFDS data set.
 
-  Every example needs an `image` of one channel and a `label` or
-  `segmentation_mask` of the same sides. A set that is not prepared in
-  `data_dir` is prepared there as array_record. `isbi2012_em` is this
-  package's own.
+  Every example needs an `image` with one channel and a `label` or
+  `segmentation_mask` of the same size. If the data set is not in `data_dir`, it
+  is prepared there as array_record. This package registers `isbi2012_em`.
 
   Raises:
-    InputError: TFDS or the set is missing, cannot be prepared or read without
-      TensorFlow, or has examples of another kind.
+    InputError: TFDS or the data set is missing, cannot be prepared or read
+      without TensorFlow, or has other examples.
   """
   try:
     import tensorflow_datasets as tfds
 
-    # Defining the builder registers its name.
+    # The import registers the builder.
     from skipnet_jax.data import isbi2012_builder as _  # noqa: F401
   except ImportError as error:
     raise errors.InputError(
-      f'tfds:{name} needs TensorFlow Datasets ({error}); '
+      f'tfds:{name} needs TensorFlow Datasets ({error}): '
       'pip install tensorflow-datasets array_record'
     ) from error
   try:
@@ -48,44 +46,36 @@ def load_tfds(
     source = builder.as_data_source(split)
   except errors.InputError:
     raise
-  except Exception as error:  # each builder fails in its own ways
+  except Exception as error:  # Builders raise many kinds of exceptions.
     reason = ' '.join(str(error).split()).partition(' Available datasets')[0]
     raise errors.InputError(
       f'tfds:{name}, split {split}, cannot be read from '
-      f'{data_dir or "the default folder"} ({reason[:200]}); prepare it there '
-      'with file_format="array_record"'
+      f'{data_dir or "the default folder"} ({reason[:200]}): prepare it there '
+      'with file_format="array_record".'
     ) from error
   features = builder.info.features
   keys = [key for key in _LABEL_KEYS if key in features]
   if 'image' not in features or not keys:
     raise errors.InputError(
-      f'tfds:{name} has the features {sorted(features)}; needed are image and '
-      f'{" or ".join(_LABEL_KEYS)}'
+      f'tfds:{name} has the features {sorted(features)}, but needs image and '
+      f'{" or ".join(_LABEL_KEYS)}: choose another data set.'
     )
   images: list[np.ndarray] = []
   labels: list[np.ndarray] = []
   for example in source:
-    image, label = _plane(example['image']), _plane(example[keys[0]])
-    if (
-      image is None
-      or label is None
-      or not (image.shape == label.shape == (images or [image])[0].shape)
-    ):
-      raise errors.InputError(
-        f'tfds:{name} has image {np.shape(example["image"])} and {keys[0]} '
-        f'{np.shape(example[keys[0]])} in example {len(images)}; needed are '
-        'equal sides throughout and one channel'
-      )
+    stored = [np.asarray(example[key]) for key in ('image', keys[0])]
+    # `[y, x, 1]` or `[y, x]`.
+    image, label = (a[..., 0] if a.shape[2:] == (1,) else a for a in stored)
     images.append(image)
     labels.append(label)
+    if not (image.ndim == 2 and image.shape == label.shape == images[0].shape):
+      raise errors.InputError(
+        f'tfds:{name} has image {stored[0].shape} and {keys[0]} '
+        f'{stored[1].shape} in example {len(images) - 1}, but all examples '
+        'must have equal sides and one channel: choose another data set.'
+      )
   if not images:
-    raise errors.InputError(f'tfds:{name} has no example in split {split}')
+    raise errors.InputError(
+      f'tfds:{name} has no example in the split {split}: choose another.'
+    )
   return np.stack(images), np.stack(labels)
-
-
-def _plane(pixels: Any) -> np.ndarray | None:
-  """`[y, x]` of `[y, x]` or `[y, x, 1]`, else None."""
-  pixels = np.asarray(pixels)
-  if pixels.ndim == 3 and pixels.shape[2] == 1:
-    pixels = pixels[..., 0]
-  return pixels if pixels.ndim == 2 else None

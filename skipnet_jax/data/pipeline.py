@@ -1,14 +1,15 @@
-"""Batches as a pure function of (seed, step), made on the device.
+"""Makes batches on the device, as a pure function of (seed, step).
 
-The data set lies on the device in its own integer type and a step moves no
-image from the host. One that is too large stays on the host: the same plan then
-says what `HostFeed` reads ahead in the background.
+The data set is on the device in its own integer type, so that a step copies no
+image from the host. If it is too large, it stays on the host, and `read_ahead`
+reads the windows of the same plan in the background.
 """
 
-from collections.abc import Callable, Iterator
+import collections
+from collections.abc import Callable, Generator
+from concurrent import futures
 import dataclasses
-import queue
-import threading
+import itertools
 from typing import Any
 
 import jax
@@ -26,9 +27,6 @@ from skipnet_jax.data import volume
 Array = jax.Array
 Arrays = dict[str, Any]
 
-# What a batch may have beside image, label and mask.
-_WEIGHT = ('weight',)
-
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
@@ -42,8 +40,8 @@ class Pipeline:
     batch_size: examples in a batch, over all devices.
     settings: strength of the augmentation.
     count: slices of the stack.
-    slices: slices that an example's image consists of.
-    widen: pixels by which the membranes of training labels grow.
+    slices: slices in the image of an example.
+    widen: pixels by which membranes are widened in training labels.
   """
 
   train: tuple[int, ...]
@@ -58,11 +56,11 @@ class Pipeline:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in an epoch; every slice is seen once."""
+    """Batches in an epoch, which contains every training slice once."""
     return len(self.train) // self.batch_size
 
   def plan(self, key: Array, step: Array | int) -> Arrays:
-    """What the batch of a step holds: a pure function of (key, step).
+    """Draws the contents of a step's batch: a pure function of (key, step).
 
     Returns:
       index `[b]` int32 (slice), offset `[b, 2]` int32 (corner of the window, in
@@ -79,9 +77,8 @@ class Pipeline:
       streams.key_at(key, 'augment', step), jnp.arange(self.batch_size)
     )
     keys = jax.vmap(jax.random.split)(keys)
-    room = jnp.asarray(self.size, jnp.int32) - jnp.asarray(
-      self.window, jnp.int32
-    )
+    size, window = (jnp.asarray(s, jnp.int32) for s in (self.size, self.window))
+    room = size - window
     offset = jax.vmap(lambda k: jax.random.randint(k, (2,), 0, room + 1))(
       keys[:, 0]
     )
@@ -99,46 +96,43 @@ class Pipeline:
       return lax.dynamic_slice(stack, (i, *offset), (1, *self.window))[0]
 
     cut = jax.vmap(one, (None, 0, 0))
-    several = jax.vmap(cut, (None, 1, None), 1)
-    index, around = plan['index'], self._around(plan)
-
-    def read(name, stack):
-      if name in ('mean', 'std'):
-        return stack[around]
-      if name == 'image':
-        return several(stack, around, plan['offset'])
-      return cut(stack, index, plan['offset'])
-
-    return {name: read(name, stack) for name, stack in data.items()}
+    return self._read(data, plan, cut, jax.vmap(cut, (None, 1, None), 1))
 
   def read_host(self, arrays: Arrays, plan: Arrays) -> Arrays:
-    """`read` in numpy: touches only the pixels it returns."""
-    index, around = np.asarray(plan['index']), self._around(plan)
+    """`read` in numpy; reads only the pixels that it returns."""
+    plan = {name: np.asarray(plan[name]) for name in ('index', 'offset')}
     height, width = self.window
-    windows = [
-      (slice(y, y + height), slice(x, x + width))
-      for y, x in np.asarray(plan['offset'])
-    ]
+
+    def cut(stack, index, offsets):
+      # A window at a time: a memory-mapped file is read nowhere else.
+      return np.stack(
+        [
+          stack[i, y : y + height, x : x + width]
+          for i, (y, x) in zip(index, offsets, strict=True)
+        ]
+      )
+
+    def cut_several(stack, around, offsets):
+      return np.stack([cut(stack, index, offsets) for index in around.T], 1)
+
+    return self._read(arrays, plan, cut, cut_several)
+
+  def _read(self, arrays: Arrays, plan: Arrays, cut, cut_several) -> Arrays:
+    index, offset = plan['index'], plan['offset']
+    around = sources.neighbours(index, self.count, self.slices)
 
     def read(name, stack):
       if name in ('mean', 'std'):
         return stack[around]
       if name == 'image':
-        # One slice after the other: of a file, no others are read.
-        pairs = zip(around, windows, strict=True)
-        return np.stack([np.stack([stack[i, *w] for i in r]) for r, w in pairs])
-      pairs = zip(index, windows, strict=True)
-      return np.stack([stack[i, *where] for i, where in pairs])
+        return cut_several(stack, around, offset)
+      return cut(stack, index, offset)
 
     return {name: read(name, stack) for name, stack in arrays.items()}
 
-  def _around(self, plan: Arrays) -> Array:
-    index = plan['index']
-    return sources.neighbours(index, self.count, self.slices)
-
   def train_batch(self, raw: Arrays, keys: Array) -> Arrays:
     """Normalises and augments: a `Batch` with a mask of ones."""
-    weight = [raw[name] for name in _WEIGHT if name in raw]
+    weight = [raw['weight']] if 'weight' in raw else []
     image, label, *weight = jax.vmap(
       lambda key, image, label, *weight: augment.transform(
         key, image, label, self.settings, *weight
@@ -149,44 +143,51 @@ class Pipeline:
       label = lax.reduce_window(
         label, jnp.inf, lax.min, (1, side, side), (1, 1, 1), 'SAME'
       )
-    return {
+    batch = {
       'image': jnp.moveaxis(image, 1, -1),
       'label': label[..., None],
       'mask': jnp.ones((*label.shape, 1), jnp.float32),
-      **{name: w[..., None] for name, w in zip(_WEIGHT, weight, strict=False)},
     }
+    if weight:
+      batch['weight'] = weight[0][..., None]
+    return batch
 
   def eval_plans(self, batch_size: int) -> list[Arrays]:
     """Windows that cover the validation slices once, as plans of equal size.
 
     Returns:
-      Plans with index, offset and `seen` `[b, 2]` int32: pixels above or left
-      of it were counted before (padding examples have seen nothing left).
+      Plans with index, offset and `seen` `[b, 2]` int32: pixels of a window
+      above or left of it are in an earlier window. In the examples that fill
+      the last plan, these are all pixels.
     """
-    corners = []
-    for i in self.valid:
-      for y, seen_y in _cover(self.size[0], self.window[0]):
-        for x, seen_x in _cover(self.size[1], self.window[1]):
-          corners.append((i, y, x, seen_y, seen_x))
-    padding = -len(corners) % batch_size
-    corners += [(*corners[0][:3], *self.window)] * padding
-    table = np.asarray(corners, np.int32).reshape(-1, batch_size, 5)
+    rows, columns = map(_cover, self.size, self.window)
+    windows = [
+      (i, y, x, seen_y, seen_x)
+      for i in self.valid
+      for y, seen_y in rows
+      for x, seen_x in columns
+    ]
+    padding = -len(windows) % batch_size
+    windows += [(*windows[0][:3], *self.window)] * padding
+    table = np.asarray(windows, np.int32).reshape(-1, batch_size, 5)
     return [
       {'index': t[:, 0], 'offset': t[:, 1:3], 'seen': t[:, 3:]} for t in table
     ]
 
   def eval_batch(self, raw: Arrays, seen: Array) -> Arrays:
-    """Normalises, no augmentation: a `Batch` whose mask is 0 where seen."""
+    """Normalises without augmentation: a `Batch` whose mask is 0 where seen."""
     y, x = (jnp.arange(s) for s in self.window)
     mask = (y[None, :, None] >= seen[:, :1, None]) & (
       x[None, None, :] >= seen[:, 1:, None]
     )
-    return {
+    batch = {
       'image': jnp.moveaxis(_normalise(raw), 1, -1),
       'label': raw['label'][..., None].astype(jnp.float32),
       'mask': mask[..., None].astype(jnp.float32),
-      **{name: raw[name][..., None] for name in _WEIGHT if name in raw},
     }
+    if 'weight' in raw:
+      batch['weight'] = raw['weight'][..., None]
+    return batch
 
 
 def _normalise(raw: Arrays) -> Array:
@@ -195,6 +196,7 @@ def _normalise(raw: Arrays) -> Array:
 
 
 def _cover(size: int, window: int) -> list[tuple[int, int]]:
+  """First pixel of each window along an axis, and of how many are covered."""
   starts = [*range(0, size - window, window), size - window]
   ends = [0, *(s + window for s in starts[:-1])]
   return [(s, max(0, e - s)) for s, e in zip(starts, ends, strict=True)]
@@ -203,43 +205,38 @@ def _cover(size: int, window: int) -> list[tuple[int, int]]:
 def make_pipeline(
   config: ml_collections.ConfigDict, data: sources.DataSet, num_shards: int
 ) -> Pipeline:
-  """Checks that sizes and counts fit, and makes the pipeline.
-
-  Args:
-    config: a whole config.
-    data: the data set.
-    num_shards: devices that a batch is divided among.
+  """Makes the pipeline, after checking sizes and counts for the devices.
 
   Raises:
     InputError: a crop larger than the slices, a batch size that does not divide
-      the training slices or is not divided by the devices, more slices of an
-      example than the stack has.
+      the training slices or that the devices do not divide, an example of more
+      slices than the stack has, quarter turns of windows that are not square.
   """
   size, crop = data.image.shape[1:], config.data.crop
   if crop > min(size):
     raise errors.InputError(
-      f'data.crop is {crop}, but the slices are {size[0]}x{size[1]}: give at '
-      f'most {min(size)}.'
+      f'data.crop is {crop}, but the slices have {size[0]}x{size[1]} pixels: '
+      f'give at most {min(size)}.'
     )
   slices = config.model.get('slices', 1)
   if slices > len(data.image):
     raise errors.InputError(
       f'model.slices is {slices}, but the stack has {len(data.image)} slices: '
-      'give an odd number of at most that, or a larger stack.'
+      'give a smaller odd number, or a larger stack.'
     )
   count, batch = len(data.train), config.train.batch_size
   fitting = [
-    b for b in range(1, count + 1) if count % b == 0 and b % num_shards == 0
+    b for b in range(num_shards, count + 1, num_shards) if count % b == 0
   ]
   if batch not in fitting:
     remedy = (
       f'give one of {", ".join(map(str, fitting))}.'
       if fitting
-      else 'no batch size does both: use fewer devices (parallel.devices), or '
-      f'a number of slices that {num_shards} divides (data.train).'
+      else 'no batch size does both; use fewer devices (parallel.devices), or '
+      f'a number of training slices (data.train) that {num_shards} divides.'
     )
     raise errors.InputError(
-      f'train.batch_size is {batch}; it must divide the {count} training '
+      f'train.batch_size is {batch}, but it must divide the {count} training '
       f'slices and be divisible by the {num_shards} device(s): {remedy}'
     )
   if config.data.augment.rot90 and not crop and size[0] != size[1]:
@@ -263,25 +260,22 @@ def make_pipeline(
 def batch_shapes(
   config: ml_collections.ConfigDict, window: tuple[int, int], size: int
 ) -> dict[str, tuple[int, ...]]:
-  """Shape of each float32 array of `Pipeline.train_batch`, without any data.
+  """Shape of each float32 array of a `Pipeline.train_batch` of `size` examples.
 
-  Args:
-    config: a whole config.
-    window: sides y and x of an example, in pixels.
-    size: examples in the batch.
+  The window is an example's sides y and x, in pixels.
   """
-  slices = config.model.get('slices', 1)
-  names = ('label', 'mask', *(_WEIGHT if config.data.border_weight else ()))
-  return {
-    'image': (size, *window, slices),
-    **dict.fromkeys(names, (size, *window, 1)),
-  }
+  names = ['image', 'label', 'mask']
+  if config.data.border_weight:
+    names.append('weight')
+  shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (size, *window, 1))
+  shapes['image'] = (size, *window, config.model.get('slices', 1))
+  return shapes
 
 
 def statistics(image: np.ndarray) -> Arrays:
   """Mean and standard deviation of each slice, `[z]` float32.
 
-  They make uint8, uint16 and float32 stacks the same input up to rounding.
+  With them, uint8, uint16 and float32 stacks give equal inputs up to rounding.
 
   Raises:
     InputError: NaN or infinite pixels.
@@ -290,14 +284,14 @@ def statistics(image: np.ndarray) -> Arrays:
   for z, page in enumerate(image):
     volume.check_finite(page, 'the image stack', z)
     mean, std = page.mean(dtype=np.float64), page.std(dtype=np.float64)
-    # An empty slice has nothing to scale: it becomes zeros.
+    # A constant slice becomes zeros.
     table.append((mean, std or 1.0))
   mean, std = np.asarray(table, np.float32).T
   return {'mean': mean, 'std': std}
 
 
 def host_arrays(data: sources.DataSet) -> Arrays:
-  """The data set as `Pipeline.read` takes it, still on the host."""
+  """The data set as `Pipeline.read` takes it, on the host."""
   arrays = {
     'image': data.image,
     'label': data.label.view(np.uint8),
@@ -306,46 +300,22 @@ def host_arrays(data: sources.DataSet) -> Arrays:
   return arrays if data.weight is None else arrays | {'weight': data.weight}
 
 
-class HostFeed:
-  """Reads the windows of coming steps in a background thread.
+def read_ahead(
+  read: Callable[[int], Any], first: int
+) -> Generator[Any, None, None]:
+  """Yields `read(step)` of each step from `first`, read in a background thread.
 
-  Args:
-    read: makes what the compiled call takes for a step, off the device.
-    first: the first step.
-    ahead: how many steps are read in advance.
+  The thread is three steps ahead. `close` of the generator stops it.
   """
-
-  def __init__(self, read: Callable[[int], Any], first: int, ahead: int = 2):
-    self._queue: queue.Queue = queue.Queue(ahead)
-    self._stop = threading.Event()
-    self._thread = threading.Thread(
-      target=self._work, args=(read, first), daemon=True
+  steps = itertools.count(first)
+  with futures.ThreadPoolExecutor(1) as pool:
+    pending = collections.deque(
+      pool.submit(read, next(steps)) for _ in range(3)
     )
-    self._thread.start()
-
-  def _work(self, read: Callable[[int], Any], step: int) -> None:
-    while not self._stop.is_set():
-      item: tuple[Any, Exception | None]
-      try:
-        item = (read(step), None)
-      except Exception as e:  # Handed to the reader's thread, raised there.
-        item = (None, e)
-      while not self._stop.is_set():
-        try:
-          self._queue.put(item, timeout=0.1)
-          break
-        except queue.Full:
-          continue
-      step += 1
-
-  def __iter__(self) -> Iterator[Any]:
-    while True:
-      item, error = self._queue.get()
-      if error is not None:
-        raise error
-      yield item
-
-  def close(self) -> None:
-    """Stops the thread."""
-    self._stop.set()
-    self._thread.join()
+    try:
+      while True:
+        item = pending.popleft().result()
+        pending.append(pool.submit(read, next(steps)))
+        yield item
+    finally:
+      pool.shutdown(cancel_futures=True)

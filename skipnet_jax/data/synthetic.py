@@ -1,13 +1,12 @@
-"""A deterministic procedural EM stack with labels: the embedded default data.
+"""A synthetic EM stack with labels, generated from a seed: the default data.
 
 It imitates the training stack of ISBI 2012, serial-section TEM of the ventral
-nerve cord of a Drosophila larva at 4 x 4 x 50 nm. Nothing is taken from that
-stack but measured statistics (grey levels, membrane thickness and fraction,
-number and sizes of cells, change between slices).
+nerve cord of a Drosophila larva at 4 x 4 x 50 nm, by measured statistics (grey
+levels, membrane thickness and fraction, number and sizes of cells, change
+between slices). It contains no pixel of that stack.
 
 Cells are chains of discs that drift from slice to slice and push each other
-aside; each pixel belongs to the disc whose rim is nearest, seen through a
-smooth warp. All random fields and draws come from one seed.
+aside; after a smooth warp, each pixel belongs to the disc with the nearest rim.
 """
 
 import contextlib
@@ -23,17 +22,18 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.data import synthetic_cells
 
-# Part of the cache's file name: raise it whenever the same arguments would give
-# other bits.
+# Part of the cached file's name: increase it when a change alters the stack.
 VERSION = 1
 MIN_SIZE = 32
-MAX_PIXELS = 2**28  # of the whole stack; making it takes some bytes of each.
+MAX_PIXELS = (
+  2**28
+)  # Of the whole stack; generating it takes several bytes each.
 
 
 def _draw_membranes(image, distance, width, oblique, gap, dense):
-  """Darkens the borders: thin and sharp, or wide and grey where cut obliquely.
+  """Darkens the borders; those cut obliquely are wide and grey.
 
-  A gap above 0 opens a lighter line between the two bilayers.
+  A gap above 0 draws a lighter line between the two bilayers.
   """
   soft = 0.6 + 0.7 * dense + 0.07 * oblique
   steps = np.clip((distance - width - 0.1 * oblique) / soft, -20, 20)
@@ -44,21 +44,15 @@ def _draw_membranes(image, distance, width, oblique, gap, dense):
 
 
 def _label(inside):
-  """255 inside cells, 0 on membranes; specks count as membrane."""
+  """255 inside cells, 0 on membranes; tiny regions become membrane."""
   parts, _ = ndimage.label(inside)
   large = np.bincount(parts.ravel()) >= 25
   large[0] = False
   return np.where(large[parts], 255, 0).astype(np.uint8)
 
 
-def _draw_reticulum(image, field, patch, room):
-  """Draws thin dark curved cisternae where patches allow and there is room."""
-  line = np.exp(-((field / 0.07) ** 2)) * np.clip(patch - 1.2, 0, 1)
-  image -= 70 * line * room
-
-
 def _draw_vesicles(rng, image, richness, room):
-  """Stamps small dark rings (vesicles, microtubules) into the cytoplasm."""
+  """Draws small dark rings (vesicles, microtubules) into the cytoplasm."""
   count = image.size // 28
   y, x = (rng.integers(0, n, count) for n in image.shape)
   keep = rng.uniform(0, 1, count) < richness[y, x] * room[y, x]
@@ -76,12 +70,12 @@ def _draw_vesicles(rng, image, richness, room):
 
 @dataclasses.dataclass
 class _Geometry:
-  """What one slice shows, before any grey: all [y, x], in pixels."""
+  """The cells of one slice."""
 
   discs: synthetic_cells.Discs
-  grid: np.ndarray  # [2, y, x] warped coordinates
-  owner: np.ndarray  # cell, 0 for glia
-  distance: np.ndarray  # to the border between cells
+  grid: np.ndarray  # [2, y, x] warped coordinates [pixels]
+  owner: np.ndarray  # [y, x] cell, 0 for glia
+  distance: np.ndarray  # [y, x] to the border between cells [pixels]
 
 
 @dataclasses.dataclass
@@ -96,13 +90,13 @@ class _Mitochondrion:
 
 
 def _seed_mitochondria(rng, discs, slices):
-  """Puts mitochondria into some of the wider discs."""
-  found = []
+  """Places mitochondria in some of the larger discs."""
+  mitochondria = []
   for i in np.nonzero(discs.radius > 15)[0]:
     for _ in range(rng.poisson(0.3 * slices / 30 + 0.1)):
       r = min(discs.radius[i], 46)
       minor = r * rng.uniform(0.45, 0.8)
-      found.append(
+      mitochondria.append(
         _Mitochondrion(
           i,
           rng.normal(0, 0.25, 2) * discs.radius[i],
@@ -113,12 +107,12 @@ def _seed_mitochondria(rng, discs, slices):
           rng.uniform(6, 9),
         )
       )
-  return found
+  return mitochondria
 
 
-def _draw_mitochondria(image, room, members, z, geometry, ripple):
-  """Draws dark bodies with double walls and cristae; takes their room away."""
-  for m in members:
+def _draw_mitochondria(image, room, mitochondria, z, geometry, ripple):
+  """Draws dark bodies with double walls and cristae, and sets `room` to 0."""
+  for m in mitochondria:
     phase = 1 - ((z - m.middle) / m.reach) ** 2
     if phase <= 0.05:
       continue
@@ -142,7 +136,7 @@ def _draw_mitochondria(image, room, members, z, geometry, ripple):
 
 
 def _expose(rng, image, light):
-  """Blurs, adds light and shot noise; sets the slice's mean and contrast."""
+  """Blurs, adds uneven light and noise, sets the slice's mean and contrast."""
   grain = rng.standard_normal(image.shape, np.float32)
   image = ndimage.gaussian_filter(image + rng.uniform(32, 58) * grain, 0.8)
   image += 9 * light + 7 * rng.standard_normal(image.shape, np.float32)
@@ -152,41 +146,38 @@ def _expose(rng, image, light):
 
 
 def _checked_shape(seed, slices, size):
-  """The stack's (z, y, x), once the arguments are known to be usable."""
-  if not _whole(seed) or seed < 0:
-    raise errors.InputError(
-      f'seed is {seed!r}; the synthetic stack takes a whole number of at least '
-      '0: use another seed.'
-    )
-  if not _whole(slices) or slices < 1:
-    raise errors.InputError(
-      f'slices is {slices!r}; the synthetic stack has at least 1: ask for more.'
-    )
-  plane = (size, size) if _whole(size) else size
+  """Checks the arguments; returns the shape of the stack, (z, y, x)."""
+  for name, value, least in (('seed', seed, 0), ('slices', slices, 1)):
+    if not _is_integer(value) or value < least:
+      raise errors.InputError(
+        f'{name} is {value!r}, but must be an integer of at least {least} for '
+        'the synthetic stack.'
+      )
+  plane = (size, size) if _is_integer(size) else size
   usable = isinstance(plane, (tuple, list)) and len(plane) == 2
-  if not usable or not all(_whole(n) and n >= MIN_SIZE for n in plane):
+  if not usable or not all(_is_integer(n) and n >= MIN_SIZE for n in plane):
     raise errors.InputError(
-      f'size is {size!r}; a synthetic slice takes one whole number or (y, x) '
-      f'of at least {MIN_SIZE} pixels: ask for larger slices.'
+      f'size is {size!r}, but must be an integer or (y, x) of at least '
+      f'{MIN_SIZE} pixels for the synthetic stack.'
     )
   shape = int(slices), int(plane[0]), int(plane[1])
   if math.prod(shape) > MAX_PIXELS:
     raise errors.InputError(
-      f'{shape[0]} slices of {shape[1]}x{shape[2]} are {math.prod(shape)} '
-      f'pixels; the synthetic stack has at most {MAX_PIXELS}: ask for fewer or '
-      'smaller slices.'
+      f'{shape[0]} slices of {shape[1]}x{shape[2]} have {math.prod(shape)} '
+      f'pixels, but the synthetic stack has at most {MAX_PIXELS}: give fewer '
+      'or smaller slices.'
     )
   return shape
 
 
-def _whole(number):
-  return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+def _is_integer(value):
+  return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def generate(
   seed: int = 0, slices: int = 30, size: int | tuple[int, int] = 512
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Makes a stack of EM-like slices and its membrane labels.
+  """Generates a stack of EM-like slices and its membrane labels.
 
   Args:
     seed: 0 or more; equal arguments give equal bits.
@@ -204,21 +195,16 @@ def generate(
   volume = _checked_shape(seed, slices, size)
   shape = volume[1:]
   rng = np.random.default_rng(seed)
-  # Small slices get small cells, so that each still shows several.
+  # Small slices have small cells, so that each contains several.
   largest = min(72.0, 0.2 * min(shape))
-  warp = [
-    [
-      (a, synthetic_cells.Noise(rng, volume, s, 1.5))
-      for s, a in ((36, 7.0), (9, 1.5))
-    ]
-    for _ in 'yx'
-  ]
+  warps = [synthetic_cells.Noise(rng, volume, s, 1.5) for s in (36, 9, 36, 9)]
   plane = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
   stack = []
   tracks = synthetic_cells.tracks(rng, slices, shape, largest)
   for z, discs in enumerate(tracks):
     shift = rng.normal(0, 3, 2)  # Slices are never perfectly aligned.
-    bend = [sum(a * noise(z) for a, noise in axis) for axis in warp]
+    y_wide, y_narrow, x_wide, x_narrow = (noise(z) for noise in warps)
+    bend = [7.0 * y_wide + 1.5 * y_narrow, 7.0 * x_wide + 1.5 * x_narrow]
     grid = plane + np.stack(bend) + shift[:, None, None].astype(np.float32)
     owner = synthetic_cells.rasterise(discs, grid)
     distance = synthetic_cells.border_distance(owner)
@@ -229,7 +215,7 @@ def generate(
   tone[0] = -26
   coarse = rng.gamma(4, 5, cells).astype(np.float32)
   richness = np.clip(rng.lognormal(-2.1, 0.8, cells), 0.06, 0.6)
-  members = _seed_mitochondria(rng, stack[0].discs, slices)
+  mitochondria = _seed_mitochondria(rng, stack[0].discs, slices)
   width, gap, junction, light, patch, sheet = (
     synthetic_cells.Noise(rng, volume, s, sz)
     for s, sz in ((7, 1), (12, 1), (16, 1.2), (60, 1), (22, 1), (11, 1))
@@ -241,15 +227,16 @@ def generate(
     dense = np.clip(junction(z) - 1.5, 0, 1.5)
     half = 2.25 + 0.4 * width(z) + 9 * dense
     beside = [stack[n] for n in (z - 1, z + 1) if 0 <= n < slices] or [geometry]
-    oblique = synthetic_cells.obliqueness(
-      distance, [g.distance for g in beside]
-    )
+    distances = [g.distance for g in beside]
+    oblique = synthetic_cells.obliqueness(distance, distances)
     image = 150 + ndimage.gaussian_filter(tone[owner], 1)
     image -= coarse[owner] * np.clip(granules(z), -0.5, 2)
     room = np.clip((distance - half - 2) / 2, 0, 1)
-    _draw_mitochondria(image, room, members, z, geometry, sheet(z))
+    _draw_mitochondria(image, room, mitochondria, z, geometry, sheet(z))
     _draw_vesicles(rng, image, richness[owner], room)
-    _draw_reticulum(image, sheet(z), patch(z), room)
+    # The endoplasmic reticulum: thin dark curved lines in some areas.
+    line = np.exp(-((sheet(z) / 0.07) ** 2)) * np.clip(patch(z) - 1.2, 0, 1)
+    image -= 70 * line * room
     _draw_membranes(image, distance, half, oblique, gap(z), dense)
     images.append(_expose(rng, image, light(z)))
     labels.append(_label(distance > half + 0.7))
@@ -262,50 +249,37 @@ def load(
   size: int | tuple[int, int] = 512,
   cache_dir: pathlib.Path | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """`generate`, kept in a file for the next time.
+  """`generate`, cached in a file; the other arguments are those of `generate`.
 
   Args:
-    seed: as in `generate`.
-    slices: as in `generate`.
-    size: as in `generate`.
-    cache_dir: by default `environment.cache_dir()`;
-      a file that cannot be read is made anew, a folder that cannot be
-      written to is passed over.
-
-  Returns:
-    image, label: [z, y, x] uint8, as from `generate`.
+    cache_dir: by default `environment.cache_dir()`. A damaged file is replaced;
+      in a folder that is not writable, nothing is cached.
 
   Raises:
     InputError: an argument is out of range.
   """
   shape = _checked_shape(seed, slices, size)
+  folder = pathlib.Path(cache_dir or environment.cache_dir())
   sides = 'x'.join(map(str, shape))
-  path = (
-    pathlib.Path(cache_dir or environment.cache_dir())
-    / f'synthetic-v{VERSION}-{seed}-{sides}.npz'
-  )
-  kept = _read(path, shape)
-  if kept is None:
-    kept = generate(seed, slices, size)
-    _write(path, *kept)
-  return kept
+  path = folder / f'synthetic-v{VERSION}-{seed}-{sides}.npz'
+  cached = _read(path, shape)
+  if cached:
+    return cached
+  image, label = generate(seed, slices, size)
+  with contextlib.suppress(OSError):
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as file:
+      np.savez(file, image=image, label=label)
+  return image, label
 
 
 def _read(path, shape):
-  """The stacks in a cached file, None where it is missing or damaged."""
+  """The stacks in a cached file; None if it is missing or damaged."""
   try:
-    # Opened here, as np.load leaves a damaged archive's file open.
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as kept:
-      image, label = kept['image'], kept['label']
-  except Exception:  # A damaged archive fails in too many ways to name.
+    # Opened here, because np.load leaves the file of a damaged archive open.
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as cached:
+      stacks = cached['image'], cached['label']
+  except Exception:  # A damaged archive raises many kinds of exceptions.
     return None
-  whole = all(a.shape == shape and a.dtype == np.uint8 for a in (image, label))
-  return (image, label) if whole else None
-
-
-def _write(path, image, label):
-  """Writes a file in one step; a cache that cannot be written is no error."""
-  with contextlib.suppress(OSError):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as file:
-      np.savez(file, image=image, label=label)
+  whole = all(a.shape == shape and a.dtype == np.uint8 for a in stacks)
+  return stacks if whole else None

@@ -1,7 +1,7 @@
 """The cell geometry of the synthetic stack: smooth noise, discs and borders.
 
-No grey values here: `synthetic` draws them on what this module lays out. Every
-change that moves a bit asks for a higher `synthetic.VERSION`.
+`synthetic` draws the grey values. Increase `synthetic.VERSION` with every
+change that alters the stack.
 """
 
 import dataclasses
@@ -11,21 +11,21 @@ from scipy import ndimage
 from scipy import sparse
 from scipy import special
 
-# Pixels further than this from every disc belong to the glia between them.
+# Pixels farther than this from every disc are glia.
 _REACH = 12.0
 
 
 class Noise:
   """Smooth Gaussian noise of zero mean and unit variance, slice by slice.
 
-  A coarse random grid is spread by Gaussian kernels, `scale` [pixels] wide in
-  the plane and `scale_z` [slices] across; sparse products keep the bits
-  independent of the number of BLAS threads.
+  A coarse random grid is interpolated by Gaussian kernels of width `scale`
+  [pixels] in the plane and `scale_z` [slices] across; with sparse products, the
+  bits do not depend on the number of BLAS threads.
   """
 
   def __init__(self, rng, shape, scale, scale_z=1e-3):
     self._z, self._y, self._x = (
-      self._spread(n, s)
+      self._kernels(n, s)
       for n, s in zip(shape, (scale_z, scale, scale), strict=True)
     )
     grid = [m.shape[1] for m in (self._z, self._y, self._x)]
@@ -34,7 +34,7 @@ class Noise:
     self._coarse = mixed.reshape(shape[0], *grid[1:])
 
   @staticmethod
-  def _spread(n, scale):
+  def _kernels(n, scale):
     step = max(scale, 1.0)
     count = int(np.ceil((n - 1) / step)) + 7
     offset = np.arange(n)[:, None] / step - (np.arange(count)[None] - 3)
@@ -56,24 +56,24 @@ class Discs:
 
   centre: np.ndarray  # [n, 2] y, x
   radius: np.ndarray  # [n]
-  cell: np.ndarray  # [n] int, from 1; a cell's discs follow one another
+  cell: np.ndarray  # [n] int, from 1; a cell's discs are consecutive
   velocity: np.ndarray  # [n, 2] pixels per slice
   world: np.ndarray  # [2]
 
   def wrap(self, difference):
-    """Differences of positions, the short way around the world."""
+    """Differences of positions, by the shorter way around the world."""
     return difference - self.world * np.round(difference / self.world)
 
 
 def _seed_discs(rng, world, largest):
-  """Draws cells of heavy-tailed size, large ones first, into the widest gap."""
+  """Draws cells of heavy-tailed sizes; the largest first, in the widest gap."""
   target, radii = 0.86 * world.prod(), []
-  # Golden-ratio steps through the quantiles: every seed gets the same mixture.
+  # Golden-ratio steps through the quantiles: every seed has the same mixture.
   quantile = rng.uniform()
   while target > 0:
     quantile = (quantile + 0.6180339887) % 1
-    spread = 0.78 * special.ndtri(quantile)
-    r = float(np.clip(11.5 * np.exp(spread), 7, largest))
+    deviation = 0.78 * special.ndtri(quantile)
+    r = float(np.clip(11.5 * np.exp(deviation), 7, largest))
     links = 1 + rng.poisson(1.8 if r < 0.4 * largest else 0.2)
     radii.append((r, links))
     target -= np.pi * r**2 * (1 + 0.6 * (links - 1))
@@ -89,7 +89,7 @@ def _seed_discs(rng, world, largest):
       place = options[gap.argmax()]
     else:
       place = options[0]
-    # Neighbours run in similar directions, as neurites in a bundle do.
+    # Neighbours run in similar directions, like neurites in a bundle.
     turn = 2 * np.pi * place / world + phase[:2]
     angle = phase[2] + 1.3 * np.sin(turn[0]) + 1.3 * np.sin(turn[1])
     angle += rng.normal(0, 0.5)
@@ -115,7 +115,7 @@ def _relax(discs, rounds):
   k = np.nonzero(discs.cell[1:] == discs.cell[:-1])[0]
   first, second = np.concatenate([i, k]), np.concatenate([j, k + 1])
   chained = np.arange(len(first)) >= len(i)
-  # A little overlap: rims flatten on each other, but none swallows a small one.
+  # Neighbours overlap a little: rims are flattened, small discs are not hidden.
   slack = np.where(chained, 0.9, 0.25) * np.minimum(r[first], r[second])
   rest = r[first] + r[second] - slack
   share = (r[second] / (r[first] + r[second]))[:, None]
@@ -146,7 +146,7 @@ def tracks(rng, slices, shape, largest):
 
 
 def rasterise(discs, grid):
-  """Gives each pixel the cell of the nearest rim; 0 is glia in the gaps."""
+  """The cell with the nearest rim, for each pixel; 0 for glia in the gaps."""
   shape = grid.shape[1:]
   owner = np.zeros(shape, np.int32)
   best = np.full(shape, _REACH, np.float32)
@@ -163,7 +163,7 @@ def rasterise(discs, grid):
 
 
 def window_around(y, x, half, shape):
-  """The slices of a square clipped to the image, None where it is outside."""
+  """The slices of a square clipped to the image; None if it is outside."""
   y0, y1 = max(int(y - half), 0), min(int(y + half) + 1, shape[0])
   x0, x1 = max(int(x - half), 0), min(int(x + half) + 1, shape[1])
   if y0 >= y1 or x0 >= x1:
@@ -182,7 +182,7 @@ def border_distance(owner):
 
 
 def obliqueness(distance, neighbours):
-  """How far the border moves to the next slices [pixels], spread nearby."""
+  """How far the border moves to the next slices [pixels], smoothed."""
   moved = np.mean([np.minimum(d, 12) for d in neighbours], axis=0)
   border = (distance == 0).astype(np.float32)
   weight = ndimage.gaussian_filter(border, 4) + 1e-4

@@ -168,9 +168,8 @@ class Epoch:
       if self.on_device:
         arguments: Iterator[Any] = itertools.repeat(self._data)
       else:
-        feed = pipeline_lib.HostFeed(self._read, self._step(state))
-        stack.callback(feed.close)
-        arguments = iter(feed)
+        feed = pipeline_lib.read_ahead(self._read, self._step(state))
+        arguments = stack.enter_context(contextlib.closing(feed))
       # The first batch is read before the clock starts.
       arguments = itertools.chain([next(arguments)], arguments)
       begin = time.perf_counter() - part.seconds
