@@ -195,15 +195,14 @@ def test_the_figure_says_what_it_shows(swept):
   assert plots.to_array(figure).shape[2] == 3
 
 
-def test_starved_and_centre_by_hand():
+def test_gradient_ratios_by_hand():
   names = ('down_1', 'across/block_1/conv_1', 'across/block_2/conv_1')
   names += ('classifier', 'across/block_1/short_skip/projection')
   rows = [
     {'layer': name, 'grad_l2_first': norm}
     for name, norm in zip(names, (4.0, 1.0, 3.0, 8.0, 1e-9), strict=True)
   ]
-  assert depth.starved(rows) == 1 / 3.5
-  assert depth.centre(rows) == 2 / 8
+  assert depth.gradient_ratios(rows) == (2 / 8, 1 / 3.5)
 
 
 def test_the_files_have_the_documented_columns(swept):

@@ -122,7 +122,7 @@ def test_the_shares_add_up_in_the_tables(made):
   np.testing.assert_allclose(list(lengths.values()), 1, atol=1e-3)
 
 
-def test_the_least_served_stage_by_hand(made):
+def test_the_least_trained_stage_by_hand(made):
   (run, _), _, _ = made
   across = [layer.startswith('across/') for layer in run.layers]
   table = np.full((4, len(across)), 2.0, np.float32)
@@ -131,7 +131,7 @@ def test_the_least_served_stage_by_hand(made):
   table[:2, 0] = 1e-9
   flow = run.flow | {'net_change': table}
   starved = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
-  stage, ratio = recorded_figures.least_served(starved, 'net_change')
+  stage, ratio = recorded_figures.least_stage(starved, 'net_change')
   assert stage == 'across'
   assert ratio == pytest.approx(0.25 / 0.25 ** np.mean(across))
 

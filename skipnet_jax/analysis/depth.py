@@ -111,12 +111,9 @@ def sweep(
 ) -> list[Row]:
   """Trains every variant at every depth; resumes after an interruption.
 
-  Args:
-    config: an experiment with `variants` and `depths`, which has `repetitions`
-      and `steps`.
-    folder: of the two CSV files; networks that they contain are not trained
-      again.
-    log: called with a line on each network.
+  `config` is an experiment with `variants`, `depths.repetitions` and
+  `depths.steps`. Networks in the CSV files of `folder` are not trained again;
+  `log` is called with a line on each of the others.
 
   Returns:
     Rows of depth.csv; `read` also returns those of depth_layers.csv.
@@ -167,12 +164,8 @@ def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
     path = pathlib.Path(folder) / name
     try:
       with path.open(newline='') as file:
-        tables.append(
-          [
-            {key: columns[key](value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-          ]
-        )
+        raw = list(csv.DictReader(file))
+      tables.append([{k: columns[k](v) for k, v in row.items()} for row in raw])
     except FileNotFoundError:
       tables.append([])
     except (KeyError, TypeError, ValueError) as e:
@@ -248,50 +241,28 @@ def _train(
   ]
 
 
-def _initial_norms(layers: Sequence[Row]) -> dict[str, float]:
-  """Gradient norms at initialisation of the layers on the main path."""
-  return {
+def gradient_ratios(layers: Sequence[Row]) -> tuple[float, float]:
+  """Ratios of gradient norms at initialisation, from the rows of one network.
+
+  Returns:
+    The median norm of `across` over the classifier's; and the smallest norm
+    over the median norm. Projections do not count.
+  """
+  norms = {
     r['layer']: r['grad_l2_first'] for r in layers if on_main_path(r['layer'])
   }
-
-
-def starved(layers: Sequence[Row]) -> float:
-  """The smallest gradient norm at initialisation over the median one.
-
-  Args:
-    layers: rows of one network; projections are left out.
-  """
-  norms = list(_initial_norms(layers).values())
-  return _ratio(np.min(norms), np.median(norms))
-
-
-def centre(layers: Sequence[Row]) -> float:
-  """Median gradient norm of `across` at initialisation over the classifier's.
-
-  Args:
-    layers: rows of one network; projections are left out.
-  """
-  norms = _initial_norms(layers)
-  inside = [norm for name, norm in norms.items() if name.startswith('across/')]
-  return _ratio(np.median(inside), norms['classifier'])
-
-
-def _ratio(a: float, b: float) -> float:
-  """a / b of norms that may be zero or infinite."""
+  every = list(norms.values())
+  across = [norm for name, norm in norms.items() if name.startswith('across/')]
+  # Norms may be zero or infinite.
   with np.errstate(divide='ignore', invalid='ignore'):
-    return float(np.float64(a) / b)
+    centre = np.median(across) / norms['classifier']
+    return centre, np.min(every) / np.median(every)
 
 
 def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
-  """Draws loss, gradient at initialisation and compile time against depth.
+  """Draws what `read` returns against depth, as a matplotlib Figure.
 
-  Args:
-    rows: of depth.csv.
-    layers: of depth_layers.csv.
-
-  Returns:
-    A matplotlib Figure; a cross at the upper edge marks a value that is zero or
-    not finite.
+  A cross at the upper edge marks a value that is zero or not finite.
   """
   drawn = plots.make_figure(10, 8)
   axes = drawn.subplots(2, 2).ravel()
@@ -322,14 +293,8 @@ def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
       kernels = [
         r for r in layers if (r['variant'], r['repetitions']) == network
       ]
-      points.append(
-        (
-          row['loss_last'],
-          centre(kernels),
-          starved(kernels),
-          row['compile_cpu_seconds'] / compiled.get(reference, math.nan),
-        )
-      )
+      seconds = row['compile_cpu_seconds'] / compiled.get(reference, math.nan)
+      points.append([row['loss_last'], *gradient_ratios(kernels), seconds])
     for ax, y in zip(axes, np.transpose(points), strict=True):
       _plot_line(ax, np.array(list(compiled)), y, i, variant)
   axes[0].axhline(
@@ -341,21 +306,18 @@ def figure(rows: Sequence[Row], layers: Sequence[Row]) -> Any:
   for ax in axes:
     ax.margins(y=0.2)  # Room for the crosses.
   axes[3].set_ylim(bottom=0)
-  drawn.legend(
-    *axes[0].get_legend_handles_labels(),
-    loc='outside lower center',
-    ncols=len(variants) + 2,
-  )
+  entries = axes[0].get_legend_handles_labels()
+  drawn.legend(*entries, loc='outside lower center', ncols=len(variants) + 2)
   drawn.suptitle(f'Depth and skips: {rows[0]["dataset"]}')
   return drawn
 
 
 def _plot_line(
-  ax: Any, x: np.ndarray, y: np.ndarray, i: int, label: str
+  ax: Any, x: np.ndarray, y: np.ndarray, i: int, name: str
 ) -> None:
   colour = plots.CYCLE[i]
   good = np.isfinite(y) & (y > 0)
-  ax.plot(x[good], y[good], 'osD^'[i % 4] + '-', color=colour, label=label)
+  ax.plot(x[good], y[good], 'osD^'[i % 4] + '-', color=colour, label=name)
   # Every variant has its own height, so that no cross hides another.
   heights = np.full(np.sum(~good), 0.97 - 0.04 * i)
   edge = ax.get_xaxis_transform()

@@ -68,10 +68,9 @@ def keep_compiled(make: Callable[..., Callable]) -> Callable[..., Callable]:
   @functools.wraps(make)
   def call(*args):
     try:
-      hash(args)
-    except TypeError:
+      return cached(*args)
+    except TypeError:  # Of hash(args).
       return make(*args)
-    return cached(*args)
 
   return call
 
@@ -107,7 +106,7 @@ def layer_gradients(
 
   Args:
     model: any Linen model called as `model(image, train)`.
-    variables: params, and batch_stats where there are any.
+    variables: params, and batch_stats if the model has any.
     batch: image `[b, y, x, c]`, and what the loss needs.
     loss: of (outputs, batch), a scalar.
     train: True for batch statistics and dropout.

@@ -1,6 +1,6 @@
 """Measures the network of an experiment, for the figures of a report."""
 
-from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import functools
 
@@ -47,10 +47,7 @@ def centre_batch(
 ) -> gradient_flow.Batch:
   """The centre of the first training slice, not augmented.
 
-  Args:
-    config: of the experiment.
-    data: its data set.
-    side: the largest side of the window in pixels, a multiple of 32.
+  It has at most `side` pixels in y and x, a multiple of 32.
 
   Returns:
     image, label and mask, `[1, y, x, c]` float32.
@@ -74,14 +71,6 @@ def centre_batch(
   return jax.tree.map(jnp.asarray, batch)
 
 
-def _without_dropout(config: ml_collections.ConfigDict):
-  """The network without dropout, so that its gradient is not random."""
-  fields = config.model.to_dict()
-  if 'dropout' in fields:
-    fields['dropout'] = 0.0
-  return models.build_model(ml_collections.ConfigDict(fields)).unrolled()
-
-
 @functools.cache
 def _objective(name: str):
   """The loss function of that name; cached, so that JAX compiles it once."""
@@ -101,49 +90,40 @@ def initial_variables(
   return dict(model.lazy_init(key, image, train=False))
 
 
-def convolutions(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of the convolutions of an experiment's network, in forward order.
+def measure(
+  config: ml_collections.ConfigDict,
+  moments: dict[str, gradient_flow.Variables],
+  batch: gradient_flow.Batch,
+) -> tuple[dict[str, Point], propagation.Propagation]:
+  """The gradient at some moments of training, propagation at initialisation.
+
+  Both with batch statistics, without dropout; propagation is over `SEEDS`.
+  `moments` are variables by moment of training, `batch` is from `centre_batch`.
 
   Raises:
     InputError: a network without convolutions.
   """
-  model = _without_dropout(config)
-  return gradient_flow.conv_names(model, model.input_shape(model.init_size()))
-
-
-def at_points(
-  config: ml_collections.ConfigDict,
-  moments: dict[str, gradient_flow.Variables],
-  batch: gradient_flow.Batch,
-  layers: Sequence[str],
-) -> dict[str, Point]:
-  """The gradient of an experiment's loss, by layer and by route.
-
-  With batch statistics, without dropout.
-
-  Args:
-    config: of the experiment.
-    moments: variables by moment of the training.
-    batch: from `centre_batch`.
-    layers: the convolutions in forward order.
-  """
+  model, loss = models.build_model(config.model), _objective(config.train.loss)
+  model = (model.clone(dropout=0.0) if model.dropout else model).unrolled()
+  layers = gradient_flow.conv_names(model, batch['image'].shape)
   # Variables of a checkpoint are bound to a device: JAX would compile again.
   placed = {
     moment: jax.device_put(fc_resnet.unroll(variables), jax.devices()[0])
     for moment, variables in moments.items()
   }
-  routes = routes_lib.Routes(
-    _without_dropout(config),
-    next(iter(placed.values())),
-    batch,
-    _objective(config.train.loss),
-    layers=layers,
-  )
-  y, x = batch['image'].shape[1:3]
-  return {
-    moment: _point(routes.at(variables), (y, x))
-    for moment, variables in placed.items()
-  }
+  # In parallel: both mostly compile, on one core each.
+  with futures.ThreadPoolExecutor(1) as pool:
+    signal = pool.submit(
+      propagation.propagate, model, batch, loss, SEEDS, layers=layers
+    )
+    first = next(iter(placed.values()))
+    routes = routes_lib.Routes(model, first, batch, loss, layers=layers)
+    y, x = batch['image'].shape[1:3]
+    points = {
+      moment: _point(routes.at(variables), (y, x))
+      for moment, variables in placed.items()
+    }
+    return points, signal.result()
 
 
 def _point(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:
@@ -166,13 +146,3 @@ def _point(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:
     lengths=routes.by_length() if routes.branches else None,
     window=window,
   )
-
-
-def at_init(
-  config: ml_collections.ConfigDict,
-  batch: gradient_flow.Batch,
-  layers: Sequence[str],
-) -> propagation.Propagation:
-  """Signal propagation over `SEEDS`; arguments as for `at_points`."""
-  model, loss = _without_dropout(config), _objective(config.train.loss)
-  return propagation.propagate(model, batch, loss, SEEDS, layers=layers)

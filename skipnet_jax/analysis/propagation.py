@@ -72,10 +72,7 @@ def propagate(
 def _make_measure(
   model: nn.Module, loss: gradient_flow.LossFunction, names: tuple[str, ...]
 ) -> Callable[..., tuple[Array, ...]]:
-  """Compiles the function of (variables, batch, direction) to four rows.
-
-  They are those of `Propagation` for one seed, `[layers]` each.
-  """
+  """Compiles (variables, batch, direction) to the rows of one seed."""
 
   def forward(variables, batch, image, added):
     """The loss and the layers' outputs, with `added` added to the outputs."""

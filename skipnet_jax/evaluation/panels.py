@@ -15,16 +15,10 @@ _BORDER = 0.15  # Grey value of the segmentation's borders.
 def score_curves(
   results: dict[str, dict[str, Any]], title: str, warning: str = ''
 ) -> np.ndarray:
-  """Draws both scores over the thresholds and marks their maxima.
+  """Draws both scores over the thresholds, `[y, x, 3]` uint8; marks the maxima.
 
-  Args:
-    results: name to the content of a scores.json; solid lines show the first,
-      dashed lines the others.
-    title: what was scored.
-    warning: written below; '' for none.
-
-  Returns:
-    `[y, x, 3]` uint8.
+  `results` maps a name to the content of a scores.json; solid lines show the
+  first, dashed lines the others. The warning is written below.
   """
   figure = plots.make_figure(7, 4.5, dpi=150)
   axes = figure.subplots()
@@ -97,18 +91,10 @@ def slice_panel(
   title: str = '',
   warning: str = '',
 ) -> np.ndarray:
-  """Draws image, label, prediction and errors of one slice, side by side.
+  """Draws image, label, prediction and errors of one slice, `[y, x, 3]` uint8.
 
-  Args:
-    prediction: as in `error_map`.
-    inside: as in `error_map`.
-    threshold: as in `error_map`.
-    image: as in `error_map`; None: without a panel of it.
-    title: of the figure.
-    warning: below the title; '' for none.
-
-  Returns:
-    `[y, x, 3]` uint8; it is large enough to show every pixel of the slice.
+  Every pixel of the slice is visible. Arguments are those of `error_map`;
+  `warning` is written below the title.
   """
   from matplotlib import patches
 

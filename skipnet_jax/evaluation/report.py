@@ -75,9 +75,9 @@ class OutputFiles:
     title, warning = evaluation.title, evaluation.warning
     (_, result), *others = evaluation.results.items()
     content = result | evaluation.identity | dict(others)
-    files.write_json(
-      self.scores, content | ({'warning': warning} if warning else {})
-    )
+    if warning:
+      content['warning'] = warning
+    files.write_json(self.scores, content)
     curves = panels.score_curves(evaluation.results, title, warning)
     volume.write_png(self.curves, curves)
     lines = [
@@ -98,10 +98,8 @@ class OutputFiles:
         f'{_format(row["v_rand"])}, V_info {_format(row["v_info"])}',
         warning=warning,
       )
-      path = self.panels / f'slice_{row["slice"]:03d}.png'
-      volume.write_png(path, picture)
-    lines.append(f'{self.panels}: a picture of each slice')
-    return lines
+      volume.write_png(self.panels / f'slice_{row["slice"]:03d}.png', picture)
+    return [*lines, f'{self.panels}: a picture of each slice']
 
 
 def _format(value: float | None, digits: int = 4) -> str:
@@ -109,11 +107,9 @@ def _format(value: float | None, digits: int = 4) -> str:
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-  """Scores for the terminal: by threshold, then the best of each result.
+  """Scores for the terminal: the first result by threshold, then all at best.
 
-  Args:
-    results: name to the content of a scores.json; the table by threshold is
-      that of the first.
+  `results` maps a name to the content of a scores.json.
   """
   first = next(iter(results.values()))
   widths = [9] * len(_COLUMNS)
@@ -133,14 +129,10 @@ def format_table(results: dict[str, dict[str, Any]]) -> str:
   widths = [-max(map(len, results)), 9, 4, 9, 4, 9, 9, 9, 9]
   lines += ['', tables.line(heads, widths, ' ')]
   for name, result in results.items():
-    cells = [
-      name,
-      _format(result['v_rand']),
-      _format(result['threshold_v_rand'], 1),
-      _format(result['v_info']),
-      _format(result['threshold_v_info'], 1),
-      *(_format(result['pixel'][key]) for key in _PIXEL),
-    ]
+    cells = [name]
+    for key in ('v_rand', 'v_info'):
+      cells += [_format(result[key]), _format(result[f'threshold_{key}'], 1)]
+    cells += [_format(result['pixel'][key]) for key in _PIXEL]
     lines.append(tables.line(cells, widths, ' '))
   lines.append('dice, iou and AP (average precision) are of the membrane.')
   return '\n'.join(lines)

@@ -16,6 +16,9 @@ from skipnet_jax.runs import trained
 from skipnet_jax.scores import pixels
 from skipnet_jax.scores import scores
 
+Log = Callable[[str], None]
+Path = str | os.PathLike
+Shape = tuple[int, ...]
 LABELS_KINDS = ('binary', 'instances')
 _PREDICTION_DTYPES = (*volume.IMAGE_DTYPES, 'float64')
 _LABEL_DTYPES = ('uint8', 'uint16', 'uint32', 'int16', 'int32')
@@ -46,23 +49,12 @@ class Evaluation:
 
 
 def score_run(
-  path: str | os.PathLike,
-  split: str = 'valid',
-  *,
-  tta: bool = False,
-  mc_samples: int = 0,
-  log: Callable[[str], None] = lambda _: None,
+  path: Path, split: str, *, tta: bool, mc_samples: int, log: Log
 ) -> Evaluation:
   """Scores a run's best checkpoint on its own data, as at the end of training.
 
-  If predictions are averaged, the plain prediction is scored too.
-
-  Args:
-    path: the run's folder.
-    split: 'valid' or 'train'.
-    tta: see `inference.Predictor`.
-    mc_samples: see `inference.Predictor`.
-    log: called with messages.
+  If predictions are averaged, the plain prediction is scored too. `tta` and
+  `mc_samples` are those of `inference.Predictor`.
 
   Raises:
     InputError: a run, data or an option that cannot be used; before anything is
@@ -113,18 +105,11 @@ def score_run(
 
 
 def score_files(
-  prediction: str | os.PathLike,
-  labels: str | os.PathLike,
-  kind: str = 'binary',
-  image: str | os.PathLike | None = None,
+  prediction: Path, labels: Path, kind: str, image: Path | None
 ) -> Evaluation:
-  """Scores a stack of predictions against a stack of labels.
+  """Scores predictions against labels; the image stack is for the figures.
 
-  Args:
-    prediction: TIFF of probabilities, 1 inside a cell.
-    labels: TIFF of two values, or of instances.
-    kind: see `read_pair`.
-    image: the image stack, for the figures; or None.
+  The other arguments are those of `read_pair`.
 
   Raises:
     InputError: see `read_pair`; an image of another shape.
@@ -155,10 +140,7 @@ def score_files(
 
 
 def _check_shape(
-  path: str | os.PathLike,
-  shape: tuple[int, ...],
-  prediction: str | os.PathLike,
-  expected: tuple[int, ...],
+  path: Path, shape: Shape, prediction: Path, expected: Shape
 ) -> None:
   if shape != expected:
     raise errors.InputError(
@@ -168,9 +150,9 @@ def _check_shape(
 
 
 def read_pair(
-  prediction: str | os.PathLike, labels: str | os.PathLike, kind: str
+  prediction: Path, labels: Path, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Reads two stacks to score.
+  """Reads two TIFF stacks to score.
 
   Args:
     prediction: probabilities in 0..1, 1 inside a cell.
@@ -207,11 +189,11 @@ def _inside(label: np.ndarray, name: str, kind: str) -> np.ndarray:
   """Labels of either kind as `[z, y, x]` bool."""
   if kind == 'binary':
     volume.check_finite(label, name)
-    found = np.unique(label)
-    if len(found) > 2 and label.dtype.kind in 'iu':
+    values = np.unique(label)
+    if len(values) > 2 and label.dtype.kind in 'iu':
       raise errors.InputError(
-        f'{name} has {len(found)} values ({", ".join(map(str, found[:5]))}'
-        f'{", ..." if len(found) > 5 else ""}), but must have two, the larger '
+        f'{name} has {len(values)} values ({", ".join(map(str, values[:5]))}'
+        f'{", ..." if len(values) > 5 else ""}), but must have two, the larger '
         'one inside cells: threshold it, or pass --labels_kind=instances if '
         'every value is one cell.'
       )

@@ -1,10 +1,8 @@
 """The contents of a gradient-flow report: its figures, tables and texts."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent import futures
 import json
 import math
-from typing import Any
 
 import ml_collections
 import numpy as np
@@ -23,6 +21,7 @@ from skipnet_jax.step import state as state_lib
 
 Config = ml_collections.ConfigDict
 Log = Callable[[str], None]
+Runs = Sequence[recorded.RecordedRun]
 
 # Side of the measured window, in pixels: of runs; smaller before training, to
 # take no more than a minute.
@@ -33,7 +32,7 @@ INITIAL, BEST = 'at initialisation', 'best epoch'
 
 def of_runs(
   title: str,
-  runs: Sequence[recorded.RecordedRun],
+  runs: Runs,
   log: Log = lambda _: None,
 ) -> report.Page:
   """Compares recorded runs; measures them at their first and best parameters.
@@ -57,9 +56,8 @@ def of_runs(
     batch = measure.centre_batch(run.config, stacks, _RUN_SIDE)
     initial = measure.initial_variables(run.config)
     moments = {INITIAL: initial, BEST: best.variables}
-    points[run.name], signals[run.name] = _measure(
-      run.config, moments, batch, run.layers
-    )
+    measured = measure.measure(run.config, moments, batch)
+    points[run.name], signals[run.name] = measured
   epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
   environments = {
     f'{run.name}: environment': json.dumps(run.environment, indent=2)
@@ -75,7 +73,7 @@ def of_runs(
       recorded_figures.curves(runs, dataset),
       *_point_figures(points, signals, dataset),
     ],
-    tables=[_differences(configs), _scores(runs), _least_served(runs)],
+    tables=[_differences(configs), _scores(runs), _least_trained(runs)],
     warnings=_warnings(data),
     details=_details(configs) | environments,
   )
@@ -84,13 +82,9 @@ def of_runs(
 def at_init(
   title: str, configs: dict[str, Config], data: sources.DataSet, log: Log
 ) -> report.Page:
-  """Compares networks as they are before training.
+  """Compares networks before training, on one slice of the data.
 
-  Args:
-    title: of the page.
-    configs: complete configs by name.
-    data: the networks are measured on one slice of it.
-    log: called with a message on each network.
+  `configs` are complete, by name; `log` is called with a message on each.
 
   Raises:
     InputError: a model without convolutions, or one that cannot take the size
@@ -103,23 +97,15 @@ def at_init(
     log(f'Measuring {name}: gradient by route, propagation')
     batch = measure.centre_batch(config, data, _INITIAL_SIDE)
     variables = measure.initial_variables(config)
-    points[name], signals[name] = _measure(
-      config, {INITIAL: variables}, batch, measure.convolutions(config)
+    points[name], signals[name] = measure.measure(
+      config, {INITIAL: variables}, batch
     )
     point = points[name][INITIAL]
-    least, most = np.argmin(point.grad_l2), np.argmax(point.grad_l2)
-    rows.append(
-      (
-        name,
-        len(point.layers),
-        state_lib.parameter_count(variables['params']),
-        math.sqrt((point.grad_l2**2).sum()),
-        float(point.grad_l2[least]),
-        point.layers[least],
-        float(point.grad_l2[most]),
-        point.layers[most],
-      )
-    )
+    norms = dict(zip(point.layers, point.grad_l2.tolist(), strict=True))
+    least, most = (f(norms, key=norms.__getitem__) for f in (min, max))
+    parameters = state_lib.parameter_count(variables['params'])
+    row = [name, len(norms), parameters, math.hypot(*norms.values())]
+    rows.append([*row, norms[least], least, norms[most], most])
   table = report.Table(
     'Gradient at initialisation',
     'L2 norm of the gradient of the loss: of all kernels together, and of the '
@@ -144,18 +130,11 @@ def at_init(
 
 
 def of_depths(
-  title: str,
-  config: Config,
-  rows: Sequence[depth.Row],
-  layers: Sequence[depth.Row],
+  title: str, config: Config, rows: list[depth.Row], layers: list[depth.Row]
 ) -> report.Page:
-  """Shows where each variant stops being trainable.
+  """Shows up to which depth each variant can be trained.
 
-  Args:
-    title: of the page.
-    config: of the sweep.
-    rows: of depth.csv, from `depth.read`.
-    layers: of depth_layers.csv, from `depth.read`.
+  `rows` and `layers` are from `depth.read`, `config` is that of the sweep.
   """
   steps = rows[0]['steps']
   columns = (
@@ -197,14 +176,6 @@ def of_depths(
   )
 
 
-def _measure(config, moments, batch, layers):
-  # In parallel: both mostly compile, on one core each.
-  with futures.ThreadPoolExecutor(1) as pool:
-    signal = pool.submit(measure.at_init, config, batch, layers)
-    points = measure.at_points(config, moments, batch, layers)
-    return points, signal.result()
-
-
 def _point_figures(
   points, signals, dataset: str
 ) -> list[figures_lib.FigureWithData]:
@@ -232,27 +203,23 @@ def _details(configs: dict[str, Config]) -> dict[str, str]:
 
 def _differences(configs: dict[str, Config]) -> report.Table:
   varied = config_identity.varied(list(configs.values()))
-
-  def cell(value: Any) -> str:
-    return json.dumps(value) if not isinstance(value, str) else value
-
+  cells = [
+    [value if isinstance(value, str) else json.dumps(value) for value in values]
+    for values in varied.values()
+  ]
+  text = 'Every config field in which they differ.'
   return report.Table(
     'What was compared',
-    'Every config field in which they differ.'
-    if varied
-    else 'No field differs.',
+    text if varied else 'No field differs.',
     ('', *varied),
-    [
-      (name, *(cell(values[i]) for values in varied.values()))
-      for i, name in enumerate(configs)
-    ],
+    list(zip(configs, *cells, strict=True)),
   )
 
 
-def _least_served(runs: Sequence[recorded.RecordedRun]) -> report.Table:
-  least = recorded_figures.least_served
+def _least_trained(runs: Runs) -> report.Table:
+  least = recorded_figures.least_stage
   return report.Table(
-    'The least served stage',
+    'The least trained stage',
     'The stage with the smallest change of its weights, and the one with the '
     'smallest gradient, in the last half of the epochs. Each is divided by the '
     'mean over all convolutions; all means are geometric.',
@@ -261,7 +228,7 @@ def _least_served(runs: Sequence[recorded.RecordedRun]) -> report.Table:
   )
 
 
-def _scores(runs: Sequence[recorded.RecordedRun]) -> report.Table:
+def _scores(runs: Runs) -> report.Table:
   rows = []
   for run in runs:
     best = run.records[int(np.argmin(run.curve('valid_loss')))]

@@ -81,15 +81,12 @@ def mark_depth(
       ax.set_xlim(0, 1)
   if not aligned:
     return [(np.arange(len(n)) + 0.5) / len(n) for n in networks]
-  return [
-    np.concatenate(
-      [
-        number + (np.arange(end - begin) + 0.5) / (end - begin)
-        for number, (_, begin, end) in enumerate(own)
-      ]
-    )
-    for own in stages
-  ]
+  places = []
+  for own in stages:
+    counts = enumerate(end - begin for _, begin, end in own)
+    parts = [i + (np.arange(count) + 0.5) / count for i, count in counts]
+    places.append(np.concatenate(parts))
+  return places
 
 
 def make_grid(count: int, height: float, columns: int = 2, **options: Any):

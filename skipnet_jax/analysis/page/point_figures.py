@@ -1,4 +1,4 @@
-"""Figures of what `measure` found: gradient, its routes, signal propagation."""
+"""Figures of what `measure` returns: gradient, routes, signal propagation."""
 
 import numpy as np
 
@@ -49,12 +49,9 @@ def gradient_norms(points: Points, dataset: str) -> figures.FigureWithData:
     ('run', 'at', 'layer_index', 'layer', 'stage', 'grad_l2'),
     [
       row
-      for run, moment, point in curves
+      for run, moment, p in curves
       for row in figures.layer_rows(
-        (run, moment),
-        point.layers,
-        map(figures.stage_of, point.layers),
-        point.grad_l2,
+        (run, moment), p.layers, map(figures.stage_of, p.layers), p.grad_l2
       )
     ],
   )
@@ -92,12 +89,9 @@ def split(points: Points, dataset: str) -> figures.FigureWithData:
     ('run', 'at', 'layer_index', 'layer', 'grad_l2', *routes_lib.ROUTES),
     [
       row
-      for run, moment, point in panels
+      for run, moment, p in panels
       for row in figures.layer_rows(
-        (run, moment),
-        point.layers,
-        point.grad_l2,
-        *(point.shares[route] for route in routes_lib.ROUTES),
+        (run, moment), p.layers, p.grad_l2, *p.shares.values()
       )
     ],
   )

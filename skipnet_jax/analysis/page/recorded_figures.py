@@ -102,7 +102,7 @@ def early_and_late(run: recorded.RecordedRun) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
-def least_served(run: recorded.RecordedRun, quantity: str) -> tuple[str, float]:
+def least_stage(run: recorded.RecordedRun, quantity: str) -> tuple[str, float]:
   """The stage with the least of a quantity in the last half of the epochs.
 
   Returns:

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Sequence
 import dataclasses
-import importlib.resources
 import os
 import pathlib
 from typing import Any
@@ -103,12 +102,12 @@ def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
   packages = environment.pop('packages')
   environment['packages'] = ', '.join(f'{k} {v}' for k, v in packages.items())
   environment['devices'] = ', '.join(environment['devices'])
+  loader = jinja2.PackageLoader('skipnet_jax.analysis', 'page')
   templates = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined
+    loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
   )
   templates.filters['cell'] = _cell
-  source = importlib.resources.files('skipnet_jax.analysis.page') / PAGE
-  text = templates.from_string(source.read_text()).render(
+  text = templates.get_template(PAGE).render(
     vars(page),
     images=images,
     environment={k: v for k, v in environment.items() if v != ''},
