@@ -90,7 +90,9 @@ class Chaos:
     root = self.folder / 'checkpoints'
     return any('orbax-checkpoint-tmp' in p.name for p in root.glob('*/*'))
 
-  def _until(self, process: subprocess.Popen, condition) -> None:
+  def _until(
+    self, process: subprocess.Popen, condition, pause: float = 0.02
+  ) -> None:
     end = time.monotonic() + TIMEOUT
     while process.poll() is None and not condition():
       if time.monotonic() > end:
@@ -98,7 +100,7 @@ class Chaos:
         raise errors.RunError(
           f'A training process made no progress for {TIMEOUT} s.'
         )
-      time.sleep(0.0005)
+      time.sleep(pause)
 
   def live(self, log: pathlib.Path) -> None:
     """Starts one process, interrupts it and damages the files."""
@@ -116,7 +118,7 @@ class Chaos:
     if fate == 'killed' and chance < 0.3:
       refused = self._second()
     if fate == 'killed writing':
-      self._until(process, self._writing)
+      self._until(process, self._writing, 0.0005)
     process.send_signal(signal.SIGTERM if fate == 'told' else signal.SIGKILL)
     signalled = time.monotonic()
     code = process.wait(TIMEOUT)
