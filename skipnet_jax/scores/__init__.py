@@ -1,1 +1,1 @@
-"""The challenge's scores: numpy and numba alone."""
+"""The scores of the ISBI 2012 challenge, with only NumPy and Numba."""

@@ -1,9 +1,9 @@
-"""Counts how segments and regions overlap: the kernels of V_rand and V_info."""
+"""Counts the overlaps of segments and regions, for V_rand and V_info."""
 
 import numba
 import numpy as np
 
-# The order of what `score_columns` returns.
+# The scores that `score_columns` returns, in order.
 COLUMNS = (
   'v_rand',
   'v_info',
@@ -16,7 +16,7 @@ COLUMNS = (
 
 @numba.njit(nogil=True, cache=True)
 def group_pixels(regions):
-  """The foreground's pixels in the order of their regions, each one's start."""
+  """Foreground pixels sorted by region, and the start of each region."""
   starts = np.zeros(regions.max() + 2, np.int64)
   for region in regions:
     starts[region + 1] += 1
@@ -32,7 +32,7 @@ def group_pixels(regions):
 
 
 @numba.njit(nogil=True, cache=True)
-def _surprise(count, total):
+def _entropy_term(count, total):
   return -count / total * np.log(count / total)
 
 
@@ -41,46 +41,46 @@ def score_columns(segments, pixels, starts):
   """The COLUMNS of one segmentation, NaN where undefined.
 
   `pixels` and `starts` are those of the ground truth, from `group_pixels`.
-  Squares are summed as integers, so V_rand is exact up to its last division.
-  Buffers are linear in the pixels, however many pairs of labels there are.
+  Sums of squares are integers, so V_rand is exact up to its last division.
+  Memory is linear in the pixels, not in the pairs of labels.
   """
   total = len(pixels)
   if total == 0:
     return 0.0, 0.0, np.nan, np.nan, np.nan, np.nan
   sizes = np.zeros(segments.max() + 1, np.int64)
   shared = np.zeros(len(sizes), np.int64)
-  met = np.empty(len(sizes), np.int32)
+  touched = np.empty(len(sizes), np.int32)
   pair_squares = region_squares = segment_squares = 0
   pair_entropy = region_entropy = segment_entropy = 0.0
   for region in range(len(starts) - 1):
     size = starts[region + 1] - starts[region]
     region_squares += size * size
-    region_entropy += _surprise(size, total)
+    region_entropy += _entropy_term(size, total)
     kinds = 0
     for pixel in pixels[starts[region] : starts[region + 1]]:
       segment = segments[pixel]
       if shared[segment] == 0:
-        met[kinds] = segment
+        touched[kinds] = segment
         kinds += 1
       shared[segment] += 1
-    for segment in met[:kinds]:
+    for segment in touched[:kinds]:
       size = shared[segment]
       shared[segment] = 0
       sizes[segment] += size
       if segment:
         pair_squares += size * size
-        pair_entropy += _surprise(size, total)
+        pair_entropy += _entropy_term(size, total)
   for size in sizes[1:]:
     if size:
       segment_squares += size * size
-      segment_entropy += _surprise(size, total)
-  # Each pixel on a dam is a segment of its own.
+      segment_entropy += _entropy_term(size, total)
+  # Each pixel on a border is a segment of its own.
   pair_squares += sizes[0]
   segment_squares += sizes[0]
   pair_entropy += sizes[0] / total * np.log(total)
   segment_entropy += sizes[0] / total * np.log(total)
 
-  # Rounding can leave less than no information.
+  # Rounding can make it negative.
   information = max(segment_entropy + region_entropy - pair_entropy, 0.0)
   v_info = info_merge = info_split = np.nan
   if region_entropy > 0.0:

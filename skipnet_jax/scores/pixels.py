@@ -1,6 +1,8 @@
 """Pixel scores of a membrane segmentation, and whether it looks inverted.
 
-Throughout, 1 and True are the inside of cells, 0 and False the membrane.
+A `prediction` is [z, y, x] or [y, x] float or bool, the probability 0..1 of the
+inside of cells. The labels `inside` are bool of the same shape, True inside,
+False on the membrane. All functions raise InputError for other arrays.
 """
 
 import numba
@@ -14,19 +16,11 @@ def pixel_scores(
 ) -> dict[str, float | None]:
   """Scores a stack pixel by pixel; the positive class is the membrane.
 
-  Args:
-    prediction: [z, y, x] or [y, x] float or bool, the probability 0..1 of the
-      inside.
-    inside: bool of the same shape, True inside.
-
   Returns:
     At the threshold 0.5 (inside where prediction > 0.5) `accuracy` of both
     classes and `dice` and `iou` of the membrane, and without a threshold
     `average_precision` of the membrane: the sum of (R_n - R_n-1) P_n over all
     distinct values, not interpolated. None where undefined.
-
-  Raises:
-    InputError: shapes differ, or a dtype or a value is not as above.
   """
   prediction, inside = checked_stacks(prediction, inside)
   both = either = 0
@@ -44,31 +38,21 @@ def pixel_scores(
 
 
 def looks_inverted(prediction: np.ndarray, inside: np.ndarray) -> str | None:
-  """Says in one sentence if a prediction would score far better inverted.
+  """A warning if a prediction would score far better inverted, else None.
 
-  That is, if of all pairs of a pixel inside and one on the membrane at least 70
-  percent have the higher value on the membrane. Unlike a score at 0.5 this also
-  finds a prediction that never crosses 0.5. Large stacks are sampled.
-
-  Args:
-    prediction: [z, y, x] or [y, x] float or bool, 0..1.
-    inside: bool of the same shape, True inside.
-
-  Returns:
-    The warning, or None if there is nothing to warn of.
-
-  Raises:
-    InputError: shapes differ, or a dtype or a value is not as above.
+  It warns if, of all pairs of a pixel inside and one on the membrane, at least
+  70 percent have the higher value on the membrane. Unlike a score at 0.5, this
+  also works for a prediction that never crosses 0.5. Large stacks are sampled.
   """
   prediction, inside = checked_stacks(prediction, inside)
-  step = prediction.size // 2**20 | 1  # Odd, so as to meet every column.
+  step = prediction.size // 2**20 | 1  # Odd, so that it reaches every column.
   sample = prediction.ravel()[::step], inside.ravel()[::step]
   _, ordered = _rank(_ranking_keys(*sample))
   if not ordered <= 0.3:
     return None
   return (
-    f'the prediction looks inverted, as in {1 - ordered:.0%} of pixel pairs it '
-    'is higher on the membrane than inside, but 1 must be the inside: give '
+    f'the prediction looks inverted: in {1 - ordered:.0%} of pixel pairs it is '
+    'higher on the membrane than inside, but 1 must be the inside; give '
     '1 - prediction, or check which value of the labels is the membrane.'
   )
 
@@ -76,15 +60,7 @@ def looks_inverted(prediction: np.ndarray, inside: np.ndarray) -> str | None:
 def checked_stacks(
   prediction: np.ndarray, inside: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Both as [z, y, x], the prediction as native float32 or float64.
-
-  Args:
-    prediction: [z, y, x] or [y, x] float or bool, 0..1.
-    inside: bool of the same shape, True inside.
-
-  Raises:
-    InputError: shapes differ, or a dtype or a value is not as above.
-  """
+  """Both as [z, y, x], the prediction as native float32 or float64."""
   prediction, inside = np.asarray(prediction), np.asarray(inside)
   if prediction.shape != inside.shape:
     raise errors.InputError(
@@ -94,7 +70,7 @@ def checked_stacks(
   if prediction.ndim not in (2, 3) or prediction.size == 0:
     raise errors.InputError(
       f'the prediction has shape {prediction.shape}, but must be [z, y, x] or '
-      '[y, x] with at least one pixel: drop the channels, for one.'
+      '[y, x] with at least one pixel: remove channels, if there are any.'
     )
   if inside.dtype != np.bool_:
     raise errors.InputError(
@@ -106,17 +82,15 @@ def checked_stacks(
       f'the prediction has dtype {prediction.dtype}, but must be float in '
       '0..1: divide 8-bit values by 255, or convert to float32.'
     )
-  small = prediction.dtype.itemsize <= 4
-  prediction = prediction.astype(
-    np.float32 if small else np.float64, copy=False
-  )
+  dtype = np.float32 if prediction.dtype.itemsize <= 4 else np.float64
+  prediction = prediction.astype(dtype, copy=False)
   low, high = prediction.min(), prediction.max()
-  # Written so that NaN, which min and max pass on, fails as well.
+  # This form also refuses NaN, which min and max return.
   if not (low >= 0 and high <= 1):
     raise errors.InputError(
       f'the prediction has values from {low:g} to {high:g}, but must stay '
       'in 0..1: divide 8-bit values by 255, apply a sigmoid to logits, or '
-      'replace what is not finite.'
+      'replace values that are not finite.'
     )
   if prediction.ndim == 2:
     return prediction[np.newaxis], inside[np.newaxis]
@@ -124,9 +98,9 @@ def checked_stacks(
 
 
 def _ranking_keys(prediction: np.ndarray, inside: np.ndarray) -> np.ndarray:
-  """Integers in the order of the predictions, the lowest bit True inside."""
-  # The bits of floats from 0 up rise with them. The shift makes room for the
-  # class and drops the sign, so that -0 is 0.
+  """Integers sorted like the predictions; the lowest bit is True inside."""
+  # The bits of nonnegative floats are ordered like the floats. The shift makes
+  # room for the class and drops the sign, so that -0 equals 0.
   keys = prediction.flatten().view(f'u{prediction.dtype.itemsize}')
   keys <<= 1
   keys |= inside.ravel()
@@ -136,7 +110,7 @@ def _ranking_keys(prediction: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 @numba.njit(nogil=True, cache=True)
 def _rank(keys):
-  """The membrane's average precision; how many mixed pairs are in order."""
+  """The membrane's average precision, and the share of ordered mixed pairs."""
   membrane = inside = pairs_twice = 0
   weighted = 0.0
   first = 0
@@ -148,7 +122,7 @@ def _rank(keys):
         hits += 1
       last += 1
     misses = last - first - hits
-    # Of a pair with equal values, half is in order.
+    # A pair with equal values counts as half ordered.
     pairs_twice += misses * (2 * membrane + hits)
     membrane += hits
     inside += misses

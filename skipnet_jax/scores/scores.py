@@ -1,9 +1,9 @@
 """V_rand and V_info of a membrane segmentation.
 
-The two scores of the ISBI 2012 challenge, as its own program computes them: the
-maximal foreground-restricted Rand and information theoretic scores after border
-thinning, Arganda-Carreras et al. 2015. Throughout, 1 and True are the inside
-of cells, 0 and False the membrane.
+The two scores of the ISBI 2012 challenge, equal to those of its own program:
+the maximal foreground-restricted Rand and information theoretic scores after
+border thinning, Arganda-Carreras et al. 2015. 1 and True are the inside of
+cells, 0 and False the membrane.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from skipnet_jax.scores import counting
 from skipnet_jax.scores import pixels
 from skipnet_jax.scores import thinning
 
-# The challenge adds up 0.1, so the last is 0.9999999999999999, which a
-# prediction of exactly 1 exceeds.
+# The challenge adds up 0.1, so the last threshold is 0.9999999999999999, and a
+# prediction of exactly 1 exceeds it.
 THRESHOLDS = tuple(itertools.accumulate(10 * [0.1], initial=0.0))
 
-# Where they are in counting.COLUMNS.
+# Indices in counting.COLUMNS.
 _RAND, _INFO = 0, 1
 
 
@@ -36,29 +36,30 @@ def score_stack(
 ) -> dict[str, Any]:
   """Scores a stack of predictions as the challenge does: `skipnet_jax.score`.
 
-  A pixel is inside where prediction > threshold, strictly and in float64. The
-  stack's score at a threshold is the mean over its slices, and `v_rand` and
-  `v_info` are the maxima over the thresholds, each for itself, the first one of
-  equals. A threshold at which a slice has no score is left out. The result does
-  not depend on `workers`.
+  A pixel is inside where prediction > threshold, in float64. The stack's score
+  at a threshold is the mean over its slices. `v_rand` and `v_info` are the
+  maxima over the thresholds, found separately; of equal scores, the lowest
+  threshold counts. A threshold is ignored if the score of any slice is
+  undefined there. The result does not depend on `workers`.
 
   Args:
     prediction: [z, y, x] or [y, x] float or bool, the probability 0..1 of the
       inside.
     inside: bool of the same shape, True inside.
     thresholds: numbers in 0..1.
-    workers: number of threads; as many as there are cores by default.
+    workers: number of threads; by default one per core.
 
   Returns:
     The content of a scores.json, None where a value is undefined:
     `v_rand`, `v_info`, `threshold_v_rand`, `threshold_v_info`: the maxima.
     `per_threshold`: dicts of `threshold` and the means of `v_rand`, `v_info`,
       `rand_merge`, `rand_split`, `info_merge`, `info_split`. Merge scores are
-      precisions, split scores recalls, averaged over the slices that have them.
-    `per_slice`: dicts of `slice`, the same six at the two best thresholds of
-      the stack, and `v_rand_per_threshold`, `v_info_per_threshold`.
+      precisions and split scores recalls, each averaged over the slices where
+      it is defined.
+    `per_slice`: dicts of `slice`, the same six scores at the stack's two best
+      thresholds, and `v_rand_per_threshold`, `v_info_per_threshold`.
     `pixel`: see `pixels.pixel_scores`.
-    `seconds`: what the scoring took.
+    `seconds`: the duration of the scoring.
 
   Raises:
     InputError: shapes differ, a dtype or a value is not as above, or there is
@@ -69,33 +70,45 @@ def score_stack(
     >>> import skipnet_jax
     >>> label = np.ones((1, 32, 32), bool)
     >>> label[:, 15:17] = False  # A membrane between two cells.
-    >>> found = skipnet_jax.score(0.9 * label.astype(np.float32), label)
-    >>> found['v_rand'], found['threshold_v_rand']
+    >>> result = skipnet_jax.score(0.9 * label.astype(np.float32), label)
+    >>> result['v_rand'], result['threshold_v_rand']
     (1.0, 0.0)
   """
   started = time.perf_counter()
   prediction, inside = pixels.checked_stacks(prediction, inside)
-  limits = _checked_thresholds(thresholds)
-  workers = _checked_workers(workers)
+  limits = np.asarray(thresholds, np.float64)
+  valid = (limits >= 0) & (limits <= 1)
+  if limits.ndim != 1 or not limits.size or not valid.all():
+    raise errors.InputError(
+      f'thresholds are {thresholds}, but must be one or more numbers in 0..1: '
+      'omit them for the eleven of the challenge.'
+    )
+  # Containers often grant fewer cores than the machine has.
+  workers = environment.usable_cores() if workers is None else workers
+  if workers < 1:
+    raise errors.InputError(
+      f'workers is {workers}, but must be at least 1: omit it for one thread '
+      'per core.'
+    )
 
-  # A stack of few slices is cut by thresholds as well, to feed every thread.
+  # If there are more threads than slices, they also share the thresholds.
   cuts = min(-(-workers // len(prediction)), len(limits))
   bounds = np.linspace(0, len(limits), cuts + 1).astype(int)
   values = np.empty((len(prediction), len(limits), len(counting.COLUMNS)))
 
-  def score_part(z: int, part: slice) -> None:
+  def score_part(z: int, bounds: tuple[int, int]) -> None:
+    part = slice(*bounds)
     values[z, part] = _score_slice(prediction[z], inside[z], limits[part])
 
+  work = itertools.product(range(len(prediction)), itertools.pairwise(bounds))
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    futures = [
-      pool.submit(score_part, z, slice(*part))
-      for z in range(len(prediction))
-      for part in itertools.pairwise(bounds)
-    ]
-    for future in futures:
-      future.result()
+    list(pool.map(score_part, *zip(*work, strict=True)))
 
-  means = _means_over_slices(values)
+  means = values.mean(axis=0)
+  # A stack's V_rand and V_info are undefined if one slice's is, their parts
+  # only if those of all slices are.
+  parts = np.ma.masked_invalid(values[..., _INFO + 1 :])
+  means[:, _INFO + 1 :] = parts.mean(axis=0).filled(np.nan)
   at_rand, v_rand, threshold_v_rand = _maximum(means[:, _RAND], limits)
   at_info, v_info, threshold_v_info = _maximum(means[:, _INFO], limits)
   is_rand = np.array(['rand' in name for name in counting.COLUMNS])
@@ -122,49 +135,18 @@ def score_stack(
   }
 
 
-def score_labels(
-  segmentation: np.ndarray, truth_labels: np.ndarray
-) -> dict[str, float | None]:
-  """Scores the segments of one slice against its ground truth regions.
-
-  Only pixels of ground truth regions count, and each of them without a segment
-  is a segment of its own. Without any such pixel both scores are 0; V_info is
-  also 0 where either side is a single region.
-
-  Args:
-    segmentation: [y, x] integers, segments from 1 up and 0 on the dams, as from
-      `thinning.thin_borders`.
-    truth_labels: [y, x] integers, regions from 1 up and 0 on the membrane, as
-      from `thinning.label_regions`.
-
-  Returns:
-    `v_rand`, `v_info`, `rand_merge`, `rand_split`, `info_merge`, `info_split`;
-    None where undefined.
-
-  Raises:
-    InputError: shapes differ, or labels are not integers from 0 up.
-  """
-  segments, regions = (
-    # Consecutive labels, so that no buffer grows with the largest label.
-    np.searchsorted(np.union1d(0, labels), labels).astype(np.int32)
-    for labels in _checked_labels(segmentation, truth_labels)
-  )
-  truth = counting.group_pixels(regions.ravel())
-  return _named(counting.score_columns(segments.ravel(), *truth))
-
-
 def split_merge_errors(
   segmentation: np.ndarray, truth_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Marks the pixels of one slice that are wrongly split off or merged.
+  """Marks the pixels of one slice with a split or a merge error.
 
-  Both only in ground truth regions. A split error lies outside the segment that
-  overlaps its region most; a pixel on a dam is a segment of its own, as in the
-  scores. A merge error lies in another region than the one that its segment
-  overlaps most. Of equal overlaps, that with the lower label is the largest.
+  Only pixels of ground truth regions count. A pixel has a split error if it is
+  outside the segment that overlaps its region most; a pixel on a border is a
+  segment of its own, as in the scores. A pixel has a merge error if its segment
+  overlaps another region most. Of equal overlaps, the lower label wins.
 
   Args:
-    segmentation: [y, x] integers, segments from 1 up and 0 on the dams.
+    segmentation: [y, x] integers, segments from 1 up and 0 on the borders.
     truth_labels: [y, x] integers, regions from 1 up and 0 on the membrane.
 
   Returns:
@@ -173,7 +155,18 @@ def split_merge_errors(
   Raises:
     InputError: shapes differ, or labels are not integers from 0 up.
   """
-  segments, regions = _checked_labels(segmentation, truth_labels)
+  segments, regions = np.asarray(segmentation), np.asarray(truth_labels)
+  if segments.shape != regions.shape or segments.ndim != 2 or not segments.size:
+    raise errors.InputError(
+      f'the segments have shape {segments.shape} and the regions have shape '
+      f'{regions.shape}, but both must be the same [y, x]: give one slice.'
+    )
+  for each in (segments, regions):
+    if each.dtype.kind not in 'iu' or each.min() < 0:
+      raise errors.InputError(
+        f'labels have dtype {each.dtype} and start at {each.min()}, but must '
+        'be integers from 0 up: number the regions first.'
+      )
   split = regions > 0
   merge = np.zeros_like(split)
   overlap = split & (segments > 0)
@@ -209,22 +202,10 @@ def _score_slice(
   return rows
 
 
-def _means_over_slices(values: np.ndarray) -> np.ndarray:
-  """Means [threshold, column] of [slice, threshold, column]."""
-  means = values.mean(axis=0)
-  # The two scores are undefined if any slice's is, their parts only if all are.
-  for column in range(_INFO + 1, len(counting.COLUMNS)):
-    defined = ~np.isnan(values[:, :, column])
-    total = np.where(defined, values[:, :, column], 0.0).sum(axis=0)
-    number = defined.sum(axis=0)
-    means[:, column] = np.where(number, total / np.maximum(number, 1), np.nan)
-  return means
-
-
 def _maximum(
   scores: np.ndarray, limits: np.ndarray
 ) -> tuple[int, float | None, float | None]:
-  """Where the first maximum is, the maximum and its threshold."""
+  """The index of the first maximum, the maximum and its threshold."""
   index = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
   if np.isnan(scores[index]):
     return index, None, None
@@ -241,49 +222,7 @@ def _named(row: np.ndarray) -> dict[str, float | None]:
 
 def _largest_in_group(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
   """Marks the first largest count of each group."""
-  order = np.lexsort((np.arange(len(group)), -counts, group))
+  order = np.lexsort((-counts, group))
   largest = np.zeros(len(group), bool)
   largest[order[np.unique(group[order], return_index=True)[1]]] = True
   return largest
-
-
-def _checked_labels(*labels: np.ndarray) -> list[np.ndarray]:
-  segments, regions = (np.asarray(each) for each in labels)
-  if segments.shape != regions.shape or segments.ndim != 2 or not segments.size:
-    raise errors.InputError(
-      f'the segments have shape {segments.shape} and the regions have shape '
-      f'{regions.shape}, but both must be the same [y, x]: give one slice.'
-    )
-  for each in (segments, regions):
-    if each.dtype.kind not in 'iu' or each.min() < 0:
-      raise errors.InputError(
-        f'labels have dtype {each.dtype} and start at {each.min()}, but must '
-        'be integers from 0 up: number the regions first.'
-      )
-  return [segments.astype(np.int64), regions.astype(np.int64)]
-
-
-def _checked_thresholds(thresholds: Sequence[float]) -> np.ndarray:
-  limits = np.asarray(thresholds, np.float64)
-  if (
-    limits.ndim != 1
-    or not limits.size
-    or not np.all((limits >= 0) & (limits <= 1))
-  ):
-    raise errors.InputError(
-      f'thresholds are {thresholds}, but must be one or more numbers in 0..1: '
-      'leave them out for the eleven of the challenge.'
-    )
-  return limits
-
-
-def _checked_workers(workers: int | None) -> int:
-  if workers is None:
-    # Containers often grant fewer cores than the machine has.
-    return environment.usable_cores()
-  if workers < 1:
-    raise errors.InputError(
-      f'workers is {workers}, but must be at least 1: leave it out for one '
-      'thread per core.'
-    )
-  return workers

@@ -1,12 +1,12 @@
-"""Border thinning: regions grown over the membrane until one-pixel dams remain.
+"""Border thinning: regions grow until one-pixel borders separate them.
 
-The challenge thins the borders of a proposal before it scores it, so that a
-membrane's width costs nothing and only what it keeps apart counts. The flood
-is the immersion algorithm of Vincent and Soille 1991 on an image of two levels
-(inside 0, membrane 255), 4-connected. Ties are broken as the challenge's own
-program breaks them, which no library's watershed does: the queue's first order,
-column by column, is part of the metric's definition. The order of a pixel's
-neighbours is not: it only reorders pixels of equal parity, never adjacent.
+The challenge thins the borders of a segmentation before it scores it, so that
+the width of a membrane does not matter. The algorithm is the immersion of
+Vincent and Soille 1991 on an image of two levels (inside 0, membrane 255),
+4-connected. It breaks ties like the challenge's own program, which no library's
+watershed does: the first order of the queue, column by column, is part of the
+metric's definition. The order of a pixel's neighbours is not: it only reorders
+pixels of equal parity, which are never adjacent.
 """
 
 import numba
@@ -14,14 +14,14 @@ import numpy as np
 
 from skipnet_jax import errors
 
-# What a pixel is before it has a region; regions count from 1 up.
-_DAM = 0
+# States of a pixel without a region; regions are numbered from 1 up.
+_BORDER = 0
 _MEMBRANE = -1
 _QUEUED = -2
 _INSIDE = -3
 _FRAME = -4
 
-# Positions in a slice with a frame around it are int32.
+# Positions in a slice, with a frame around it, are int32.
 _MAX_POSITIONS = 2**31 - 1
 
 
@@ -29,8 +29,8 @@ _MAX_POSITIONS = 2**31 - 1
 def _grow_regions(inside, state, queue):
   """Numbers the components of the inside in `state`; returns their count."""
   height, width = inside.shape
-  # A frame around the image spares the loops every test for its edge. The
-  # layout is column by column, as the numbering and the queue go that way.
+  # With a frame around the image, the loops need no test for its edge. The
+  # layout is column by column, like the numbering and the queue.
   column = height + 2
   state[:] = _FRAME
   for y in range(height):
@@ -60,7 +60,7 @@ def _grow_regions(inside, state, queue):
 
 @numba.njit(nogil=True, cache=True)
 def _label(inside, thin):
-  """Numbers the regions and, where `thin`, floods the membrane with them."""
+  """Numbers the regions and, if `thin`, grows them over the membrane."""
   height, width = inside.shape
   column = height + 2
   state = np.empty(column * (width + 2), np.int32)
@@ -74,12 +74,12 @@ def _label(inside, thin):
       for position in range((x + 1) * column + 1, (x + 2) * column - 1):
         if state[position] == _MEMBRANE:
           for offset in offsets:
-            if state[position + offset] > _DAM:
+            if state[position + offset] > _BORDER:
               state[position] = _QUEUED
               queue[queued] = position
               queued += 1
               break
-    # A membrane pixel enters the queue once, so it never wraps around.
+    # A membrane pixel enters the queue only once, so the queue is long enough.
     flag = False
     head = 0
     while head < queued:
@@ -88,15 +88,15 @@ def _label(inside, thin):
       here = _QUEUED
       for offset in offsets:
         there = state[position + offset]
-        if there > _DAM:
-          if here == _QUEUED or (here == _DAM and flag):
+        if there > _BORDER:
+          if here == _QUEUED or (here == _BORDER and flag):
             here = there
-          elif here != _DAM and here != there:
-            here = _DAM
+          elif here != _BORDER and here != there:
+            here = _BORDER
             flag = False
-        elif there == _DAM:
+        elif there == _BORDER:
           if here == _QUEUED:
-            here = _DAM
+            here = _BORDER
             flag = True
         elif there == _MEMBRANE:
           state[position + offset] = _QUEUED
@@ -104,14 +104,14 @@ def _label(inside, thin):
           queued += 1
       state[position] = here
 
-  # The flood passes dams, so it reaches every membrane pixel as soon as there
-  # is any inside; without any, the membrane is one region.
+  # The growth passes borders, so it reaches every membrane pixel if there is
+  # any inside; otherwise the membrane is one region.
   unreached = 1 if thin else 0
   labels = np.empty((height, width), np.int32)
   for y in range(height):
     for x in range(width):
       here = state[(x + 1) * column + y + 1]
-      labels[y, x] = here if here >= _DAM else unreached
+      labels[y, x] = here if here >= _BORDER else unreached
   return labels
 
 
@@ -122,8 +122,8 @@ def label_regions(inside: np.ndarray) -> np.ndarray:
     inside: [y, x] bool, True where there is no membrane.
 
   Returns:
-    [y, x] int32: components from 1 up, in the order in which a scan column by
-    column meets them; 0 on the membrane.
+    [y, x] int32: components from 1 up, in the order of a scan column by column;
+    0 on the membrane.
 
   Raises:
     InputError: `inside` is not a two-dimensional bool array, or has no pixels
@@ -133,20 +133,14 @@ def label_regions(inside: np.ndarray) -> np.ndarray:
 
 
 def thin_borders(inside: np.ndarray) -> np.ndarray:
-  """Grows the regions of one slice until one-pixel dams part them.
+  """Grows the regions of one slice until one-pixel borders separate them.
 
-  A slice without any inside is one region. Memory is linear in the pixels.
-  Arganda-Carreras et al. 2015, the border thinning of both scores.
-
-  Args:
-    inside: [y, x] bool, True where there is no membrane.
+  Arganda-Carreras et al. 2015, the border thinning of both scores. Argument and
+  errors are those of `label_regions`. Memory is linear in the pixels.
 
   Returns:
-    [y, x] int32: regions numbered as by `label_regions`, 0 on the dams.
-
-  Raises:
-    InputError: `inside` is not a two-dimensional bool array, or has no pixels
-      or too many.
+    [y, x] int32: regions numbered as by `label_regions`, 0 on the borders. A
+    slice without any inside is one region.
   """
   return _label(_checked(inside), True)
 
@@ -169,5 +163,5 @@ def _checked(inside: np.ndarray) -> np.ndarray:
       f'a slice to label has shape {inside.shape}, but must have a pixel and '
       f'(y + 2) * (x + 2) of at most {_MAX_POSITIONS}: cut it into tiles.'
     )
-  # One layout and no read-only arrays, so that one compilation serves all.
+  # One layout and a writable array, so that Numba compiles only once.
   return np.array(inside, order='C')
