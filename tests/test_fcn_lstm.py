@@ -10,7 +10,7 @@ from small_networks import make_batch
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.models import conv_lstm
+from skipnet_jax.models import fcn_lstm
 
 
 def sequence(count=3, channels=2):
@@ -44,7 +44,7 @@ def by_hand(params, slices):
 
 def test_the_lstm_is_a_plain_loop():
   slices = sequence()
-  layer = conv_lstm.ConvLSTM(features=3, kernel_size=5)
+  layer = fcn_lstm.ConvLSTM(features=3, kernel_size=5)
   variables = layer.init(jax.random.key(0), slices)
   found = layer.apply(variables, slices)
   expected = by_hand(variables['params'], slices)
@@ -55,7 +55,7 @@ def test_the_lstm_is_a_plain_loop():
 @pytest.mark.parametrize('count', [3, 5])
 def test_both_directions_meet_in_the_middle(count):
   slices, middle = sequence(count), count // 2
-  layer = conv_lstm.Bidirectional(features=2, kernel_size=3)
+  layer = fcn_lstm.Bidirectional(features=2, kernel_size=3)
   variables = layer.init(jax.random.key(0), slices)
   found = layer.apply(variables, slices)[0]
   params = variables['params']

@@ -1,4 +1,4 @@
-"""Networks of one's own: what is refused, and in which words."""
+"""A user's own networks: which are refused, and with which message."""
 
 import itertools
 import json
@@ -91,7 +91,7 @@ def test_its_fields_are_the_config_s(module):
     ('skipnet_jax.models.network:Network', 'Network is abstract'),
   ],
 )
-def test_names_that_lead_nowhere(module, name, words):
+def test_names_without_a_network_are_refused(module, name, words):
   module()
   with pytest.raises(errors.InputError, match=words):
     build(name)
@@ -103,7 +103,7 @@ def test_it_is_initialised_with_sides_that_it_takes(module):
   assert build(f'{name}:Good').init_size() == (64, 64)
 
 
-# A class, and what is said of it.
+# A class, and the message about it.
 REFUSED = {
   'no such name': ('class Bat: pass', "has no Bad: did you mean 'Bat'"),
   'not imported': ('1 / 0', r'cannot be imported: ZeroDivisionError at nets_'),
@@ -114,9 +114,12 @@ REFUSED = {
     'class Module: __module__ = "equinox._module"\nclass Bad(Module): pass',
     'which is an Equinox module',
   ),
-  'class': ('class Bad: pass', 'which is a class, but no network'),
-  'function': ('def Bad(): pass', 'which is no class, but of type function'),
-  'instance': ('Bad = Good()', 'which is no class, but of type Good'),
+  'class': ('class Bad: pass', 'which is a class, but not a network'),
+  'function': (
+    'def Bad(): pass',
+    'which is an object of type function, not a class',
+  ),
+  'instance': ('Bad = Good()', 'which is an object of type Good, not a class'),
   'no default': (
     'class Bad(Good):\n  depth: int',
     r'TypeError at nets_\d+.py:\d+, non-default',
@@ -202,7 +205,9 @@ def test_outputs_that_break_the_contract(module, case):
     ('adversarial', "unexpected keyword argument 'label'"),
   ],
 )
-def test_what_it_says_of_itself_is_held_against_it(module, field, words):
+def test_outputs_that_the_class_attributes_promise_are_required(
+  module, field, words
+):
   name = module(f'class Bad(Good):\n  {field} = True')
   with pytest.raises(errors.InputError, match=words):
     build(f'{name}:Bad')

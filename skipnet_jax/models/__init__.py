@@ -51,10 +51,7 @@ def _lookup(name: str) -> type[network.Network]:
 def model_config(name: str, **changes) -> ml_collections.ConfigDict:
   """The `model` section of a config: a network's fields with their defaults.
 
-  Args:
-    name: a key of `MODELS`, or module and class of your own network, see
-      `own.load`.
-    **changes: fields that differ from the defaults.
+  The arguments are those of `make_model`.
 
   Raises:
     InputError: unknown name, or a network that cannot be used.

@@ -44,13 +44,7 @@ class DenseBlock(nn.Module):
 
 
 class Generator(nn.Module):
-  """A U-Net whose levels are dense blocks.
-
-  Attributes:
-    long_skips: concatenations from the contracting to the expanding path.
-    base_width: channels and growth of the first level; each next level has
-      twice as many.
-  """
+  """A U-Net whose levels are dense blocks, each as wide as its growth."""
 
   long_skips: bool
   base_width: int
@@ -87,10 +81,6 @@ class Discriminator(nn.Module):
 
   Strided 3x3 convolutions with LeakyReLU(0.2). Without BatchNorm, the logits of
   an example do not depend on the other examples of the batch.
-
-  Attributes:
-    width: channels after the first downsampling; each next level has twice as
-      many.
   """
 
   width: int
@@ -100,9 +90,7 @@ class Discriminator(nn.Module):
   def __call__(self, image: jax.Array, inside: jax.Array) -> jax.Array:
     """Maps `[b, y, x, 1]` twice to logits `[b, y / 16, x / 16, 1]` float32.
 
-    Args:
-      image: normalised.
-      inside: the segmentation, in 0..1.
+    The image is normalised; `inside` is the segmentation, in 0..1.
     """
     x = jnp.concatenate([image, inside], -1)
     for i in range(DEPTH + 1):
@@ -121,9 +109,10 @@ class ADDN(network.Network):
   quotes 8.9 M. Tables of layers show the generator.
 
   Attributes:
-    long_skips: long skips of the generator.
+    long_skips: concatenations in the generator.
     base_width: channels of the generator's first level.
-    discriminator_width: channels of the discriminator's first level.
+    discriminator_width: channels of the discriminator's first level. Each next
+      level has twice as many channels as the one before.
   """
 
   long_skips: bool = True

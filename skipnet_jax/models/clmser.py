@@ -79,6 +79,7 @@ class F_CLmser_S(network.Network):
     )
     settings = dict(**kernel, scale_init=_scale_init, axis_name=self.axis_name)
     gates = self.gates.split('+') if self.long_skips else []
+    channel_gate, pixel_gate = gates_lib.ChannelGate, gates_lib.PixelGate
 
     def norm(name, x, features):
       return post_activation.ConvNorm(features, **settings, name=name)(x, train)
@@ -98,20 +99,12 @@ class F_CLmser_S(network.Network):
       )
       return nn.leaky_relu(make(x), 0.01)
 
-    def channel_gate(name, x):
-      if 'cg' not in gates:
-        return x
-      return gates_lib.ChannelGate(dtype, name=f'channel_gate_{name}')(x)
+    def gate(make, name, x, *kinds):
+      return make(dtype, name=name)(x) if set(kinds) & set(gates) else x
 
-    def pixel_gate(name, x, kinds=('pg', 'full_pg')):
-      if not set(kinds) & set(gates):
-        return x
-      return gates_lib.PixelGate(dtype, name=f'pixel_gate_{name}')(x)
-
-    def join(name, x, skipped):
-      if not self.long_skips:
-        return x
-      return skips.LongSkip(dtype=dtype, name=f'long_skip_{name}')(x, skipped)
+    def join(name, x, skip):
+      make = skips.LongSkip(dtype=dtype, name=f'long_skip_{name}')
+      return make(x, skip) if self.long_skips else x
 
     def mask(name, prediction, x):
       return x * gates_lib.ConfidenceMask(
@@ -132,8 +125,9 @@ class F_CLmser_S(network.Network):
     x = stage('up_4', x, width // 2)
     x = double('up_4_up', x, width // 2)
     for i in (3, 2, 1):
-      skipped = pixel_gate(str(i), channel_gate(str(i), down[i - 1]))
-      x = join(f'down_{i}', x, skipped)
+      skip = gate(channel_gate, f'channel_gate_{i}', down[i - 1], 'cg')
+      skip = gate(pixel_gate, f'pixel_gate_{i}', skip, 'pg', 'full_pg')
+      x = join(f'down_{i}', x, skip)
       x = stage(f'up_{i}', x, 2**i * d)
       if i > 1:
         x = double(f'up_{i}_up', x, 2**i * d)
@@ -141,11 +135,11 @@ class F_CLmser_S(network.Network):
     full = double('up_1_up', x, 2 * d)
     if 'gm' in gates:
       encoder_2 = mask('2', double('confidence_up', x, 2 * d), encoder_2)
-    encoder_2 = pixel_gate('encoder_2', encoder_2, ('full_pg',))
+    encoder_2 = gate(pixel_gate, 'pixel_gate_encoder_2', encoder_2, 'full_pg')
     x = join('encoder_2', full, encoder_2)
     if 'gm' in gates:
       encoder_1 = mask('1', x, encoder_1)
-    encoder_1 = pixel_gate('encoder_1', encoder_1, ('full_pg',))
+    encoder_1 = gate(pixel_gate, 'pixel_gate_encoder_1', encoder_1, 'full_pg')
     x = norm('last_conv', x, d)
     x = join('encoder_1', x, encoder_1)
     x = conv('classifier', x, 1)

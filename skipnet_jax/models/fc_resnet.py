@@ -57,7 +57,6 @@ class Stage(nn.Module):
 
   Attributes:
     kind: a key of `blocks.BLOCKS`.
-    features: output channels of every block.
     repetitions: number of blocks.
     down: whether the first block halves the resolution.
     up: whether the last block doubles it.

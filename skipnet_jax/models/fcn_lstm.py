@@ -1,15 +1,76 @@
 """FCN+LSTM (Chen et al. 2016): a U-Net at two scales, then an LSTM over z."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skipnet_jax.models import conv_lstm
 from skipnet_jax.models import layers
 from skipnet_jax.models import network
 from skipnet_jax.models import unet
+
+GATES = 4  # Input, forget, candidate, output, in this order in the kernel.
+
+
+class ConvLSTM(nn.Module):
+  """A convolutional LSTM (Shi et al. 2015): its gates are convolutions.
+
+  `c' = f c + i g`, `h' = o tanh(c')`, where i, f and o are sigmoids and g is a
+  tanh of one convolution with bias. There are no peepholes. The bias of the
+  forget gate starts at 1.
+  """
+
+  features: int
+  kernel_size: int = 5
+  dtype: layers.Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, sequence: Sequence[jax.Array]) -> list[jax.Array]:
+    """Maps slices `[b, y, x, c]` to the hidden state after each of them.
+
+    A state is `[b, y, x, features]` float32; the initial state is zero.
+    """
+    convolve = layers.Conv(
+      GATES * self.features,
+      self.kernel_size,
+      kernel_init=nn.initializers.lecun_normal(),
+      dtype=self.dtype,
+      name='gates',
+    )
+    shape = (*sequence[0].shape[:3], self.features)
+    cell = hidden = layers.at_least_float32(jnp.zeros(shape, self.dtype))
+    states = []
+    for x in sequence:
+      both = jnp.concatenate([layers.at_least_float32(x), hidden], -1)
+      z = layers.at_least_float32(convolve(both))
+      i, f, g, o = jnp.split(z, GATES, -1)
+      cell = nn.sigmoid(f + 1) * cell + nn.sigmoid(i) * jnp.tanh(g)
+      hidden = nn.sigmoid(o) * jnp.tanh(cell)
+      states.append(hidden)
+    return states
+
+
+class Bidirectional(nn.Module):
+  """Two ConvLSTMs, one from each end of the stack to the middle slice."""
+
+  features: int
+  kernel_size: int = 5
+  dtype: layers.Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, sequence: Sequence[jax.Array]) -> jax.Array:
+    """Maps slices `[b, y, x, c]` to `[b, y, x, 2 features]` of the middle."""
+
+    def run(name, slices):
+      lstm = ConvLSTM(self.features, self.kernel_size, self.dtype, name=name)
+      return lstm(slices)[-1]
+
+    middle = len(sequence) // 2
+    up = run('up', sequence[: middle + 1])
+    down = run('down', sequence[middle:][::-1])
+    return jnp.concatenate([up, down], -1)
 
 
 class Scale(nn.Module):
@@ -17,18 +78,18 @@ class Scale(nn.Module):
 
   base_width: int
   long_skips: bool
-  dtype: layers.Dtype
+  dtype: str
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[b, y, x, c]` to `[b, y, x, base_width]`."""
-    return unet.contract_and_expand(
-      x,
-      False,
+    model = unet.UNet(
       base_width=self.base_width,
       long_skips=self.long_skips,
       dtype=self.dtype,
+      parent=None,
     )
+    return unet.contract_and_expand(model, x, drop=False)
 
 
 class FCNLSTM(network.Network):
@@ -65,7 +126,7 @@ class FCNLSTM(network.Network):
     # The slices become examples of the batch.
     pages = jnp.moveaxis(image, -1, 1).reshape(b * slices, y, x, 1)
     half = pages.reshape(-1, y // 2, 2, x // 2, 2, 1).mean((2, 4))
-    scale = (self.base_width, self.long_skips, dtype)
+    scale = (self.base_width, self.long_skips, self.dtype)
     coarse = Scale(*scale, name='coarse')(half)
     coarse = layers.ConvTranspose(
       self.base_width, dtype=dtype, name='coarse_up'
@@ -73,7 +134,7 @@ class FCNLSTM(network.Network):
     both = jnp.concatenate([pages.astype(dtype), nn.relu(coarse)], -1)
     features = Scale(*scale, name='fine')(both)
     features = features.reshape(b, slices, y, x, -1)
-    states = conv_lstm.Bidirectional(self.hidden, dtype=dtype, name='lstm')(
+    states = Bidirectional(self.hidden, dtype=dtype, name='lstm')(
       [features[:, z] for z in range(slices)]
     )
     logits = layers.Conv(1, 1, dtype=dtype, name='classifier')(states)

@@ -72,10 +72,7 @@ class ConfidenceMask(nn.Module):
 
   It is `(1 - t^2)^gamma`, where t in -1..1 is the tanh of a 3x3 convolution
   without bias. No loss compares t with a label, but its gradient flows through
-  the mask.
-
-  Attributes:
-    gamma: exponent, at least 1; a larger one makes the mask smaller.
+  the mask. gamma is at least 1; a larger one makes the mask smaller.
   """
 
   gamma: int = 3

@@ -1,6 +1,7 @@
 """The layers of any Linen model in the order in which it calls them."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -35,14 +36,13 @@ class Layer:
   read: int
 
 
-def _visit(
-  call: Callable[[], Any],
+def _visiting(
   visitor: Callable[[nn.Module, dict[str, Any], Any, tuple], None],
-) -> Any:
-  """Runs `call`, which applies a model, and returns its result.
+) -> contextlib.AbstractContextManager:
+  """Inside, each call of a layer calls the visitor.
 
-  Each call of a layer calls the visitor with the module, its own parameters,
-  its output and its arguments.
+  Its arguments are the module, the module's own parameters, its output and the
+  arguments of its call.
   """
 
   def intercept(next_fun, args, kwargs, context):
@@ -58,8 +58,7 @@ def _visit(
         visitor(module, own, result, args)
     return result
 
-  with nn.intercept_methods(intercept):
-    return call()
+  return nn.intercept_methods(intercept)
 
 
 def layer_table(
@@ -115,7 +114,8 @@ def layer_table(
 
   def forward(v, x):
     more = {'label': x[..., :1]} if label else {}
-    return _visit(lambda: model.apply(v, x, train=False, **more), add_row)
+    with _visiting(add_row):
+      return model.apply(v, x, train=False, **more)
 
   jax.eval_shape(forward, variables, image)
   return list(rows.values())
@@ -153,11 +153,7 @@ def first_nonfinite(
 ) -> str | None:
   """The first layer, in call order, whose output is not finite in training.
 
-  Args:
-    model: as in `layer_table`.
-    variables: params and batch_stats.
-    image: `[b, y, x, c]`.
-    rngs: the step's random keys, for dropout.
+  The image is `[b, y, x, c]`; `rngs` are the step's random keys, for dropout.
   """
   nonfinite: list[str] = []
 
@@ -165,10 +161,8 @@ def first_nonfinite(
     if not jnp.all(jnp.isfinite(output)):
       nonfinite.append('/'.join(module.path))
 
-  _visit(
-    lambda: model.apply(
+  with _visiting(check):
+    model.apply(
       variables, image, train=True, mutable=['batch_stats'], rngs=rngs
-    ),
-    check,
-  )
+    )
   return nonfinite[0] if nonfinite else None

@@ -1,9 +1,9 @@
 """Convolution, normalisation, dropout and resampling for all networks.
 
-Activations are `[b, y, x, c]` in the compute dtype, parameters are float32.
-The modules of this folder share three attributes: `features` is the number of
-output channels, `dtype` the compute dtype, and `axis_name` the mapped axis of a
-pmapped call, or None.
+Activations are `[b, y, x, c]` in the compute dtype, parameters are float32, a
+kernel is `[k, k, c_in, c_out]`. Modules share three attributes: `features` is
+the number of output channels, `dtype` the compute dtype, and `axis_name` the
+mapped axis of a pmapped call, or None.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,6 @@ class Conv(nn.Module):
   Attributes:
     kernel_size: side of the square kernel, in pixels.
     strides: decimation in y and x.
-    use_bias: whether to add a bias.
-    kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
     upsampled: whether to convolve `upsample(x)`; only for 3x3 kernels, which
       then cost 4 products a pixel instead of 9.
     padding: 'SAME', or 'VALID': k - 1 pixels fewer in y and x.
@@ -148,8 +146,6 @@ class ConvTranspose(nn.Module):
   Attributes:
     kernel_size: k, at least the stride.
     strides: s.
-    use_bias: whether to add a bias.
-    kernel_init: initialiser of the `[k, k, c_in, c_out]` kernel.
   """
 
   features: int
@@ -186,9 +182,7 @@ class Dropout(nn.Module):
   Each example has its own key, folded with its index over all devices, so that
   `jit`, `pmap` and `sharded` drop the same units. A hash of the key and the
   unit's position selects the units, which is cheaper than random bits for each.
-
-  Attributes:
-    rate: share of the units set to zero, 0 <= rate < 1.
+  It sets a share `rate` of them to zero, 0 <= rate < 1.
   """
 
   rate: float

@@ -31,9 +31,6 @@ class Stage(nn.Module):
   convolution to full size, which starts as bilinear interpolation. The fusion
   starts as the mean of the side outputs: from random weights it may start with
   the wrong sign, and needs long to recover.
-
-  Attributes:
-    base_width: channels of the first level; the last has 8 times as many.
   """
 
   base_width: int
@@ -74,7 +71,7 @@ class M2FCN(network.Network):
 
   Attributes:
     stages: number of stages.
-    base_width: channels of a stage's first level.
+    base_width: channels of a stage's first level; the last has 8 times as many.
   """
 
   stages: int = 3

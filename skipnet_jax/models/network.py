@@ -80,10 +80,8 @@ class Network(nn.Module, kw_only=True):
 
   def check(self) -> None:
     """Raises InputError for a field value that the network does not allow."""
-    for name, allowed in {
-      'dtype': ('float32', 'bfloat16'),
-      **self.choices,
-    }.items():
+    choices = {'dtype': ('float32', 'bfloat16'), **self.choices}
+    for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
         *others, last = map(str, allowed)
         raise errors.InputError(

@@ -32,10 +32,7 @@ _COLLECTIONS = {'params', 'batch_stats', 'gates'}
 
 
 def load(name: str) -> type[network.Network]:
-  """Imports a network from the current directory or from sys.path.
-
-  Args:
-    name: module and class, with a colon between them.
+  """Imports the network `module:Class` from the current folder or sys.path.
 
   Raises:
     InputError: the network does not exist or cannot be used.
@@ -80,12 +77,12 @@ def load(name: str) -> type[network.Network]:
 
 def _describe(found: Any) -> str:
   if not isinstance(found, type):
-    return f'no class, but of type {type(found).__name__}'
+    return f'an object of type {type(found).__name__}, not a class'
   homes = [base.__module__ for base in found.__mro__]
   for library, kind in _KINDS.items():
     if any(f'{home}.'.startswith(f'{library}.') for home in homes):
       return kind
-  return 'a class, but no network'
+  return 'a class, but not a network'
 
 
 def _check_class(name: str, kind: type[network.Network]) -> None:

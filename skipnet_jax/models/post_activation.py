@@ -11,13 +11,7 @@ from skipnet_jax.models import skips
 
 
 class ConvNorm(nn.Module):
-  """A 3x3 convolution, BatchNorm and, if `relu`, ReLU.
-
-  Attributes:
-    use_bias: whether the convolution has a bias.
-    kernel_init: initialiser of the convolution.
-    scale_init: initialiser of BatchNorm's scale.
-  """
+  """A 3x3 convolution, BatchNorm and, if `relu`, ReLU."""
 
   features: int
   relu: bool = True
@@ -46,11 +40,7 @@ class ConvNorm(nn.Module):
 class ResidualBlock(nn.Module):
   """Several `ConvNorm`s, the last without ReLU, plus the block's input.
 
-  Attributes:
-    convolutions: number of `ConvNorm`s.
-    short_skip: whether to add the input.
-    relu: whether ReLU follows the sum.
-    conv: attributes of every `ConvNorm`.
+  `conv` has the attributes of every `ConvNorm`. ReLU follows the sum if `relu`.
   """
 
   convolutions: int

@@ -29,10 +29,8 @@ def basis(side: int) -> np.ndarray:
   """The atoms at every orientation, `[o, q, side, side]` float32.
 
   A harmonic above 0 has two atoms, a cosine and a sine; every atom has norm 1
-  at orientation 0. A rotation by 90 degrees is `np.rot90` of the pixels.
-
-  Args:
-    side: of the kernel, in pixels, odd and at most 7.
+  at orientation 0. A rotation by 90 degrees is `np.rot90` of the pixels. The
+  side is odd and at most 7 pixels.
   """
   half = side // 2
   y, x = np.mgrid[half : -half - 1 : -1, -half : half + 1].astype(float)
@@ -66,10 +64,8 @@ def _he_normal(inputs: int):
 class SteerableConv(nn.Module):
   """A convolution over positions and orientations, with bias.
 
-  Attributes:
-    features: output channels at every orientation.
-    kernel_size: side of the kernel, in pixels, odd and at most 7.
-    lift: whether the input is an image, without orientations.
+  It has `features` output channels at every orientation. With `lift`, the input
+  is an image without orientations.
   """
 
   features: int

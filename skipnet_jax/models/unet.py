@@ -25,53 +25,40 @@ def valid_pad(side: int) -> tuple[int, int]:
   At least `VALID_BORDER` on both sides: the paper pads 388 to 572. The padded
   side is 16 n + 12 pixels, which the network can downsample.
   """
-  minimum = side + 2 * VALID_BORDER
-  more = (12 - minimum) % 2**DEPTH
-  before = VALID_BORDER + more // 2
-  return before, minimum + more - side - before
+  more = (12 - side - 2 * VALID_BORDER) % 2**DEPTH
+  return VALID_BORDER + more // 2, VALID_BORDER + (more + 1) // 2
 
 
-def contract_and_expand(
-  x: jax.Array,
-  drop: bool,
-  *,
-  base_width: int,
-  long_skips: bool = True,
-  padding: str = 'SAME',
-  up_kernel: int = 2,
-  dropout: float = 0.0,
-  dtype: layers.Dtype = jnp.float32,
-  axis_name: str | None = None,
-) -> jax.Array:
+def contract_and_expand(model: 'UNet', x: jax.Array, drop: bool) -> jax.Array:
   """All layers of a U-Net but its classifier; call it in a compact method.
 
   It maps `[b, y, x, c]` to `[b, y, x, base_width]`; 'VALID' removes
-  `VALID_BORDER` on each side. `drop` switches dropout on. The other arguments
-  are attributes of `UNet`.
+  `VALID_BORDER` on each side. `drop` switches dropout on.
   """
+  dtype = jnp.dtype(model.dtype)
 
   def level(name, x, features):
     for i in (1, 2):
       x = layers.Conv(
-        features, padding=padding, dtype=dtype, name=f'{name}_conv_{i}'
+        features, padding=model.padding, dtype=dtype, name=f'{name}_conv_{i}'
       )(x)
       x = nn.relu(x)
     return x
 
   down = []
   for i in range(DEPTH + 1):
-    x = level(f'down_{i}', x, base_width * 2**i)
+    x = level(f'down_{i}', x, model.base_width * 2**i)
     if i >= DEPTH - 1:
-      x = layers.Dropout(dropout, axis_name)(x, drop)
+      x = layers.Dropout(model.dropout, model.axis_name)(x, drop)
     if i < DEPTH:
       down.append(x)
       x = layers.max_pool(x)
   for i in reversed(range(DEPTH)):
-    features = base_width * 2**i
+    features = model.base_width * 2**i
     x = layers.ConvTranspose(
-      features, up_kernel, dtype=dtype, name=f'up_{i}_up'
+      features, model.up_kernel, dtype=dtype, name=f'up_{i}_up'
     )(x)
-    if long_skips:
+    if model.long_skips:
       x = skips.LongConcatenation(name=f'long_skip_{i}')(x, down[i])
     x = level(f'up_{i}', x, features)
   return x
@@ -123,21 +110,11 @@ class UNet(network.Network):
     """
     size = image.shape[1:3]
     self.check_size(size)
-    dtype = jnp.dtype(self.dtype)
     x = image
     if self.padding == 'VALID':
       x = layers.reflect_pad(x, [valid_pad(side) for side in size])
-    x = contract_and_expand(
-      x,
-      train or sample,
-      base_width=self.base_width,
-      long_skips=self.long_skips,
-      padding=self.padding,
-      up_kernel=self.up_kernel,
-      dropout=self.dropout,
-      dtype=dtype,
-      axis_name=self.axis_name,
-    )
+    x = contract_and_expand(self, x, train or sample)
+    dtype = jnp.dtype(self.dtype)
     x = layers.Conv(2, 1, dtype=dtype, name='classifier')(x)
     x = layers.at_least_float32(layers.centre_crop(x, size))
     return {'logits': x[..., 1:] - x[..., :1]}

@@ -15,8 +15,7 @@ SIZE_MULTIPLE = 2 ** (len(CONVOLUTIONS) - 1)
 class Trunk(nn.Module):
   """3x3 convolutions with ReLU, and max pooling between the levels.
 
-  Attributes:
-    base_width: channels of the first level; each next level has twice as many.
+  The first level has `base_width` channels, each next level twice as many.
   """
 
   base_width: int
