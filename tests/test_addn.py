@@ -157,7 +157,7 @@ def test_each_has_its_optimizer():
   assert {'judged_real', 'judged_fake', 'judged_fooled'} <= record.keys()
   # An average of the parameters is kept of both.
   variables = made()[1]
-  averaged = optim.make_optimizer(settings(ema=0.9), lambda count: 1e-3)
+  averaged = optim.make_optimizer(settings(ema=0.9), lambda _: 1e-3, True)
   kept = optim.eval_params(variables['params'], averaged.init(new.params))
   assert jax.tree.structure(kept) == jax.tree.structure(new.params)
 

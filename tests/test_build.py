@@ -305,7 +305,9 @@ def test_the_judge_counts_in_a_training_step_alone():
   config.data.size = 32
   training = build.build(config, (32, 32), 1)
   assert all(r.name.startswith('generator/') for r in training.table)
-  assert all(r.name.startswith('discriminator/') for r in training.judge)
+  assert all(
+    r.name.startswith('discriminator/') for r in training.discriminator
+  )
   # Image and map, then widths 4 to 32, halved each time, and the classifier.
   sides, channels = (16, 8, 4, 2), (2, 4, 8, 16, 32)
   once = [
@@ -313,14 +315,14 @@ def test_the_judge_counts_in_a_training_step_alone():
     for side, a, b in zip(sides, channels, channels[1:], strict=False)
   ]
   once.append(2 * 32 * 2**2)
-  assert [row.flops for row in training.judge] == [2 * n for n in once]
-  more = flops.training(training.table, training.judge) - flops.training(
-    training.table
-  )
+  assert [row.flops for row in training.discriminator] == [2 * n for n in once]
+  more = flops.training(
+    training.table, training.discriminator
+  ) - flops.training(training.table)
   # Forward three times, weights' gradients twice, inputs' three times but for
   # the image and the map of the two calls that teach the judge.
   assert more == 8 * sum(once) - 2 * once[0]
   assert training.parameters == sum(
-    row.parameters for row in (*training.table, *training.judge)
+    row.parameters for row in (*training.table, *training.discriminator)
   )
-  assert build.build(small('unet'), (64, 64), 1).judge == ()
+  assert build.build(small('unet'), (64, 64), 1).discriminator == ()

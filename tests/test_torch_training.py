@@ -95,7 +95,9 @@ def make_network(config):
 
   model = models.build_model(config.model)
   optimizer = optim.make_optimizer(
-    config.optim, optax.constant_schedule(config.optim.learning_rate)
+    config.optim,
+    optax.constant_schedule(config.optim.learning_rate),
+    model.adversarial,
   )
   state = state_lib.create_state(model, optimizer, 0)
   network = torch_networks.build(model)

@@ -162,10 +162,10 @@ class Bench:
       jitted=jitted,
       arguments=arguments,
       start=start,
-      flops=cell.batch * flops.training(self.table, training.judge),
+      flops=cell.batch * flops.training(self.table, training.discriminator),
       min_bytes=cell.batch
       * flops.training_bytes(
-        self.table, jnp.dtype(cell.dtype).itemsize, training.judge
+        self.table, jnp.dtype(cell.dtype).itemsize, training.discriminator
       ),
       steps=steps,
     )

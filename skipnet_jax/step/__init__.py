@@ -1,1 +1,1 @@
-"""The training step: what it is made of, and the three ways to run it."""
+"""The training step, its parts, and the three ways to run it."""

@@ -1,7 +1,7 @@
-"""All that the training of a config is made of, built in one place.
+"""Builds all parts of a config's training in one place.
 
 Whatever trains, times, compiles ahead of time, races or analyses a config takes
-its step from here, so that all of them speak of the same step.
+its step from here, so that all of them use the same step.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,24 +21,23 @@ from skipnet_jax.step import state as state_lib
 from skipnet_jax.step import step as step_lib
 
 ConfigDict = ml_collections.ConfigDict
-# Trainings kept for configs that come again in a process.
-_KEPT = 8
+Table = tuple[layer_table.Layer, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-  """The parts of one config's training; each is made when it is first read.
+  """The parts of one config's training; each is made on first use.
 
   Attributes:
-    model: the network, for the mapped axis where there is one.
+    model: the network, with the mapped axis if there is one.
     optimizer: applies L2 and the schedule itself.
     schedule: learning rate by the number of updates.
     loss: sums over pixels, and their value.
-    terms: what auxiliary outputs and a discriminator add to the loss.
+    terms: weights of the losses of auxiliary outputs and a discriminator.
     window: sides y and x of an example, in pixels.
     l2: coefficient of the reported L2 term.
     axis_name: mapped axis of a pmapped call, or None.
-    record: whether a training step records what each kernel did.
+    record: whether a training step records the update of each kernel.
   """
 
   model: network.Network
@@ -52,13 +51,13 @@ class Training:
   record: bool
 
   @functools.cached_property
-  def table(self) -> tuple[layer_table.Layer, ...]:
+  def table(self) -> Table:
     """The layers that a prediction calls, in order, for one image."""
     return _layers(self.model.unrolled().clone(axis_name=None), self.window)
 
   @functools.cached_property
-  def judge(self) -> tuple[layer_table.Layer, ...]:
-    """The layers of a discriminator, for one image and its two judgements."""
+  def discriminator(self) -> Table:
+    """The layers of a discriminator, called twice, for one image."""
     if not self.model.adversarial:
       return ()
     rows = _layers(self.model.clone(axis_name=None), self.window, label=True)
@@ -72,7 +71,7 @@ class Training:
 
   @functools.cached_property
   def parameters(self) -> int:
-    """Number of trainable parameters, those of a discriminator included."""
+    """Number of trainable parameters, including a discriminator's."""
     return state_lib.parameter_count(self.abstract_state.params)
 
   @functools.cached_property
@@ -105,10 +104,10 @@ class Training:
     return state_lib.create_state(self.model, self.optimizer, seed)
 
 
-@functools.lru_cache(2 * _KEPT)
+@functools.lru_cache(16)
 def _layers(
   model: network.Network, window: tuple[int, int], label: bool = False
-) -> tuple[layer_table.Layer, ...]:
+) -> Table:
   variables = state_lib.abstract_variables(model)
   shape = model.input_shape(window)
   return tuple(
@@ -124,18 +123,18 @@ def build(
   *,
   record: bool = True,
 ) -> Training:
-  """Builds what a config's training is made of; compiles nothing.
+  """Builds the parts of a config's training; compiles nothing.
 
-  Equal settings give the same object while it is kept: JAX knows a function
-  by its identity, so that another run of the same network in this process
+  Equal arguments give the same object while it is cached. JAX identifies a
+  function by its object, so another run of the same network in this process
   traces and compiles nothing again.
 
   Args:
-    config: a validated config; its model, optim and train sections are read.
-    window: sides y and x of an example, in pixels.
-    steps_per_epoch: batches in an epoch, by which schedules count.
-    axis_name: mapped axis of a pmapped call, or None.
-    record: whether a training step records what each kernel did.
+    config: a validated config; only model, optim and train matter.
+    window: see `Training`.
+    steps_per_epoch: batches in an epoch, the unit of schedules.
+    axis_name: see `Training`.
+    record: see `Training`.
 
   Raises:
     InputError: a network that cannot be built, or a window it cannot take.
@@ -149,17 +148,17 @@ def build(
       name: train[name]
       for name in ('loss', 'auxiliary', 'auxiliary_at', 'adversarial')
     },
-    # A constant rate is the same however long the run is.
+    # A constant rate does not depend on the length of the run.
     'epochs': 0 if optim_['schedule'] == 'constant' else train['epochs'],
   }
   text = json.dumps(settings, sort_keys=True)
   y, x = window
-  found = _build(text, (y, x), steps_per_epoch, axis_name, record)
-  found.model.check_size(found.window)
-  return found
+  training = _build(text, (y, x), steps_per_epoch, axis_name, record)
+  training.model.check_size(training.window)
+  return training
 
 
-@functools.lru_cache(_KEPT)
+@functools.lru_cache(8)
 def _build(
   settings: str,
   window: tuple[int, int],
@@ -168,10 +167,11 @@ def _build(
   record: bool,
 ) -> Training:
   c = ConfigDict(json.loads(settings))
+  model = models.build_model(c.model, axis_name)
   schedule = optim.make_schedule(c.optim, steps_per_epoch, c.epochs)
   return Training(
-    model=models.build_model(c.model, axis_name),
-    optimizer=optim.make_optimizer(c.optim, schedule),
+    model=model,
+    optimizer=optim.make_optimizer(c.optim, schedule, model.adversarial),
     schedule=schedule,
     loss=losses.LOSSES[c.train.loss],
     terms=losses.make_terms(c.train, steps_per_epoch),

@@ -1,4 +1,4 @@
-"""A step together with its data, as one compiled call."""
+"""A step of `build.Training` and its data pipeline as one compiled call."""
 
 from collections.abc import Callable
 import dataclasses
@@ -14,28 +14,23 @@ from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import step as step_lib
 from skipnet_jax.step import telemetry
 
-Arrays = dict[str, Any]
 Pipeline = pipeline_lib.Pipeline
 Parallel = parallel_lib.Parallel
 
-# Equal arguments give the same call, which JAX compiles once in a process. Few
-# are kept: on a CPU a program takes two memory mappings a kernel, some 10,000
-# for 140 convolutions, and Linux gives a process 65,530.
-_kept = functools.lru_cache(2)
+# Equal arguments give the same call, which JAX compiles once in a process. Only
+# a few are cached: on a CPU, a program takes two memory mappings per kernel,
+# some 10,000 for 140 convolutions, and Linux gives a process 65,530.
+_cached = functools.lru_cache(2)
 
 
-@_kept
+@_cached
 def make_train_call(
   step: step_lib.Step, pipeline: Pipeline, parallel: Parallel, steps: int
 ) -> jax.stages.Wrapped:
   """Compiles `(state, data) -> (state, metrics)` for several steps.
 
-  Args:
-    step: from `build.Training`.
-    pipeline: makes each step's batch from the data set on the device.
-    parallel: where to run.
-    steps: steps in one call, by `lax.scan` if more than one; their metrics are
-      summed.
+  The pipeline makes each step's batch from the data set on the device. More
+  than one step run in `lax.scan`, and their metrics are summed.
   """
 
   def one(state, data):
@@ -51,34 +46,29 @@ def make_train_call(
   return parallel.compile(one if steps == 1 else many, donate=True)
 
 
-@_kept
+@_cached
 def make_step_call(
   step: step_lib.Step, parallel: Parallel
 ) -> jax.stages.Wrapped:
-  """Compiles `(state, batch) -> (state, metrics)` for a batch on the devices.
-
-  Args:
-    step: from `build.Training`.
-    parallel: where to run.
-  """
+  """Compiles `(state, batch) -> (state, metrics)`, the batch on the devices."""
   return parallel.compile(
     lambda state, batch: step(state, parallel.constrain(batch)), donate=True
   )
 
 
-@_kept
+@_cached
 def make_host_train_call(
   step: step_lib.Step, pipeline: Pipeline, parallel: Parallel
 ) -> jax.stages.Wrapped:
-  """The same for one step whose raw windows come from the host.
+  """Compiles `(state, (raw, keys)) -> (state, metrics)` for data on the host.
 
-  The second argument is the windows as `Pipeline.read` gives them and the data
-  of the plan's keys, both placed by `Parallel.place_batch`.
+  `raw` are the windows of `Pipeline.read_host` and `keys` the data of the
+  plan's random keys, both placed by `Parallel.place_batch`.
   """
 
-  def one(state, fed):
-    raw, words = fed
-    batch = pipeline.train_batch(raw, jax.random.wrap_key_data(words))
+  def one(state, data):
+    raw, keys = data
+    batch = pipeline.train_batch(raw, jax.random.wrap_key_data(keys))
     return step(state, parallel.constrain(batch))
 
   return parallel.compile(one, donate=True)
@@ -88,12 +78,12 @@ def make_eval_call(
   step: Callable, pipeline: Pipeline, parallel: Parallel
 ) -> jax.stages.Wrapped:
   """Compiles `(state, raw, seen) -> metrics` for one evaluation batch."""
-  # What becomes of raw windows depends on no split and no batch size.
+  # An evaluation batch depends neither on the split nor on the batch size.
   any_split = dataclasses.replace(pipeline, train=(), valid=(), batch_size=1)
   return _eval_call(step, any_split, parallel)
 
 
-@_kept
+@_cached
 def _eval_call(step, pipeline, parallel):
   def call(state, raw, seen):
     return step(state, parallel.constrain(pipeline.eval_batch(raw, seen)))
@@ -101,15 +91,14 @@ def _eval_call(step, pipeline, parallel):
   return parallel.compile(call)
 
 
-@_kept
+@_cached
 def make_kernel_calls(
   names: tuple[str, ...], parallel: Parallel
 ) -> tuple[Callable[[Any], list[jax.Array]], Callable[[Any, Any], jax.Array]]:
-  """Compiles `params -> kernels` and `(kernels, params) -> net change`.
+  """Compiles `telemetry.kernels` and `telemetry.net_change`.
 
-  Args:
-    names: layers, in order; see `telemetry.kernels` and `net_change`.
-    parallel: where to run.
+  They are `params -> kernels` and `(kernels, params) -> net change` of the
+  layers `names`.
   """
   return (
     parallel.compile(lambda params: telemetry.kernels(names, params)),

@@ -1,15 +1,15 @@
-"""Losses and pixel metrics as sums, so that devices and batches add up.
+"""Losses and pixel metrics as sums, which add up over devices and batches.
 
-Every network gives `logits`, of the probability that a pixel is inside a cell:
-labels are 1 there and 0 on membrane. A tanh output is `tanh(logits / 2)`, the
-same probability in -1..1. Where a batch has a `weight` of its pixels, every
-loss counts them by it.
+The network's `logits` are those of the probability that a pixel is inside a
+cell: labels are 1 there and 0 on membrane. A tanh output is `tanh(logits / 2)`,
+the same probability in -1..1. If a batch has a `weight` for each pixel, every
+loss multiplies by it.
 """
 
 from collections.abc import Callable, Mapping
 import functools
 import operator
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,35 +21,29 @@ from skipnet_jax.models import network
 Array = jax.Array
 Outputs = network.Outputs
 Batch = dict[str, Array]
-Number = TypeVar('Number', Array, float)
-
-
-class Value(Protocol):
-  """The loss of sums: of arrays while it trains, of floats in a record."""
-
-  def __call__(self, sums: Mapping[str, Number], /) -> Number:
-    """The loss, in the type of its sums."""
+# Sums, by name: arrays in a step, floats in a record.
+Sums = Mapping[str, Any]
 
 
 class Loss(NamedTuple):
   """A loss that is a function of sums over pixels.
 
   Attributes:
-    sums: `(outputs, batch)` to a dict of float32 scalars that add up over
-      devices and batches.
-    value: the loss of such (added up) sums, a float32 scalar.
+    sums: maps `(outputs, batch)` to a dict of float32 scalars, which add up
+      over devices and batches.
+    value: maps such sums to the loss, in their type.
   """
 
   sums: Callable[[Outputs, Batch], dict[str, Array]]
-  value: Value
+  value: Callable[[Sums], Any]
 
 
 class Terms(NamedTuple):
-  """What else the loss of a training step consists of, by the outputs.
+  """Weights of the further terms of a training step's loss.
 
   Attributes:
     auxiliary: weight of every auxiliary output's loss, by the step.
-    adversarial: weight of the generator's wish to be taken for labels.
+    adversarial: weight of the generator's adversarial loss.
   """
 
   auxiliary: Callable[[Array], Array | float] = lambda step: 1.0
@@ -62,7 +56,7 @@ NO_TERMS = Terms()
 def make_terms(
   config: ml_collections.ConfigDict, steps_per_epoch: int
 ) -> Terms:
-  """The terms of a config's `train` section."""
+  """The weights given in a config's `train` section."""
   weights = jnp.asarray(config.auxiliary, jnp.float32)
   ends = jnp.asarray(config.auxiliary_at, jnp.int32) * steps_per_epoch
   return Terms(lambda step: weights[jnp.sum(step >= ends)], config.adversarial)
@@ -71,29 +65,30 @@ def make_terms(
 def training_sums(
   loss: Loss, outputs: Outputs, batch: Batch
 ) -> dict[str, dict[str, Array]]:
-  """What `training_value` is made of: sums by output.
+  """The sums for `training_value`, by output.
 
-  `logits`, every auxiliary output, and `judged` where a discriminator judged.
+  The outputs are `logits`, `auxiliary/<name>`, and `judged` if the network has
+  a discriminator.
   """
-  found = {'logits': loss.sums(outputs, batch)}
+  sums = {'logits': loss.sums(outputs, batch)}
   for name, logits in outputs.get('auxiliary', {}).items():
-    found[f'auxiliary/{name}'] = loss.sums({'logits': logits}, batch)
+    sums[f'auxiliary/{name}'] = loss.sums({'logits': logits}, batch)
   if 'judged' in outputs:
     judged = outputs['judged']
-    found['judged'] = {
-      # Binary cross-entropies: softplus(-x) if it should be real.
+    # Binary cross-entropies: softplus(-x) for the target 1, softplus(x) for 0.
+    sums['judged'] = {
       'real': jnp.sum(jax.nn.softplus(-judged['real'])),
       'fake': jnp.sum(jax.nn.softplus(judged['fake'])),
       'fooled': jnp.sum(jax.nn.softplus(-judged['fooled'])),
       'patches': jnp.asarray(judged['real'].size, jnp.float32),
     }
-  return found
+  return sums
 
 
 def training_value(
   loss: Loss, terms: Terms, sums: dict[str, dict[str, Array]], step: Array
 ) -> tuple[Array, dict[str, Array]]:
-  """The loss that a step minimises, and its parts that records show."""
+  """The loss that a step minimises, and its parts for the records."""
   value = loss.value(sums['logits'])
   parts: dict[str, Array] = {}
   auxiliary = [v for k, v in sums.items() if k.startswith('auxiliary/')]
@@ -132,12 +127,12 @@ def _weight(batch: Batch) -> Array:
   return batch['mask'] * batch.get('weight', 1.0)
 
 
-def _ratio(sums: Mapping[str, Number]) -> Number:
+def _ratio(sums: Sums) -> Any:
   return sums['sum'] / sums['weight']
 
 
 def _mean(loss: Callable[[Array, Array], Array]) -> Loss:
-  """The mean over the pixels that count of `loss(logits, label)`."""
+  """The weighted mean of `loss(logits, label)` over the pixels."""
 
   def sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
     weight = _weight(batch)
@@ -152,7 +147,6 @@ def _smooth_l1(logits: Array, label: Array) -> Array:
 
 
 def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
-  # Membrane is the positive class.
   weight = _weight(batch)
   o, y = jax.nn.sigmoid(-outputs['logits']), 1 - batch['label']
   return {
@@ -161,19 +155,15 @@ def _dice_sums(outputs: Outputs, batch: Batch) -> dict[str, Array]:
   }
 
 
-def _dice(sums: Mapping[str, Number]) -> Number:
+def _dice(sums: Sums) -> Any:
   return -(2 * sums['overlap'] + 1) / (sums['total'] + 1)
 
 
-def _bce_dice(sums: Mapping[str, Number]) -> Number:
-  return _ratio(sums) + _dice(sums)
-
-
-# 'bce': mean binary cross-entropy over the pixels that count, in nats.
-# 'dice': -(2 sum(o y) + 1) / (sum(o) + sum(y) + 1) over all pixels of the batch
-# together, o and y of the membrane (Drozdzal et al. 2016, section 2.2).
+# 'bce': weighted mean of the binary cross-entropy over the pixels, in nats.
+# 'dice': -(2 sum(o y) + 1) / (sum(o) + sum(y) + 1) over all pixels of the
+# batch, where o and y are of the membrane (Drozdzal et al. 2016, section 2.2).
 # 'bce_dice': the sum of these two.
-# 'smooth_l1': mean of 0.5 d^2 below |d| = 1 and |d| - 0.5 above, d the
+# 'smooth_l1': mean of 0.5 d^2 below |d| = 1 and |d| - 0.5 above, where d is the
 # difference of the tanh output from -1 on membrane and 1 inside (Guo et al.
 # 2019).
 _BCE = _mean(optax.sigmoid_binary_cross_entropy)
@@ -183,7 +173,7 @@ LOSSES = {
   'dice': _DICE,
   'bce_dice': Loss(
     sums=lambda *given: _BCE.sums(*given) | _DICE.sums(*given),
-    value=_bce_dice,
+    value=lambda sums: _ratio(sums) + _dice(sums),
   ),
   'smooth_l1': _mean(_smooth_l1),
 }

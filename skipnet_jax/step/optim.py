@@ -15,8 +15,7 @@ def is_kernel(path: tuple, _: jax.Array) -> bool:
   return path[-1].key == 'kernel'
 
 
-def kernel_mask(params: Params) -> Params:
-  """True at kernels, False at biases and BatchNorm parameters."""
+def _kernel_mask(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
@@ -32,12 +31,9 @@ def l2_penalty(params: Params, coefficient: float) -> jax.Array:
 def make_schedule(
   config: ml_collections.ConfigDict, steps_per_epoch: int, epochs: int
 ) -> optax.Schedule:
-  """Learning rate by the number of updates.
+  """Learning rate by the number of updates, of the config's `optim` section.
 
-  Args:
-    config: the `optim` section.
-    steps_per_epoch: batches in an epoch.
-    epochs: length of the run, where a cosine ends.
+  `epochs` is the length of the run, at whose end a cosine is zero.
   """
 
   def updates(epoch_count: int) -> int:
@@ -59,12 +55,8 @@ def make_schedule(
   return lambda n: schedule(n) * jnp.minimum(1.0, (n + 1) / warmup)
 
 
-# Name of a discriminator's parameters.
-DISCRIMINATOR = 'discriminator'
-
-
 class EmaState(NamedTuple):
-  """Averaged parameters, found again by their field's name."""
+  """Averaged parameters; `eval_params` finds them by the field's name."""
 
   ema_count: jax.Array
   ema_params: Params
@@ -76,7 +68,7 @@ def _track_ema(decay: float) -> optax.GradientTransformation:
 
   def update(updates, state, params=None):
     new = optax.apply_updates(params, updates)
-    # A short memory at first, or the initial weights would linger.
+    # A small decay at first, so that the initial weights are soon forgotten.
     rate = jnp.minimum(decay, (1 + state.ema_count) / (10 + state.ema_count))
     average = jax.tree.map(
       lambda e, p: e + (1 - rate) * (p - e), state.ema_params, new
@@ -86,38 +78,17 @@ def _track_ema(decay: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(init, update)
 
 
-def _apart(
-  others: optax.GradientTransformation, own: optax.GradientTransformation
-) -> optax.GradientTransformation:
-  """`own` for the parameters under DISCRIMINATOR, if there are any."""
-
-  def labels(params):
-    return {
-      name: 'own' if name == DISCRIMINATOR else 'others' for name in params
-    }
-
-  both = optax.partition({'own': own, 'others': others}, labels)
-
-  def choose(params):
-    return both if DISCRIMINATOR in params else others
-
-  return optax.GradientTransformation(
-    lambda params: choose(params).init(params),
-    lambda updates, state, params=None: choose(updates).update(
-      updates, state, params
-    ),
-  )
-
-
 def make_optimizer(
-  config: ml_collections.ConfigDict, schedule: optax.Schedule
+  config: ml_collections.ConfigDict,
+  schedule: optax.Schedule,
+  adversarial: bool = False,
 ) -> optax.GradientTransformation:
   """The optimizer of the config's `optim` section.
 
-  L2 enters as its gradient `2 * l2 * w` before the optimizer, as it does when
-  the penalty is part of the loss; with adamw it is decoupled weight decay.
-  Parameters under `discriminator` have an optimizer of the same kind and of
-  their own, with its learning rate.
+  L2 enters as its gradient `2 * l2 * w` before the optimizer, as if the penalty
+  were part of the loss; with adamw it is decoupled weight decay. In an
+  adversarial network, the parameters under `discriminator` have their own
+  optimizer of the same kind, with `discriminator_learning_rate`.
   """
   eps, b1, b2 = config.eps, config.momentum, config.decay
   make = {
@@ -127,13 +98,24 @@ def make_optimizer(
     'sgd': lambda rate: optax.sgd(rate, momentum=b1 or None),
     'adam': lambda rate: optax.adam(rate, b1, b2, eps),
     'adamw': lambda rate: optax.adamw(
-      rate, b1, b2, eps, weight_decay=config.l2, mask=kernel_mask
+      rate, b1, b2, eps, weight_decay=config.l2, mask=_kernel_mask
     ),
   }[config.name]
-  factor = config.discriminator_learning_rate / config.learning_rate
-  chain = [_apart(make(schedule), make(lambda count: factor * schedule(count)))]
+  chain: list[optax.GradientTransformation] = [make(schedule)]
+  if adversarial:
+    factor = config.discriminator_learning_rate / config.learning_rate
+    own = make(lambda count: factor * schedule(count))
+    chain = [
+      optax.partition(
+        {'own': own, 'others': make(schedule)},
+        lambda params: {
+          name: 'own' if name == 'discriminator' else 'others'
+          for name in params
+        },
+      )
+    ]
   if config.l2 and config.name != 'adamw':
-    chain.insert(0, optax.add_decayed_weights(2 * config.l2, kernel_mask))
+    chain.insert(0, optax.add_decayed_weights(2 * config.l2, _kernel_mask))
   if config.ema:
     chain.append(_track_ema(config.ema))
   optimizer = optax.chain(*chain)
@@ -144,5 +126,5 @@ def make_optimizer(
 
 
 def eval_params(params: Params, opt_state: Any) -> Params:
-  """The averaged parameters where the optimizer keeps them, else `params`."""
+  """The averaged parameters if the optimizer keeps them, else `params`."""
   return optax.tree.get(opt_state, 'ema_params', params)

@@ -1,9 +1,9 @@
-"""One step, run three ways with equal results: `jit`, `pmap`, `sharded`.
+"""Three ways to run a step with equal results: `jit`, `pmap`, `sharded`.
 
-`jit` is one device. `pmap` is the classic: a leading device axis, gradients
-averaged by name, BatchNorm synced. `sharded` is `jit` over a mesh: the batch is
-divided, parameters are replicated, XLA adds the collectives; it also spans
-processes.
+`jit` runs on one device. `pmap` adds a leading device axis, averages gradients
+over the named axis and synchronises BatchNorm. `sharded` is `jit` over a mesh:
+the batch is divided, parameters are replicated, and XLA inserts the
+collectives; it can also span several processes.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-  """Where and how compiled calls run.
+  """The devices of compiled calls and how they share the work.
 
   Attributes:
     mode: 'jit', 'pmap' or 'sharded'.
@@ -41,13 +41,8 @@ class Parallel:
   mesh: jax.sharding.Mesh | None = None
 
   @property
-  def num_shards(self) -> int:
-    """Devices that a batch is divided among."""
-    return len(self.devices)
-
-  @property
   def axis_name(self) -> str | None:
-    """The mapped axis inside a compiled call; None unless pmapped."""
+    """The mapped axis inside a compiled call; None except in `pmap`."""
     return AXIS if self.mode == 'pmap' else None
 
   def _sharding(self, *axes: str) -> Any:
@@ -71,53 +66,44 @@ class Parallel:
   def replicate(self, tree: Tree) -> Tree:
     """Puts arrays, the same in every process, on every device."""
     if self.mode == 'pmap':
-      return _copier(self.devices)(np.arange(self.num_shards), tree)
+      return _copier(self.devices)(np.arange(len(self.devices)), tree)
     if jax.process_count() == 1:
       return jax.device_put(tree, self._sharding())
 
     def place(x):
       if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(place(jax.random.key_data(x)))
-      host = np.asarray(x)
-      return jax.make_array_from_callback(
-        host.shape, self._sharding(), lambda index: host[index]
-      )
+      return _from_host(np.asarray(x), self._sharding())
 
     return jax.tree.map(place, tree)
 
   def unreplicate(self, tree: Tree) -> Tree:
-    """One copy of what every device holds: for checkpoints and the host."""
+    """One copy of replicated arrays, for checkpoints and the host."""
     if self.mode == 'pmap':
       return _first(jax.tree.map(lambda x: x.addressable_data(0), tree))
     return tree
 
   def place_batch(self, tree: Tree) -> Tree:
     """Divides host arrays `[b, ...]` among the devices along b."""
-    n = self.num_shards
+    n = len(self.devices)
     if self.mode == 'pmap':
       return jax.tree.map(
         lambda x: jnp.reshape(x, (n, x.shape[0] // n, *x.shape[1:])), tree
       )
-    sharding = self._sharding(AXIS) if self.mesh else self._sharding()
-    return jax.tree.map(
-      lambda x: jax.make_array_from_callback(
-        x.shape, sharding, lambda index: x[index]
-      ),
-      tree,
-    )
+    sharding = self._sharding(AXIS)
+    return jax.tree.map(lambda x: _from_host(x, sharding), tree)
 
   def divide(self, tree: Tree) -> Tree:
     """Inside a compiled call: this device's part of arrays `[b, ...]`."""
-    if self.mode == 'pmap':
-      n = self.num_shards
-      first = lax.axis_index(AXIS)
+    if self.mode != 'pmap':
+      return self.constrain(tree)
+    device = lax.axis_index(AXIS)
 
-      def part(x):
-        size = x.shape[0] // n
-        return lax.dynamic_slice_in_dim(x, first * size, size)
+    def part(x):
+      size = x.shape[0] // len(self.devices)
+      return lax.dynamic_slice_in_dim(x, device * size, size)
 
-      return jax.tree.map(part, tree)
-    return self.constrain(tree)
+    return jax.tree.map(part, tree)
 
   def constrain(self, tree: Tree) -> Tree:
     """Inside a sharded call: keeps arrays `[b, ...]` divided along b."""
@@ -129,18 +115,22 @@ class Parallel:
     )
 
 
+def _from_host(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
 @functools.cache
 def _copier(devices: tuple[Any, ...]) -> Callable[[Any, Tree], Tree]:
   """Compiles `(mapped, tree) -> tree on every device`, once for all trees."""
-  # One argument must be mapped. Over the axis that calls are mapped over, or
-  # their second one would be compiled again for what the first returns.
+  # One argument must be mapped. The axis is that of the compiled calls, which
+  # otherwise compile again for the arrays that the first call returns.
   return jax.pmap(lambda _, t: t, AXIS, in_axes=(0, None), devices=devices)
 
 
 @jax.jit
 def _first(tree: Tree) -> Tree:
-  # One program: indexing an array at a time compiles as many as have shapes,
-  # and each gathers from all devices.
+  # One program. Indexing array by array compiles one program per shape, and
+  # each gathers from all devices.
   return jax.tree.map(lambda x: x[0], tree)
 
 
@@ -159,7 +149,7 @@ def make_parallel(config: ml_collections.ConfigDict) -> Parallel:
     )
   if config.mode == 'jit' and count > 1:
     raise errors.InputError(
-      f'parallel.devices is {count}, but mode jit runs on one: choose '
+      f'parallel.devices is {count}, but mode jit runs on one device: choose '
       'parallel.mode pmap or sharded.'
     )
   devices = tuple(available[:count])
@@ -172,17 +162,17 @@ def make_parallel(config: ml_collections.ConfigDict) -> Parallel:
 
 
 def require_determinism(platform: str) -> None:
-  """Raises InputError where the same command may give other bits.
+  """Raises InputError if the same command may give different bits.
 
-  Args:
-    platform: of the devices; GPUs alone add in any order unless told.
+  Only GPUs (`platform` is 'gpu') add numbers in any order, unless an XLA flag
+  forbids it.
   """
   flags = os.environ.get('XLA_FLAGS', '').split()
   if platform == 'gpu' and environment.DETERMINISTIC not in flags:
     raise errors.InputError(
       'train.deterministic is True, but JAX started without '
-      f'{environment.DETERMINISTIC}: train by python -m skipnet_jax.train, or '
-      'set XLA_FLAGS to it before.'
+      f'{environment.DETERMINISTIC}: train with python -m skipnet_jax.train, '
+      'or set XLA_FLAGS to it before JAX starts.'
     )
 
 

@@ -1,4 +1,4 @@
-"""The state of training: arrays alone."""
+"""The state of training, which holds only arrays."""
 
 import functools
 from typing import Any
@@ -12,16 +12,15 @@ from skipnet_jax import streams
 from skipnet_jax.models import network
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """All that a step changes and a checkpoint holds.
 
   Attributes:
-    step: number of steps done, int32 scalar.
+    step: number of finished steps, int32 scalar.
     params: parameters, float32.
     batch_stats: BatchNorm's running statistics, float32; `{}` without it.
     opt_state: optax's state, averaged parameters included.
-    key: the run's random key; it never changes.
+    key: the run's random key, which never changes.
   """
 
   step: jax.Array
@@ -52,7 +51,7 @@ def _begin(
 # It runs once: on a CPU, optimising hundreds of random draws would take as long
 # as compiling a training step.
 @functools.lru_cache(16)
-def _drawer(model: network.Network) -> jax.stages.Wrapped:
+def _compiled_draw(model: network.Network) -> jax.stages.Wrapped:
   cpu = jax.default_backend() == 'cpu'
   options = {'xla_backend_optimization_level': 0} if cpu else None
   return jax.jit(functools.partial(_draw, model), compiler_options=options)
@@ -61,25 +60,19 @@ def _drawer(model: network.Network) -> jax.stages.Wrapped:
 def create_state(
   model: network.Network, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
-  """The state before the first step: a pure function of its arguments.
-
-  Args:
-    model: its parameters must not depend on the image's size.
-    optimizer: from `optim.make_optimizer`.
-    seed: the run's one seed.
-  """
+  """The state before the first step: a pure function of its arguments."""
   key = jax.random.key(seed)
-  # Devices draw alike: one compilation serves pmapped networks too.
+  # The axis does not matter here: pmapped networks share the compilation.
   model = model.clone(axis_name=None)
   begin = jax.jit(functools.partial(_begin, optimizer))
-  return begin(_drawer(model)(key), key)
+  return begin(_compiled_draw(model)(key), key)
 
 
 @functools.lru_cache(8)
 def abstract_variables(model: network.Network) -> Any:
   """Shapes and dtypes of a network's variables; computes nothing."""
   # Traced once for this and for `create_state`.
-  draw = _drawer(model.clone(axis_name=None))
+  draw = _compiled_draw(model.clone(axis_name=None))
   return jax.eval_shape(draw, jax.random.key(0))
 
 

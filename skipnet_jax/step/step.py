@@ -1,7 +1,7 @@
 """One pure training step and one pure evaluation step.
 
-`(state, batch) -> (state, metrics)`. Metrics are sums with counts; whoever
-writes them divides. The three ways to run a step are in `parallel`.
+`(state, batch) -> (state, metrics)`. Metrics are sums with counts; `divide` and
+`divide_eval` make means of them. `parallel` has the three ways to run a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,13 +32,8 @@ def apply_training(
   batch: Batch,
   rngs: dict[str, jax.Array] | None = None,
 ) -> tuple[losses.Outputs, Any]:
-  """Outputs of a pass as in training, and the batch_stats after it.
-
-  The discriminator of an `adversarial` model is shown the label.
-  """
-  label: dict[str, Any] = {}
-  if model.adversarial:
-    label['label'] = batch['label']
+  """Outputs of a pass as in training, and the batch_stats after it."""
+  label: dict[str, Any] = {'label': batch['label']} if model.adversarial else {}
   outputs, updated = model.apply(
     {'params': params, 'batch_stats': batch_stats},
     batch['image'],
@@ -69,18 +64,17 @@ def make_train_step(
     model: maps image `[b, y, x, slices]` to outputs.
     optimizer: applies L2 itself, see `optim.make_optimizer`.
     loss: see `losses.Loss`.
-    l2: coefficient by which the L2 term is reported.
-    record: layers whose kernels' changes are recorded.
-    axis_name: mapped axis of a pmapped call: sums and gradients go over all of
-      its devices.
-    terms: what auxiliary and judged outputs add to the loss.
+    l2: coefficient of the reported L2 term.
+    record: layers whose kernel updates are recorded.
+    axis_name: mapped axis of a pmapped call, or None.
+    terms: weights of the further terms of the loss.
 
   Returns:
-    `(state, batch) -> (state, metrics)`. Metrics, float32 scalars to be summed:
-    loss (without L2), l2, grad_norm, steps (divide these three by it); bce,
-    correct, pixels; nonfinite (1 for a step that was refused). With `record`
-    also flow `[4, layers]`, see `telemetry.step_flow`; `part/<name>` as
-    `losses.training_value` names them, to be divided by steps too.
+    `(state, batch) -> (state, metrics)`. Metrics are float32 scalars to be
+    summed: loss (without L2), l2, grad_norm, steps (divide these three by it);
+    bce, correct, pixels; nonfinite (1 for a step that changed nothing);
+    `part/<name>` of `losses.training_value` (divide by steps). With `record`
+    also flow `[4, layers]`, see `telemetry.step_flow`.
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -103,20 +97,20 @@ def make_train_step(
       objective, has_aux=True
     )(state.params)
     if axis_name is not None:
-      # Each device holds the whole loss, so that the transposed psum has
-      # counted every gradient once per device: the mean is the gradient.
+      # Each device computes the whole loss, so the transposed psum has added
+      # every gradient once per device: their mean is the gradient.
       grads = lax.pmean(grads, axis_name)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    new = (
-      state.step + 1,
-      optax.apply_updates(state.params, updates),
-      batch_stats,
-      opt_state,
+    old = state.replace(key=None)
+    new = old.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
     )
-    old = (state.step, state.params, state.batch_stats, state.opt_state)
     new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     metrics = {
       'loss': value,
@@ -131,9 +125,7 @@ def make_train_step(
       metrics['flow'] = telemetry.step_flow(
         record, state.params, grads, updates
       )
-    count, params, batch_stats, opt_state = new
-    new_state = TrainState(count, params, batch_stats, opt_state, state.key)
-    return new_state, metrics
+    return new.replace(key=state.key), metrics
 
   return step
 
@@ -147,15 +139,11 @@ def make_eval_step(
 ) -> Callable[[TrainState, Batch], Metrics]:
   """Makes the evaluation step: running statistics, no dropout, averaged params.
 
-  Args:
-    model: as in `make_train_step`.
-    loss: its sums are returned under `loss/<name>`.
-    l2: coefficient by which the L2 term is reported.
-    axis_name: mapped axis of a pmapped call.
+  The arguments are those of `make_train_step`.
 
   Returns:
-    `(state, batch) -> metrics`: sums over the pixels whose mask is 1, and those
-    of the model's gates, see `telemetry.gate_sums`.
+    `(state, batch) -> metrics`: sums over the pixels whose mask is 1, those of
+    the loss as `loss/<name>`, and those of `telemetry.gate_sums`.
   """
 
   def step(state: TrainState, batch: Batch) -> Metrics:
@@ -177,8 +165,15 @@ def make_eval_step(
   return step
 
 
+def _with_prefix(sums: dict[str, float], prefix: str) -> dict[str, float]:
+  """The entries whose name starts with the prefix, without it."""
+  return {
+    k.removeprefix(prefix): v for k, v in sums.items() if k.startswith(prefix)
+  }
+
+
 def divide(sums: dict[str, float]) -> dict[str, float]:
-  """Metrics of an epoch from its training sums: the writer's division."""
+  """Metrics of an epoch from its training sums."""
   steps, pixels = sums['steps'], sums['pixels']
   return {
     'loss': sums['loss'] / steps,
@@ -186,20 +181,13 @@ def divide(sums: dict[str, float]) -> dict[str, float]:
     'bce': sums['bce'] / pixels,
     'accuracy': sums['correct'] / pixels,
     'grad_norm': sums['grad_norm'] / steps,
-    **{
-      name.removeprefix('part/'): value / steps
-      for name, value in sums.items()
-      if name.startswith('part/')
-    },
+    **{k: v / steps for k, v in _with_prefix(sums, 'part/').items()},
   }
 
 
 def divide_eval(sums: dict[str, float], loss: losses.Loss) -> dict[str, float]:
   """Metrics of an evaluation from its sums."""
-  parts = {
-    k.removeprefix('loss/'): v for k, v in sums.items() if k.startswith('loss/')
-  }
-  value = float(loss.value(parts))
+  value = float(loss.value(_with_prefix(sums, 'loss/')))
   return {
     'loss': value,
     'loss_with_l2': value + sums['l2'] / sums['batches'],

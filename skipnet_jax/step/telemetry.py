@@ -1,7 +1,7 @@
-"""What each convolution's kernel did, recorded while training.
+"""Records the updates and gradients of each kernel during training.
 
-Accumulated on the device inside the compiled step and read once an epoch
-(Drozdzal et al. 2016, section 3.4 and Figure 4).
+The compiled step accumulates them on the device; the loop reads them once an
+epoch (Drozdzal et al. 2016, section 3.4 and Figure 4).
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ import numpy as np
 
 Params = Any
 
-# Per step, averaged over the epoch's steps; see `step_flow`.
+# Quantities of one step, averaged over the epoch's steps; see `step_flow`.
 STEP_QUANTITIES = ('step_update', 'grad_l2', 'grad_mean_abs', 'update_ratio')
-# What an epoch's record holds.
+# Quantities of an epoch's record.
 QUANTITIES = ('net_change', *STEP_QUANTITIES)
 
 
-def _place(params: Params, name: str) -> tuple[tuple[str, ...], int | None]:
-  """Where a layer lies: its path, and which of a scanned stage's blocks."""
+def _locate(params: Params, name: str) -> tuple[tuple[str, ...], int | None]:
+  """A layer's path in the parameters, and its index in a scanned stage."""
   path, index = name.split('/'), None
   for i, part in enumerate(path):
     if part not in params and part.startswith('block_') and 'blocks' in params:
-      # Of `models.fc_resnet.Stage`: block_1 lies before the stacked ones.
+      # In `models.fc_resnet.Stage`, the stacked blocks start with block_2.
       path[i], index = 'blocks', int(part.removeprefix('block_')) - 2
     params = params[path[i]]
   return tuple(path), index
@@ -38,22 +38,22 @@ def _kernel_at(params: Params, path: tuple[str, ...]) -> jax.Array:
 
 
 def kernel(params: Params, name: str) -> jax.Array:
-  """The kernel of the layer called `name`, as in the unrolled network."""
-  path, index = _place(params, name)
-  found = _kernel_at(params, path)
-  return found if index is None else found[index]
+  """The kernel of the layer with this name in the unrolled network."""
+  path, index = _locate(params, name)
+  stacked = _kernel_at(params, path)
+  return stacked if index is None else stacked[index]
 
 
 def step_flow(
   names: Sequence[str], params: Params, grads: Params, updates: Params
 ) -> jax.Array:
-  """What one step did to each kernel.
+  """Measures the gradient and the update of each kernel in one step.
 
   Args:
     names: layers, such as 'up_1/block_3/conv_2'.
     params: before the step.
     grads: of the loss without L2.
-    updates: what is added to the parameters.
+    updates: what the step adds to the parameters.
 
   Returns:
     `[4, layers]` float32, in the order of `STEP_QUANTITIES`: mean |update|, L2
@@ -78,8 +78,8 @@ def step_flow(
     )
     return quantities.reshape(len(STEP_QUANTITIES), -1)
 
-  # A scan's kernels are measured together: as many operations as it compiles.
-  places = [_place(params, name) for name in names]
+  # All kernels of a scan are measured in one operation each, as compiled.
+  places = [_locate(params, name) for name in names]
   first, columns, count = {}, [], 0
   for path, index in places:
     if path not in first:
@@ -112,27 +112,27 @@ def net_change(
 
 
 def gate_sums(gates: Params, mask: jax.Array) -> dict[str, jax.Array]:
-  """Sums over a batch of the masks of its gates, to be added up.
+  """Sums over a batch of the masks of its gates.
 
   Args:
-    gates: the collection that `models.gates` sows into, of masks `[b, ...]`.
-    mask: `[b, y, x, 1]`; an example whose mask is 0 does not count.
+    gates: the collection of `models.gates`, masks `[b, ...]`.
+    mask: `[b, y, x, 1]`; an example whose mask is 0 everywhere does not count.
 
   Returns:
     `gate/NAME/...` of each gate: sum, squares, passing (values above one half),
-    count; float32 scalars.
+    count; float32 scalars, which add up over batches.
   """
   counts = jnp.max(mask, (1, 2, 3)) > 0
   sums: dict[str, jax.Array] = {}
   for path, value in flax.traverse_util.flatten_dict(gates).items():
     name = '/'.join(('gate', *path[:-1]))
     value = value.astype(jnp.float32)
-    seen = counts.astype(jnp.float32).reshape(-1, *[1] * (value.ndim - 1))
+    weight = counts.astype(jnp.float32).reshape(-1, *[1] * (value.ndim - 1))
     sums |= {
-      f'{name}/sum': jnp.sum(seen * value),
-      f'{name}/squares': jnp.sum(seen * jnp.square(value)),
-      f'{name}/passing': jnp.sum(seen * (value > 0.5).astype(jnp.float32)),
-      f'{name}/count': jnp.sum(seen) * value[0].size,
+      f'{name}/sum': jnp.sum(weight * value),
+      f'{name}/squares': jnp.sum(weight * jnp.square(value)),
+      f'{name}/passing': jnp.sum(weight * (value > 0.5).astype(jnp.float32)),
+      f'{name}/count': jnp.sum(weight) * value[0].size,
     }
   return sums
 
@@ -140,11 +140,8 @@ def gate_sums(gates: Params, mask: jax.Array) -> dict[str, jax.Array]:
 def divide_gates(sums: dict[str, float]) -> dict[str, float]:
   """Mean and standard deviation of each gate, and the share above one half.
 
-  Args:
-    sums: of `gate_sums`, added up; others are passed over.
-
-  Returns:
-    `gate/NAME/mean`, `gate/NAME/std` and `gate/NAME/passing`.
+  They are `gate/NAME/mean`, `gate/NAME/std` and `gate/NAME/passing`. Entries
+  that are not of `gate_sums` are ignored.
   """
   table = {}
   for key, count in sums.items():

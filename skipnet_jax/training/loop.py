@@ -265,7 +265,7 @@ class Run:
 
   def _eval_batches(self) -> Iterator[Any]:
     pipeline, parallel = self.prepared.pipeline, self.prepared.parallel
-    shards = parallel.num_shards
+    shards = len(parallel.devices)
     size = -(-min(pipeline.batch_size, len(pipeline.valid)) // shards) * shards
     for plan in pipeline.eval_plans(size):
       raw = pipeline.read_host(self.prepared.arrays, plan)

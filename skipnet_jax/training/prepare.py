@@ -43,7 +43,7 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
   if config.train.deterministic:
     parallel_lib.require_determinism(parallel.devices[0].platform)
   data = sources.load(config)
-  pipeline = pipeline_lib.make_pipeline(config, data, parallel.num_shards)
+  pipeline = pipeline_lib.make_pipeline(config, data, len(parallel.devices))
   training = build_lib.build(
     config, pipeline.window, pipeline.steps_per_epoch, parallel.axis_name
   )

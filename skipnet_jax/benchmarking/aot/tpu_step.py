@@ -105,7 +105,7 @@ class Step:
     """
     images = per_device * self._count
     model_flops = per_device * flops.training(
-      self._training.table, self._training.judge
+      self._training.table, self._training.discriminator
     )
     row: dict[str, Any] = {
       'batch': images,
