@@ -100,7 +100,7 @@ class _Rows:
     largest_batches = self._journal.largest
     if group not in largest_batches:
       first = plan.trial(self._section, call, dtype)
-      self._say(f'Searching for the largest batch of {first}')
+      self._say(f'Searching for the largest batch from {first}')
       batch, refused, why = self._search(first)
       largest_batches[group] = batch
       # The batch that did not fit becomes a row of the report too.
