@@ -1,4 +1,4 @@
-"""A point of a network by the comparing module against finite differences."""
+"""Loss and gradient of `agreement`, its distances and its tolerances."""
 
 import jax
 import numpy as np

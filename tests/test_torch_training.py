@@ -138,9 +138,9 @@ def test_a_step_leaves_the_parameters_of_the_package(
   config.update_from_flattened_dict(changes)
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
     model, optimizer, state, network = make_network(config)
-    # As the other side got them.
-    wide = lambda x: np.float64(np.float32(x))  # noqa: E731
-    params = jax.tree.map(wide, state.params)
+    # Rounded to float32, as PyTorch got them.
+    rounded = lambda x: np.float64(np.float32(x))  # noqa: E731
+    params = jax.tree.map(rounded, state.params)
     state = state.replace(params=params, opt_state=optimizer.init(params))
     batch = make_batch(64, np.float64, count=1)
     step = step_lib.make_train_step(
@@ -196,9 +196,9 @@ def test_only_a_gpu_has_cuda_graphs(torch_training):
   assert alone == ['channels_last CUDA graphs']
 
 
-def test_the_switches_are_set_and_told(torch, torch_training, monkeypatch):
+def test_the_options_are_set_and_returned(torch, torch_training, monkeypatch):
   monkeypatch.setattr(environment, 'usable_cores', lambda: 1)
-  told = torch_training.configure()
-  assert told['torch_threads'] == torch.get_num_threads() == 1
+  options = torch_training.configure()
+  assert options['torch_threads'] == torch.get_num_threads() == 1
   assert not torch.backends.cudnn.allow_tf32
   assert not torch.backends.cuda.matmul.allow_tf32

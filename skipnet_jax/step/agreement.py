@@ -81,10 +81,10 @@ def check(
   Raises:
     RunError: `message` and the first distance that is too large, or NaN.
   """
-  for name, found in distances.items():
-    if not found <= tolerances[name]:
+  for name, value in distances.items():
+    if not value <= tolerances[name]:
       raise errors.RunError(
-        f'{message}: {name} differs by {found:.1e} of its norm, and '
+        f'{message}: {name} differs by {value:.1e} of its norm, and '
         f'{tolerances[name]:.1e} is allowed.'
       )
 

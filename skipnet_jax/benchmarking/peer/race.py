@@ -98,7 +98,7 @@ def _torch_device(dtype: str) -> str:
 def _make_batch(
   config: ml_collections.ConfigDict, data: sources.DataSet
 ) -> losses.Batch:
-  """The first augmented examples; any number, even if slices repeat."""
+  """The first augmented examples; `batch_size` may be any number."""
   one = config.copy_and_resolve_references()
   one.train.batch_size = 1
   pipeline = pipeline_lib.make_pipeline(one, data, 1)

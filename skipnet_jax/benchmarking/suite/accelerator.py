@@ -48,18 +48,18 @@ def parity(config: Config, save: Save) -> None:
   Raises:
     RunError: a difference is above its tolerance.
   """
-  found: Result = {}
+  result: Result = {}
   lines: list[str] = []
   for one in (config, *_others(config)):
     bare, _ = plan.split(one)
     name = bare.model.name
-    found[name], tolerances = _compare(bare)
+    result[name], tolerances = _compare(bare)
     lines += [
-      f'{name}, {k}: differs by {x:.1e}' for k, x in found[name].items()
+      f'{name}, {k}: differs by {x:.1e}' for k, x in result[name].items()
     ]
-    save({'device': jax.devices()[0].device_kind, **found, 'lines': lines})
+    save({'device': jax.devices()[0].device_kind, **result, 'lines': lines})
     agreement.check(
-      found[name], tolerances, 'The accelerator does not agree with the CPU'
+      result[name], tolerances, 'The accelerator does not agree with the CPU'
     )
 
 
@@ -150,18 +150,18 @@ def peer(config: Config, save: Save) -> None:
 
 def scan(config: Config, save: Save) -> None:
   """Compile times of the training step, scanned and unrolled."""
-  found, lines = {}, []
+  result, lines = {}, []
   for name in ('scanned', 'unrolled'):
     bare, _ = plan.split(config)
     bare.model.scan = name == 'scanned'
     work = workload.Bench(bare).build(_cell(bare, 'compute'))
     _, c = measure.compile_phases(work.jitted, *work.arguments)
-    found[name] = c
+    result[name] = c
     lines.append(
       f'{name}: traced {c["trace_s"]:.1f} s, lowered {c["lower_s"]:.1f} s, '
       f'compiled {c["compile_s"]:.1f} s, {c["hlo_instructions"]} instructions'
     )
-    save({**found, 'lines': lines})
+    save({**result, 'lines': lines})
 
 
 def _cell(bare: Config, feed: str) -> plan.Cell:
@@ -177,7 +177,7 @@ def epoch(config: Config, save: Save) -> None:
   size = bare.train.batch_size
   bare.train.steps_per_call = bench.pipeline(size).steps_per_epoch
   bench = workload.Bench(bare)
-  found: dict[str, dict[str, Any]] = {}
+  result: dict[str, dict[str, Any]] = {}
   lines = []
   for feed in ('compute', 'augment', 'end_to_end'):
     work = bench.build(_cell(bare, feed))
@@ -187,16 +187,16 @@ def epoch(config: Config, save: Save) -> None:
       warmup=section.warmup,
       repetitions=section.repetitions,
     )
-    found[feed] = {'steps': work.steps, **timing.summary()}
-    p50 = found[feed]['p50']
+    result[feed] = {'steps': work.steps, **timing.summary()}
+    p50 = result[feed]['p50']
     lines.append(
       f'{feed}: {p50 * 1e3:.4g} ms for {work.steps} step(s), '
       f'{work.steps * size / p50:.4g} images/s'
     )
-    save({'batch': size, **found, 'lines': lines})
-  share = 1 - found['compute']['p50'] / found['augment']['p50']
+    save({'batch': size, **result, 'lines': lines})
+  share = 1 - result['compute']['p50'] / result['augment']['p50']
   lines.append(f'augmentation takes {share:.1%} of a step')
-  save({'batch': size, **found, 'augmentation_share': share, 'lines': lines})
+  save({'batch': size, **result, 'augmentation_share': share, 'lines': lines})
 
 
 def determinism(config: Config, save: Save) -> None:
@@ -207,10 +207,10 @@ def determinism(config: Config, save: Save) -> None:
     if name == 'deterministic':
       # The processes that measure are started after this and inherit it.
       environment.set_deterministic()
-    found: Result = {}
-    _measure([row], found.update)
-    rates[name] = found['reports'][0]['results'][0]['images_per_second']
-    lines += [f'{name}:', *found['lines']]
+    result: Result = {}
+    _measure([row], result.update)
+    rates[name] = result['reports'][0]['results'][0]['images_per_second']
+    lines += [f'{name}:', *result['lines']]
     save({'images_per_second': rates, 'lines': lines})
   ratio = rates['deterministic'] / rates['usual']
   lines.append(f'deterministic: {ratio:.3f} of the usual images/s')
