@@ -334,7 +334,7 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
   if 'variants' not in config:
     validate(config)
     return {config.experiment or config.model.name: config}
-  found = {}
+  configs = {}
   for name, changes in config.variants.items():
     whole = config.copy_and_resolve_references()
     whole.unlock()
@@ -346,5 +346,5 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
     except (KeyError, TypeError) as e:
       raise errors.InputError(f'The variant {name!r}: {e.args[0]}') from e
     validate(whole)
-    found[name] = whole
-  return found
+    configs[name] = whole
+  return configs

@@ -14,13 +14,13 @@ DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
   """Installed version of each package; None if it is not installed."""
-  found: dict[str, str | None] = {}
+  installed: dict[str, str | None] = {}
   for name in packages:
     try:
-      found[name] = importlib.metadata.version(name)
+      installed[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-      found[name] = None
-  return found
+      installed[name] = None
+  return installed
 
 
 def command() -> str:
@@ -65,5 +65,5 @@ def git_state() -> str:
 
 def set_deterministic() -> None:
   """Adds DETERMINISTIC to $XLA_FLAGS, before JAX first touches a device."""
-  found = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{found} {DETERMINISTIC}'
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} {DETERMINISTIC}'

@@ -40,7 +40,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
 
 def test_only_the_first_process_writes(tmp_path, capsys):
   log = open_log(tmp_path, active=False, tensorboard=True)
-  log.say('nothing')
+  log.print('nothing')
   log.write(record(1))
   log.picture('a', np.zeros((4, 4), np.uint8), 1)
   log.advance(1, 0.5, 3.0)
@@ -51,7 +51,7 @@ def test_only_the_first_process_writes(tmp_path, capsys):
 
 def test_lines_are_printed_on_standard_output(tmp_path, capsys):
   log = open_log(tmp_path)
-  log.say('epoch 1')
+  log.print('epoch 1')
   log.close()
   assert capsys.readouterr().out == 'epoch 1\n'
 

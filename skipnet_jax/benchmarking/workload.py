@@ -131,7 +131,7 @@ class Bench:
         pipeline,
         parallel,
         self._arrays,
-        say=lambda _: None,
+        log=lambda _: None,
         advance=lambda *_: None,
         on_nonfinite=_refuse,
       )

@@ -201,7 +201,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Turns the errors of a failed write, on a full disk say, into RunError."""
+    """Turns the errors of a failed write, as on a full disk, into RunError."""
     try:
       yield
     except (OSError, ValueError, RuntimeError) as e:
@@ -290,7 +290,7 @@ class Checkpoints:
     reason = ''
     for name, step in candidates:
       try:
-        found = self._restore(self._managers[name], step, like, kernels)
+        restored = self._restore(self._managers[name], step, like, kernels)
       # A damaged file can cause an error of any type.
       except Exception as e:
         reason = reason or _reason(e)
@@ -301,7 +301,7 @@ class Checkpoints:
           f'The checkpoint {damaged} is damaged ({reason}): {name}/{step} is '
           'used instead.'
         )
-      return found
+      return restored
     raise ValueError(reason)
 
   def _restore(

@@ -55,7 +55,7 @@ class RunLog:
       disable=not (active and progress and sys.stderr.isatty()),
     )
 
-  def say(self, text: str) -> None:
+  def print(self, text: str) -> None:
     """Prints a line above the progress bar."""
     if self.active:
       self._bar.write(text, file=sys.stdout)
@@ -110,7 +110,7 @@ def keep_records(
   Returns:
     A message about lost records; '' if there are none.
   """
-  found = {record['epoch']: record for record in saved}
+  records = {record['epoch']: record for record in saved}
   content = path.read_bytes() if path.exists() else b''
   for line in content.decode(errors='replace').splitlines():
     try:
@@ -118,8 +118,8 @@ def keep_records(
     except json.JSONDecodeError:
       continue
     if isinstance(value, dict) and isinstance(value.get('epoch'), int):
-      found[value['epoch']] = value
-  kept = [found[e] for e in sorted(found) if 0 < e <= last_epoch]
+      records[value['epoch']] = value
+  kept = [records[e] for e in sorted(records) if 0 < e <= last_epoch]
   text = ''.join(json.dumps(record) + '\n' for record in kept)
   if text.encode() != content:
     files.write_whole(path, text)

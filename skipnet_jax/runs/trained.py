@@ -115,8 +115,8 @@ def load_data(run: TrainedRun) -> sources.DataSet:
   data = sources.load(run.config)
   if data.fingerprint() != run.dataset['fingerprint']:
     raise errors.InputError(
-      f'{run.path} was trained on {run.dataset["name"]!r}, but the data found '
-      f'now are another {data.name!r}: put the stacks back, or set '
+      f'{run.path} was trained on {run.dataset["name"]!r}, but the current '
+      f'data are another {data.name!r}: put the stacks back, or set '
       'SKIPNET_DATA_DIR to their folder.'
     )
   return data

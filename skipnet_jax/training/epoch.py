@@ -64,7 +64,7 @@ class Epoch:
     pipeline: makes the batches.
     parallel: where to run.
     arrays: the data set on the host, from `pipeline.host_arrays`.
-    say: prints a line.
+    log: prints a message.
     advance: shows progress: steps, loss, images per second.
     on_nonfinite: called with the state when a loss or gradient is not finite;
       raises.
@@ -80,13 +80,13 @@ class Epoch:
     parallel: parallel_lib.Parallel,
     arrays: pipeline_lib.Arrays,
     *,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     advance: Callable[[int, float, float], None],
     on_nonfinite: Callable[[TrainState], None],
     done: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
   ):
-    self._seed, self._say, self._advance = config.seed, say, advance
+    self._seed, self._log, self._advance = config.seed, log, advance
     self._on_nonfinite, self._should_stop = on_nonfinite, should_stop
     self._pipeline, self._parallel, self._arrays = pipeline, parallel, arrays
     self.compiled: Any = None
@@ -109,7 +109,7 @@ class Epoch:
     else:
       self.steps_per_call = 1
       self._call = calls.make_host_train_call(step, pipeline, parallel)
-      say(
+      log(
         'The data set stays on the host, memory-mapped: it exceeds '
         f'data.device_share={config.data.device_share} of the device.'
       )
@@ -126,7 +126,7 @@ class Epoch:
     call, arguments = self.program(state)
     begin = time.perf_counter()
     self.compiled = call.lower(*arguments).compile()
-    self._say(
+    self._log(
       f'Compiled the training step in {time.perf_counter() - begin:.1f} s.'
     )
 

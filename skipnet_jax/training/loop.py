@@ -156,17 +156,17 @@ class Run:
     )
     stack.callback(self._log.close)
     self._samples = samples_lib.Samples(prepared, path / 'samples', self._log)
-    self._log.say(summary_lib.banner(prepared, path))
+    self._log.print(summary_lib.banner(prepared, path))
     for message in filter(None, messages):
-      self._log.say(message)
+      self._log.print(message)
 
-  def _restore(self, say: Callable[[str], None]) -> None:
+  def _restore(self, log: Callable[[str], None]) -> None:
     """Restores the latest checkpoint, if there is one."""
     parallel = self.prepared.parallel
     self._like = like = parallel.unreplicate(self.state)
     names = self.prepared.training.kernels
     kernels = [telemetry.kernel(like.params, name) for name in names]
-    restored = self._checkpoints.restore_latest(like, say, kernels)
+    restored = self._checkpoints.restore_latest(like, log, kernels)
     if restored is None:
       return
     place = parallel.replicate if parallel.axis_name else lambda x: x
@@ -178,7 +178,7 @@ class Run:
       self._part = epoch_lib.Part.from_json(meta['cut_short'])
       self._kernels = place(before)
       resuming += f' and {self._part.steps} steps'
-    say(f'{resuming}.')
+    log(f'{resuming}.')
 
   def train(self) -> None:
     """Trains the epochs that are left.
@@ -200,7 +200,7 @@ class Run:
       prepared.pipeline,
       parallel,
       prepared.arrays,
-      say=log.say,
+      log=log.print,
       advance=log.advance,
       on_nonfinite=lambda state: nonfinite.fail(prepared, state),
       done=part.steps if part else 0,
@@ -233,7 +233,7 @@ class Run:
         flow = part.sums['flow'] / part.sums['steps']
         self._flow.append(parallel_lib.to_host(change), flow)
       log.write(record)
-      log.say(
+      log.print(
         f'epoch {record["epoch"]:4d}  loss {record["train_loss"]:.4f}  '
         f'valid {record["valid_loss"]:.4f}  '
         f'accuracy {record["valid_accuracy"]:.4f}  '
@@ -326,7 +326,7 @@ class Run:
       files computes no scores, and returns the rest.
     """
     log = self._log
-    state, meta = self._checkpoints.restore_best(self._like, log.say)
+    state, meta = self._checkpoints.restore_best(self._like, log.print)
     best = progress_lib.Progress.from_json(meta)
     scores = self._samples.score(state) if log.active else None
     self._samples.draw('best', state, self.progress.step)
@@ -335,5 +335,5 @@ class Run:
     )
     if log.active:
       files.write_json(self._path / 'summary.json', summary)
-      log.say(summary_lib.format_summary(summary, self._path))
+      log.print(summary_lib.format_summary(summary, self._path))
     return summary

@@ -35,12 +35,12 @@ def fail(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
     prepared.pipeline.train_batch(raw, plan['key'])['image'],
     {'dropout': streams.key_at(key, 'dropout', step)},
   )
-  found = (
+  cause = (
     f'the first layer whose output is not finite is {layer}'
     if layer
     else 'all layers have finite outputs, so the gradient is not finite'
   )
   raise errors.RunError(
-    f'The loss or its gradient is not finite at step {step}: {found}. Lower '
+    f'The loss or its gradient is not finite at step {step}: {cause}. Lower '
     'optim.learning_rate; the earlier checkpoints are kept.'
   )

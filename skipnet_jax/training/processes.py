@@ -27,8 +27,8 @@ _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 def start(config: ml_collections.ConfigDict) -> None:
   """Joins the other processes if the config's `parallel` has several.
 
-  It comes before anything touches a device. It prints where it waits if that
-  takes long.
+  Call it before anything touches a device. If joining takes long, it prints the
+  address at which it waits.
 
   Raises:
     InputError: the processes cannot be joined.

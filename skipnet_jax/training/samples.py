@@ -44,7 +44,7 @@ class Samples:
     """The content of a scores.json, from one copy of the state."""
     predictor, data = self._predictor(state), self._data
     return run_predictor.score_slices(
-      predictor, data, data.valid, self._log.say
+      predictor, data, data.valid, self._log.print
     )[1]
 
   def exist(self, name: str) -> bool:
@@ -69,7 +69,7 @@ class Samples:
       return
     predictor, data = self._predictor(state), self._data
     self._path.mkdir(exist_ok=True)
-    tiling = predictor.tiling(data.image.shape[1:], log=log.say)
+    tiling = predictor.tiling(data.image.shape[1:], log=log.print)
 
     def show(z: int, kind: str, picture: np.ndarray) -> None:
       suffix = '' if kind == 'slice' else f'_{kind}'

@@ -15,14 +15,14 @@ from skipnet_jax.training import loop
 def train(
   variants: dict[str, ml_collections.ConfigDict],
   folder: pathlib.Path,
-  say: Callable[[str], None] = lambda _: None,
+  log: Callable[[str], None] = lambda _: None,
 ) -> list[pathlib.Path]:
   """Trains each variant in its own folder; skips finished ones.
 
   Args:
     variants: whole configs by name, from `config.variants`.
     folder: of the study.
-    say: prints progress.
+    log: prints progress.
 
   Returns:
     The runs' folders.
@@ -45,6 +45,6 @@ def train(
     if summary.get('epochs', 0) < config.train.epochs:
       todo.append((path, config))
   for number, (path, config) in enumerate(todo, 1):
-    say(f'\nTraining {path.name} ({number} of {len(todo)} to train)')
+    log(f'\nTraining {path.name} ({number} of {len(todo)} to train)')
     loop.train_and_evaluate(config, path)
   return folders
