@@ -7,14 +7,14 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.models import steerable
+from skipnet_jax.models import sfcnn
 
-QUARTER = steerable.ORIENTATIONS // 4
+QUARTER = sfcnn.ORIENTATIONS // 4
 
 
 @pytest.mark.parametrize('side', [3, 5, 7])
 def test_turning_an_atom_by_a_quarter_turns_its_pixels(side):
-  atoms = steerable.basis(side)
+  atoms = sfcnn.basis(side)
   turned = np.rot90(atoms, 1, (2, 3))
   np.testing.assert_allclose(np.roll(atoms, -QUARTER, 0), turned, atol=1e-6)
   np.testing.assert_allclose(np.square(atoms[0]).sum((1, 2)), 1, rtol=1e-5)
@@ -23,14 +23,14 @@ def test_turning_an_atom_by_a_quarter_turns_its_pixels(side):
 @pytest.mark.parametrize('side', [5, 7])
 def test_a_turned_atom_is_the_sum_of_those_that_are_not(side):
   """Steerability: cosine and sine of a frequency turn into each other."""
-  rings = steerable.FREQUENCIES[: side // 2 + 1]
+  rings = sfcnn.FREQUENCIES[: side // 2 + 1]
   # Before each is scaled to norm 1, cosine and sine have one scale.
-  scales, atoms = [], steerable.basis(side)
+  scales, atoms = [], sfcnn.basis(side)
   y, x = np.mgrid[side // 2 : -side // 2 : -1, -(side // 2) : side // 2 + 1]
   radius, angle = np.hypot(x, y), np.arctan2(y, x)
   at = 0
   for ring, highest in enumerate(rings):
-    profile = np.exp(-((radius - ring) ** 2) / (2 * steerable.SIGMA**2))
+    profile = np.exp(-((radius - ring) ** 2) / (2 * sfcnn.SIGMA**2))
     for k in range(highest + 1):
       if k == 0:
         np.testing.assert_allclose(
@@ -40,8 +40,8 @@ def test_a_turned_atom_is_the_sum_of_those_that_are_not(side):
         continue
       pair = [profile * f(k * angle) * (radius > 0) for f in (np.cos, np.sin)]
       scales = [np.linalg.norm(p) for p in pair]
-      for turn in range(steerable.ORIENTATIONS):
-        phase = k * 2 * np.pi * turn / steerable.ORIENTATIONS
+      for turn in range(sfcnn.ORIENTATIONS):
+        phase = k * 2 * np.pi * turn / sfcnn.ORIENTATIONS
         cos, sin = np.cos(phase), np.sin(phase)
         expected = (
           (cos * pair[0] + sin * pair[1]) / scales[0],
@@ -56,10 +56,8 @@ def test_a_turned_atom_is_the_sum_of_those_that_are_not(side):
 
 def test_a_layer_doubles_the_mean_square():
   """Generalised He: what ReLU halves, of noise."""
-  layer = steerable.SteerableConv(features=16)
-  x = jax.random.normal(
-    jax.random.key(1), (1, 40, 40, 16 * steerable.ORIENTATIONS)
-  )
+  layer = sfcnn.SteerableConv(features=16)
+  x = jax.random.normal(jax.random.key(1), (1, 40, 40, 16 * sfcnn.ORIENTATIONS))
   y = layer.apply(layer.init(jax.random.key(0), x), x)[:, 4:-4, 4:-4]
   ratio = float(jnp.square(y).mean() / jnp.square(x).mean())
   assert 1.6 < ratio < 2.4
@@ -67,15 +65,15 @@ def test_a_layer_doubles_the_mean_square():
 
 @pytest.mark.parametrize('lift', [True, False])
 def test_a_quarter_turn_of_the_image_turns_maps_and_orientations(lift):
-  layer = steerable.SteerableConv(features=3, kernel_size=5, lift=lift)
-  channels = 2 if lift else 2 * steerable.ORIENTATIONS
+  layer = sfcnn.SteerableConv(features=3, kernel_size=5, lift=lift)
+  channels = 2 if lift else 2 * sfcnn.ORIENTATIONS
   x = jax.random.normal(jax.random.key(1), (1, 12, 12, channels))
   variables = layer.init(jax.random.key(0), x)
 
   def turn(maps, orientations):
     maps = jnp.rot90(maps, 1, (1, 2))
     if orientations:
-      maps = maps.reshape(*maps.shape[:3], steerable.ORIENTATIONS, -1)
+      maps = maps.reshape(*maps.shape[:3], sfcnn.ORIENTATIONS, -1)
       maps = jnp.roll(maps, QUARTER, 3).reshape(*maps.shape[:3], -1)
     return maps
 
@@ -84,13 +82,13 @@ def test_a_quarter_turn_of_the_image_turns_maps_and_orientations(lift):
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def sfcnn(**fields):
+def build(**fields):
   return models.build_model(models.model_config('sfcnn', **fields))
 
 
 @pytest.mark.parametrize('train', [False, True])
 def test_turning_the_image_by_a_quarter_turns_the_prediction(train):
-  model = sfcnn(base_width=1)
+  model = build(base_width=1)
   image = jax.random.normal(jax.random.key(1), (1, 32, 32, 1))
   variables = jax.jit(
     lambda: model.init(jax.random.key(0), image, train=False)
@@ -113,13 +111,13 @@ def test_turning_the_image_by_a_quarter_turns_the_prediction(train):
 
 def test_its_parameters():
   variables = jax.eval_shape(
-    lambda x: sfcnn().init(jax.random.key(0), x, train=False),
+    lambda x: build().init(jax.random.key(0), x, train=False),
     jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32),
   )
   atoms = 1 + (1 + 2 * 2) + (1 + 2 * 3)
-  assert steerable.basis(5).shape[1] == atoms
+  assert sfcnn.basis(5).shape[1] == atoms
 
-  def layer(c_in, c_out, seen=steerable.ORIENTATIONS):
+  def layer(c_in, c_out, seen=sfcnn.ORIENTATIONS):
     # Kernel, its bias, BatchNorm.
     return atoms * seen * c_in * c_out + 3 * c_out
 
@@ -142,4 +140,4 @@ def test_its_parameters():
 )
 def test_a_setting_of_no_network_is_refused(fields, words):
   with pytest.raises(errors.InputError, match=words):
-    sfcnn(**fields)
+    build(**fields)

@@ -205,7 +205,7 @@ MODELS = (
   ),
   Mutation(
     'orientations-not-relative',
-    'skipnet_jax/models/steerable.py',
+    'skipnet_jax/models/sfcnn.py',
     'weights[:, (by - to) % orientations]',
     'weights[:, (by + to) % orientations]',
     'Filters are not turned relative to their output orientation.',

@@ -44,9 +44,7 @@ def shift_biases(variables: dict[str, Any]) -> dict[str, Any]:
 def tolerance(part: str, variables: dict[str, Any]) -> float:
   """The largest relative difference in float32, with shifted biases.
 
-  Args:
-    part: a key of what `point` returns.
-    variables: params and batch_stats.
+  `part` is a key of what `point` returns.
   """
   flipped = part == 'gradient' and not variables.get('batch_stats')
   return FLIPPED_TOLERANCE if flipped else TOLERANCE
@@ -59,12 +57,9 @@ def norm(tree: Any) -> float:
 
 
 def distance(a: Any, b: Any, least: float = 0.0) -> float:
-  """Norm of a - b over the norm of b, of two trees of arrays.
+  """Norm of a - b over the norm of b, or over `least` if that is larger.
 
-  Args:
-    a: a tree of arrays.
-    b: the same arrays by the other implementation.
-    least: the divisor where the norm of b is smaller.
+  Both are trees of the same arrays, by two implementations.
   """
   apart = norm(jax.tree.map(lambda x, y: np.asarray(x, np.float64) - y, a, b))
   size = max(norm(b), least)

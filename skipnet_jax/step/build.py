@@ -129,12 +129,9 @@ def build(
   function by its object, so another run of the same network in this process
   traces and compiles nothing again.
 
-  Args:
-    config: a validated config; only model, optim and train matter.
-    window: see `Training`.
-    steps_per_epoch: batches in an epoch, the unit of schedules.
-    axis_name: see `Training`.
-    record: see `Training`.
+  Of the validated config, only model, optim and train matter. An epoch, the
+  unit of schedules, has `steps_per_epoch` batches. The other arguments are
+  attributes of `Training`.
 
   Raises:
     InputError: a network that cannot be built, or a window it cannot take.

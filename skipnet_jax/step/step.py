@@ -60,14 +60,8 @@ def make_train_step(
   A step whose loss or gradient is not finite changes nothing, so that the state
   stays at the step that failed.
 
-  Args:
-    model: maps image `[b, y, x, slices]` to outputs.
-    optimizer: applies L2 itself, see `optim.make_optimizer`.
-    loss: see `losses.Loss`.
-    l2: coefficient of the reported L2 term.
-    record: layers whose kernel updates are recorded.
-    axis_name: mapped axis of a pmapped call, or None.
-    terms: weights of the further terms of the loss.
+  The arguments are attributes of `build.Training`, but `record` has the layers
+  whose kernel updates are recorded.
 
   Returns:
     `(state, batch) -> (state, metrics)`. Metrics are float32 scalars to be

@@ -8,9 +8,8 @@ from torch.nn import functional
 
 from skipnet_jax.benchmarking.peer.networks import layers as torch_layers
 from skipnet_jax.models import sfcnn
-from skipnet_jax.models import steerable
 
-ORIENTATIONS = steerable.ORIENTATIONS
+ORIENTATIONS = sfcnn.ORIENTATIONS
 
 
 class SteerableConv(nn.Module):
@@ -31,7 +30,7 @@ class SteerableConv(nn.Module):
   ):
     super().__init__()
     inputs = 1 if lift else ORIENTATIONS
-    atoms = np.array(steerable.basis(kernel_size))
+    atoms = np.array(sfcnn.basis(kernel_size))
     output, source = np.mgrid[:ORIENTATIONS, :inputs]
     self.weight = nn.Parameter(
       torch.zeros(features, channels, atoms.shape[1], inputs)
