@@ -97,7 +97,11 @@ def get_default() -> ConfigDict:
   d.source = 'auto'
   d.dir = ''  # Folder of the ISBI stacks; else $SKIPNET_DATA_DIR or the cache.
   d.image = ''  # source=stack: TIFF or folder of PNG slices.
-  d.label = ''  # source=stack: the same; two values, the larger inside cells.
+  d.label = ''  # source=stack: the same, of the labels.
+  # binary: labels have two values, the larger inside cells. instances: a number
+  # for each cell, 0 on membranes; where two cells touch is membrane too.
+  d.label_kind = 'binary'
+  d.label_inverted = False  # binary: the smaller value is inside cells instead.
   d.slices = 30  # source=synthetic: number of slices.
   d.size = 0  # Centre crop of every slice, in pixels; 0: whole slices.
   d.crop = 0  # Random crop of each training example, in pixels; 0: none.

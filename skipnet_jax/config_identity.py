@@ -15,6 +15,9 @@ _FREE = (
   'parallel',
   'log',
   'data.dir',
+  # The fingerprint of the pixels holds, wherever they lie.
+  'data.image',
+  'data.label',
   'data.device_share',
   'train.epochs',
   'train.steps_per_call',

@@ -4,6 +4,7 @@
 --labels=L.tif --output=scores.json`
 """
 
+import dataclasses
 import pathlib
 import sys
 
@@ -22,16 +23,36 @@ _SAMPLES = flags.DEFINE_integer(
   'mc_samples', 0, 'With --workdir: number of dropout samples to average.'
 )
 _PREDICTION = flags.DEFINE_string(
-  'prediction', None, 'TIFF of probabilities to score, 1 inside a cell.'
+  'prediction',
+  None,
+  'TIFF to score: probabilities, 1 inside a cell, or numbered cells.',
+)
+_PREDICTION_KIND = flags.DEFINE_string(
+  'prediction_kind',
+  '',
+  'probability, or instances: a number for each cell. By default instances for '
+  'integers of 16 and more bits.',
 )
 _LABELS = flags.DEFINE_string(
-  'labels', None, 'With --prediction: TIFF of its labels.'
+  'labels',
+  None,
+  'TIFF of their labels. With --workdir: where the labels of a stack of your '
+  'own lie, if they were moved.',
 )
 _KIND = flags.DEFINE_string(
-  'labels_kind', 'binary', 'binary, or instances: a number for each cell.'
+  'labels_kind',
+  'binary',
+  'binary: two values, the larger inside cells; or instances: a number for '
+  'each cell, 0 on membranes.',
+)
+_INVERTED = flags.DEFINE_bool(
+  'labels_inverted', False, 'Of binary labels the smaller value is inside.'
 )
 _IMAGE = flags.DEFINE_string(
-  'image', None, 'With --prediction: TIFF of the stack, shown by --panels.'
+  'image',
+  None,
+  'With --prediction: the stack itself, for --panels. With --workdir: where a '
+  'stack of your own lies, if it was moved.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -50,7 +71,8 @@ def main() -> None:
   of_run = bool(_WORKDIR.value)
   if of_run == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
-  others = (_LABELS, _KIND, _IMAGE) if of_run else (_SPLIT, _TTA, _SAMPLES)
+  of_files = _PREDICTION_KIND, _KIND, _INVERTED
+  others = of_files if of_run else (_SPLIT, _TTA, _SAMPLES)
   for flag in others:
     if flag.present:
       other = 'prediction' if of_run else 'workdir'
@@ -73,13 +95,21 @@ def main() -> None:
     evaluation = scoring.score_run(
       _WORKDIR.value,
       _SPLIT.value,
+      image=_IMAGE.value or '',
+      labels=_LABELS.value or '',
       tta=_TTA.value,
       mc_samples=_SAMPLES.value,
       log=print,
     )
   else:
     evaluation = scoring.score_files(
-      cli.require(_PREDICTION), labels, _KIND.value, _IMAGE.value
+      cli.require(_PREDICTION),
+      labels,
+      dataclasses.replace(
+        scoring.LABELS, kind=_KIND.value, inverted=_INVERTED.value
+      ),
+      _PREDICTION_KIND.value,
+      _IMAGE.value,
     )
   print(evaluation.title)
   print(report.format_table(evaluation.results))

@@ -104,7 +104,7 @@ def test_identity_leaves_out_what_a_run_may_continue_with():
   b.parallel.mode = 'pmap'
   b.train.epochs = 900
   b.log.progress = False
-  b.data.dir = '/elsewhere'
+  b.data.dir = b.data.image = b.data.label = '/elsewhere'
   assert config_identity.hash_of(a) == config_identity.hash_of(b)
   b.optim.learning_rate = 0.5
   b.model.base_width = 16

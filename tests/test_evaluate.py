@@ -17,6 +17,7 @@ from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import scores
+from skipnet_jax.scores import thinning
 
 CONTRACT = {
   *('v_rand', 'v_info', 'threshold_v_rand', 'threshold_v_info'),
@@ -114,7 +115,7 @@ def test_scores_of_a_run(command, run, tmp_path):
   predictor = run_predictor.make_predictor([opened])
   tiling = predictor.tiling((64, 64))
   plain = np.stack([predictor(data.image[z], tiling)[0] for z in (4, 5)])
-  expected = scores.score_stack(plain, data.label[4:])
+  expected = scores.for_json(scores.score_stack(plain, data.label[4:]))
   assert expected['per_threshold'] == found['plain']['per_threshold']
   averaged = run_predictor.make_predictor([opened], tta=True, mc_samples=3)
   page = averaged(data.image[4], tiling)[0]
@@ -155,7 +156,8 @@ def test_refuses_a_run_before_it_compiles(command, run, tmp_path, monkeypatch):
   refuses(here, given, '--mc_samples=-2', words=['--mc_samples is -2'])
   refuses(here, '--prediction=p.tif', words=['either --workdir'])
   refuses(words=['either --workdir'])
-  refuses(here, '--labels=l.tif', words=['--labels goes with --prediction'])
+  refuses(here, '--labels_kind=instances', words=['goes with --prediction'])
+  refuses(here, '--labels=l.tif', words=['not a stack of your own'])
   refuses('--prediction=p.tif', words=['No --labels given'])
   refuses('--prediction=p.tif', '--labels=l.tif', words=['No --output given'])
   refuses(
@@ -169,7 +171,7 @@ def test_refuses_a_run_before_it_compiles(command, run, tmp_path, monkeypatch):
   (tmp_path / 'config.json').write_text((run / 'config.json').read_text())
   refuses(f'--workdir={tmp_path}', words=['no best checkpoint'])
   content = json.loads((run / 'config.json').read_text())
-  content['dataset']['fingerprint'] = '0' * 12
+  content['dataset']['fingerprint'] = '0-0'
   (tmp_path / 'config.json').write_text(json.dumps(content))
   (tmp_path / 'checkpoints').symlink_to(run / 'checkpoints')
   refuses(f'--workdir={tmp_path}', words=['trained on', 'SKIPNET_DATA_DIR'])
@@ -187,7 +189,7 @@ def test_two_files(score, pair, tmp_path, slices):
   assert done.code == 0, done.err
   assert done.err == ''
   found = json.loads((tmp_path / 's.json').read_text())
-  expected = scores.score_stack(prediction, inside)
+  expected = scores.for_json(scores.score_stack(prediction, inside))
   for name in CONTRACT - {'seconds'}:
     assert found[name] == expected[name]
   assert found['prediction'] == str(tmp_path / 'prediction.tif')
@@ -246,26 +248,98 @@ def test_instance_labels(score, pair, tmp_path):
   found = json.loads((tmp_path / 's.json').read_text())
   assert found['labels_kind'] == 'instances'
   truth = cells > 0
-  truth[:, 4], truth[:, 6], truth[:, :, 19:21] = False, False, False
-  expected = scores.score_stack(prediction, truth)
+  truth[:, :, 19:21] = False
+  expected = scores.for_json(scores.score_stack(prediction, truth))
   assert found['per_threshold'] == expected['per_threshold']
   again = '--labels_kind=instances', '--overwrite'
-  refused(score(prediction, cells * 0, *again), 'labels.tif', 'integers')
-  refused(
-    score(prediction, cells.astype(np.float32), *again), 'float32', 'binary'
-  )
+  refused(score(prediction, cells * 0, *again), 'labels.tif', 'whole numbers')
+  refused(score(prediction, cells - np.float32(0.5), *again), '--labels_kind')
+  refused(score(prediction, cells, *again, '--labels_inverted'), 'leave one')
   refused(
     score(prediction, cells, '--labels_kind=a', '--overwrite'), "'a'", 'binary'
   )
 
 
+def test_a_segmentation_scores_as_its_probabilities(score, pair, tmp_path):
+  prediction, inside = pair
+  regions = np.stack([thinning.thin_borders(p > 0.5) for p in prediction])
+  expected = scores.score_stack(prediction, inside, [0.5])
+  done = score(regions.astype(np.uint32), inside.astype(np.uint8))
+  assert done.code == 0, done.err
+  found = json.loads((tmp_path / 's.json').read_text())
+  assert found['prediction_kind'] == 'instances'
+  assert found['v_rand'] == pytest.approx(expected['v_rand'], abs=1e-12)
+  assert found['v_info'] == pytest.approx(expected['v_info'], abs=1e-12)
+  assert found['threshold_v_rand'] == 0.5
+  # In 8 bits, or as float, it might be a picture of probabilities.
+  short = regions.astype(np.float32), inside.astype(np.uint8), '--overwrite'
+  refused(score(*short), 'prediction.tif', '--prediction_kind=instances')
+  done = score(*short, '--prediction_kind=instances')
+  assert done.code == 0, done.err
+  again = json.loads((tmp_path / 's.json').read_text())
+  assert again['per_threshold'] == found['per_threshold']
+  refused(score(*short, '--prediction_kind=a'), "'a'", 'probability')
+
+
+def test_slices_without_a_membrane_are_left_out(score, pair, tmp_path):
+  prediction, inside = pair
+  expected = scores.for_json(scores.score_stack(prediction[1:], inside[1:]))
+  inside[0] = True
+  done = score(prediction, inside.astype(np.uint8))
+  assert 'no membrane in slices 0 (counted from 0)' in done.err
+  found = json.loads((tmp_path / 's.json').read_text())
+  assert found['per_threshold'] == expected['per_threshold']
+  assert [row['slice'] for row in found['per_slice']] == [1, 2]
+
+
+def test_inverted_labels_are_warned_of_and_turned(score, pair, tmp_path):
+  # Every cell is a square, and the membranes are lines around them.
+  side = np.arange(48) % 16 < 14
+  inside = np.repeat((side[:, None] & side)[None], 2, 0)
+  prediction, labels = inside.astype(np.float32), (~inside).astype(np.uint8)
+  done = score(prediction, labels)
+  assert 'labels.tif looks inverted' in done.err
+  assert '--labels_inverted=True' in done.err
+  done = score(prediction, labels, '--labels_inverted', '--overwrite')
+  assert (done.code, done.err) == (0, '')
+  found = json.loads((tmp_path / 's.json').read_text())
+  assert found['labels_inverted']
+  assert found['v_rand'] == found['pixel']['accuracy'] == 1
+
+
+def test_a_run_finds_its_stack_again_by_flags(command, tmp_path):
+  inside = np.arange(64) % 16 < 14
+  pixels = np.repeat((inside[:, None] & inside)[None], 3, 0).astype(np.uint8)
+  here, there = ({k: tmp_path / f'{k}{i}.tif' for k in 'ab'} for i in (0, 1))
+  for path in here.values():
+    volume.write_stack(path, pixels)
+  stack = {'data.source': 'stack', 'data.image': str(here['a'])}
+  stack |= {'data.label': str(here['b']), 'data.valid': '2'}
+  run = made_runs.make_run(tmp_path / 'run', **stack)
+  for old, new in zip(here.values(), there.values(), strict=True):
+    old.rename(new)
+  moved = (
+    'evaluate',
+    f'--workdir={run}',
+    f'--image={there["a"]}',
+    f'--labels={there["b"]}',
+  )
+  refused(command(*moved[:2]), str(here['a']), 'not there', '--image')
+  done = command(*moved)
+  assert done.code == 0, done.err
+  # In the last slice alone.
+  pixels[2] = 1 - pixels[2]
+  volume.write_stack(there['b'], pixels, overwrite=True)
+  refused(command(*moved, '--overwrite'), 'other labels')
+
+
 def test_labels_of_other_types(pair, tmp_path):
   prediction, inside = pair
   volume.write_stack(tmp_path / 'p.tif', prediction)
-  for dtype in ('uint8', 'int16', 'uint32', 'float32'):
+  for dtype in ('uint8', 'int16', 'uint32', 'int64', 'float32'):
     path = tmp_path / f'{dtype}.tif'
     tifffile.imwrite(path, inside.astype(dtype), photometric='minisblack')
-    _, read = scoring.read_pair(tmp_path / 'p.tif', path, 'binary')
+    _, read, _ = scoring.read_pair(tmp_path / 'p.tif', path)
     assert np.array_equal(read, inside)
 
 

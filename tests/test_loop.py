@@ -102,7 +102,8 @@ def test_the_banner_says_what_is_trained_on_what(finished, capsys):
   for words in (
     'long_short: fc_resnet, ',
     '20,677 parameters, float32',
-    '8 slices to train, 2 to validate, examples 64x64',
+    '8 slices to train, 2 to validate, examples 64x64, ',
+    '% of the pixels inside cells',
     '1 x cpu, mode jit',
     'batch 4, bce, rmsprop',
     '2 steps an epoch, 6 epochs',

@@ -118,7 +118,34 @@ def test_a_perfect_prediction_scores_one(stack):
   assert result['pixel'] == dict.fromkeys(
     ('accuracy', 'dice', 'iou', 'average_precision'), 1.0
   )
-  assert result['threshold_v_rand'] == result['threshold_v_info'] == 0.0
+  assert result['threshold_v_rand'] == result['threshold_v_info'] == 0.5
+
+
+def test_of_equal_maxima_the_nearest_to_one_half_is_taken():
+  limits = np.array(scores.THRESHOLDS)
+  for values, index in (
+    ([1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0], 7),
+    ([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1], 3),
+    ([np.nan, 0, 0, 0, np.nan, np.nan, 0, 0, 0, 0, 0], 6),
+  ):
+    found = scores._maximum(np.array(values, float), limits)
+    assert found == (index, values[index], limits[index])
+  assert scores._maximum(np.full(11, np.nan), limits) == (0, None, None)
+
+
+def test_thresholds_are_written_as_what_they_stand_for(stack):
+  result = scores.score_stack(*stack)
+  written = scores.for_json(result)
+  levels = [row['threshold'] for row in written['per_threshold']]
+  assert levels == [k / 10 for k in range(11)]
+  assert tuple(map(scores.from_json, levels)) == scores.THRESHOLDS
+  assert scores.from_json(0.85) == 0.85
+  assert written['threshold_v_rand'] in levels
+  assert written['v_rand'] == result['v_rand']
+  assert (
+    scores.for_json(result | {'threshold_v_info': None})['threshold_v_info']
+    is None
+  )
 
 
 @pytest.mark.parametrize(

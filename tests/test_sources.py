@@ -90,7 +90,7 @@ def write_stack(folder, image, label):
 def test_a_stack_of_ones_own(tmp_path):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 2**16, (4, 40, 60)).astype(np.uint16)
-  label = (rng.random(image.shape) < 0.5).astype(np.uint8) * 7
+  label = (rng.random(image.shape) < 0.7).astype(np.uint8) * 7
   fields = write_stack(tmp_path, image, label)
   data = sources.load(config_of(**fields, valid='0'))
   np.testing.assert_array_equal(data.image, image)
@@ -101,6 +101,71 @@ def test_a_stack_of_ones_own(tmp_path):
   np.testing.assert_array_equal(cropped.image, image[:, 4:36, 14:46])
   assert 'centre 32x32' in cropped.name
   assert cropped.fingerprint() != data.fingerprint()
+
+
+def cells_apart(slices):
+  """`[z, 48, 48]` bool: nine squares, with two pixels between them."""
+  side = np.arange(48) % 16 < 14
+  return np.repeat((side[:, None] & side)[None], slices, 0)
+
+
+def test_labels_are_read_as_the_config_says(tmp_path):
+  inside = cells_apart(3)
+  image = np.zeros(inside.shape, np.uint8)
+  numbers = np.where(inside, np.indices(inside.shape).sum(0) // 16 + 1, 0)
+  fields = write_stack(tmp_path, image, numbers)
+  with pytest.raises(errors.InputError, match='label_kind=instances'):
+    sources.load(config_of(**fields, valid='0'))
+  data = sources.load(config_of(**fields, valid='0', label_kind='instances'))
+  assert 0 < np.mean(inside & ~data.label) < 0.2
+  for dtype in ('int8', 'int16', 'int32', 'uint32', 'int64', 'float64'):
+    fields = write_stack(tmp_path, image, (~inside).astype(dtype))
+    turned = config_of(**fields, valid='0', label_inverted=True)
+    data = sources.load(turned)
+    np.testing.assert_array_equal(data.label, inside)
+    assert data.inside_share() == pytest.approx(inside.mean())
+    assert not data.warning
+  warning = sources.load(config_of(**fields, valid='0')).warning
+  assert 'label.tif looks inverted' in warning
+  assert 'data.label_inverted=True' in warning
+
+
+def test_slices_without_a_membrane_are_named_and_never_alone(tmp_path):
+  inside = cells_apart(6)
+  inside[:3] = True
+  image = np.zeros(inside.shape, np.uint8)
+  fields = write_stack(tmp_path, image, inside.astype(np.uint8))
+  data = sources.load(config_of(**fields, valid='2,5'))
+  assert 'training slices 0-1 and validation slices 2' in data.warning
+  assert data.drawn(data.valid) == [5]
+  for valid, words in (('0-2', 'data.valid .* 0-2'), ('3-5', 'data.train .*')):
+    with pytest.raises(errors.InputError, match=words):
+      sources.load(config_of(**fields, valid=valid))
+
+
+def test_a_stack_is_known_again_where_it_moved_but_not_where_it_changed(
+  tmp_path,
+):
+  label = cells_apart(4)
+  image = np.arange(label.size, dtype=np.uint16).reshape(label.shape)
+  data = sources.load(
+    config_of(**write_stack(tmp_path, image, label.astype(np.uint8)), valid='3')
+  )
+  there = tmp_path / 'there'
+  there.mkdir()
+
+  def changes(image, label, **fields):
+    fields |= write_stack(there, image, label.astype(np.int16))
+    return sources.load(config_of(**fields, valid='3')).change_since(kept)
+
+  kept = data.identity()
+  assert changes(image, label) == ''
+  assert changes(image, 255 * label.astype(int)) == ''
+  assert changes(image, ~label, label_inverted=True) == ''
+  label[1:] = ~label[1:]
+  assert changes(image, label) == 'labels'
+  image[3, 40, 40] += 1
+  assert changes(image, label) == 'image and labels'
 
 
 @pytest.mark.parametrize(('share', 'nats'), [(0, 0), (0.25, 0.562335), (1, 0)])

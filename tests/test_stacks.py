@@ -30,6 +30,7 @@ def test_memory_does_not_grow_with_the_slices(tmp_path):
       for z in range(slices):
         writer.write(np.full((512, 512), z, np.uint8))
     tracemalloc.start()
+    lines = []
     with volume.open_stack(source) as reader:
       stacks.predict_stack(
         Grey(),
@@ -37,7 +38,10 @@ def test_memory_does_not_grow_with_the_slices(tmp_path):
         tmp_path / f'p{slices}.tif',
         std_output=tmp_path / f's{slices}.tif',
         segmentation=tmp_path / f'l{slices}.tif',
+        say=lines.append,
       )
+    assert f'one region in slices 0-{slices - 1} (counted' in lines[0]
+    assert 'at threshold 0.5: try another' in lines[0]
     peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
   assert tifffile.imread(tmp_path / 'p50.tif')[49, 5, 5] == np.float32(49 / 255)

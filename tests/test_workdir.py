@@ -1,5 +1,6 @@
 """Whose a workdir is."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -8,15 +9,19 @@ import sys
 import textwrap
 
 from conftest import ROOT
+import numpy as np
 import pytest
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax.data import sources
 from skipnet_jax.runs import workdir
 
-DATASET = {'name': 'isbi2012', 'fingerprint': 'abc'}
+PIXELS = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+DATA = sources.DataSet('isbi2012', PIXELS, PIXELS > 9, (0,), (1,))
+DATASET = DATA.identity()
 
 
 def make():
@@ -26,7 +31,7 @@ def make():
 
 
 def test_a_new_folder_is_made_and_described(tmp_path):
-  path = workdir.check(tmp_path / 'a' / 'b', make(), DATASET)
+  path = workdir.check(tmp_path / 'a' / 'b', make(), DATA)
   assert not list(path.iterdir())
   workdir.describe(path, make(), DATASET)
   content = json.loads((path / 'config.json').read_text())
@@ -42,10 +47,10 @@ def test_a_new_folder_is_made_and_described(tmp_path):
 
 
 def test_the_same_config_may_come_again(tmp_path):
-  workdir.describe(workdir.check(tmp_path, make(), DATASET), make(), DATASET)
+  workdir.describe(workdir.check(tmp_path, make(), DATA), make(), DATASET)
   longer = make()
   longer.train.epochs += 1
-  workdir.check(tmp_path, longer, DATASET)
+  workdir.check(tmp_path, longer, DATA)
 
 
 def test_another_config_is_refused_by_its_fields(tmp_path):
@@ -54,37 +59,61 @@ def test_another_config_is_refused_by_its_fields(tmp_path):
   other.optim.learning_rate = 0.5
   other.model.base_width = 8
   with pytest.raises(errors.InputError) as error:
-    workdir.check(tmp_path, other, DATASET)
+    workdir.check(tmp_path, other, DATA)
   message = str(error.value)
   assert 'model.base_width (32, now 8)' in message
   assert 'optim.learning_rate (0.001, now 0.5)' in message
   assert 'train.epochs' not in message
 
 
-def test_other_data_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize('what', ['image', 'labels'])
+def test_data_that_changed_are_refused(tmp_path, what):
   workdir.describe(tmp_path, make(), DATASET)
-  other = {'name': 'synthetic 30x512x512', 'fingerprint': 'def'}
-  with pytest.raises(errors.InputError, match=r"'isbi2012'.*'synthetic"):
+  image, label = PIXELS.copy(), DATA.label.copy()
+  # In the last slice alone.
+  (image if what == 'image' else label)[1, 3, 3] ^= 1
+  other = dataclasses.replace(DATA, name='other', image=image, label=label)
+  words = rf"'isbi2012'.*'other' with other {what}:"
+  with pytest.raises(errors.InputError, match=words):
     workdir.check(tmp_path, make(), other)
+
+
+def test_data_that_moved_are_the_same(tmp_path):
+  workdir.describe(tmp_path, make(), DATASET)
+  moved = make()
+  moved.data.image = '/elsewhere/stack.tif'
+  workdir.check(tmp_path, moved, dataclasses.replace(DATA, name='stack there'))
+
+
+def test_an_older_fingerprint_is_checked_and_replaced(tmp_path):
+  # Of name, shape, dtype and the first slice, as older versions wrote it.
+  old = {'name': 'isbi2012', 'fingerprint': '253984731406'}
+  workdir.describe(tmp_path, make(), old)
+  other = dataclasses.replace(DATA, label=~DATA.label)
+  with pytest.raises(errors.InputError, match='other image or labels'):
+    workdir.check(tmp_path, make(), other)
+  assert workdir.read_dataset(tmp_path) == old
+  workdir.check(tmp_path, make(), DATA)
+  assert workdir.read_dataset(tmp_path) == DATASET
 
 
 @pytest.mark.parametrize('content', ['', '{"config": '])
 def test_an_unreadable_config_is_refused(tmp_path, content):
   (tmp_path / 'config.json').write_text(content)
   with pytest.raises(errors.InputError, match=r'config\.json is missing or'):
-    workdir.check(tmp_path, make(), DATASET)
+    workdir.check(tmp_path, make(), DATA)
 
 
 def test_a_folder_with_checkpoints_but_no_config_is_refused(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(errors.InputError, match=r'no config\.json'):
-    workdir.check(tmp_path, make(), DATASET)
+    workdir.check(tmp_path, make(), DATA)
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'file').write_text('not a folder')
   with pytest.raises(errors.InputError, match='cannot be written'):
-    workdir.check(tmp_path / 'file' / 'run', make(), DATASET)
+    workdir.check(tmp_path / 'file' / 'run', make(), DATA)
 
 
 def test_a_config_without_a_field_has_its_default(tmp_path):
@@ -94,7 +123,7 @@ def test_a_config_without_a_field_has_its_default(tmp_path):
   del content['config']['model']['scan']
   del content['config']['data']['augment']['noise']
   path.write_text(json.dumps(content))
-  workdir.check(tmp_path, make(), DATASET)
+  workdir.check(tmp_path, make(), DATA)
   read = workdir.read_config(tmp_path)
   config_lib.validate(read)
   assert read.data.augment.noise == 0
@@ -102,7 +131,7 @@ def test_a_config_without_a_field_has_its_default(tmp_path):
   other = make()
   other.model.scan = True
   with pytest.raises(errors.InputError, match=r'model.scan \(False, now True'):
-    workdir.check(tmp_path, other, DATASET)
+    workdir.check(tmp_path, other, DATA)
 
 
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path):

@@ -127,10 +127,9 @@ def sweep(
   for one in configs.values():
     pipeline = pipeline_lib.make_pipeline(one, data, 1)
     build_lib.build(one, pipeline.window, pipeline.steps_per_epoch)
-  dataset = data.identity()
-  path = workdir_lib.check(folder, config, dataset)
+  path = workdir_lib.check(folder, config, data)
   rows, layers = read(path)
-  workdir_lib.describe(path, config, dataset)
+  workdir_lib.describe(path, config, data.identity())
   done = {(row['variant'], row['repetitions']) for row in rows}
   for (variant, repetitions), one in configs.items():
     if (variant, repetitions) in done:

@@ -1,8 +1,9 @@
 """Which stack a config means, and which of its slices train and validate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+import itertools
 import math
 import re
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.data import border_weight
+from skipnet_jax.data import fingerprint as fingerprint_lib
 from skipnet_jax.data import isbi2012
+from skipnet_jax.data import labels
 from skipnet_jax.data import synthetic
 from skipnet_jax.data import volume
 
@@ -28,9 +31,11 @@ class DataSet:
     label: `[z, y, x]` bool, True inside a cell.
     train: slices for training.
     valid: slices for validation.
-    warning: a sentence that every artefact repeats; '' for real data.
+    warning: a sentence that every artefact repeats; '' for real data whose
+      labels are as expected.
     remedy: why the real data were not found, and what to do.
     weight: `[z, y, x]` float32, by which the losses count pixels; None: alike.
+    state: of the files, see `fingerprint.state_of`; '' where there are none.
   """
 
   name: str
@@ -41,27 +46,63 @@ class DataSet:
   warning: str = ''
   remedy: str = ''
   weight: np.ndarray | None = None
+  state: str = ''
 
   def around(self, z: int, slices: int) -> np.ndarray:
     """Slice `z` in the middle of its neighbours, `[slices, y, x]`."""
     return self.image[neighbours(np.asarray(z), len(self.image), slices)]
 
+  def drawn(self, slices: Sequence[int]) -> list[int]:
+    """Those of the slices whose labels have both cells and membranes."""
+    return [z for z in slices if labels.is_drawn(self.label[z])]
+
+  def inside_share(self) -> float:
+    """The share of pixels inside cells, of the slices of both splits."""
+    slices = (*self.train, *self.valid)
+    return float(np.mean([self.label[z].mean() for z in slices]))
+
   def fingerprint(self) -> str:
-    """Twelve hex digits of name, shape, dtype and the first slice's pixels."""
+    """See `fingerprint.of_arrays`; of files, hashed once."""
+    return fingerprint_lib.remembered(
+      self.state, lambda: fingerprint_lib.of_arrays(self.image, self.label)
+    )
+
+  def identity(self) -> dict[str, str]:
+    """What a run's folder keeps of its data: name and fingerprint."""
+    return {'name': self.name, 'fingerprint': self.fingerprint()}
+
+  def change_since(self, kept: Mapping[str, str]) -> str:
+    """What is not as when a run began: '' or, for one, 'the labels'.
+
+    Args:
+      kept: the `identity` that the run's folder keeps.
+    """
+    before = kept.get('fingerprint', '')
+    if is_old(kept):
+      return '' if before == self._old_fingerprint() else 'image or labels'
+    pairs = zip(before.split('-'), self.fingerprint().split('-'), strict=True)
+    changed = [a != b for a, b in pairs]
+    return ' and '.join(itertools.compress(('image', 'labels'), changed))
+
+  def _old_fingerprint(self) -> str:
     head = f'{self.name} {self.image.shape} {self.image.dtype}'
     digest = hashlib.sha256(head.encode())
     for array in (self.image, self.label):
       digest.update(np.ascontiguousarray(array[0]).tobytes())
     return digest.hexdigest()[:12]
 
-  def identity(self) -> dict[str, str]:
-    """What a run's folder keeps of its data: name and fingerprint."""
-    return {'name': self.name, 'fingerprint': self.fingerprint()}
-
   def constant_bce(self, slices: Sequence[int]) -> float:
     """BCE, in nats, of predicting the slices' own share of cells everywhere."""
     p = float(np.mean([self.label[z].mean() for z in slices]))
     return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def is_old(kept: Mapping[str, str]) -> bool:
+  """Whether an identity is of the first slice and the name alone.
+
+  So were all, before there was a fingerprint of all pixels, in two parts.
+  """
+  return str(kept.get('fingerprint')).count('-') != 1
 
 
 def neighbours(z: Any, count: int, slices: int) -> Any:
@@ -91,7 +132,13 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
       centre crop larger than the slices.
   """
   data = config.data
-  name, image, label, warning, remedy = _read(data)
+  meaning = labels.Meaning(data.label_kind, data.label_inverted)
+  # Before the pixels are read: what changes later changes this too.
+  state = ''
+  if data.source == 'stack':
+    reading = data.size, data.label_kind, data.label_inverted
+    state = fingerprint_lib.state_of((data.image, data.label), *reading)
+  name, image, label, warning, remedy = _read(data, meaning)
   if data.size:
     image, label = (
       _centre_crop(image, data.size),
@@ -101,25 +148,66 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
       f', centre {data.size}x{data.size}' if 'synthetic' not in name else ''
     )
   train, valid = split(data.train, data.valid, len(image), config.seed)
+  label_name = data.label if data.source == 'stack' else name
+  warnings = [warning, *_check_label(label, train, valid, label_name, meaning)]
   weight = None
   if data.border_weight:
     weight = border_weight.border_weight(
       label, data.border_weight, data.border_sigma
     )
-  return DataSet(name, image, label, train, valid, warning, remedy, weight)
+  return DataSet(
+    name,
+    image,
+    label,
+    train,
+    valid,
+    ' '.join(filter(None, warnings)),
+    remedy,
+    weight,
+    state,
+  )
+
+
+def _check_label(
+  label: np.ndarray,
+  train: tuple[int, ...],
+  valid: tuple[int, ...],
+  name: str,
+  meaning: labels.Meaning,
+) -> list[str]:
+  """Warnings of labels that are perhaps not drawn, or inverted.
+
+  Raises:
+    InputError: no slice of a split has both cells and membranes.
+  """
+  for field, slices in (('data.train', train), ('data.valid', valid)):
+    if not any(labels.is_drawn(label[z]) for z in slices):
+      raise errors.InputError(
+        f'{field} selects slices {labels.ranges(slices)}, but in {name} each '
+        'of them has only one value, all membrane or all inside cells: select '
+        'slices whose membranes are drawn.'
+      )
+  groups = {'training slices': train, 'validation slices': valid}
+  undrawn = labels.undrawn_sentence(label, groups, name)
+  if undrawn:
+    undrawn += (
+      '; where they are not drawn, leave them out of data.train and data.valid'
+    )
+  inverted = labels.inverted_sentence(label, [*train, *valid], name, meaning)
+  return [f'LABELS: {text}.' for text in (undrawn, inverted) if text]
 
 
 def _read(
-  data: ml_collections.ConfigDict,
+  data: ml_collections.ConfigDict, meaning: labels.Meaning
 ) -> tuple[str, np.ndarray, np.ndarray, str, str]:
   source = data.source
   if source == 'stack':
     with volume.open_stack(data.image) as reader:
       mapped = reader.memmap()
       image = reader.read_all() if mapped is None else mapped
-    with volume.open_stack(data.label) as reader:
+    with volume.open_stack(data.label, dtypes=labels.DTYPES) as reader:
       label = reader.read_all()
-    label = volume.check_labels(label, image.shape, data.label)
+    label = labels.find_inside(label, image.shape, data.label, meaning)
     return f'stack {data.image}', image, label, '', ''
   if source.startswith('tfds:'):
     # The one room that needs tensorflow_datasets, which takes long to import.
@@ -128,13 +216,8 @@ def _read(
     image, label = isbi2012_tfds.load_tfds(
       source.removeprefix('tfds:'), data.dir or None
     )
-    return (
-      source,
-      image,
-      volume.check_labels(label, image.shape, source),
-      '',
-      '',
-    )
+    label = labels.find_inside(label, image.shape, source, meaning)
+    return source, image, label, '', ''
   if source in ('auto', 'isbi2012'):
     folder = isbi2012.find(data.dir or None)
     problem = ''
@@ -146,9 +229,9 @@ def _read(
           raise
         problem = str(e)
     if folder is not None:
-      image, labels = isbi2012.load(folder, 'train')
-      assert labels is not None  # Only 'test' has none.
-      label = volume.check_labels(labels, image.shape, 'train-labels.tif')
+      image, values = isbi2012.load(folder, 'train')
+      assert values is not None  # Only 'test' has none.
+      label = labels.find_inside(values, image.shape, 'train-labels.tif')
       return 'isbi2012', image, label, '', ''
     warning = (
       'SYNTHETIC DATA: the ISBI 2012 stacks were not found, so a procedural '

@@ -11,6 +11,7 @@ from skipnet_jax import tables
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import panels
 from skipnet_jax.evaluation import scoring
+from skipnet_jax.scores import scores
 
 _COLUMNS = (
   ('threshold', 'threshold'),
@@ -74,7 +75,8 @@ class OutputFiles:
     """Writes all files; returns a line on each."""
     title, warning = evaluation.title, evaluation.warning
     (_, result), *others = evaluation.results.items()
-    content = result | evaluation.identity | dict(others)
+    content = scores.for_json(result) | evaluation.identity
+    content |= {name: scores.for_json(other) for name, other in others}
     if warning:
       content['warning'] = warning
     files.write_json(self.scores, content)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from skipnet_jax import errors
+from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.prediction import stacks
@@ -19,9 +20,12 @@ from skipnet_jax.scores import scores
 Log = Callable[[str], None]
 Path = str | os.PathLike
 Shape = tuple[int, ...]
-LABELS_KINDS = ('binary', 'instances')
-_PREDICTION_DTYPES = (*volume.IMAGE_DTYPES, 'float64')
-_LABEL_DTYPES = ('uint8', 'uint16', 'uint32', 'int16', 'int32')
+PREDICTION_KINDS = ('probability', 'instances')
+# How a user of `evaluate` says what values mean.
+LABELS = labels_lib.Meaning(
+  kind_option='--labels_kind', inverted_option='--labels_inverted'
+)
+_SEGMENTATION = labels_lib.Meaning('instances', kind_option='--prediction_kind')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +53,20 @@ class Evaluation:
 
 
 def score_run(
-  path: Path, split: str, *, tta: bool, mc_samples: int, log: Log
+  path: Path,
+  split: str,
+  *,
+  image: str,
+  labels: str,
+  tta: bool,
+  mc_samples: int,
+  log: Log,
 ) -> Evaluation:
   """Scores a run's best checkpoint on its own data, as at the end of training.
 
-  If predictions are averaged, the plain prediction is scored too. `tta` and
-  `mc_samples` are those of `inference.Predictor`.
+  Slices whose labels have no membrane, or no cell, are left out. If predictions
+  are averaged, the plain prediction is scored too. `image` and `labels` are
+  those of `trained.load_data`, `tta` and `mc_samples` of `inference.Predictor`.
 
   Raises:
     InputError: a run, data or an option that cannot be used; before anything is
@@ -66,8 +78,8 @@ def score_run(
       'command for slices without labels.'
     )
   run = trained.open_run(path)
-  data = trained.load_data(run)
-  slices = list(getattr(data, split))
+  data = trained.load_data(run, image, labels)
+  slices = data.drawn(getattr(data, split))
   samples = [f'{mc_samples} samples'] if mc_samples else []
   averaged = ' x '.join([*samples, *(['8 orientations'] if tta else [])])
   predictors = {
@@ -105,37 +117,63 @@ def score_run(
 
 
 def score_files(
-  prediction: Path, labels: Path, kind: str, image: Path | None
+  prediction: Path,
+  labels: Path,
+  meaning: labels_lib.Meaning,
+  kind: str,
+  image: Path | None,
 ) -> Evaluation:
   """Scores predictions against labels; the image stack is for the figures.
 
-  The other arguments are those of `read_pair`.
+  Slices whose labels have no membrane, or no cell, are left out. The other
+  arguments are those of `read_pair`.
 
   Raises:
     InputError: see `read_pair`; an image of another shape.
   """
-  values, inside = read_pair(prediction, labels, kind)
+  values, inside, kind = read_pair(prediction, labels, meaning, kind)
   pages = None
   if image:
     with volume.open_stack(image) as reader:
       _check_shape(image, reader.shape, prediction, values.shape)
       pages = reader.read_all()
     volume.check_finite(pages, str(image))
+  every = range(len(inside))
+  slices = [z for z in every if labels_lib.is_drawn(inside[z])]
+  if not slices:
+    raise errors.InputError(
+      f'{labels} has no slice with both cells and membranes: label at least '
+      'one slice.'
+    )
+  name = str(labels)
+  warnings = [
+    labels_lib.undrawn_sentence(inside, {'slices': every}, name),
+    labels_lib.inverted_sentence(inside, every, name, meaning),
+  ]
+  values, inside = values[slices], inside[slices]
   inverted = pixels.looks_inverted(values, inside)
+  if inverted:
+    sentence = f'{prediction}: {inverted.removesuffix(".")}'
+    warnings.append(f'{sentence} ({meaning.inverted_option})')
+  result = scores.score_stack(values, inside)
+  for z, row in zip(slices, result['per_slice'], strict=True):
+    row['slice'] = z
   names = (pathlib.Path(path).name for path in (prediction, labels))
   return Evaluation(
     title=' against '.join(names),
-    results={'plain': scores.score_stack(values, inside)},
+    results={'plain': result},
     identity={
       'prediction': str(prediction),
-      'labels': str(labels),
-      'labels_kind': kind,
-      'shape': list(values.shape),
+      'prediction_kind': kind,
+      'labels': name,
+      'labels_kind': meaning.kind,
+      'labels_inverted': meaning.inverted,
+      'shape': [len(every), *values.shape[1:]],
     },
     prediction=values,
     inside=inside,
-    image=pages,
-    warning=f'{prediction}: {inverted}' if inverted else '',
+    image=None if pages is None else pages[slices],
+    warning=' '.join(f'{text}.' for text in warnings if text),
   )
 
 
@@ -150,64 +188,51 @@ def _check_shape(
 
 
 def read_pair(
-  prediction: Path, labels: Path, kind: str
-) -> tuple[np.ndarray, np.ndarray]:
+  prediction: Path,
+  labels: Path,
+  meaning: labels_lib.Meaning = LABELS,
+  kind: str = '',
+) -> tuple[np.ndarray, np.ndarray, str]:
   """Reads two TIFF stacks to score.
 
   Args:
-    prediction: probabilities in 0..1, 1 inside a cell.
-    labels: two values, the larger inside; or one number for each cell.
-    kind: 'binary' or 'instances'. In instances, 0 is membrane; pixels at which
-      two cells touch become membrane too.
+    prediction: probabilities in 0..1, 1 inside a cell; or one number for each
+      cell, as `predict --segmentation` writes them.
+    labels: two values, or one number for each cell.
+    meaning: of the labels' values.
+    kind: 'probability' or 'instances'; by default 'instances' for integers of
+      16 and more bits, else 'probability'.
 
   Returns:
-    `[z, y, x]` float32 or float64, and the same shape bool, True inside.
+    `[z, y, x]` float32 or float64, or bool of instances, True outside their
+    borders; the same shape bool, True inside; the kind.
 
   Raises:
     InputError: files that cannot be read, different shapes, or other values.
   """
-  if kind not in LABELS_KINDS:
+  if kind not in ('', *PREDICTION_KINDS):
     raise errors.InputError(
-      f'--labels_kind is {kind!r}; it must be {" or ".join(LABELS_KINDS)}.'
+      f'--prediction_kind is {kind!r}; it must be '
+      f'{" or ".join(PREDICTION_KINDS)}.'
     )
   with (
-    volume.open_stack(prediction, dtypes=_PREDICTION_DTYPES) as predicted,
-    volume.open_stack(labels, dtypes=(*_LABEL_DTYPES, 'float32')) as truth,
+    volume.open_stack(prediction, dtypes=labels_lib.DTYPES) as predicted,
+    volume.open_stack(labels, dtypes=labels_lib.DTYPES) as truth,
   ):
     _check_shape(labels, truth.shape, prediction, predicted.shape)
     values, label = predicted.read_all(), truth.read_all()
+  inside = labels_lib.find_inside(label, label.shape, str(labels), meaning)
+  integers = values.dtype.kind in 'iu' and values.dtype.itemsize > 1
+  kind = kind or PREDICTION_KINDS[integers]
+  if kind == 'instances':
+    values = labels_lib.draw_instances(values, str(prediction), _SEGMENTATION)
+    return values, inside, kind
   volume.check_finite(values, str(prediction))
-  inside = _inside(label, str(labels), kind)
   try:
     pixels.checked_stacks(values, inside)
   except errors.InputError as e:
-    raise errors.InputError(f'{prediction}: {e}') from e
-  return values, inside
-
-
-def _inside(label: np.ndarray, name: str, kind: str) -> np.ndarray:
-  """Labels of either kind as `[z, y, x]` bool."""
-  if kind == 'binary':
-    volume.check_finite(label, name)
-    values = np.unique(label)
-    if len(values) > 2 and label.dtype.kind in 'iu':
-      raise errors.InputError(
-        f'{name} has {len(values)} values ({", ".join(map(str, values[:5]))}'
-        f'{", ..." if len(values) > 5 else ""}), but must have two, the larger '
-        'one inside cells: threshold it, or pass --labels_kind=instances if '
-        'every value is one cell.'
-      )
-    return volume.check_labels(label, label.shape, name)
-  if label.dtype.kind not in 'iu' or label.min() < 0 or not label.any():
-    raise errors.InputError(
-      f'{name} has {label.dtype} values from {label.min()} to {label.max()}, '
-      'but instances must be integers, 0 on membranes and 1 or more in cells: '
-      'number the cells, or pass --labels_kind=binary.'
-    )
-  # Slow to import, and only instances need it.
-  import skimage.segmentation
-
-  inside = label > 0
-  for page, cells in zip(label, inside, strict=True):
-    cells &= ~skimage.segmentation.find_boundaries(page, connectivity=1)
-  return inside
+    sentence = str(e).removesuffix('.')
+    if np.array_equal(values, np.round(values)):
+      sentence += ', or pass --prediction_kind=instances if it numbers cells'
+    raise errors.InputError(f'{prediction}: {sentence}.') from e
+  return values, inside, kind

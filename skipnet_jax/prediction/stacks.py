@@ -11,6 +11,7 @@ import numpy as np
 import tqdm
 
 from skipnet_jax import errors
+from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import sources
 from skipnet_jax.data import stack_folder
 from skipnet_jax.data import volume
@@ -54,7 +55,8 @@ def predict_stack(
     tile: see `Predictor.tiling`.
     overlap: see `Predictor.tiling`.
     overwrite: whether files that exist may be replaced.
-    say: told about tiles that overlap by less than the network sees.
+    say: told about tiles that overlap by less than the network sees, and about
+      slices of a single region.
 
   Raises:
     InputError: files that cannot be read or written, a tile or a threshold
@@ -98,6 +100,7 @@ def predict_stack(
     bar = stack.enter_context(progress(len(source) * each, 'prediction'))
     # Neighbours are wanted again by the next slice.
     read = functools.lru_cache(predictor.slices)(source.read)
+    single = []
     for z in range(len(source)):
       around = sources.neighbours(np.asarray(z), len(source), predictor.slices)
       pages = np.stack([read(int(i)) for i in around])
@@ -108,4 +111,13 @@ def predict_stack(
       if labels_out:
         # In float64, or the last threshold would round to 1.
         inside = mean.astype(np.float64) > threshold
-        labels_out.write(thinning.thin_borders(inside).astype(np.uint32))
+        regions = thinning.thin_borders(inside)
+        if regions.max() < 2:
+          single.append(z)
+        labels_out.write(regions.astype(np.uint32))
+  if single:
+    say(
+      f'{segmentation} has only one region in slices '
+      f'{labels_lib.ranges(single)} (counted from 0) at threshold '
+      f'{threshold:.3g}: try another --threshold.'
+    )

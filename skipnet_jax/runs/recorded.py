@@ -148,10 +148,13 @@ def _check_comparable(first: RecordedRun, other: RecordedRun) -> None:
   a, b = (
     {
       name: value
-      for name, value in workdir.identity(run.config, run.dataset).items()
+      for name, value in config_identity.identity(run.config).items()
       if not name.startswith('model.') and name != 'experiment'
     }
-    | {'epochs recorded': run.epochs}
+    | {
+      'data set fingerprint': run.dataset['fingerprint'],
+      'epochs recorded': run.epochs,
+    }
     for run in (first, other)
   )
   changed = config_identity.differences(a, b)

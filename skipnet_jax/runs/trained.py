@@ -17,8 +17,11 @@ from skipnet_jax.data import sources
 from skipnet_jax.models import network
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import workdir
+from skipnet_jax.scores import scores
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import optim
+
+DataSet = sources.DataSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +109,45 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
   )
 
 
-def load_data(run: TrainedRun) -> sources.DataSet:
+def load_data(run: TrainedRun, image: str = '', label: str = '') -> DataSet:
   """Loads the data set of a run's training.
 
+  Args:
+    run: of `open_run`.
+    image: of a run on a stack of one's own: where that lies now; by default
+      where it lay.
+    label: the same of the labels.
+
   Raises:
-    InputError: the data set is missing, or it is another one.
+    InputError: the data set is missing, or has changed.
   """
-  data = sources.load(run.config)
-  if data.fingerprint() != run.dataset['fingerprint']:
+  config = run.config.copy_and_resolve_references()
+  own = config.data.source == 'stack'
+  if (image or label) and not own:
     raise errors.InputError(
-      f'{run.path} was trained on {run.dataset["name"]!r}, but the current '
-      f'data are another {data.name!r}: put the stacks back, or set '
-      'SKIPNET_DATA_DIR to their folder.'
+      f'{run.path} was trained on {run.dataset["name"]!r}, which is not a '
+      'stack of your own: leave out --image and --labels.'
+    )
+  config.data.image = image or config.data.image
+  config.data.label = label or config.data.label
+  for path in (config.data.image, config.data.label) if own else ():
+    if not pathlib.Path(path).exists():
+      raise errors.InputError(
+        f'{run.path} was trained on {path}, which is not there: if it was '
+        'moved, give its new place to evaluate by --image and --labels, or to '
+        'train by --config.data.image and --config.data.label.'
+      )
+  data = sources.load(config)
+  changed = data.change_since(run.dataset)
+  if changed:
+    raise errors.InputError(
+      f'{run.path} was trained on {run.dataset["name"]!r}, but {data.name!r} '
+      f'now has other {changed}: put back '
+      + (
+        'what it was trained on.'
+        if own
+        else 'the stacks, or name their folder in SKIPNET_DATA_DIR.'
+      )
     )
   return data
 
@@ -142,7 +172,8 @@ def best_threshold(
       content = json.loads(path.read_text())
       if plain:
         content = content.get('plain', content)
-      return float(content['threshold_v_rand']), str(path)
+      threshold = scores.from_json(float(content['threshold_v_rand']))
+      return threshold, str(path)
     except FileNotFoundError:
       continue
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:

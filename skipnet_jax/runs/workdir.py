@@ -19,6 +19,7 @@ from skipnet_jax import environment as environment_lib
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import models
+from skipnet_jax.data import sources
 
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy'),
@@ -73,14 +74,14 @@ def _read(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, Any]]:
 def check(
   workdir: str | os.PathLike,
   config: ml_collections.ConfigDict,
-  dataset: dict[str, str],
+  data: sources.DataSet,
 ) -> pathlib.Path:
   """Makes the folder, or checks that it has the same config and data.
 
   Args:
     workdir: the run's folder; it is not locked yet.
     config: a whole config.
-    dataset: name and fingerprint of the data set.
+    data: the data set that the config names.
 
   Returns:
     The folder's path.
@@ -107,22 +108,26 @@ def check(
       )
     return path
   changed = config_identity.differences(
-    identity(read_config(path), read_dataset(path)), identity(config, dataset)
+    *map(config_identity.identity, (read_config(path), config))
   )
   if changed:
     raise errors.InputError(
-      f'The workdir {path} has a run with another config or other data: '
+      f'The workdir {path} has a run with another config: '
       f'{", ".join(changed)}. Choose another --workdir, or undo these changes.'
     )
+  old = read_dataset(path)
+  changed_data = data.change_since(old)
+  if changed_data:
+    raise errors.InputError(
+      f'The workdir {path} has a run on {old["name"]!r}, but the data are now '
+      f'{data.name!r} with other {changed_data}: choose another --workdir, or '
+      'use the data of its first epochs.'
+    )
+  if sources.is_old(old):
+    _, content = _read(path)
+    content['dataset'] = data.identity()
+    files.write_json(path / 'config.json', content)
   return path
-
-
-def identity(
-  config: ml_collections.ConfigDict, dataset: dict[str, str]
-) -> dict[str, Any]:
-  """The config's identity, with the name and fingerprint of the data set."""
-  data = {f'data set {field}': value for field, value in dataset.items()}
-  return config_identity.identity(config) | data
 
 
 def claim(path: pathlib.Path) -> TextIO:

@@ -38,8 +38,8 @@ def score_stack(
 
   A pixel is inside where prediction > threshold, in float64. The stack's score
   at a threshold is the mean over its slices. `v_rand` and `v_info` are the
-  maxima over the thresholds, found separately; of equal scores, the lowest
-  threshold counts. A threshold is ignored if the score of any slice is
+  maxima over the thresholds, found separately; of equal scores, the threshold
+  nearest to 0.5 counts. A threshold is ignored if the score of any slice is
   undefined there. The result does not depend on `workers`.
 
   Args:
@@ -72,7 +72,7 @@ def score_stack(
     >>> label[:, 15:17] = False  # A membrane between two cells.
     >>> result = skipnet_jax.score(0.9 * label.astype(np.float32), label)
     >>> result['v_rand'], result['threshold_v_rand']
-    (1.0, 0.0)
+    (1.0, 0.5)
   """
   started = time.perf_counter()
   prediction, inside = pixels.checked_stacks(prediction, inside)
@@ -133,6 +133,28 @@ def score_stack(
     'pixel': pixels.pixel_scores(prediction, inside),
     'seconds': time.perf_counter() - started,
   }
+
+
+def for_json(result: dict[str, Any]) -> dict[str, Any]:
+  """A result of `score_stack` with rounded thresholds.
+
+  That is, 0.9 for 0.8999999999999999, to which the challenge adds up 0.1.
+  """
+
+  def rounded(entries: dict[str, Any]) -> dict[str, Any]:
+    return {
+      name: round(value, 9) if name.startswith('threshold') and value else value
+      for name, value in entries.items()
+    }
+
+  rows = [rounded(row) for row in result['per_threshold']]
+  return rounded(result) | {'per_threshold': rows}
+
+
+def from_json(threshold: float) -> float:
+  """The threshold of THRESHOLDS that `for_json` rounded, if it is one."""
+  nearest = min(THRESHOLDS, key=lambda known: abs(known - threshold))
+  return nearest if abs(nearest - threshold) < 1e-9 else threshold
 
 
 def split_merge_errors(
@@ -205,10 +227,11 @@ def _score_slice(
 def _maximum(
   scores: np.ndarray, limits: np.ndarray
 ) -> tuple[int, float | None, float | None]:
-  """The index of the first maximum, the maximum and its threshold."""
-  index = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
-  if np.isnan(scores[index]):
-    return index, None, None
+  """The index of the maximum nearest to 0.5, the maximum and its threshold."""
+  if np.isnan(scores).all():
+    return 0, None, None
+  equal = np.flatnonzero(scores == np.nanmax(scores))
+  index = int(equal[np.argmin(np.abs(limits[equal] - 0.5))])
   return index, float(scores[index]), float(limits[index])
 
 

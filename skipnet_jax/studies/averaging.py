@@ -14,6 +14,7 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.analysis.page import report
 from skipnet_jax.data import isbi2012
+from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import run_predictor
@@ -66,7 +67,9 @@ def _score(
   data = runs_lib.load_data(runs[0])
   for way in missing:
     predictor = run_predictor.make_predictor(runs, **ways[way])
-    _, scored = run_predictor.score_slices(predictor, data, data.valid)
+    _, scored = run_predictor.score_slices(
+      predictor, data, data.drawn(data.valid)
+    )
     scores[way] = {key: scored[key] for key in KEYS}
     say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
     files.write_json(file, scores)
@@ -161,7 +164,7 @@ def test_set_table(
     )
   image, _ = isbi2012.load(stacks, 'test')
   with volume.open_stack(labels) as stack:
-    inside = volume.check_labels(stack.read_all(), image.shape, labels)
+    inside = labels_lib.find_inside(stack.read_all(), image.shape, labels)
   finished, lines = results.read(study, folder), []
   for label in study.rows:
     runs = [

@@ -128,8 +128,7 @@ def train(
   """
   end = math.inf if budget is None else clock() + budget
   for name, config in study.runs.items():
-    data = sources.load(config)
-    workdir.check(folder / name, config, data.identity())
+    workdir.check(folder / name, config, sources.load(config))
   todo = [row for row in progress(study, folder) if not row.finished]
   for number, row in enumerate(todo, 1):
     if clock() >= end:

@@ -97,7 +97,7 @@ def open_run(
   with contextlib.ExitStack() as stack:
     with processes.raise_input_errors_everywhere():
       prepared = prepare.prepare(config)
-      path = workdir_lib.check(workdir, config, prepared.data.identity())
+      path = workdir_lib.check(workdir, config, prepared.data)
       if jax.process_index() == 0:
         stack.enter_context(workdir_lib.claim(path))
     yield Run(prepared, path, stack, stop_signal or preemption.StopSignal())

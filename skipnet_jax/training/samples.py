@@ -12,6 +12,7 @@ from skipnet_jax.prediction import gate_maps
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.runs import run_log
+from skipnet_jax.scores import scores
 from skipnet_jax.step import optim
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import state as state_lib
@@ -43,9 +44,10 @@ class Samples:
   def score(self, state: state_lib.TrainState) -> dict[str, Any]:
     """The content of a scores.json, from one copy of the state."""
     predictor, data = self._predictor(state), self._data
-    return run_predictor.score_slices(
-      predictor, data, data.valid, self._log.print
-    )[1]
+    _, result = run_predictor.score_slices(
+      predictor, data, data.drawn(data.valid), self._log.print
+    )
+    return scores.for_json(result)
 
   def exist(self, name: str) -> bool:
     """Whether `draw` has drawn all pictures of this name."""

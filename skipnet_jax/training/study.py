@@ -40,7 +40,7 @@ def train(
   folders = [folder / name for name in variants]
   todo = []
   for path, config in zip(folders, variants.values(), strict=True):
-    workdir_lib.check(path, config, sources.load(config).identity())
+    workdir_lib.check(path, config, sources.load(config))
     summary = files.read_json(path / 'summary.json')
     if summary.get('epochs', 0) < config.train.epochs:
       todo.append((path, config))

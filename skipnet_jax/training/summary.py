@@ -24,7 +24,8 @@ def banner(prepared: prepare.Prepared, path: pathlib.Path) -> str:
     f'{training.parameters:,} parameters, {c.model.dtype}',
     f'data:    {data.name}, {len(pipe.train)} slices to train, '
     f'{len(pipe.valid)} to validate, examples '
-    f'{pipe.window[0]}x{pipe.window[1]}',
+    f'{pipe.window[0]}x{pipe.window[1]}, {data.inside_share():.0%} of the '
+    'pixels inside cells',
     f'devices: {len(p.devices)} x {p.devices[0].device_kind}, mode {p.mode}'
     + (f', {jax.process_count()} processes' if p.mode == 'sharded' else ''),
     f'step:    batch {pipe.batch_size}, {c.train.loss}, {c.optim.name}, '

@@ -1,0 +1,302 @@
+"""What the values of a label stack mean: which pixels are inside cells."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+import numpy as np
+import scipy.ndimage
+
+from skipnet_jax import errors
+from skipnet_jax.data import volume
+
+KINDS = ('binary', 'instances')
+# Pixel types of a stack of labels. What the values mean does not depend on it.
+DTYPES = (
+  *('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32'),
+  *('uint64', 'int64', 'float64', 'float32'),
+)
+# Sides of the part of a slice in which `looks_inverted` counts regions.
+_PART = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+  """What the values of a label stack mean, and how the user says so.
+
+  Attributes:
+    kind: 'binary': two values, the larger inside cells. 'instances': a number
+      from 1 up for each cell, 0 on membranes.
+    inverted: whether the smaller of two values is inside cells.
+    kind_option: name of the config field or flag that sets `kind`.
+    inverted_option: the same of `inverted`.
+
+  Raises:
+    InputError: an unknown kind, or inverted instances.
+  """
+
+  kind: str = 'binary'
+  inverted: bool = False
+  kind_option: str = 'data.label_kind'
+  inverted_option: str = 'data.label_inverted'
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise errors.InputError(
+        f'{self.kind_option} is {self.kind!r}; it must be {" or ".join(KINDS)}.'
+      )
+    if self.inverted and self.kind == 'instances':
+      raise errors.InputError(
+        f'{self.inverted_option} is True, but {self.kind_option} is '
+        "'instances', of which 0 is the membrane: leave one of them out."
+      )
+
+
+BINARY = Meaning()
+
+
+def find_inside(
+  label: np.ndarray,
+  image_shape: tuple[int, ...],
+  name: str,
+  meaning: Meaning = BINARY,
+) -> np.ndarray:
+  """Labels as `[z, y, x]` bool, True inside a cell.
+
+  Of instances, the membrane is where the number is 0 and, in a slice, where
+  pixels with two different numbers touch by a side: both of these pixels.
+
+  Args:
+    label: `[z, y, x]`, any type of DTYPES.
+    image_shape: the shape that `label` must have.
+    name: what the messages call it.
+    meaning: of the values.
+
+  Raises:
+    InputError: another shape, values that do not fit the meaning, or not both
+      inside and membrane in the whole stack.
+  """
+  if label.shape != tuple(image_shape):
+    raise errors.InputError(
+      f'{name} has shape {label.shape} but its image has '
+      f'{tuple(image_shape)}; give the labels of that very stack'
+    )
+  volume.check_finite(label, name)
+  if meaning.kind == 'instances':
+    return _inside_instances(label, name, meaning)
+  low, high = label.min(), label.max()
+  if low == high:
+    raise errors.InputError(
+      f'{name} has only one value ({low}) in the whole stack; two are needed, '
+      'the larger inside a cell, the smaller on membranes'
+    )
+  inside = np.empty(label.shape, bool)
+  for z, page in enumerate(label):
+    np.equal(page, high, out=inside[z])
+    if not np.all(inside[z] | (page == low)):
+      raise errors.InputError(_too_many_values(label, name, meaning))
+  return ~inside if meaning.inverted else inside
+
+
+def _too_many_values(label: np.ndarray, name: str, meaning: Meaning) -> str:
+  found, counts = np.unique(label, return_counts=True)
+  shown = ', '.join(str(value) for value in found[:5])
+  others = counts[1:-1].sum()
+  sentence = (
+    f'{name} has {len(found)} values ({shown}'
+    f'{", ..." if len(found) > 5 else ""}) where two are needed, the larger '
+    f'inside a cell; {others} of its {label.size} pixels have neither '
+    f'{found[0]} nor {found[-1]}: threshold it (ImageJ: Process > Binary)'
+  )
+  if found[0] >= 0 and np.all(found == np.round(found)):
+    sentence += (
+      f', or set {meaning.kind_option}=instances if every value is a cell of '
+      'its own'
+    )
+  return sentence
+
+
+def _check_numbers(label: np.ndarray, name: str, meaning: Meaning) -> None:
+  """Refuses what cannot be numbers of cells, with 0 on membranes."""
+  low, high = label.min(), label.max()
+  whole = label.dtype.kind != 'f' or all(
+    np.array_equal(page, np.round(page)) for page in label
+  )
+  if not whole or low < 0 or high == 0:
+    raise errors.InputError(
+      f'{name} has {label.dtype} values from {low} to {high}, but instances '
+      'are whole numbers from 1 up, with 0 on membranes: renumber the cells '
+      '(by adding 1, where -1 is the membrane), or set '
+      f'{meaning.kind_option} back.'
+    )
+  if label.dtype in (np.uint32, np.uint64):
+    minus_one = np.iinfo(label.dtype).max
+    if high == minus_one:
+      raise errors.InputError(
+        f'{name} has the value {high}, which is -1 stored as {label.dtype}, '
+        'but instances are whole numbers from 1 up, with 0 on membranes: '
+        'renumber the cells, and set these pixels to 0.'
+      )
+
+
+def _inside_instances(
+  label: np.ndarray, name: str, meaning: Meaning
+) -> np.ndarray:
+  _check_numbers(label, name, meaning)
+  inside = _outside_borders(label, both=True)
+  for ok, what in (
+    (inside.any(), 'cell of which a pixel is left: every pixel is 0 or'),
+    (not inside.all(), 'membrane: no pixel is 0, and no pixel'),
+  ):
+    if not ok:
+      raise errors.InputError(
+        f'{name} has no {what} touches another cell; give one number to each '
+        'cell, and 0 to membranes'
+      )
+  return inside
+
+
+def draw_instances(
+  label: np.ndarray, name: str, meaning: Meaning
+) -> np.ndarray:
+  """A segmentation as a prediction, `[z, y, x]` bool, True inside.
+
+  The membrane is where the number is 0, and where the neighbour to the right or
+  below has another one: one pixel wide between two cells that touch.
+
+  Args:
+    label: `[z, y, x]`, the number of the cell of each pixel.
+    name: what the messages call it.
+    meaning: names the option that says that these are numbers.
+
+  Raises:
+    InputError: other values than whole numbers from 0 up, or numbers that
+      change from pixel to pixel, as probabilities do.
+  """
+  volume.check_finite(label, name)
+  _check_numbers(label, name, meaning)
+  inside = _outside_borders(label, both=False)
+  if 2 * np.count_nonzero(inside) < np.count_nonzero(label):
+    raise errors.InputError(
+      f'{name} has {label.dtype} values that differ between most neighbours, '
+      'so they are no numbers of cells; of probabilities, give float32 in '
+      '0..1.'
+    )
+  return inside
+
+
+def _outside_borders(label: np.ndarray, *, both: bool) -> np.ndarray:
+  """`[z, y, x]` bool: False where 0 is, and where two cells touch.
+
+  Of two pixels that touch, both are False, or only the left or upper one.
+  """
+  inside = label != 0
+  pairs = (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])
+  for numbers, page in zip(label, inside, strict=True):
+    some = page.copy()
+    for first, second in pairs:
+      touch = numbers[first] != numbers[second]
+      touch &= some[first] & some[second]
+      page[first] &= ~touch
+      if both:
+        page[second] &= ~touch
+  return inside
+
+
+def is_drawn(inside: np.ndarray) -> bool:
+  """Whether the labels of one slice, bool, have both cells and membranes."""
+  return bool(inside.any()) and not inside.all()
+
+
+def undrawn_sentence(
+  inside: np.ndarray, groups: Mapping[str, Sequence[int]], name: str
+) -> str:
+  """Names the slices without a membrane, or without a cell; '' for none.
+
+  Args:
+    inside: `[z, y, x]` bool, True inside a cell.
+    groups: what a group of slices is called to its slices.
+    name: of the labels.
+  """
+  parts = []
+  for what, empty in (
+    ('membrane', lambda page: page.all()),
+    ('cell', lambda page: not page.any()),
+  ):
+    found = {
+      group: [z for z in slices if empty(inside[z])]
+      for group, slices in groups.items()
+    }
+    places = ' and '.join(
+      f'{group} {ranges(slices)}' for group, slices in found.items() if slices
+    )
+    if places:
+      parts.append(f'no {what} in {places}')
+  if not parts:
+    return ''
+  return (
+    f'{name} has {" and ".join(parts)} (counted from 0), so scores leave '
+    'these slices out'
+  )
+
+
+def ranges(slices: Sequence[int]) -> str:
+  """Slices in the form that data.train takes: '0-7,9'."""
+  runs: list[list[int]] = []
+  for z in sorted(slices):
+    if runs and z == runs[-1][1] + 1:
+      runs[-1][1] = z
+    else:
+      runs.append([z, z])
+  return ','.join(f'{a}-{b}' if a < b else str(a) for a, b in runs)
+
+
+def looks_inverted(inside: np.ndarray) -> bool:
+  """Whether cells and membranes seem to be mistaken for each other.
+
+  That is, if less than half of a slice is inside, and that part is in far fewer
+  pieces than the rest: lines around cells, not cells on a background.
+
+  Args:
+    inside: `[y, x]` bool, True inside a cell.
+  """
+  if 2 * np.count_nonzero(inside) >= inside.size:
+    return False
+  top, left = (max(0, (side - _PART) // 2) for side in inside.shape)
+  part = inside[top : top + _PART, left : left + _PART]
+  # Lines one pixel wide are connected over corners, and what they part is not.
+  _, lines = scipy.ndimage.label(part, np.ones((3, 3)))
+  _, rest = scipy.ndimage.label(~part)
+  return lines > 0 and rest > 2 * lines
+
+
+def inverted_sentence(
+  inside: np.ndarray, slices: Sequence[int], name: str, meaning: Meaning
+) -> str:
+  """Warns of labels, or of some slices, that look inverted; '' for none.
+
+  Args:
+    inside: `[z, y, x]` bool, True inside a cell.
+    slices: to look at.
+    name: of the labels.
+    meaning: by which they were read.
+  """
+  if meaning.kind == 'instances':
+    return ''
+  drawn = [z for z in slices if is_drawn(inside[z])]
+  odd = [z for z in drawn if looks_inverted(inside[z])]
+  if not odd:
+    return ''
+  share = np.mean([inside[z].mean() for z in odd])
+  if 2 * len(odd) < len(drawn):
+    return (
+      f'{name} looks inverted in slices {ranges(odd)} (counted from 0), unlike '
+      f'the others: only {share:.0%} of their pixels are inside cells, in '
+      'lines around the rest; correct these slices'
+    )
+  smaller = 'smaller' if meaning.inverted else 'larger'
+  return (
+    f'{name} looks inverted: only {share:.0%} of its pixels have the {smaller} '
+    'value, which means inside cells, and these are lines around the rest; if '
+    'that value is the membrane, set '
+    f'{meaning.inverted_option}={not meaning.inverted}'
+  )
