@@ -98,6 +98,10 @@ def get_default() -> ConfigDict:
   d.dir = ''  # Folder of the ISBI stacks; else $SKIPNET_DATA_DIR or the cache.
   d.image = ''  # source=stack: TIFF or folder of PNG slices.
   d.label = ''  # source=stack: the same, of the labels.
+  # source=stack: which image and which channel of the file data.image, counted
+  # from 1; 0: the only one.
+  d.series = 0
+  d.channel = 0
   # binary: labels have two values, the larger inside cells. instances: a number
   # for each cell, 0 on membranes; where two cells touch is membrane too.
   d.label_kind = 'binary'
@@ -110,7 +114,7 @@ def get_default() -> ConfigDict:
   # 'fold:2/6' (the third of six contiguous folds).
   d.valid = '25-29'
   # Largest share of the device's memory for the data set; a larger data set
-  # stays on the host, memory-mapped.
+  # stays on the host, and an uncompressed TIFF in its file.
   d.device_share = 0.25
   d.augment = ConfigDict(dataclasses.asdict(Augmentation()))
   # w0 of U-Net's pixel weights, which also balance the classes; 0: no weights.
@@ -215,6 +219,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 _LOWEST = {
   0: (
     *('seed', 'data.size', 'data.crop', 'data.border_weight', 'data.widen'),
+    *('data.series', 'data.channel'),
     *('data.augment.rotation', 'data.augment.shear', 'data.augment.warp'),
     *('data.augment.elastic', 'data.augment.contrast'),
     *('data.augment.brightness', 'data.augment.noise'),

@@ -54,6 +54,12 @@ _IMAGE = flags.DEFINE_string(
   'With --prediction: the stack itself, for --panels. With --workdir: where a '
   'stack of your own lies, if it was moved.',
 )
+_SERIES = flags.DEFINE_integer(
+  'series', 0, 'Which image of the file --image, from 1; 0: the only one.'
+)
+_CHANNEL = flags.DEFINE_integer(
+  'channel', 0, 'Which channel of --image, from 1; 0: the only one.'
+)
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
@@ -71,13 +77,16 @@ def main() -> None:
   of_run = bool(_WORKDIR.value)
   if of_run == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
-  of_files = _PREDICTION_KIND, _KIND, _INVERTED
+  of_files = _PREDICTION_KIND, _KIND, _INVERTED, _SERIES, _CHANNEL
   others = of_files if of_run else (_SPLIT, _TTA, _SAMPLES)
   for flag in others:
     if flag.present:
       other = 'prediction' if of_run else 'workdir'
       cli.refuse(f'--{flag.name} goes with --{other}.')
+  if not _IMAGE.value and (_SERIES.present or _CHANNEL.present):
+    cli.refuse('--series and --channel go with --image.')
   # Imported late, so that --help does not wait for JAX.
+  from skipnet_jax.data import volume
   from skipnet_jax.evaluation import report
   from skipnet_jax.evaluation import scoring
   from skipnet_jax.runs import workdir
@@ -110,6 +119,7 @@ def main() -> None:
       ),
       _PREDICTION_KIND.value,
       _IMAGE.value,
+      volume.Choice(_SERIES.value, _CHANNEL.value, '--'),
     )
   print(evaluation.title)
   print(report.format_table(evaluation.results))

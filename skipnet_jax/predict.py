@@ -15,6 +15,12 @@ _WORKDIR = flags.DEFINE_list(
 _INPUT = flags.DEFINE_string(
   'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'
 )
+_SERIES = flags.DEFINE_integer(
+  'series', 0, 'Which image of --input, from 1; 0: the only one.'
+)
+_CHANNEL = flags.DEFINE_integer(
+  'channel', 0, 'Which channel of --input, from 1; 0: the only one.'
+)
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'TIFF of probabilities: 1 inside a cell, 0 on membranes.'
 )
@@ -53,7 +59,8 @@ def main() -> None:
   from skipnet_jax.prediction import stacks
   from skipnet_jax.runs import trained
 
-  with volume.open_stack(source_path) as source:
+  choice = volume.Choice(_SERIES.value, _CHANNEL.value, '--')
+  with volume.open_stack(source_path, choice=choice) as source:
     runs = [trained.open_run(path) for path in workdirs]
     predictor = run_predictor.make_predictor(
       runs, tta=_TTA.value, mc_samples=_SAMPLES.value
@@ -69,7 +76,7 @@ def main() -> None:
         runs, plain=predictor.count == 1
       )
     begin = time.perf_counter()
-    stacks.predict_stack(
+    labels_dtype = stacks.predict_stack(
       predictor,
       source,
       output,
@@ -79,7 +86,7 @@ def main() -> None:
       tile=_TILE.value,
       overlap=_OVERLAP.value,
       overwrite=_OVERWRITE.value,
-      say=print,
+      log=print,
     )
     seconds = time.perf_counter() - begin
     shape = ' x '.join(map(str, source.shape))
@@ -88,8 +95,8 @@ def main() -> None:
     print(f'{_STD.value}: standard deviations over {predictor.count}')
   if _SEGMENTATION.value:
     print(
-      f'{_SEGMENTATION.value}: uint32 labels of each slice, 0 on borders, at '
-      f'threshold {threshold:.3g} ({origin})'
+      f'{_SEGMENTATION.value}: {labels_dtype} labels of each slice, 0 on '
+      f'borders, at threshold {threshold:.3g} ({origin})'
     )
   for run in runs:
     print(

@@ -56,6 +56,7 @@ def test_the_defaults_are_valid_and_the_papers():
     ('parallel.process_id', 1, '0 to 0'),
     ('data.source', 'isbi', 'one of auto'),
     ('data.source', 'stack', 'data.image is'),
+    ('data.channel', -1, 'at least 0'),
     ('data.augment.warp', -1.0, 'at least 0'),
     ('data.device_share', 0.0, 'above 0'),
     ('seed', -1, 'at least 0'),

@@ -203,7 +203,20 @@ def test_two_files(score, pair, tmp_path, slices):
   before = (panels / 'slice_000.png').read_bytes()
   done = score(prediction, labels, f'--panels={panels}', image, '--overwrite')
   assert done.code == 0, done.err
-  assert (panels / 'slice_000.png').read_bytes() != before
+  shown = (panels / 'slice_000.png').read_bytes()
+  assert shown != before
+  tifffile.imwrite(
+    tmp_path / 'image.tif',
+    np.stack([labels, 255 - labels]),
+    photometric='minisblack',
+    metadata={'axes': 'CZYX'},
+  )
+  files = prediction, labels, f'--panels={panels}', image, '--overwrite'
+  refused(score(*files), '2 channels', '--channel=1')
+  assert score(*files, '--channel=2').code == 0
+  assert (panels / 'slice_000.png').read_bytes() != shown
+  assert score(*files, '--channel=1').code == 0
+  assert (panels / 'slice_000.png').read_bytes() == shown
 
 
 @pytest.mark.parametrize('shape', [(1024, 1000), (333, 517)])
@@ -387,6 +400,12 @@ def test_refuses_bad_files(score, pair, tmp_path):
     'image.tif has shape (3, 8, 52)',
     '(3, 40, 52)',
   )
+
+
+def test_a_channel_goes_with_an_image(score, pair):
+  prediction, inside = pair
+  labels = inside.astype(np.uint8)
+  refused(score(prediction, labels, '--channel=1'), 'go with --image')
 
 
 def test_warns_of_an_inverted_prediction(score, pair, tmp_path):

@@ -90,12 +90,16 @@ def test_writes_what_the_network_says(command, run, tmp_path):
     assert file.is_imagej
     assert file.imagej_metadata['slices'] == 3
   segments = tifffile.imread(labels)
-  assert segments.dtype == np.uint32
+  assert segments.dtype == np.uint16
+  with tifffile.TiffFile(labels) as file:
+    assert file.is_imagej
+    assert file.imagej_metadata['unit'] == 'micron'
   for page, labelled in zip(expected, segments, strict=True):
     assert np.array_equal(labelled, thinning.thin_borders(page > 0.5))
 
   lines = done.out.splitlines()
   assert lines[0].startswith(f'{output}: 3 x 50 x 71 float32, 1 inside')
+  assert f'{labels}: uint16 labels of each slice, 0 on borders' in done.out
   assert f'threshold 0.5 (the default, as {run} has no scores)' in done.out
   assert f'by {run}, trained on synthetic 6x64x64, best after epoch 1' in lines
   assert lines[-1].startswith('SYNTHETIC DATA: ')
@@ -146,6 +150,39 @@ def test_any_size_in_tiles(command, run, tmp_path, shape):
     assert 0 < pixels.max() <= 1
   assert ('Tiles of 64 pixels overlap' in done.out) == (max(shape) > 64)
   assert '16 prediction(s) averaged' in done.out
+
+
+def test_the_chosen_channel_with_its_pixel_size(command, run, tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32), np.uint8)
+  source, alone = tmp_path / 'in.tif', tmp_path / 'alone.tif'
+  tifffile.imwrite(
+    source,
+    pixels,
+    ome=True,
+    metadata={
+      'axes': 'CZYX',
+      'PhysicalSizeX': 4.0,
+      'PhysicalSizeXUnit': 'nm',
+      'PhysicalSizeY': 4.0,
+      'PhysicalSizeYUnit': 'nm',
+      'PhysicalSizeZ': 0.05,
+    },
+    photometric='minisblack',
+  )
+  refused(*predict(command, run, source), '2 channels', '--channel=1')
+  refused(*predict(command, run, source, '--series=2'), '--series is 2')
+  volume.write_stack(alone, pixels[1])
+  done, output = predict(command, run, alone)
+  assert done.code == 0, done.err
+  expected = tifffile.imread(output)
+  done, output = predict(command, run, source, '--channel=2', '--overwrite')
+  assert done.code == 0, done.err
+  np.testing.assert_array_equal(tifffile.imread(output), expected)
+  with volume.open_stack(output) as written:
+    found = written.metadata
+  assert found.pop('resolution') == pytest.approx((0.25, 0.25))
+  assert found.pop('spacing') == pytest.approx(50)
+  assert found == {'axes': 'ZYX', 'resolutionunit': 1, 'unit': 'nm'}
 
 
 def test_a_folder_of_png_is_a_stack(command, run, tmp_path):
@@ -202,7 +239,7 @@ def test_threshold_of_the_scores(command, run, tmp_path):
     # The last threshold of the scores is below 1, in float64.
     inside = tifffile.imread(output).astype(float) > min(threshold, 1 - 1e-16)
     assert np.array_equal(
-      tifffile.imread(labels)[0], thinning.thin_borders(inside)
+      tifffile.imread(labels), thinning.thin_borders(inside)
     )
   (copy / 'scores.json').write_text('{}')
   done, output = predict(command, copy, source, '--overwrite')

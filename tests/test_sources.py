@@ -1,6 +1,7 @@
 """Data sets by name, and their splits."""
 
 import numpy as np
+from PIL import Image
 import pytest
 import tifffile
 
@@ -9,6 +10,7 @@ from skipnet_jax import errors
 from skipnet_jax.data import border_weight
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import sources
+from skipnet_jax.data import stack_reader
 
 
 def config_of(**fields):
@@ -95,7 +97,7 @@ def test_a_stack_of_ones_own(tmp_path):
   data = sources.load(config_of(**fields, valid='0'))
   np.testing.assert_array_equal(data.image, image)
   np.testing.assert_array_equal(data.label, label == 7)
-  assert isinstance(data.image, np.memmap)
+  assert isinstance(data.image, stack_reader.SlicesOnDisk)
   assert not data.warning
   cropped = sources.load(config_of(**fields, valid='0', size=32))
   np.testing.assert_array_equal(cropped.image, image[:, 4:36, 14:46])
@@ -166,6 +168,33 @@ def test_a_stack_is_known_again_where_it_moved_but_not_where_it_changed(
   assert changes(image, label) == 'labels'
   image[3, 40, 40] += 1
   assert changes(image, label) == 'image and labels'
+
+
+def test_a_channel_of_ones_own_stack(tmp_path):
+  image = np.random.default_rng(0).integers(0, 255, (2, 4, 40, 60), np.uint8)
+  fields = write_stack(tmp_path, image[0], image[0] // 128)
+  path = fields['image']
+  options = {'photometric': 'minisblack', 'metadata': {'axes': 'CZYX'}}
+  tifffile.imwrite(path, image, **options)
+  with pytest.raises(errors.InputError, match=r'data\.channel=1 to'):
+    sources.load(config_of(**fields, valid='0'))
+  data = sources.load(config_of(**fields, valid='0', channel=2))
+  np.testing.assert_array_equal(data.image, image[1])
+  tifffile.imwrite(fields['label'], image // 128, **options)
+  with pytest.raises(errors.InputError, match='2 channels; save the one'):
+    sources.load(config_of(**fields, valid='0', channel=2))
+
+
+def test_folders_of_other_slices_are_refused(tmp_path):
+  fields = {'source': 'stack', 'valid': '0'}
+  for name, first in (('image', 0), ('label', 1)):
+    fields[name] = str(tmp_path / name)
+    (tmp_path / name).mkdir()
+    for z in range(3):
+      page = np.eye(8, dtype=np.uint8) * 9
+      Image.fromarray(page).save(tmp_path / name / f'{z + first}.png')
+  with pytest.raises(errors.InputError, match=r'slice 1 is 0\.png in .*1\.png'):
+    sources.load(config_of(**fields))
 
 
 @pytest.mark.parametrize(('share', 'nats'), [(0, 0), (0.25, 0.562335), (1, 0)])

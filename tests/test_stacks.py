@@ -11,18 +11,41 @@ from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import stacks
 
 
+class Grey:
+  """Predicts the image itself."""
+
+  count = slices = 1
+
+  def tiling(self, size, *_):
+    return inference.Tiling(size)
+
+  def __call__(self, pages, tiling, advance):
+    advance()
+    (page,) = pages
+    return page.astype(np.float32) / 255, np.zeros(page.shape, np.float32)
+
+
+def test_labels_widen_where_a_slice_has_more_than_65535(tmp_path):
+  pixels = np.full((4, 520, 520), 255, np.uint8)
+  pixels[:2, :, 260] = 0
+  pixels[2, 1::2] = pixels[2, :, 1::2] = 0
+  volume.write_stack(tmp_path / 'in.tif', pixels)
+  found = {}
+  for count in (2, 4):
+    volume.write_stack(tmp_path / 'in.tif', pixels[:count], overwrite=True)
+    labels = tmp_path / f'{count}.tif'
+    with volume.open_stack(tmp_path / 'in.tif') as reader:
+      output = tmp_path / f'out{count}.tif'
+      dtype = stacks.predict_stack(Grey(), reader, output, segmentation=labels)
+    found[count] = tifffile.imread(labels)
+    assert found[count].dtype == dtype
+  assert [f.dtype.name for f in found.values()] == ['uint16', 'uint32']
+  np.testing.assert_array_equal(found[4][:2], found[2])
+  assert [page.max() for page in found[4]] == [2, 2, 260**2, 1]
+  assert len(list(tmp_path.iterdir())) == 5
+
+
 def test_memory_does_not_grow_with_the_slices(tmp_path):
-  class Grey:
-    count = slices = 1
-
-    def tiling(self, size, *_):
-      return inference.Tiling(size)
-
-    def __call__(self, pages, tiling, advance):
-      advance()
-      (page,) = pages
-      return page.astype(np.float32) / 255, np.zeros(page.shape, np.float32)
-
   peaks = []
   for slices in (5, 50):
     source = tmp_path / f'{slices}.tif'

@@ -32,22 +32,6 @@ from skipnet_jax.data import volume
     (np.zeros((5, 8, 9), 'f8'), {}, ['float64', 'convert']),
     (np.zeros((5, 8, 9), 'i4'), {}, ['int32', 'convert']),
     (np.zeros((5, 8, 9), 'i1'), {}, ['int8', 'convert']),
-    (np.zeros((2, 5, 8, 9), 'u1'), {}, ["'axis 0': 2", "'axis 1': 5"]),
-    (
-      np.zeros((5, 2, 8, 9), 'u1'),
-      {'imagej': True, 'metadata': {'axes': 'ZCYX'}},
-      ["'C': 2", 'one channel'],
-    ),
-    (
-      np.zeros((5, 2, 8, 9), 'u1'),
-      {'imagej': True, 'metadata': {'axes': 'TZYX'}},
-      ["'T': 5", 'one time point'],
-    ),
-    (
-      np.zeros((2, 8, 9), 'u1'),
-      {'ome': True, 'metadata': {'axes': 'CYX'}},
-      ["'C': 2"],
-    ),
     (np.zeros((5, 8, 9), 'u1'), {'photometric': 'miniswhite'}, ['MINISWHITE']),
     (
       np.zeros((8, 9), 'u1'),
@@ -73,7 +57,7 @@ def test_unequal_pages(tmp_path):
   with tifffile.TiffWriter(tmp_path / 'a.tif') as writer:
     writer.write(make_pixels()[0])
     writer.write(make_pixels()[0, :20])
-  refuse(tmp_path / 'a.tif', 'page 2 is (20, 48)', '(40, 48)')
+  refuse(tmp_path / 'a.tif', '2 images', '40 x X 48', '20 x X 48')
 
 
 def test_files_that_are_no_stack(tmp_path):
@@ -91,7 +75,7 @@ def test_files_that_are_no_stack(tmp_path):
     refuse(tmp_path / 'a.tif', *words)
   fifo = tmp_path / 'fifo.tif'
   os.mkfifo(fifo)
-  refuse(fifo, 'no stack')
+  refuse(fifo, 'a pipe')
 
 
 def _patched(path, code, value, bits='I') -> None:
@@ -103,6 +87,18 @@ def _patched(path, code, value, bits='I') -> None:
   path.write_bytes(data)
 
 
+def test_a_page_with_many_images_below_it(tmp_path):
+  path = tmp_path / 'a.tif'
+  many = (65000, 'I', 100, (8,) * 100, True)
+  write_tiff(path, make_pixels(), extratags=[many])
+  with volume.open_stack(path) as stack:
+    assert len(stack) == 5
+  codes = [struct.pack('<HHI', code, 4, 100) for code in (65000, 330)]
+  assert path.read_bytes().count(codes[0]) == 1
+  path.write_bytes(path.read_bytes().replace(*codes))
+  refuse(path, 'page 1 has 100 images below it, at most 64')
+
+
 def test_declared_far_larger_than_stored(tmp_path):
   path = tmp_path / 'a.tif'
   for options in ({}, {'compression': 'zlib'}, {'tile': (16, 16)}):
@@ -112,7 +108,7 @@ def test_declared_far_larger_than_stored(tmp_path):
   write_tiff(path, make_pixels(), imagej=True, metadata={'axes': 'ZYX'})
   data = path.read_bytes()
   path.write_bytes(data.replace(b'images=5\nslices=5', b'images=9\nslices=9'))
-  refuse(path, '9 slices', '5 pages')
+  refuse(path, 'slices=9', '5 pages')
   # 100 MB out of a hundred stored bytes.
   write_tiff(path, np.zeros((1, 64, 64), 'u1'), compression='zlib')
   for code in (256, 257):
@@ -128,7 +124,9 @@ def test_bomb_inside_a_small_slice_stays_small(tmp_path):
     (np.zeros((1, 9000, 9000), 'u1'), 'decompresses to more than 67108864'),
     (noise, 'stores'),
   ]:
-    write_tiff(path, array, compression='zlib', rowsperstrip=array.shape[1])
+    rows = array.shape[1]
+    options = {'compression': 'zlib', 'metadata': None}
+    write_tiff(path, array, rowsperstrip=rows, **options)
     for code in (257, 278):
       _patched(path, code, 40)
     refuse(path, words)

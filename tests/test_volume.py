@@ -26,12 +26,12 @@ def _pillow_tiff(path, array, compression) -> pathlib.Path:
 
 @pytest.mark.parametrize('dtype', volume.IMAGE_DTYPES)
 @pytest.mark.parametrize(
-  ('options', 'mapped'),
+  ('options', 'left_on_disk'),
   [
     ({}, True),
     ({'imagej': True, 'metadata': {'axes': 'ZYX'}}, True),
     ({'bigtiff': True}, True),
-    ({'byteorder': '>'}, None),
+    ({'byteorder': '>'}, True),
     ({'rowsperstrip': 7}, True),
     ({'tile': (16, 16)}, False),
     ({'compression': 'zlib'}, False),
@@ -40,7 +40,7 @@ def _pillow_tiff(path, array, compression) -> pathlib.Path:
     ({'ome': True, 'metadata': {'axes': 'ZYX'}}, True),
   ],
 )
-def test_kinds_of_tiff_read_back_equal(tmp_path, dtype, options, mapped):
+def test_kinds_of_tiff_read_back_equal(tmp_path, dtype, options, left_on_disk):
   array = make_pixels(dtype)
   path = write_tiff(tmp_path / 'a.tif', array, **options)
   with volume.open_stack(path) as stack:
@@ -49,13 +49,10 @@ def test_kinds_of_tiff_read_back_equal(tmp_path, dtype, options, mapped):
     np.testing.assert_array_equal(stack.read_all(), array)
     np.testing.assert_array_equal(stack.read(3), array[3])
     assert [page.sum() for page in stack] == [page.sum() for page in array]
-    view = stack.memmap()
-    wanted = dtype == 'uint8' if mapped is None else mapped
-    assert (view is not None) == wanted
-    if wanted:
+    view = stack.on_disk()
+    assert (view is not None) == left_on_disk
+    if left_on_disk:
       np.testing.assert_array_equal(view, array)
-      assert not view.flags.writeable
-      assert view.filename == path
     with pytest.raises(IndexError):
       stack.read(5)
 
@@ -73,7 +70,7 @@ def test_one_page_and_one_directory_for_many_slices(tmp_path):
     assert path.stat().st_size < array.nbytes + 4096
     with volume.open_stack(path) as stack:
       np.testing.assert_array_equal(stack.read_all(), array)
-      np.testing.assert_array_equal(stack.memmap(), array)
+      np.testing.assert_array_equal(stack.on_disk(), array)
     cut = tmp_path / 'cut.tif'
     cut.write_bytes(path.read_bytes()[:-1000])
     refuse(cut, 'cut short' if options else '')
@@ -107,7 +104,7 @@ def test_folder_of_slices_in_natural_order(tmp_path):
     with volume.open_stack(folder) as stack:
       assert (stack.shape, stack.dtype) == (array.shape, array.dtype)
       np.testing.assert_array_equal(stack.read_all(), array)
-      assert stack.memmap() is None
+      assert stack.on_disk() is None
 
 
 def test_bad_folders(tmp_path):
@@ -117,7 +114,7 @@ def test_bad_folders(tmp_path):
   small = Image.fromarray(make_pixels()[0, :8])
   small.save(tmp_path / 'a_2.png')
   refuse(tmp_path, 'a_2.png', '(8, 48)', '(40, 48)')
-  for mode in ('RGB', 'P', '1', 'LA'):
+  for mode in ('RGB', 'P', 'LA'):
     grey.convert(mode).save(tmp_path / 'a_2.png')
     refuse(tmp_path, 'a_2.png', f'mode {mode}', 'convert')
   good = (tmp_path / 'a_1.png').read_bytes()
@@ -128,7 +125,7 @@ def test_bad_folders(tmp_path):
   write_tiff(tmp_path / 'a_2.tif', make_pixels())
   refuse(tmp_path, 'both PNG and TIFF')
   (tmp_path / 'a_1.png').unlink()
-  refuse(tmp_path, '5 pages')
+  refuse(tmp_path, '5 slices')
 
 
 def test_memory_of_reading_does_not_grow_with_slices(tmp_path):
@@ -142,7 +139,7 @@ def test_memory_of_reading_does_not_grow_with_slices(tmp_path):
         assert sum(int(page[0, 0]) for page in stack) == 7 * slices
       peaks.append(tracemalloc.get_traced_memory()[1])
       tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 2**16
+    assert peaks[1] < peaks[0] + 2**18
 
 
 def test_nonfinite_pixels_are_named():
@@ -193,7 +190,7 @@ def test_written_stacks_open_elsewhere_with_their_metadata(tmp_path, dtype):
     volume.write_stack(tmp_path / 'b.tiff', stack.read_all(), stack.metadata)
   with volume.open_stack(tmp_path / 'b.tiff', dtypes=types) as again:
     assert again.metadata == stack.metadata
-    np.testing.assert_array_equal(again.memmap(), array)
+    np.testing.assert_array_equal(again.on_disk(), array)
 
 
 @pytest.mark.parametrize('z', [1, 3, 4])
@@ -292,15 +289,15 @@ def test_png(tmp_path):
 
 
 @pytest.mark.real_data
-def test_the_real_stacks_are_mapped(tmp_path):
+def test_the_real_stacks_are_left_on_disk(tmp_path):
   folder = os.environ['SKIPNET_DATA_DIR']
   (path,) = pathlib.Path(folder).glob('**/train-labels.tif')
   with volume.open_stack(path) as stack:
-    inside = stack.memmap() == 255
+    inside = np.asarray(stack.on_disk()) == 255
   np.testing.assert_array_equal(inside, tifffile.imread(path) == 255)
   buffer = io.BytesIO()
   tifffile.imwrite(buffer, inside.astype('u1'), compression='zlib')
   (tmp_path / 'zip.tif').write_bytes(buffer.getvalue())
   with volume.open_stack(tmp_path / 'zip.tif') as stack:
-    assert stack.memmap() is None
+    assert stack.on_disk() is None
     np.testing.assert_array_equal(stack.read_all(), inside)

@@ -15,12 +15,16 @@ import os
 import pathlib
 import random
 import resource
-import struct
 import subprocess
 import sys
-import zlib
+import warnings
 
 from absl import flags
+from hostile_inputs import REFUSED
+from hostile_inputs import SOUND
+from hostile_inputs import corpus
+from hostile_inputs import meanings
+from hostile_inputs import pixels
 
 from skipnet_jax import cli
 from skipnet_jax import errors
@@ -31,135 +35,8 @@ _FUZZ = flags.DEFINE_integer(
   'fuzz', 2000, 'Number of copies with changed bytes.'
 )
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SOUND, REFUSED = 0, 2
 # MiB that are allowed above the peak for a missing file.
 MEMORY = 256
-
-
-def _patch(data: bytes, code: int, value: int, page: int = 0) -> bytes:
-  """Sets a tag of a classic little-endian TIFF to one number."""
-  data = bytearray(data)
-  at = struct.unpack_from('<I', data, 4)[0]
-  for _ in range(page):
-    count = struct.unpack_from('<H', data, at)[0]
-    at = struct.unpack_from('<I', data, at + 2 + 12 * count)[0]
-  for entry in range(struct.unpack_from('<H', data, at)[0]):
-    place = at + 2 + 12 * entry
-    if struct.unpack_from('<H', data, place)[0] == code:
-      struct.pack_into('<HII', data, place + 2, 4, 1, value)
-      return bytes(data)
-  raise ValueError(f'no tag {code}')
-
-
-def pixels():
-  """The pixels of every valid input, `[10, 64, 64] uint8`."""
-  import numpy as np
-
-  return np.random.default_rng(0).integers(0, 255, (10, 64, 64), np.uint8)
-
-
-def corpus(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
-  """Writes the stacks, of 10 slices of 64x64: name to (path, exit code)."""
-  import numpy as np
-  from PIL import Image
-  import tifffile
-
-  image, found = pixels(), {}
-
-  def put(name, data, code=REFUSED):
-    path = folder / f'{name.replace(" ", "_")}.tif'
-    path.write_bytes(data)
-    found[name] = path, code
-
-  def write(array, **options):
-    path = folder / 'made.tif'
-    tifffile.imwrite(path, array, **{'photometric': 'minisblack'} | options)
-    data = path.read_bytes()
-    path.unlink()
-    return data
-
-  plain = write(image, metadata=None)
-  put('plain', plain, SOUND)
-  put('tiled', write(image, tile=(16, 16)), SOUND)
-  put('big-endian', write(image.astype('>u2'), byteorder='>'), SOUND)
-  put('BigTIFF', write(image, bigtiff=True), SOUND)
-  put('ZIP', write(image, compression='zlib'), SOUND)
-  put('empty', b'')
-  put('header alone', plain[:8])
-  put('cut in the first page', plain[: len(plain) // 30])
-  put('cut in the middle', plain[: len(plain) // 2])
-  planes = write(image, imagej=True)
-  put('last pixel missing', planes[:-1])
-  put('text', b'not a TIFF at all\n' * 99)
-  put('PNG by another name', b'\x89PNG\r\n\x1a\n' + plain[8:])
-  put('directories in a circle', b'II*\0\x08\0\0\0\0\0\x08\0\0\0')
-  put('no directory', b'II*\0\0\0\0\0')
-  put('directory outside the file', b'II*\0\xff\xff\xff\x7f')
-  put('width 2**31-1', _patch(plain, 256, 2**31 - 1))
-  put('height 2**31-1', _patch(plain, 257, 2**31 - 1))
-  put('height 0', _patch(plain, 257, 0))
-  put('width as of negative numbers', _patch(plain, 256, 2**32 - 64))
-  # Uncompressed pixels follow each other from the first strip's offset.
-  put('rows per strip 0', _patch(plain, 278, 0), SOUND)
-  put('strip of no bytes', _patch(plain, 279, 0), SOUND)
-  put('strip offset outside', _patch(plain, 273, 2**32 - 16))
-  put('strip offset zero', _patch(plain, 273, 0))
-  put('third page of another width', _patch(plain, 256, 32, page=2))
-  put('float16', write(image.astype('f2')))
-  put('float64', write(image.astype('f8')))
-  put('int32', write(image.astype('i4')))
-  put('complex', write(image.astype('c8')))
-  put('one bit', write(image > 127))
-  put('palette', _patch(plain, 262, 3))
-  put('RGB', write(np.stack([image] * 3, -1), photometric='rgb'))
-  put(
-    'planar RGB',
-    write(np.stack([image] * 3, 1), photometric='rgb', planarconfig='separate'),
-  )
-  put('two channels', write(np.stack([image] * 2, 1), imagej=True))
-  for name, code in {'JPEG': 7, 'ZSTD': 50000, 'unknown codec': 12345}.items():
-    put(f'compressed by {name}', _patch(plain, 259, code))
-  put('LZW that is none', _patch(plain, 259, 5))
-  bomb = write(
-    np.zeros((1, 9000, 9000), 'u1'), compression='zlib', rowsperstrip=9000
-  )
-  put('ZIP bomb in a small slice', _patch(_patch(bomb, 257, 64), 278, 64))
-  put(
-    'ZIP of a declared 100000 x 100000',
-    _patch(
-      _patch(write(image[:1], compression='zlib'), 256, 10**5), 257, 10**5
-    ),
-  )
-  values = image.astype('f4')
-  values[3, 5, 7] = np.nan
-  put('NaN in slice 4', write(values))
-  values[3, 5, 7] = np.inf
-  put('infinite in slice 4', write(values))
-  # Folders of slices.
-  for name in ('folder of PNG', 'folder with a missing PNG header'):
-    path = folder / name.replace(' ', '_')
-    path.mkdir()
-    for z, page in enumerate(image):
-      Image.fromarray(page).save(path / f'{z}.png')
-    found[name] = path, SOUND
-  (path / '4.png').write_bytes((path / '4.png').read_bytes()[20:])
-  found[name] = path, REFUSED
-  path = folder / 'bomb_png'
-  path.mkdir()
-  head = struct.pack('>IIBBBBB', 50_000, 50_000, 8, 0, 0, 0, 0)
-  chunk = b'IHDR' + head
-  (path / '0.png').write_bytes(
-    b'\x89PNG\r\n\x1a\n'
-    + struct.pack('>I', len(head))
-    + chunk
-    + struct.pack('>I', zlib.crc32(chunk))
-  )
-  found['PNG of a declared 50000 x 50000'] = path, REFUSED
-  path = folder / 'empty_folder'
-  path.mkdir()
-  found['empty folder'] = path, REFUSED
-  found['a missing file'] = folder / 'nothing.tif', REFUSED
-  return found
 
 
 # Invalid config fields.
@@ -280,6 +157,22 @@ def fuzz(path: pathlib.Path, copies: int, folder: pathlib.Path) -> dict:
   return counts | {'grown_mib': (after - before) // 1024}
 
 
+def read_elsewhere(path: pathlib.Path) -> str:
+  """What tifffile and scikit-image make of a TIFF: its shape, or what fails."""
+  import skimage.io
+  import tifffile
+
+  found = []
+  for read in (tifffile.imread, skimage.io.imread):
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      try:
+        found.append(' x '.join(map(str, read(path).shape)))
+      except Exception as error:
+        found.append(type(error).__name__)
+  return ' / '.join(dict.fromkeys(found))
+
+
 def judge(code: int, wanted: int, text: str, work: pathlib.Path) -> str:
   """The violated requirement, or ''."""
   lines = [x for x in text.splitlines() if x.startswith('error: ')]
@@ -311,7 +204,8 @@ def main() -> None:
   stripes = np.zeros((10, 64, 64), np.uint8)
   stripes[:, ::3] = 255
   volume.write_stack(labels, stripes)
-  inputs = corpus(output / 'corpus')
+  people_have = meanings(output / 'corpus')
+  inputs = corpus(output / 'corpus') | people_have
   todo = [
     (
       name,
@@ -350,6 +244,9 @@ def main() -> None:
         'message': said,
         'peak_mib': peak,
         'fault': fault,
+        'elsewhere': read_elsewhere(inputs[name][0])
+        if name in people_have and inputs[name][0].is_file()
+        else '',
       }
     )
     print(f'{code}  {name}: {said}' + (f'  FAULT: {fault}' if fault else ''))
@@ -369,9 +266,13 @@ def main() -> None:
     report['fuzz'] = fuzz(path, _FUZZ.value, output)
     print(json.dumps(report['fuzz']))
   files.write_json(output / 'hostile.json', report)
-  table = ['| input | exit code | message |', '|---|---|---|']
+  table = [
+    '| input | exit code | message | tifffile / scikit-image read |',
+    '|---|---|---|---|',
+  ]
   table += [
-    f'| {row["input"]} | {row["exit_code"]} | {row["message"]} |'
+    f'| {row["input"]} | {row["exit_code"]} | {row["message"]} | '
+    f'{row["elsewhere"]} |'
     for row in rows
   ]
   (output / 'hostile.md').write_text('\n'.join(table) + '\n')

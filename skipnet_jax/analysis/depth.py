@@ -187,7 +187,8 @@ def _train(
   names = training.kernels
   call = calls.make_train_call(training.train_step, pipeline, parallel, 1)
   state = parallel.replicate(training.create_state(config.seed))
-  arrays = parallel.replicate(pipeline_lib.host_arrays(data))
+  arrays = pipeline_lib.in_memory(pipeline_lib.host_arrays(data))
+  arrays = parallel.replicate(arrays)
   clock = [time.perf_counter()]
   lowered = call.lower(state, arrays)
   clock.append(time.perf_counter())

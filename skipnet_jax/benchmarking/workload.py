@@ -151,7 +151,7 @@ class Bench:
         data = _settle(parallel, self._batch(cell.batch))
       else:
         jitted = calls.make_train_call(step, pipeline, parallel, 1)
-        data = parallel.replicate(self._arrays)
+        data = parallel.replicate(pipeline_lib.in_memory(self._arrays))
       arguments = (state, data)
 
       def start(compiled):
@@ -194,7 +194,8 @@ class Bench:
       drawn = pipeline.plan(key, jnp.zeros((), jnp.int32))
       return pipeline.train_batch(pipeline.read(data, drawn), drawn['key'])
 
-    batch = make(self._arrays, jax.random.key(self._config.seed))
+    arrays = pipeline_lib.in_memory(self._arrays)
+    batch = make(arrays, jax.random.key(self._config.seed))
     indices = np.arange(size) % count
     return {name: np.asarray(x)[indices] for name, x in batch.items()}
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from skipnet_jax import environment
 from skipnet_jax import files
+from skipnet_jax.data import volume
 
 # Raise it when the same files would give another fingerprint.
 _VERSION = 1
@@ -22,7 +23,7 @@ _FILE = 'fingerprints.json'
 _MOST = 256  # Entries in the cache; the oldest leave it first.
 
 
-def of_arrays(image: np.ndarray, label: np.ndarray) -> str:
+def of_arrays(image: volume.Stack, label: np.ndarray) -> str:
   """Twelve hex digits of the image, a dash, twelve of the labels.
 
   Args:
@@ -32,7 +33,7 @@ def of_arrays(image: np.ndarray, label: np.ndarray) -> str:
   return '-'.join(_digest(stack) for stack in (image, label))
 
 
-def _digest(stack: np.ndarray) -> str:
+def _digest(stack: volume.Stack) -> str:
   digest = hashlib.sha256(f'{stack.shape} {stack.dtype}'.encode())
   for page in stack:
     digest.update(np.ascontiguousarray(page).data)

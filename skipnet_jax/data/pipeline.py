@@ -104,7 +104,7 @@ class Pipeline:
     height, width = self.window
 
     def cut(stack, index, offsets):
-      # A window at a time: a memory-mapped file is read nowhere else.
+      # A window at a time: a stack on the disk is read nowhere else.
       return np.stack(
         [
           stack[i, y : y + height, x : x + width]
@@ -272,7 +272,7 @@ def batch_shapes(
   return shapes
 
 
-def statistics(image: np.ndarray) -> Arrays:
+def statistics(image: volume.Stack) -> Arrays:
   """Mean and standard deviation of each slice, `[z]` float32.
 
   With them, uint8, uint16 and float32 stacks give equal inputs up to rounding.
@@ -298,6 +298,11 @@ def host_arrays(data: sources.DataSet) -> Arrays:
     **statistics(data.image),
   }
   return arrays if data.weight is None else arrays | {'weight': data.weight}
+
+
+def in_memory(arrays: Arrays) -> Arrays:
+  """Reads from the disk what `host_arrays` left there."""
+  return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def read_ahead(

@@ -27,7 +27,7 @@ class DataSet:
 
   Attributes:
     name: what figures and reports show, such as 'isbi2012'.
-    image: `[z, y, x]` uint8, uint16 or float32; may be memory-mapped.
+    image: `[z, y, x]` uint8, uint16 or float32; may stay in its file.
     label: `[z, y, x]` bool, True inside a cell.
     train: slices for training.
     valid: slices for validation.
@@ -39,7 +39,7 @@ class DataSet:
   """
 
   name: str
-  image: np.ndarray
+  image: volume.Stack
   label: np.ndarray
   train: tuple[int, ...]
   valid: tuple[int, ...]
@@ -136,8 +136,11 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
   # Before the pixels are read: what changes later changes this too.
   state = ''
   if data.source == 'stack':
-    reading = data.size, data.label_kind, data.label_inverted
-    state = fingerprint_lib.state_of((data.image, data.label), *reading)
+    state = fingerprint_lib.state_of(
+      (data.image, data.label),
+      *(data.size, data.series, data.channel),
+      *(data.label_kind, data.label_inverted),
+    )
   name, image, label, warning, remedy = _read(data, meaning)
   if data.size:
     image, label = (
@@ -199,14 +202,18 @@ def _check_label(
 
 def _read(
   data: ml_collections.ConfigDict, meaning: labels.Meaning
-) -> tuple[str, np.ndarray, np.ndarray, str, str]:
+) -> tuple[str, volume.Stack, np.ndarray, str, str]:
   source = data.source
   if source == 'stack':
-    with volume.open_stack(data.image) as reader:
-      mapped = reader.memmap()
-      image = reader.read_all() if mapped is None else mapped
-    with volume.open_stack(data.label, dtypes=labels.DTYPES) as reader:
-      label = reader.read_all()
+    choice = volume.Choice(data.series, data.channel, 'data.')
+    with (
+      volume.open_stack(data.image, choice=choice) as images,
+      volume.open_stack(data.label, dtypes=labels.DTYPES) as labelled,
+    ):
+      volume.check_same_slices(images, labelled)
+      on_disk = images.on_disk()
+      image = images.read_all() if on_disk is None else on_disk
+      label = labelled.read_all()
     label = labels.find_inside(label, image.shape, data.label, meaning)
     return f'stack {data.image}', image, label, '', ''
   if source.startswith('tfds:'):
@@ -246,7 +253,7 @@ def _read(
   return name, image, label > 0, warning, problem
 
 
-def _centre_crop(stack: np.ndarray, size: int) -> np.ndarray:
+def _centre_crop(stack: volume.Stack, size: int) -> Any:
   y, x = stack.shape[1:]
   if size > min(y, x):
     raise errors.InputError(

@@ -1,7 +1,8 @@
-"""The interface of an open stack, and its form for a folder of slices."""
+"""A folder of slices as a stack: their order, and which belong together."""
 
-import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+import decimal
+import itertools
 import os
 import pathlib
 import re
@@ -12,117 +13,83 @@ import numpy as np
 from PIL import Image
 
 from skipnet_jax import errors
+from skipnet_jax.data import stack_reader
 from skipnet_jax.data import tiff_checks
 
 # Pillow's names of one-channel pixels; older ones call 16-bit PNG 'I'.
-_PNG_DTYPES = {'L': 'uint8', 'I;16': 'uint16', 'I;16B': 'uint16', 'I': 'uint16'}
+_PNG_DTYPES = {
+  '1': 'uint8',
+  'L': 'uint8',
+  'I;16': 'uint16',
+  'I;16B': 'uint16',
+  'I': 'uint16',
+}
 _KINDS = {'.png': 'PNG', '.tif': 'TIFF', '.tiff': 'TIFF'}
+_INTEGER = re.compile(r'\d+')
+# Not within 1.2.3, whose parts are integers.
+_DECIMAL = re.compile(r'(?<!\d[.,])\d+[.,]\d+(?![.,]?\d)|\d+')
+
+# Text and numbers in turns, beginning and ending with text.
+_Parts = tuple[list[str], list[decimal.Decimal]]
 
 
-class StackReader(abc.ABC):
-  """An open stack that decodes one slice at a time, in one thread at a time.
-
-  Attributes:
-    path: where it lies.
-    shape: (z, y, x).
-    dtype: NumPy type of the pixels, native byte order.
-    metadata: what `StackWriter` takes: `axes` ('ZYX' or 'TYX'), `resolution`
-      (pixels per unit in x and y), `resolutionunit` (TIFF's: 1 none, 2 inch,
-      3 cm), `unit`, `spacing` (between slices), `info` (ImageJ's text). A key
-      is absent where the file says nothing.
-  """
-
-  path: pathlib.Path
-  shape: tuple[int, int, int]
-  dtype: np.dtype
-  metadata: dict[str, Any]
-
-  def read(self, z: int) -> np.ndarray:
-    """Slice `z` as `[y, x]`; `InputError` where it cannot be decoded."""
-    if not 0 <= z < len(self):
-      raise IndexError(f'slice {z} of {len(self)}')
-    return self._read(z)
-
-  @abc.abstractmethod
-  def _read(self, z: int) -> np.ndarray:
-    """Decodes slice z, which exists."""
-
-  def read_all(self) -> np.ndarray:
-    """The whole stack as `[z, y, x]`."""
-    with tiff_checks.refusing(
-      self.path, f'{self.shape} does not fit in memory'
-    ):
-      stack = np.empty(self.shape, self.dtype)
-    for z, page in enumerate(self):
-      stack[z] = page
-    return stack
-
-  def memmap(self) -> np.memmap | None:
-    """Read-only `[z, y, x]` over the file, or None where it needs decoding."""
-    return None
-
-  def close(self) -> None:  # noqa: B027  A folder has nothing to close.
-    """Closes the file."""
-
-  def __len__(self) -> int:
-    return self.shape[0]
-
-  def __iter__(self) -> Iterator[np.ndarray]:
-    return (self.read(z) for z in range(len(self)))
-
-  def __enter__(self) -> 'StackReader':
-    return self
-
-  def __exit__(self, *exc_info: object) -> None:
-    self.close()
-
-
-class FolderStack(StackReader):
+class FolderStack(stack_reader.StackReader):
   """A folder of PNG slices, or of TIFFs that `open_tiff` reads."""
 
   def __init__(
     self,
     path: pathlib.Path,
     dtypes: Sequence[str],
-    open_tiff: Callable[[pathlib.Path, Sequence[str]], StackReader],
+    open_tiff: Callable[[pathlib.Path], stack_reader.StackReader],
+    choice: stack_reader.Choice,
   ):
     self.path = path
     self._dtypes, self._open_tiff = tuple(dtypes), open_tiff
     names = [n for n in os.listdir(path) if not n.startswith('.')]
     kinds = {n: _KINDS.get(pathlib.Path(n).suffix.lower()) for n in names}
-    self._names = sorted((n for n in names if kinds[n]), key=_natural)
-    if len({kinds[n] for n in self._names}) != 1:
-      what = 'both PNG and TIFF' if self._names else 'no PNG or TIFF'
+    found = {kinds[n] for n in names if kinds[n]}
+    if len(found) != 1:
+      what = 'both PNG and TIFF' if found else 'no PNG or TIFF'
       raise errors.InputError(
         f'the folder {path} holds {what} files; expected the slices of one '
         'stack, all PNG or all one-page TIFF'
       )
+    if found == {'PNG'}:
+      choice.pick('series', 1, 'one image', path)
+      choice.pick('channel', 1, 'one channel', path)
+    self.names = _in_order(path, [n for n in names if kinds[n]])
+    self._stamps = []
+    for name in self.names:
+      if not (path / name).is_file():
+        raise errors.InputError(
+          f'{path / name} is no file but a folder, a pipe or a device; leave '
+          'only the slices in their folder'
+        )
+      self._stamps.append(stack_reader.stamp(path / name))
     first, self.metadata, _ = self._open(0)
-    for z, name in enumerate(self._names):
+    for z, name in enumerate(self.names):
       other = self._open(z)[0]
       if other != first:
         raise errors.InputError(
-          f'{path}: {name} is {other}, {self._names[0]} is {first}; the '
+          f'{path}: {name} is {other}, {self.names[0]} is {first}; the '
           'slices of one stack must have one shape and type'
         )
-    self.shape, self.dtype = (len(self._names), *first[0]), first[1]
+    self.shape, self.dtype = (len(self.names), *first[0]), first[1]
 
   def _read(self, z: int) -> np.ndarray:
-    found, _, page = self._open(z, pixels=True)
-    if found != (self.shape[1:], self.dtype):
-      raise errors.InputError(f'{self.path}: {self._names[z]} was just changed')
-    return page
+    with stack_reader.unchanged(self.path / self.names[z], self._stamps[z]):
+      return self._open(z, pixels=True)[2]
 
   def _open(self, z: int, pixels: bool = False) -> tuple[Any, ...]:
     """-> (shape (y, x), dtype), metadata, pixels or None."""
-    path = self.path / self._names[z]
+    path = self.path / self.names[z]
     if path.suffix.lower() == '.png':
       with tiff_checks.refusing(path, 'is no readable PNG'):
         return _open_png(path, self._dtypes, pixels)
-    with self._open_tiff(path, self._dtypes) as stack:
+    with self._open_tiff(path) as stack:
       if len(stack) != 1:
         raise errors.InputError(
-          f'{path} has {len(stack)} pages where a folder has one per file; '
+          f'{path} has {len(stack)} slices where a folder has one per file; '
           'give the path of that file instead of its folder'
         )
       page = stack.read(0) if pixels else None
@@ -143,6 +110,12 @@ def _open_png(
         f'{path} has {dtype or "mode " + image.mode} pixels; accepted are '
         f'{", ".join(dtypes)}; {tiff_checks.GREY}'
       )
+    frames = getattr(image, 'n_frames', 1)
+    if frames > 1:
+      raise errors.InputError(
+        f'{path} is an animation of {frames} images; save each as a file of '
+        'its own'
+      )
     shape = image.size[::-1]
     nbytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
     tiff_checks.check_ratio(path, nbytes, path.stat().st_size)
@@ -150,6 +123,96 @@ def _open_png(
   return (shape, np.dtype(dtype)), {'axes': 'ZYX'}, page
 
 
-def _natural(name: str) -> list[str | int]:
-  parts = re.split(r'(\d+)', name.lower())
-  return [int(p) if i % 2 else p for i, p in enumerate(parts)]
+def check_same_slices(
+  first: stack_reader.StackReader, second: stack_reader.StackReader
+) -> None:
+  """Refuses two folders whose slices are not the same ones by their names.
+
+  Compared are the numbers in the names that are not the same in all of a
+  folder, so that em_z07.png goes with label_7.png; else the names without their
+  ending, where the folders have some in common. Other names, and TIFF stacks,
+  say nothing.
+  """
+  names = first.names, second.names
+  if not all(names):
+    return
+  keys = [_varying(n) for n in names]
+  if not all(keys) or len(keys[0][0]) != len(keys[1][0]):
+    keys = [[pathlib.Path(n).stem for n in each] for each in names]
+    if not set(keys[0]) & set(keys[1]):
+      return
+  for z, (a, b) in enumerate(zip(*keys, strict=False)):
+    if a != b:
+      raise errors.InputError(
+        f'slice {z + 1} is {names[0][z]} in {first.path} but {names[1][z]} in '
+        f'{second.path}; give the slices that belong together the same numbers'
+      )
+
+
+def _varying(names: Sequence[str]) -> list[Any]:
+  """Of each name the numbers that are not equal in all; [] for none."""
+  numbers = [parts[1] for parts in _parse(names)]
+  if len({len(n) for n in numbers}) > 1:
+    return []
+  columns = [c for c in zip(*numbers, strict=True) if len(set(c)) > 1]
+  return list(zip(*columns, strict=True))
+
+
+def _in_order(path: pathlib.Path, names: list[str]) -> list[str]:
+  """Sorts by text and numbers: z-1, z0, z0.25, z2, z10."""
+
+  def key(parts: _Parts) -> list[Any]:
+    texts, numbers = parts
+    return [x for p in zip(texts, numbers, strict=False) for x in p] + [
+      texts[-1]
+    ]
+
+  keyed = sorted(zip(map(key, _parse(names)), names, strict=True))
+  for (one, a), (other, b) in itertools.pairwise(keyed):
+    if one == other:
+      raise errors.InputError(
+        f'the folder {path} has {a} and {b}, whose order is not known; number '
+        'every slice once'
+      )
+  return [name for _, name in keyed]
+
+
+def _parse(names: Sequence[str]) -> list[_Parts]:
+  """Texts and signed numbers of file names, without their endings."""
+  stems = [pathlib.Path(n).stem.lower() for n in names]
+  pattern = _DECIMAL
+  # A decimal that ends in 0 is written with as many digits as the others:
+  # 1.9 and 1.10 are pairs of integers.
+  places = _columns(_DECIMAL.findall(stem) for stem in stems)
+  for place in places:
+    ends = [re.split('[.,]', n)[1] for n in place if not n.isdigit()]
+    if len(set(map(len, ends))) > 1 and any(e[1:].endswith('0') for e in ends):
+      pattern = _INTEGER
+  texts = [pattern.split(stem) for stem in stems]
+  numbers = [
+    [decimal.Decimal(n.replace(',', '.')) for n in pattern.findall(stem)]
+    for stem in stems
+  ]
+  # A hyphen before a number is a sign if other names have none there.
+  spelt = {(at, text) for mine in texts for at, text in enumerate(mine[:-1])}
+  for mine, values in zip(texts, numbers, strict=True):
+    for at, text in enumerate(mine[:-1]):
+      bare = text[:-1]
+      if text[-1:] in ('+', '-') and spelt & {
+        (at, other) for other in (bare, f'{bare}+', f'{bare}-') if other != text
+      }:
+        mine[at] = bare
+        if text[-1] == '-':
+          values[at] = values[at].copy_negate()
+  return list(zip(texts, numbers, strict=True))
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+  """What stands first in the rows, second, ...; rows may end early."""
+  columns: list[list[str]] = []
+  for row in rows:
+    for place, value in enumerate(row):
+      if place == len(columns):
+        columns.append([])
+      columns[place].append(value)
+  return columns

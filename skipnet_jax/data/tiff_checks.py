@@ -1,17 +1,16 @@
-"""What a TIFF has to keep before any of its pixels are allocated.
+"""Checks a TIFF before memory is allocated for any of its pixels.
 
-Works on the pages `volume` hands over; imports no TIFF library itself. The
-limits: uncompressed slices lie inside the file; a compressed slice larger than
-64 MiB is at most 1000 times what is stored of it; a strip or tile decodes to at
-most twice what it should, or 64 MiB. Every breach is an `InputError`.
+Works on the pages of `tiff_stack`; imports no TIFF library itself. The limits:
+uncompressed slices lie inside the file; a compressed slice larger than 64 MiB
+is at most 1000 times as large as its stored bytes; a strip or tile decodes to
+at most twice its size, or to 64 MiB; a page has at most 64 images below it.
+Every breach is an `InputError`.
 """
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import json
 import math
 import pathlib
-import re
 import struct
 from typing import Any
 import zlib
@@ -19,8 +18,8 @@ import zlib
 from skipnet_jax import errors
 
 COMPRESSIONS = {1: 'none', 5: 'LZW', 8: 'ZIP', 32946: 'ZIP', 32773: 'PackBits'}
-# Vendor files whose single page stands for many planes.
-_FOREIGN = {33629: 'MetaMorph STK', 34412: 'Zeiss LSM', 65420: 'Hamamatsu NDPI'}
+_MOST_TAGS = 4096  # of a page, of which SubIFDs are looked for
+_SUBIFDS, _MOST_LEVELS = 330, 64
 _SMALL = 64 * 2**20
 _RATIO = 1000
 _ZIP_RATIO = 1032  # the most that deflate can expand
@@ -46,7 +45,7 @@ def refusing(path: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def count_pages(path: pathlib.Path, size: int) -> int:
-  """Pages in the directory; tifffile would quietly stop where it breaks."""
+  """Counts the pages; tifffile would silently stop where their chain breaks."""
   with path.open('rb') as file:
     head = file.read(16)
     if head[:4] not in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
@@ -58,6 +57,7 @@ def count_pages(path: pathlib.Path, size: int) -> int:
     order = '<' if head[:1] == b'I' else '>'
     big = b'+' in head[2:4]
     count, entry, pointer = ('Q', 20, 'Q') if big else ('H', 12, 'I')
+    pad = '8x' if big else '4x'
     seen: set[int] = set()
 
     def number(kind: str, at: int) -> int:
@@ -79,6 +79,17 @@ def count_pages(path: pathlib.Path, size: int) -> int:
       tags = number(count, offset)
       after = offset + struct.calcsize(order + count) + tags * entry
       following = number(pointer, after)
+      file.seek(offset + struct.calcsize(order + count))
+      # Each image below a page is opened, which a page with many would delay.
+      entries = file.read(min(tags, _MOST_TAGS) * entry)
+      for code, images in struct.iter_unpack(
+        f'{order}H2x{pointer}{pad}', entries
+      ):
+        if code == _SUBIFDS and images > _MOST_LEVELS:
+          raise errors.InputError(
+            f'{path}: page {len(seen) + 1} has {images} images below it, at '
+            f'most {_MOST_LEVELS} are read; save it as plain TIFF'
+          )
       seen.add(offset)
       offset = following
   if not seen:
@@ -86,54 +97,16 @@ def count_pages(path: pathlib.Path, size: int) -> int:
   return len(seen)
 
 
-def describe(
-  path: pathlib.Path, page: Any, imagej: dict[str, Any] | None
-) -> tuple[int, dict[str, Any]]:
-  """Slices that the first page declares (0: none), and the stack's metadata.
-
-  Refuses channels, and time points together with slices.
-  """
-  kept: dict[str, Any] = {}
-  sizes: dict[str, int] = {}  # of the axes other than y and x
-  if imagej:
-    names = {'C': 'channels', 'Z': 'slices', 'T': 'frames'}
-    sizes = {axis: int(imagej.get(key, 1)) for axis, key in names.items()}
-    if math.prod(sizes.values()) == 1:
-      sizes['Z'] = int(imagej.get('images', 1))
-    kept = {k: imagej[k] for k in ('unit', 'spacing') if k in imagej}
-    if isinstance(imagej.get('Info'), str):
-      kept['info'] = imagej['Info']
-  elif '<OME' in page.description[:2000]:
-    pixels = re.search(r'<(?:\w+:)?Pixels[^>]*>', page.description)
-    found = re.findall(r'\bSize([CZT])="(\d+)"', pixels[0] if pixels else '')
-    sizes = {axis: int(size) for axis, size in found}
-  elif page.description.startswith('{"shape":'):  # tifffile's own
-    try:
-      given = json.loads(page.description)
-    except ValueError:
-      given = {'shape': ()}
-    inner = len([size for size in page.shape if size != 1])
-    outer = [int(size) for size in given['shape'] if size != 1]
-    outer = outer[: len(outer) - inner]
-    axis = str(given.get('axes', 'Z'))[:1]
-    if len(outer) == 1:
-      sizes = {axis if axis in ('C', 'T') else 'Z': outer[0]}
-    else:
-      sizes = {f'axis {i}': size for i, size in enumerate(outer)}
-    kept = {k: given[k] for k in ('unit', 'spacing', 'info') if k in given}
-  many = {axis: size for axis, size in sizes.items() if size > 1}
-  if len(many) > 1 or 'C' in many:
+def check_sides(path: pathlib.Path, page: Any, z: int) -> None:
+  """Refuses a page without a valid height, width and strips."""
+  sides = page.imagelength, page.imagewidth
+  # A damaged tag holds a tuple of numbers, which multiplies into memory.
+  numbers = (*sides, page.rowsperstrip, page.tilelength, page.tilewidth)
+  if 0 in sides or not all(isinstance(n, int) for n in numbers):
     raise errors.InputError(
-      f'{path} has the axes {many} besides y and x where z alone is read; save '
-      'one channel of one time point (ImageJ: Image > Duplicate)'
+      f'{path}, page {z + 1}, has no valid height, width and strips '
+      f'{str(numbers)[:60]}; {_AGAIN}'
     )
-  pair = page.tags.valueof(282), page.tags.valueof(283)
-  if all(ratio and ratio[0] > 0 and ratio[1] > 0 for ratio in pair):
-    kept['resolution'] = tuple(ratio[0] / ratio[1] for ratio in pair)
-    kept['resolutionunit'] = int(page.resolutionunit)
-  return math.prod(sizes.values()), {
-    'axes': f'{"T" if "T" in many else "Z"}YX'
-  } | kept
 
 
 def check_page(
@@ -144,17 +117,7 @@ def check_page(
   `decodable`: whether its compression and predictor have a decoder here.
   """
   where = f'{path}, page {z + 1},'
-  for tag, vendor in _FOREIGN.items():
-    if tag in page.tags:
-      raise errors.InputError(f'{where} is {vendor}; save it as plain TIFF')
-  sides = page.imagelength, page.imagewidth
-  # A damaged tag holds a tuple of numbers, which multiplies into memory.
-  numbers = (*sides, page.rowsperstrip, page.tilelength, page.tilewidth)
-  if 0 in sides or not all(isinstance(n, int) for n in numbers):
-    raise errors.InputError(
-      f'{where} has no valid height, width and strips {str(numbers)[:60]}; '
-      f'{_AGAIN}'
-    )
+  check_sides(path, page, z)
   if page.axes != 'YX':
     raise errors.InputError(
       f'{where} has shape {page.shape} ({page.axes}) where (y, x) is needed; '

@@ -1,8 +1,7 @@
-"""Read and write stacks of slices: multi-page TIFF, folders of PNG or TIFF.
+"""Reads and writes stacks of slices: multi-page TIFF, folders of PNG or TIFF.
 
-The only module that imports tifffile; nothing here depends on JAX. What a file
-declares is checked when it is opened (`tiff_checks`), before any pixel is
-allocated.
+Nothing here depends on JAX. What a file declares is checked when it is opened
+(`tiff_checks`, `tiff_stack`), before any pixel is allocated.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ import logging
 import math
 import os
 import pathlib
-import sys
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,13 +19,19 @@ import tifffile
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.data import stack_folder
+from skipnet_jax.data import stack_reader
 from skipnet_jax.data import tiff_checks
+from skipnet_jax.data import tiff_stack
 
 IMAGE_DTYPES = ('uint8', 'uint16', 'float32')
 _WRITE_DTYPES = (*IMAGE_DTYPES, 'uint32')
 _CLASSIC_LIMIT = 2**32 - 2**25  # bytes of pixels, leaving room for directories
 
-StackReader = stack_folder.StackReader
+StackReader = stack_reader.StackReader
+Choice = stack_reader.Choice
+check_same_slices = stack_folder.check_same_slices
+# `[z, y, x]` in memory or on the disk.
+Stack = np.ndarray | stack_reader.SlicesOnDisk
 
 # What tifffile logs about a broken file, the InputError says.
 logging.getLogger('tifffile').addHandler(logging.NullHandler())
@@ -35,122 +39,40 @@ logging.getLogger('tifffile').propagate = False
 
 
 def open_stack(
-  path: str | os.PathLike, *, dtypes: Sequence[str] = IMAGE_DTYPES
+  path: str | os.PathLike,
+  *,
+  dtypes: Sequence[str] = IMAGE_DTYPES,
+  choice: Choice = Choice(),  # noqa: B008
 ) -> StackReader:
   """Opens a multi-page TIFF, or a folder of PNG or one-page TIFF slices.
 
-  A folder's slices are taken in natural order: slice_2 before slice_10.
+  A folder's slices are taken in the order of the numbers in their names:
+  slice_2 before slice_10, z-1 before z0.25. A 1-bit PNG gives 0 and 1.
+
+  Args:
+    path: the file or the folder.
+    dtypes: types of pixels that are accepted.
+    choice: which image and which channel, where there are several.
 
   Raises:
     InputError: missing, empty or cut short; not a TIFF; colour, complex or any
       pixel type outside `dtypes`; slices of unequal shape; dimensions that the
-      file cannot hold; compression without a decoder.
+      file cannot hold; compression without a decoder; several images, channels
+      or time points and none chosen; a description that does not fit the pages.
   """
   path = pathlib.Path(path)
   with tiff_checks.refusing(path, 'cannot be opened'):
     if path.is_dir():
-      return stack_folder.FolderStack(path, dtypes, _TiffStack)
+      return stack_folder.FolderStack(
+        path, dtypes, lambda p: tiff_stack.TiffStack(p, dtypes, choice), choice
+      )
     if not path.is_file():
+      what = 'a pipe or a device is' if path.exists() else 'there is no stack'
       raise errors.InputError(
-        f'there is no stack at {path}; expected a multi-page TIFF or a folder '
-        'of PNG slices'
+        f'{what} at {path}; expected a multi-page TIFF or a folder of PNG '
+        'slices'
       )
-    return _TiffStack(path, dtypes)
-
-
-def _check_page(
-  path: pathlib.Path, page: tifffile.TiffPage, z: int, dtypes: Sequence[str]
-) -> None:
-  codecs, predictors = tifffile.TIFF.DECOMPRESSORS, tifffile.TIFF.UNPREDICTORS
-  decodable = page.compression in codecs and page.predictor in predictors
-  tiff_checks.check_page(path, page, z, dtypes, decodable)
-
-
-class _TiffStack(StackReader):
-  def __init__(self, path: pathlib.Path, dtypes: Sequence[str]):
-    self.path = path
-    self._size = path.stat().st_size
-    count = tiff_checks.count_pages(path, self._size)
-    with contextlib.ExitStack() as undo:
-      # Vendors whose pages tifffile would rearrange; they are refused instead.
-      self._tiff = undo.enter_context(
-        tifffile.TiffFile(path, is_lsm=False, is_ndpi=False, is_scanimage=False)
-      )
-      self._check(count, dtypes)
-      undo.pop_all()
-
-  def _check(self, count: int, dtypes: Sequence[str]) -> None:
-    first = self._tiff.pages.first
-    _check_page(self.path, first, 0, dtypes)
-    assert first.dtype is not None  # Else it was refused.
-    self.dtype = first.dtype.newbyteorder('=')
-    self._page_bytes = math.prod(first.shape) * self.dtype.itemsize
-    declared, self.metadata = tiff_checks.describe(
-      self.path, first, self._tiff.imagej_metadata
-    )
-    # One directory entry for many slices: how ImageJ writes large stacks.
-    virtual = count == 1 and declared > 1 and first.is_final
-    if declared > count and not virtual:
-      raise errors.InputError(
-        f'{self.path} is cut short: it declares {declared} slices but has '
-        f'{count} pages; copy or export it again'
-      )
-    y, x = first.shape
-    self.shape = (declared if virtual else count, y, x)
-    if virtual:
-      tiff_checks.check_total(self.path, self.shape, first, self._size)
-    starts = np.arange(self.shape[0], dtype=np.int64) * self._page_bytes
-    starts += first.dataoffsets[0]
-    if virtual:
-      last = int(starts[-1]), self._size, declared - 1
-      tiff_checks.check_range(self.path, first, *last)
-    raw = True
-    for z in range(count):
-      page = self._tiff.pages[z]
-      # Frames are pages read in part, which TiffFile makes on request.
-      assert isinstance(page, tifffile.TiffPage)
-      _check_page(self.path, page, z, dtypes)
-      if page.shape != first.shape or page.dtype != first.dtype:
-        raise errors.InputError(
-          f'{self.path}: page {z + 1} is {page.shape} {page.dtype}, page 1 is '
-          f'{first.shape} {first.dtype}; save one stack of equal slices'
-        )
-      tiff_checks.check_stored(self.path, page, self._size, z)
-      raw = raw and page.is_final
-      if not virtual:
-        starts[z] = page.dataoffsets[0]
-    tiff_checks.check_total(self.path, self.shape, first, self._size)
-    # Where each slice's pixels begin, if they lie in the file as they are.
-    self._starts = starts if raw else None
-
-  def _read(self, z: int) -> np.ndarray:
-    what = f'cannot be read at slice {z + 1}'
-    with tiff_checks.refusing(self.path, what):
-      if self._starts is not None:
-        stored = self.dtype.newbyteorder(self._tiff.byteorder)
-        count, start = math.prod(self.shape[1:]), int(self._starts[z])
-        page = np.fromfile(self.path, stored, count, offset=start)
-        page = page.reshape(self.shape[1:])
-      else:
-        source = self._tiff.pages[z]
-        tiff_checks.check_bomb(self.path, source, self._tiff.filehandle, z)
-        page = source.asarray(maxworkers=1).reshape(self.shape[1:])
-      return page.astype(self.dtype, copy=False)
-
-  def memmap(self) -> np.memmap | None:
-    if self._starts is None or self._starts[0] % self.dtype.itemsize:
-      return None
-    native = self._tiff.byteorder == ('<' if sys.byteorder == 'little' else '>')
-    if not native and self.dtype.itemsize > 1:
-      return None
-    if np.any(np.diff(self._starts) != self._page_bytes):
-      return None
-    start = int(self._starts[0])
-    with tiff_checks.refusing(self.path, 'cannot be mapped'):
-      return np.memmap(self.path, self.dtype, 'r', start, self.shape)
-
-  def close(self) -> None:
-    self._tiff.close()
+    return tiff_stack.TiffStack(path, dtypes, choice)
 
 
 @contextlib.contextmanager
@@ -177,6 +99,10 @@ def _replacing(
     yield file
     with tiff_checks.refusing(path, 'cannot be written'):
       undo.close()
+
+
+class _Widened(Exception):
+  """Leaves the block of a file that is given up for a wider one."""
 
 
 class StackWriter:
@@ -217,6 +143,10 @@ class StackWriter:
     self._undo = contextlib.ExitStack()
 
   def __enter__(self) -> 'StackWriter':
+    self._begin()
+    return self
+
+  def _begin(self) -> None:
     given = self._metadata
     kept = {'axes': given.get('axes', 'ZYX')}
     kept |= {k: given[k] for k in ('unit', 'spacing') if k in given}
@@ -229,7 +159,7 @@ class StackWriter:
     if 'info' in given:
       kept['Info' if imagej else 'info'] = given['info']
     tags = {k: given[k] for k in ('resolution', 'resolutionunit') if k in given}
-    with self._undo as undo:
+    with contextlib.ExitStack() as undo:
       self._file = undo.enter_context(
         _replacing(self.path, ('.tif', '.tiff'), self._overwrite)
       )
@@ -244,9 +174,9 @@ class StackWriter:
             **tags,
           )
         assert written is not None  # Thanks to returnoffset.
-        self._file.seek(written[0])
+        self._first = written[0]
+        self._file.seek(self._first)
       self._undo = undo.pop_all()
-    return self
 
   def write(self, page: np.ndarray) -> None:
     """Appends one slice, `[y, x]` of the stack's dtype."""
@@ -260,6 +190,23 @@ class StackWriter:
     with tiff_checks.refusing(self.path, 'cannot be written'):
       self._file.write(np.ascontiguousarray(page).data)
     self._written += 1
+
+  def widen(self) -> None:
+    """Goes on in uint32 where it was uint16, with the slices written so far."""
+    if self.dtype == np.uint32:
+      return
+    narrow, first, stored = self._file, self._first, self.dtype
+    count = math.prod(self.shape[1:])
+    # Removes the narrow file at the end.
+    with contextlib.suppress(_Widened), self._undo:
+      self.dtype = np.dtype(np.uint32)
+      self._begin()
+      narrow.seek(first)
+      with tiff_checks.refusing(self.path, 'cannot be written'):
+        for _ in range(self._written):
+          page = np.frombuffer(narrow.read(count * stored.itemsize), stored)
+          self._file.write(page.astype(self.dtype).data)
+      raise _Widened
 
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
     if kind is not None:

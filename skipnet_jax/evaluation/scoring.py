@@ -122,11 +122,12 @@ def score_files(
   meaning: labels_lib.Meaning,
   kind: str,
   image: Path | None,
+  choice: volume.Choice = volume.Choice(),  # noqa: B008
 ) -> Evaluation:
   """Scores predictions against labels; the image stack is for the figures.
 
-  Slices whose labels have no membrane, or no cell, are left out. The other
-  arguments are those of `read_pair`.
+  Slices whose labels have no membrane, or no cell, are left out. `choice` is of
+  the image. The other arguments are those of `read_pair`.
 
   Raises:
     InputError: see `read_pair`; an image of another shape.
@@ -134,7 +135,7 @@ def score_files(
   values, inside, kind = read_pair(prediction, labels, meaning, kind)
   pages = None
   if image:
-    with volume.open_stack(image) as reader:
+    with volume.open_stack(image, choice=choice) as reader:
       _check_shape(image, reader.shape, prediction, values.shape)
       pages = reader.read_all()
     volume.check_finite(pages, str(image))
@@ -219,6 +220,7 @@ def read_pair(
     volume.open_stack(prediction, dtypes=labels_lib.DTYPES) as predicted,
     volume.open_stack(labels, dtypes=labels_lib.DTYPES) as truth,
   ):
+    volume.check_same_slices(predicted, truth)
     _check_shape(labels, truth.shape, prediction, predicted.shape)
     values, label = predicted.read_all(), truth.read_all()
   inside = labels_lib.find_inside(label, label.shape, str(labels), meaning)

@@ -1,4 +1,4 @@
-"""Whole stacks from file to file, predicted slice by slice."""
+"""Predicts a stack slice by slice, from file to file."""
 
 from collections.abc import Callable
 import contextlib
@@ -13,14 +13,13 @@ import tqdm
 from skipnet_jax import errors
 from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import sources
-from skipnet_jax.data import stack_folder
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
 from skipnet_jax.scores import thinning
 
 
 def progress(total: int, unit: str) -> tqdm.tqdm:
-  """A bar on standard error; nothing unless that is a terminal."""
+  """Shows a bar on standard error if that is a terminal."""
   return tqdm.tqdm(
     total=total, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty()
   )
@@ -28,7 +27,7 @@ def progress(total: int, unit: str) -> tqdm.tqdm:
 
 def predict_stack(
   predictor: inference.Predictor,
-  source: stack_folder.StackReader,
+  source: volume.StackReader,
   output: str | os.PathLike,
   *,
   std_output: str | os.PathLike | None = None,
@@ -37,31 +36,35 @@ def predict_stack(
   tile: int = 0,
   overlap: int | None = None,
   overwrite: bool = False,
-  say: Callable[[str], None] = lambda _: None,
-) -> None:
+  log: Callable[[str], None] = lambda _: None,
+) -> str:
   """Predicts a stack of any size; memory does not grow with its slices.
 
-  The files take their names when all slices are done, with the resolution and
-  the axes of the source.
+  The files appear when all slices are done. They keep the axes, the pixel size
+  and its unit.
 
   Args:
-    predictor: what to average.
+    predictor: predicts and averages.
     source: an open stack.
     output: TIFF of probabilities, float32, 1 inside a cell, 0 on membranes.
     std_output: TIFF of their standard deviations, float32.
-    segmentation: TIFF of labels, uint32: regions of `thinning.thin_borders`
-      from 1 up in every slice, 0 on their borders.
-    threshold: a pixel is inside where its probability is above.
+    segmentation: TIFF of labels: in every slice, the regions of
+      `thinning.thin_borders` have numbers from 1, and their borders 0. The type
+      is uint16, or uint32 if a slice has more than 65535 regions.
+    threshold: a pixel is inside if its probability is larger.
     tile: see `Predictor.tiling`.
     overlap: see `Predictor.tiling`.
-    overwrite: whether files that exist may be replaced.
-    say: told about tiles that overlap by less than the network sees, and about
-      slices of a single region.
+    overwrite: whether existing files may be replaced.
+    log: called with a message on tiles that overlap by less than the receptive
+      field, and on slices of a single region.
+
+  Returns:
+    Type of the labels; '' without `segmentation`.
 
   Raises:
-    InputError: files that cannot be read or written, a tile or a threshold
-      that does not fit, pixels that are not finite, fewer slices than the
-      network looks at; before anything is compiled.
+    InputError: files that cannot be read or written, an invalid tile or
+      threshold, pixels that are not finite, fewer slices than the network needs
+      at a time; all before anything is compiled.
   """
   if not 0 <= threshold <= 1:
     raise errors.InputError(
@@ -69,7 +72,7 @@ def predict_stack(
     )
   if len(source) < predictor.slices:
     raise errors.InputError(
-      f'{source.path} has {len(source)} slice(s), but the network looks at '
+      f'{source.path} has {len(source)} slice(s), but the network needs '
       f'{predictor.slices} at a time: give a larger stack.'
     )
   paths = [p for p in (output, std_output, segmentation) if p]
@@ -91,11 +94,11 @@ def predict_stack(
 
     mean_out = writer(output, 'float32')
     std_out = writer(std_output, 'float32') if std_output else None
-    labels_out = writer(segmentation, 'uint32') if segmentation else None
+    labels_out = writer(segmentation, 'uint16') if segmentation else None
     for z, page in enumerate(source):
       volume.check_finite(page, str(source.path), z)
     size = source.shape[1:]
-    tiling = predictor.tiling(size, tile, overlap, say)
+    tiling = predictor.tiling(size, tile, overlap, log)
     each = len(tiling.starts(size)) * predictor.count
     bar = stack.enter_context(progress(len(source) * each, 'prediction'))
     # Neighbours are wanted again by the next slice.
@@ -112,12 +115,16 @@ def predict_stack(
         # In float64, or the last threshold would round to 1.
         inside = mean.astype(np.float64) > threshold
         regions = thinning.thin_borders(inside)
-        if regions.max() < 2:
+        count = regions.max()
+        if count < 2:
           single.append(z)
-        labels_out.write(regions.astype(np.uint32))
+        if count > np.iinfo(np.uint16).max:
+          labels_out.widen()
+        labels_out.write(regions.astype(labels_out.dtype))
   if single:
-    say(
+    log(
       f'{segmentation} has only one region in slices '
       f'{labels_lib.ranges(single)} (counted from 0) at threshold '
       f'{threshold:.3g}: try another --threshold.'
     )
+  return labels_out.dtype.name if labels_out else ''

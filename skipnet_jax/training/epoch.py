@@ -105,12 +105,12 @@ class Epoch:
       self._call = calls.make_train_call(
         step, pipeline, parallel, self.steps_per_call
       )
-      self._data = parallel.replicate(arrays)
+      self._data = parallel.replicate(pipeline_lib.in_memory(arrays))
     else:
       self.steps_per_call = 1
       self._call = calls.make_host_train_call(step, pipeline, parallel)
       log(
-        'The data set stays on the host, memory-mapped: it exceeds '
+        'The data set stays on the host: it exceeds '
         f'data.device_share={config.data.device_share} of the device.'
       )
 

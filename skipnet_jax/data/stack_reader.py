@@ -1,0 +1,234 @@
+"""What every open stack offers, and a stack that stays on the disk."""
+
+import abc
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import operator
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from skipnet_jax import errors
+from skipnet_jax.data import tiff_checks
+
+Stamp = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """Which image of a file is wanted, and which of its channels.
+
+  Attributes:
+    series: number of the image, from 1; 0: there must be only one.
+    channel: number of the channel, from 1; 0: there must be only one.
+    prefix: what precedes both names where the user gives them, such as '--';
+      None: the user cannot give them.
+  """
+
+  series: int = 0
+  channel: int = 0
+  prefix: str | None = None
+
+  def pick(self, name: str, count: int, what: str, path: pathlib.Path) -> int:
+    """Index of the wanted one, from 0.
+
+    Args:
+      name: 'series' or 'channel'.
+      count: how many there are.
+      what: describes them for the message, such as '2 channels'.
+      path: the file.
+
+    Raises:
+      InputError: there are several and none is chosen, or there are fewer.
+    """
+    number = getattr(self, name)
+    if number == 0 and count == 1:
+      return 0
+    if 1 <= number <= count:
+      return number - 1
+    if self.prefix is None:
+      remedy = 'save the one you mean as a file of its own'
+    else:
+      option = f'{self.prefix}{name}'
+      remedy = f'choose one by {option}=1'
+      remedy += f' to {option}={count}' if count > 1 else ''
+      if number:
+        remedy = f'{option} is {number}: {remedy}'
+    raise errors.InputError(f'{path} has {what}; {remedy}')
+
+
+def stamp(path: pathlib.Path) -> Stamp:
+  """Changes whenever the file is written to or replaced."""
+  found = os.stat(path)
+  return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def unchanged(path: pathlib.Path, before: Stamp) -> Iterator[None]:
+  """Refuses a file that was changed since `before`, when the block ends."""
+  try:
+    yield
+  finally:
+    with tiff_checks.refusing(path, 'cannot be read any more'):
+      if stamp(path) != before:
+        raise errors.InputError(
+          f'{path} was changed while it was being read; give the command again '
+          'when nothing writes to it'
+        )
+
+
+class SlicesOnDisk:
+  """A stack `[z, y, x]` in a file, which is read where it is indexed.
+
+  Like an array, it gives a view for slices and a copy for integers. The file is
+  read, not mapped: a mapped file that another program cuts short would end the
+  process.
+
+  Attributes:
+    path: the file.
+    shape: (z, y, x).
+    dtype: native byte order.
+
+  Args:
+    path: the file.
+    stored: dtype as stored, with its byte order.
+    starts: offset of each slice in bytes, int64.
+    sides: (y, x) of a whole slice.
+    before: the file's stamp when it was opened.
+    rows: those that are visible; None: all.
+    columns: likewise.
+  """
+
+  ndim = 3
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    stored: np.dtype,
+    starts: np.ndarray,
+    sides: tuple[int, int],
+    before: Stamp,
+    rows: range | None = None,
+    columns: range | None = None,
+  ):
+    self.path, self.dtype = path, stored.newbyteorder('=')
+    self._stored, self._starts, self._sides = stored, starts, sides
+    self._before = before
+    self._rows = range(sides[0]) if rows is None else rows
+    self._columns = range(sides[1]) if columns is None else columns
+    self.shape = (len(starts), len(self._rows), len(self._columns))
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of all pixels."""
+    z, y, x = self.shape
+    return z * y * x * self.dtype.itemsize
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    return (self._read(z, self._rows, self._columns) for z in range(len(self)))
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    if copy is False:
+      raise ValueError(f'{self.path} is on the disk: only a copy is in memory')
+    found = np.empty(self.shape, self.dtype if dtype is None else dtype)
+    for z, page in enumerate(self):
+      found[z] = page
+    return found
+
+  def __getitem__(self, key: Any) -> Any:
+    key = key if isinstance(key, tuple) else (key,)
+    z, y, x = (*key, slice(None), slice(None))[: max(3, len(key))]
+    rows, columns = self._rows[y], self._columns[x]
+    if {rows.step, columns.step} != {1}:
+      raise IndexError(f'{key}: rows and columns must be neighbours')
+    if isinstance(z, slice):
+      starts = self._starts[z]
+      fixed = self.path, self._stored, starts, self._sides, self._before
+      return SlicesOnDisk(*fixed, rows, columns)
+    if not np.ndim(z):
+      return self._read(operator.index(z), rows, columns)
+    found = np.empty((*np.shape(z), len(rows), len(columns)), self.dtype)
+    for at, one in np.ndenumerate(z):
+      found[at] = self._read(int(one), rows, columns)
+    return found
+
+  def _read(self, z: int, rows: range, columns: range) -> np.ndarray:
+    width = self._sides[1]
+    start = int(self._starts[z]) + rows.start * width * self.dtype.itemsize
+    count = len(rows) * width
+    what = f'cannot be read at slice {z + 1}'
+    with (
+      unchanged(self.path, self._before),
+      tiff_checks.refusing(self.path, what),
+    ):
+      found = np.fromfile(self.path, self._stored, count, offset=start)
+      found = found.reshape(len(rows), width)[:, columns.start : columns.stop]
+      return found.astype(self.dtype, copy=False)
+
+
+class StackReader(abc.ABC):
+  """An open stack that decodes one slice at a time, in one thread at a time.
+
+  Attributes:
+    path: where it lies.
+    shape: (z, y, x).
+    dtype: NumPy type of the pixels, native byte order.
+    metadata: what `StackWriter` takes: `axes` ('ZYX' or 'TYX'), `resolution`
+      (pixels per unit in x and y), `resolutionunit` (TIFF's: 1 none, 2 inch,
+      3 cm), `unit`, `spacing` (between slices), `info` (ImageJ's text). A key
+      is absent where the file says nothing.
+    names: file names of the slices in order; () where they have none.
+  """
+
+  path: pathlib.Path
+  shape: tuple[int, int, int]
+  dtype: np.dtype
+  metadata: dict[str, Any]
+  names: Sequence[str] = ()
+
+  def read(self, z: int) -> np.ndarray:
+    """Slice `z` as `[y, x]`; `InputError` where it cannot be decoded."""
+    if not 0 <= z < len(self):
+      raise IndexError(f'slice {z} of {len(self)}')
+    return self._read(z)
+
+  @abc.abstractmethod
+  def _read(self, z: int) -> np.ndarray:
+    """Decodes slice z, which exists."""
+
+  def read_all(self) -> np.ndarray:
+    """The whole stack as `[z, y, x]`."""
+    with tiff_checks.refusing(
+      self.path, f'{self.shape} does not fit in memory'
+    ):
+      stack = np.empty(self.shape, self.dtype)
+    for z, page in enumerate(self):
+      stack[z] = page
+    return stack
+
+  def on_disk(self) -> SlicesOnDisk | None:
+    """The stack left in its file; None where its slices need decoding."""
+    return None
+
+  def close(self) -> None:  # noqa: B027  A folder has nothing to close.
+    """Closes the file."""
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    return (self.read(z) for z in range(len(self)))
+
+  def __enter__(self) -> 'StackReader':
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()

@@ -1,0 +1,129 @@
+"""Folders of slices: their order, and which belong together."""
+
+import random
+
+from made_stacks import make_pixels
+from made_stacks import refuse
+import numpy as np
+from PIL import Image
+import pytest
+
+from skipnet_jax import errors
+from skipnet_jax.data import volume
+
+
+def fill(folder, stems, ending='png'):
+  """Writes slices in an order of chance; the k-th has the value k."""
+  folder.mkdir(exist_ok=True)
+  numbered = list(enumerate(stems))
+  random.Random(0).shuffle(numbered)
+  for k, stem in numbered:
+    Image.fromarray(np.full((3, 4), k, np.uint8)).save(
+      folder / f'{stem}.{ending}'
+    )
+  return folder
+
+
+@pytest.mark.parametrize(
+  'stems',
+  [
+    ['z0', 'z0.25', 'z0.5', 'z0.75', 'z1', 'z1.25'],
+    ['z-10', 'z-2', 'z-1.5', 'z-0.25', 'z0', 'z0.25', 'z2'],
+    ['-1', '0', '+1', '+2'],
+    ['z-1.00', 'z-0.50', 'z0.00', 'z0.50', 'z10.00'],
+    ['z0,25', 'z0,5', 'z1'],
+    ['0.0', '0.25', '0.5', '1.0', '10.0'],
+    ['slice-8', 'slice-9', 'slice-10'],
+    ['a_1-2', 'a_1-10', 'a_2-1'],
+    ['v1.8', 'v1.9', 'v1.10', 'v1.11'],
+    ['2026.1.9_z9', '2026.1.9_z10', '2026.1.10_z1'],
+    ['img.008', 'img.009', 'img.010'],
+    ['S1', 's2', 'S3'],
+    ['alpha', 'beta', 'gamma'],
+    [f'z{9 * 10**4000}'[:200], f'z{9 * 10**4000}'[:210]],
+  ],
+)
+def test_the_order_is_that_of_the_numbers(tmp_path, stems):
+  with volume.open_stack(fill(tmp_path / 'a', stems)) as stack:
+    assert [page[0, 0] for page in stack] == list(range(len(stems)))
+
+
+@pytest.mark.parametrize('stems', [['1', '01'], ['z1.5', 'z1,5'], ['a', 'A']])
+def test_an_unknown_order_is_refused(tmp_path, stems):
+  refuse(fill(tmp_path / 'a', stems), *stems, 'order is not known')
+
+
+@pytest.mark.parametrize(
+  ('images', 'labels'),
+  [
+    (['em_z07', 'em_z08'], ['label_7', 'label_8']),
+    (['a_1', 'a_2'], ['seg2_1', 'seg2_2']),
+    (['a', 'b'], ['a', 'b']),
+    # These say nothing.
+    (['one'], ['another']),
+    (['a', 'b'], ['mask of a', 'mask of b']),
+    (['1', '2'], ['left', 'right']),
+  ],
+)
+def test_slices_that_belong_together(tmp_path, images, labels):
+  with (
+    volume.open_stack(fill(tmp_path / 'i', images)) as image,
+    volume.open_stack(fill(tmp_path / 'l', labels)) as label,
+  ):
+    volume.check_same_slices(image, label)
+
+
+@pytest.mark.parametrize(
+  ('images', 'labels', 'words'),
+  [
+    (['0', '1', '2'], ['1', '2', '3'], ('slice 1', '0.png', '1.png')),
+    (['z1', 'z2', 'z4'], ['z1', 'z2', 'z3'], ('slice 3', 'z4.png', 'z3.png')),
+    (['z0.5', 'z1'], ['z0.25', 'z1'], ('slice 1', 'z0.5.png', 'z0.25.png')),
+    (['a', 'b', 'd'], ['a', 'b', 'c'], ('slice 3', 'd.png', 'c.png')),
+  ],
+)
+def test_slices_that_do_not(tmp_path, images, labels, words):
+  with (
+    volume.open_stack(fill(tmp_path / 'i', images)) as image,
+    volume.open_stack(fill(tmp_path / 'l', labels)) as label,
+    pytest.raises(errors.InputError) as caught,
+  ):
+    volume.check_same_slices(image, label)
+  for word in words:
+    assert word in str(caught.value)
+
+
+def test_a_tiff_says_nothing_about_its_slices(tmp_path):
+  volume.write_stack(tmp_path / 'a.tif', make_pixels(shape=(2, 3, 4)))
+  with (
+    volume.open_stack(fill(tmp_path / 'i', ['1', '2'])) as image,
+    volume.open_stack(tmp_path / 'a.tif') as label,
+  ):
+    volume.check_same_slices(image, label)
+
+
+def test_one_bit_gives_two_values(tmp_path):
+  inside = make_pixels(shape=(3, 9, 11)) > 128
+  for z, page in enumerate(inside):
+    Image.fromarray(page).save(tmp_path / f'{z}.png')
+  with volume.open_stack(tmp_path) as stack:
+    assert stack.dtype == np.uint8
+    label = stack.read_all()
+  np.testing.assert_array_equal(label, inside)
+  found = volume.check_labels(label, inside.shape, 'one bit')
+  np.testing.assert_array_equal(found, inside)
+
+
+@pytest.mark.parametrize('kind', ['channel', 'series'])
+def test_png_has_one_image_of_one_channel(tmp_path, kind):
+  choice = volume.Choice(**{kind: 2, 'prefix': 'data.'})
+  folder = fill(tmp_path / 'a', ['1'])
+  refuse(folder, f'data.{kind} is 2: choose one', choice=choice)
+
+
+def test_a_slice_that_changes_while_it_is_read(tmp_path):
+  with volume.open_stack(fill(tmp_path / 'a', ['1', '2'])) as stack:
+    assert stack.read(1)[0, 0] == 1
+    fill(tmp_path / 'a', ['1', '2'])
+    with pytest.raises(errors.InputError, match=r'1\.png was changed while'):
+      stack.read(0)
