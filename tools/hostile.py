@@ -69,7 +69,7 @@ CONFIGS = [
 ]
 
 
-def files(folder: pathlib.Path) -> dict[str, int]:
+def change_times(folder: pathlib.Path) -> dict[str, int]:
   """Modification time of every file below a folder, except caches."""
   found = {}
   for path in folder.rglob('*'):
@@ -223,7 +223,7 @@ def main() -> None:
   rows, least = [], 0
   home = output / 'home'
   home.mkdir()
-  before = [files(ROOT), files(output / 'corpus')]
+  before = [change_times(ROOT), change_times(output / 'corpus')]
   for number, (name, wanted, arguments) in enumerate(todo):
     work = output / 'runs' / str(number)
     code, text, peak = run([*arguments, f'--workdir={work}'], home)
@@ -258,8 +258,10 @@ def main() -> None:
     'rows': rows,
   }
   # Commands may write to their workdir and the cache only.
-  after = [files(ROOT), files(output / 'corpus')]
-  stray = [p for p in files(home) if not p.startswith(str(home / 'cache'))]
+  after = [change_times(ROOT), change_times(output / 'corpus')]
+  stray = [
+    p for p in change_times(home) if not p.startswith(str(home / 'cache'))
+  ]
   report['written_elsewhere'] = stray + ['changed'] * (before != after)
   if _STACK.value:
     path = pathlib.Path(_STACK.value)
