@@ -114,7 +114,10 @@ def test_labels_with_more_than_two_values(stack):
     (['--config.data.valid=8-12'], 'the stack has 10 slices, 0 to 9'),
     (['--config.train.batch_size=3'], 'give one of 1, 2, 4, 8'),
     (['--config.data.size=72'], 'multiples of 32, the nearest is 64x64'),
-    (['--config.data.crop=96'], 'the slices have 64x64 pixels: give at most 64'),
+    (
+      ['--config.data.crop=96'],
+      'the slices have 64x64 pixels: give at most 64',
+    ),
     (
       ['--config.parallel.mode=pmap', '--config.parallel.devices=64'],
       'give at most 8',

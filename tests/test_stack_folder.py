@@ -9,6 +9,7 @@ from PIL import Image
 import pytest
 
 from skipnet_jax import errors
+from skipnet_jax.data import labels
 from skipnet_jax.data import volume
 
 
@@ -110,7 +111,7 @@ def test_one_bit_gives_two_values(tmp_path):
     assert stack.dtype == np.uint8
     label = stack.read_all()
   np.testing.assert_array_equal(label, inside)
-  found = volume.check_labels(label, inside.shape, 'one bit')
+  found = labels.find_inside(label, inside.shape, 'one bit')
   np.testing.assert_array_equal(found, inside)
 
 

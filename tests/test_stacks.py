@@ -61,7 +61,7 @@ def test_memory_does_not_grow_with_the_slices(tmp_path):
         tmp_path / f'p{slices}.tif',
         std_output=tmp_path / f's{slices}.tif',
         segmentation=tmp_path / f'l{slices}.tif',
-        say=lines.append,
+        log=lines.append,
       )
     assert f'one region in slices 0-{slices - 1} (counted' in lines[0]
     assert 'at threshold 0.5: try another' in lines[0]
