@@ -25,8 +25,30 @@ def make_figure(width: float, height: float, dpi: float = 150) -> Any:
   return empty
 
 
+def legend_label(name: str) -> str:
+  """A run's name as a label; a legend leaves out labels that begin with `_`."""
+  return f' {name}' if name.startswith('_') else name
+
+
 def to_array(figure: Any) -> np.ndarray:
-  """The drawn figure, `[y, x, 3]` uint8."""
+  """The drawn figure, `[y, x, 3]` uint8.
+
+  Names of runs and files are drawn as they are: matplotlib takes what lies
+  between two dollar signs as a formula, except in its own labels of ticks.
+  """
+  from matplotlib import text
+
+  own = {
+    label
+    for axes in figure.axes
+    for axis in (axes.xaxis, axes.yaxis)
+    for label in axis.get_ticklabels(which='both')
+  }
+  for label in set(figure.findobj(text.Text)) - own:
+    label.set_parse_math(False)
+    # Bytes of a file's name that are not UTF-8.
+    name = label.get_text().encode(errors='backslashreplace').decode()
+    label.set_text(name)
   figure.canvas.draw()
   return np.array(figure.canvas.buffer_rgba())[..., :3].copy()
 

@@ -1,5 +1,7 @@
 """The depth axis of figures."""
 
+import os
+
 import numpy as np
 
 from skipnet_jax import plots
@@ -36,3 +38,16 @@ def test_other_networks_are_aligned_by_relative_depth():
   np.testing.assert_allclose(places[0], [1 / 6, 1 / 2, 5 / 6])
   np.testing.assert_allclose(places[1], [0.25, 0.75])
   assert 'relative depth' in axes[0].get_xlabel()
+
+
+def test_names_of_runs_are_drawn_as_they_are():
+  figure = plots.make_figure(2, 2, dpi=50)
+  axes = figure.subplots()
+  axes.plot([1, 1e4], [1, 2], label=plots.legend_label('_run'))
+  axes.set(xscale='log', title=r'a $\frac{$ ' + os.fsdecode(b'\xff'))
+  legend = axes.legend()
+  plots.to_array(figure)
+  assert axes.title.get_text() == r'a $\frac{$ \udcff'
+  assert not axes.title.get_parse_math()
+  assert all(label.get_parse_math() for label in axes.get_xticklabels())
+  assert [text.get_text() for text in legend.get_texts()] == [' _run']

@@ -317,7 +317,13 @@ def _plot_line(
 ) -> None:
   colour = plots.CYCLE[i]
   good = np.isfinite(y) & (y > 0)
-  ax.plot(x[good], y[good], 'osD^'[i % 4] + '-', color=colour, label=name)
+  ax.plot(
+    x[good],
+    y[good],
+    'osD^'[i % 4] + '-',
+    color=colour,
+    label=plots.legend_label(name),
+  )
   # Every variant has its own height, so that no cross hides another.
   heights = np.full(np.sum(~good), 0.97 - 0.04 * i)
   edge = ax.get_xaxis_transform()

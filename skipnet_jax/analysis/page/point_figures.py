@@ -35,7 +35,15 @@ def gradient_norms(points: Points, dataset: str) -> figures.FigureWithData:
     curves, places, plots.CYCLE, strict=False
   ):
     y = np.where(point.grad_l2 > 0, point.grad_l2, np.nan)
-    ax.plot(x, y, '.-', color=colour, lw=1.2, ms=3, label=f'{run}, {moment}')
+    ax.plot(
+      x,
+      y,
+      '.-',
+      color=colour,
+      lw=1.2,
+      ms=3,
+      label=plots.legend_label(f'{run}, {moment}'),
+    )
   ax.set(yscale='log', ylabel='L2 norm of the gradient')
   ax.grid(axis='y', alpha=0.3)
   ax.legend(fontsize=8)
@@ -115,7 +123,9 @@ def path_lengths(points: Points, dataset: str) -> figures.FigureWithData | None:
   styles = dict(zip(moments, ('--', '-'), strict=False))
   for (run, moment, lengths), x in zip(curves, places, strict=True):
     look = dict(color=colours[run], ls=styles[moment], lw=1.3)
-    left.plot(lengths.shares[0], label=f'{run}, {moment}', **look)
+    left.plot(
+      lengths.shares[0], label=plots.legend_label(f'{run}, {moment}'), **look
+    )
     right.plot(x, lengths.mean_length(), **look)
   left.set_xlabel('residual branches on the path')
   left.set_ylabel(f'share of the gradient of {curves[0][2].layers[0]}')
@@ -166,7 +176,7 @@ def propagate(
       values = getattr(p, quantity)
       values = np.where(values > 0, values, np.nan)
       low, middle, high = np.nanpercentile(values, (0, 50, 100), axis=0)
-      ax.plot(x, middle, color=colour, lw=1.2, label=run)
+      ax.plot(x, middle, color=colour, lw=1.2, label=plots.legend_label(run))
       ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
     ax.set_yscale('log')
     ax.set_title(title, fontsize=9)

@@ -129,7 +129,15 @@ def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
     runs, places, changes, plots.CYCLE, strict=False
   ):
     for ax, y in zip(axes, parts, strict=True):
-      ax.plot(x, y, '.-', color=colour, lw=1.2, ms=3, label=run.name)
+      ax.plot(
+        x,
+        y,
+        '.-',
+        color=colour,
+        lw=1.2,
+        ms=3,
+        label=plots.legend_label(run.name),
+      )
   for ax, part in zip(axes, ('first tenth', 'last half'), strict=True):
     ax.set_yscale('log')
     ax.set_title(f'{part} of the epochs', fontsize=10)
@@ -168,7 +176,14 @@ def curves(runs: Runs, dataset: str) -> figures.FigureWithData:
         run.curve(f'{part}_{kind}') for part in ('train', 'valid')
       )
       ax.plot(epochs, training, ':', color=colour, lw=1.2)
-      ax.plot(epochs, validation, '-', color=colour, lw=1.2, label=run.name)
+      ax.plot(
+        epochs,
+        validation,
+        '-',
+        color=colour,
+        lw=1.2,
+        label=plots.legend_label(run.name),
+      )
       if kind == 'loss':
         losses += [training, validation[run.epochs // 10 :]]
   constants = {
