@@ -3,8 +3,10 @@
 from collections.abc import Callable
 import errno
 import functools
+import io
 import logging as python_logging
 import os
+import pathlib
 import re
 import sys
 from typing import NoReturn, TypeVar
@@ -23,7 +25,13 @@ Value = TypeVar('Value')
 # Full disk, exceeded quota, exceeded limit on file sizes.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # In JAX's messages, by backend.
+_NO_BACKEND = ('Unable to initialize backend', 'Unknown backend')
 _OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory')
+# Variables of JAX that change results, and what they may be set to.
+_ARITHMETIC = {
+  'JAX_ENABLE_X64': ('0', 'false', 'f', 'no', 'n', 'off'),
+  'JAX_DEFAULT_PRNG_IMPL': ('threefry2x32',),
+}
 _MODEL_NAME = r'(?m)^--?config\.model\.name[=\n](.*)$'
 
 
@@ -35,34 +43,37 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
   """
 
   def parse(self, path: str) -> config_dict.ConfigDict:
-    """The locked config, or an object with the error of an unreadable file."""
-    config = super().parse(path)
-    if isinstance(config, config_dict.ConfigDict) and 'model' in config:
-      from skipnet_jax import models
+    """The locked config of `FILE` or `FILE:preset`."""
+    # Imported late, so that --help does not wait for JAX.
+    from skipnet_jax import config as config_lib
+    from skipnet_jax import models
 
+    file, *preset = path.split(':', 1)
+    try:
+      config = config_lib.load_experiment(
+        pathlib.Path(environment.expand_home(file)), *preset
+      )
+      config_lib.check_whole(config)
       names = re.findall(_MODEL_NAME, '\n'.join(sys.argv))
       fields = config.model.to_dict()
       if names and names[-1] != fields.get('name'):
         fields = {'name': names[-1]}
       if 'name' in fields:
-        try:
-          config.model = models.model_config(**fields)
-        except errors.InputError as e:
-          refuse(str(e))
-        config.lock()
-    return config
+        config.model = models.model_config(**fields)
+    except errors.InputError as e:
+      refuse(str(e))
+    return config.lock()
 
 
 def _parse(several: str, argv: list[str]) -> list[str]:
   if 'config' in flags.FLAGS:
     flags.FLAGS['config'].parser = _ExperimentParser('config')
   try:
-    return flags.FLAGS(repeat_flag(several, argv) if several else argv)
-  except flags.Error as e:
-    # ml_collections adds the traceback to an error inside a config file.
-    refuse(str(e).strip().rsplit('InputError: ', 1)[-1])
-  except OSError as e:
-    refuse(_unreadable(e))
+    rest = flags.FLAGS(repeat_flag(several, argv) if several else argv)
+    _expand_home()
+    return rest
+  except (flags.Error, errors.InputError) as e:
+    refuse(' '.join(str(e).split()))
   except (AttributeError, KeyError) as e:
     # An unknown config field; ml_collections names the nearest.
     field = re.search(r'\w+', str(e))
@@ -75,6 +86,19 @@ def _parse(several: str, argv: list[str]) -> list[str]:
         else 'neither this model nor skipnet_jax/config.py has it.'
       )
     )
+
+
+def _expand_home() -> None:
+  """Expands `~` in all flags; a shell does not do so after `--flag=`."""
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    if isinstance(flag.value, str):
+      flag.value = environment.expand_home(flag.value)
+    elif isinstance(flag.value, list):
+      flag.value = [
+        environment.expand_home(value) if isinstance(value, str) else value
+        for value in flag.value
+      ]
 
 
 def repeat_flag(name: str, argv: list[str]) -> list[str]:
@@ -109,6 +133,60 @@ def _use_large_pages() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _print_any_name() -> None:
+  """Lets print() escape what standard output's encoding does not have."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
+
+
+def _keep_programs() -> None:
+  """Names the folder where JAX keeps compiled programs for later commands.
+
+  A setting of the user is kept; an empty one turns it off.
+  """
+  given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if given is None or (given and not environment.can_write(given)):
+    try:
+      folder = environment.writable_cache_dir() / 'compiled'
+    except errors.InputError as e:
+      refuse(str(e))
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+
+
+def _fix_arithmetic() -> None:
+  """Sets JAX's number of bits and random generator as all results need them."""
+  for name, fitting in _ARITHMETIC.items():
+    given = os.environ.get(name)
+    if given and given.lower() not in fitting:
+      print(
+        f'warning: {name}={given} is ignored: with it the results of a config '
+        'would be others.',
+        file=sys.stderr,
+      )
+      os.environ[name] = fitting[0]
+
+
+def _refuse_platforms(e: Exception) -> None:
+  """Refuses JAX_PLATFORMS if it is the reason of an error."""
+  reason = ' '.join(str(e).split()).partition(' (set JAX')[0]
+  if isinstance(e, AssertionError):
+    # JAX's error where it skips all that is named, such as cuda without a GPU.
+    import jax
+
+    try:
+      jax.devices()
+      return
+    except AssertionError:
+      reason = 'there is no such device'
+  elif not any(word in reason for word in _NO_BACKEND):
+    return
+  refuse(
+    f'JAX_PLATFORMS is {os.environ.get("JAX_PLATFORMS", "")!r}, but JAX cannot '
+    f'use that ({reason}): unset it, or set it to what this machine has, such '
+    'as cpu.'
+  )
+
+
 def _without_tensorstore(hook: Callable, unraisable) -> None:
   """Ignores errors of tensorstore's threads after a failed write."""
   if str(unraisable.exc_value) != 'Event loop is closed':
@@ -130,10 +208,9 @@ def run(
     several: a multi_string flag that takes all words up to the next flag.
   """
   _use_large_pages()
-  # JAX keeps compiled programs for later commands. An empty value turns it off.
-  os.environ.setdefault(
-    'JAX_COMPILATION_CACHE_DIR', str(environment.cache_dir() / 'compiled')
-  )
+  _print_any_name()
+  _keep_programs()
+  _fix_arithmetic()
   # Modules in a tool's folder must not hide others, as tools/profile.py would
   # hide Python's `profile`.
   if sys.path[0] == os.path.dirname(os.path.abspath(sys.argv[0])):
@@ -162,6 +239,7 @@ def run(
         1,
       )
     except RuntimeError as e:
+      _refuse_platforms(e)
       # JAX's own error class is not named, so that JAX is not imported here.
       if not any(word in str(e) for word in _OUT_OF_MEMORY):
         raise
@@ -169,6 +247,16 @@ def run(
         f'The device is out of memory ({str(e).splitlines()[0][:160]}): give a '
         'smaller train.batch_size, data.crop or --tile, or '
         'model.dtype=bfloat16.',
+        1,
+      )
+    except AssertionError as e:
+      _refuse_platforms(e)
+      raise
+    except FloatingPointError as e:
+      refuse(
+        f'JAX_DEBUG_NANS is set, and a number is not finite '
+        f'({str(e).splitlines()[0][:160]}): unset it to train on, or to see '
+        'the layer that causes it.',
         1,
       )
     except KeyboardInterrupt:
@@ -191,23 +279,10 @@ def require(flag: flags.FlagHolder[Value | None]) -> Value:
   return flag.value
 
 
-def require_config(value) -> None:
-  """Refuses a missing --config, or a file that could not be read."""
+def require_config(value: config_dict.ConfigDict | None) -> None:
+  """Refuses a missing --config."""
   if value is None:
-    raise errors.InputError(
+    refuse(
       'No experiment given: use, for example, '
       '--config=experiments/long_short.py.'
     )
-  try:
-    value.keys()
-  except (AttributeError, OSError) as e:
-    raise errors.InputError(_unreadable(e)) from e
-
-
-def _unreadable(e: Exception) -> str:
-  # ml_collections lists its attempts; the reason is in the last line.
-  reason = str(e).strip().splitlines()[-1].strip()
-  return (
-    f'The experiment file could not be read ({reason}): give an existing one, '
-    'such as experiments/long_short.py.'
-  )

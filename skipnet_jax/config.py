@@ -10,7 +10,7 @@ import difflib
 import math
 import operator
 import pathlib
-import runpy
+import traceback
 from typing import Any
 
 import ml_collections
@@ -179,13 +179,76 @@ def get_default() -> ConfigDict:
   return c
 
 
-def load_experiment(path: pathlib.Path, preset: str) -> ConfigDict:
+def load_experiment(path: pathlib.Path, *preset: str) -> ConfigDict:
   """Executes an experiment file, which is Python, and returns its config.
 
   An experiment can start from another one in this way:
   `load_experiment(pathlib.Path(__file__).with_name('long_short.py'), preset)`.
+
+  Raises:
+    InputError: the file cannot be read, or fails, or its config is not whole.
   """
-  return runpy.run_path(str(path))['get_config'](preset)
+
+  def refusal(problem: object, line: int | None = None) -> errors.InputError:
+    where = f'{path}, line {line}' if line else f'{path}'
+    return errors.InputError(
+      f'The experiment file {where} cannot be used '
+      f'({" ".join(str(problem).split())}): correct it, or give another, such '
+      'as experiments/long_short.py.'
+    )
+
+  try:
+    source = path.read_bytes()
+  except (OSError, ValueError) as e:
+    raise refusal(getattr(e, 'strerror', None) or e) from e
+  names: dict[str, Any] = {'__name__': path.stem, '__file__': str(path)}
+  try:
+    exec(compile(source, str(path), 'exec', dont_inherit=True), names)
+    get_config = names.get('get_config')
+    if not callable(get_config):
+      raise refusal('it has no function get_config')
+    config = get_config(*preset)
+  except errors.InputError:
+    raise
+  except (Exception, SystemExit) as e:
+    frames = traceback.extract_tb(e.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    if not lines and isinstance(e, SyntaxError):
+      lines = [e.lineno]
+    raise refusal(
+      f'{type(e).__name__}: {e}', lines[-1] if lines else None
+    ) from e
+  if not isinstance(config, ConfigDict):
+    line = getattr(
+      getattr(get_config, '__code__', None), 'co_firstlineno', None
+    )
+    raise refusal(
+      f'get_config returned {type(config).__name__}, not ConfigDict', line
+    )
+  return config
+
+
+def check_whole(config: ConfigDict) -> None:
+  """Checks that no field of `get_default` is missing.
+
+  Raises:
+    InputError: one is missing, or a value is of a type that JSON cannot hold.
+  """
+  try:
+    found = config_identity.to_flat(config)
+  except TypeError as e:
+    raise errors.InputError(
+      f'The config has a value that cannot be saved as JSON ({e}): use numbers '
+      'and words of Python.'
+    ) from e
+  missing = [
+    name for name in config_identity.to_flat(get_default()) if name not in found
+  ]
+  if missing or 'model' not in config:
+    raise errors.InputError(
+      f'The config lacks {", ".join(missing[:3]) or "model"}: let get_config '
+      'start from config.get_default() of skipnet_jax.'
+    )
 
 
 def pick_preset(config: ConfigDict, preset: str, presets: dict) -> ConfigDict:
@@ -261,6 +324,7 @@ def validate(config: ConfigDict) -> None:
       'This experiment is a benchmark: run it with '
       'python -m skipnet_jax.benchmark.'
     )
+  check_whole(config)
   known = get_default()
   names = [*known, *config_identity.to_flat(known)]
   for name in [*config, *config_identity.to_flat(config)]:
@@ -271,7 +335,11 @@ def validate(config: ConfigDict) -> None:
 
   def require(field: str, fits: Callable[[Any], bool], need: str) -> None:
     value = operator.attrgetter(field)(config)
-    if not fits(value):
+    try:
+      fitting = fits(value)
+    except (TypeError, AttributeError, OverflowError):  # Of another type.
+      fitting = False
+    if not fitting:
       raise errors.InputError(f'{field} is {value!r}; it must be {need}.')
 
   t, d, p = config.train, config.data, config.parallel
@@ -302,15 +370,19 @@ def validate(config: ConfigDict) -> None:
   for field in ('optim.step_at', 'train.auxiliary_at'):
     require(
       field,
-      lambda x: list(x) == sorted(set(x)) and min(x, default=1) > 0,
-      'increasing numbers of epochs, the first at least 1',
+      lambda x: (
+        list(x) == sorted(set(x))
+        and all(isinstance(n, int) and 1 <= n < 2**31 for n in x)
+      ),
+      'increasing whole numbers of epochs, the first at least 1',
     )
   count = len(t.auxiliary_at) + 1
   require(
     'train.auxiliary',
-    lambda x: len(x) == count and all(0 <= w < math.inf for w in x),
-    f'{count} weights, one more than train.auxiliary_at has epochs, each '
-    'finite and at least 0',
+    # Below the largest number in float32.
+    lambda x: len(x) == count and all(0 <= w < 1e38 for w in x),
+    f'{count} weights, one more than train.auxiliary_at has epochs, each at '
+    'least 0 and below 1e38',
   )
   require(
     'parallel.process_id',

@@ -1,12 +1,18 @@
 """Versions, git state, CPU cores and cache folder; without importing JAX."""
 
+import atexit
 from collections.abc import Iterable
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
+
+from skipnet_jax import errors
 
 # Makes XLA's results on a GPU bit-identical every time.
 DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
@@ -33,10 +39,73 @@ def now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
+def expand_home(path: str) -> str:
+  """Replaces a leading `~` or `~user` by that home folder, as a shell does.
+
+  Raises:
+    InputError: the home folder of this user is unknown.
+  """
+  expanded = os.path.expanduser(path)
+  if expanded.partition('/')[0] == '~':
+    raise errors.InputError(
+      f'The home folder in {path} is unknown: set HOME, or give the whole path.'
+    )
+  return expanded
+
+
 def cache_dir() -> pathlib.Path:
-  """`$SKIPNET_CACHE_DIR`, or `~/.cache/skipnet_jax`; may not exist yet."""
-  given = os.environ.get('SKIPNET_CACHE_DIR')
-  return pathlib.Path(given or os.path.expanduser('~/.cache/skipnet_jax'))
+  """`$SKIPNET_CACHE_DIR`, or `~/.cache/skipnet_jax`; may not exist yet.
+
+  If the home folder is unknown, it is a temporary folder.
+  """
+  try:
+    return pathlib.Path(expand_home(_given_cache_dir()))
+  except errors.InputError:
+    return _temporary_dir()
+
+
+def writable_cache_dir() -> pathlib.Path:
+  """`cache_dir()`; if it cannot be written, a temporary folder.
+
+  Raises:
+    InputError: no temporary folder can be written either.
+  """
+  folder = cache_dir()
+  return folder if can_write(folder) else _temporary_dir()
+
+
+def can_write(folder: str | os.PathLike[str]) -> bool:
+  """Whether files can be written to a folder; makes it if it is missing."""
+  try:
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError:
+    return False
+  return True
+
+
+def _given_cache_dir() -> str:
+  return os.environ.get('SKIPNET_CACHE_DIR') or '~/.cache/skipnet_jax'
+
+
+@functools.cache
+def _temporary_dir() -> pathlib.Path:
+  """It is removed when the process ends; a warning names it."""
+  problem = (
+    f'The cache folder {_given_cache_dir()} cannot be written: set '
+    'SKIPNET_CACHE_DIR to a folder that can'
+  )
+  try:
+    folder = tempfile.mkdtemp(prefix='skipnet_jax_')
+  except OSError as e:
+    raise errors.InputError(f'{problem}.') from e
+  print(
+    f'warning: {problem}. This process uses {folder} and removes it at its '
+    'end.',
+    file=sys.stderr,
+  )
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return pathlib.Path(folder)
 
 
 def usable_cores() -> int:

@@ -40,9 +40,14 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: pathlib.Path, data: bytes | str) -> None:
-  """Replaces a file by bytes, or by text in UTF-8."""
+  """Replaces a file by bytes, or by text in UTF-8.
+
+  Bytes of a file's name that are not UTF-8 are escaped in the text.
+  """
+  if isinstance(data, str):
+    data = data.encode(errors='backslashreplace')
   with replacing(path) as file:
-    file.write(data.encode() if isinstance(data, str) else data)
+    file.write(data)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -19,7 +19,10 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'With --config: folder for the runs and the report.'
 )
 _RUNS = flags.DEFINE_list(
-  'runs', None, 'Folders of finished runs to compare, separated by commas.'
+  'runs',
+  None,
+  'Folders of finished runs to compare, separated by commas; a name that has '
+  'one stands in double quotes.',
 )
 _AT_INIT = flags.DEFINE_bool(
   'at_init', False, 'With --config: measure the networks without training.'
@@ -40,6 +43,8 @@ def main() -> None:
   """Checks the flags, then trains and compares."""
   _check_flags()
   # Imported late, so that --help does not wait for JAX.
+  import jax
+
   from skipnet_jax import config as config_lib
   from skipnet_jax import plots
   from skipnet_jax.analysis import depth
@@ -58,6 +63,10 @@ def main() -> None:
       f'{len(compared)} networks are too many: the figures have colours for '
       f'{len(plots.CYCLE)}, so leave some out.'
     )
+  if config is None or not config.parallel.coordinator:
+    # Fails, before a folder is made, where JAX has no device. Several processes
+    # must join first.
+    jax.devices()
   if _RUNS.value is not None:
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
     folder = report.check(cli.require(_OUTPUT), overwrite=_OVERWRITE.value)

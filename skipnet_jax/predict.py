@@ -10,7 +10,10 @@ from absl import flags
 from skipnet_jax import cli
 
 _WORKDIR = flags.DEFINE_list(
-  'workdir', None, 'Folder of a run, or of several to average: A,B,C.'
+  'workdir',
+  None,
+  'Folder of a run, or of several to average: A,B,C; a name that has a comma '
+  'stands in double quotes.',
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'

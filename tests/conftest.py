@@ -16,7 +16,6 @@ import runpy
 import shutil
 import sys
 import tempfile
-import warnings
 
 # Devices to divide a batch among. Level 0 leaves out LLVM's optimisation: the
 # tests compile dozens of networks and run each for a few steps only. One module
@@ -142,11 +141,8 @@ def command(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [f'skipnet_jax.{main}', *arguments])
     monkeypatch.setattr(sys, 'orig_argv', [sys.executable, '-m', main])
     capsys.readouterr()
-    with warnings.catch_warnings():
-      # How ml_collections reads an experiment file.
-      warnings.filterwarnings('ignore', r'the load_module\(\)')
-      with pytest.raises(SystemExit) as left:
-        runpy.run_module(f'skipnet_jax.{main}', run_name='__main__')
+    with pytest.raises(SystemExit) as left:
+      runpy.run_module(f'skipnet_jax.{main}', run_name='__main__')
     captured = capsys.readouterr()
     return Outcome(left.value.code or 0, captured.out, captured.err)
 

@@ -1,7 +1,9 @@
 """What the commands print and how they end."""
 
 import errno
+import io
 import os
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +107,57 @@ def test_words_after_other_flags_stay_as_they_are():
   assert cli.repeat_flag('compare', argv) == argv
 
 
+def test_a_name_that_the_terminal_cannot_show_is_escaped(monkeypatch):
+  output = io.BytesIO()
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(output, 'ascii'))
+  cli._print_any_name()
+  print('é', os.fsdecode(b'\xff'), flush=True)
+  assert output.getvalue() == b'\\xe9 \\udcff\n'
+
+
+def test_an_unusable_cache_of_programs_is_replaced(monkeypatch, tmp_path):
+  name, cache = 'JAX_COMPILATION_CACHE_DIR', tmp_path / 'cache'
+  monkeypatch.setenv('SKIPNET_CACHE_DIR', str(cache))
+  (tmp_path / 'file').write_text('')
+  for given, used in {
+    str(tmp_path / 'file'): cache / 'compiled',
+    str(tmp_path / 'own'): tmp_path / 'own',
+    '': '',
+  }.items():
+    monkeypatch.setenv(name, given)
+    cli._keep_programs()
+    assert os.environ[name] == str(used)
+  monkeypatch.delenv(name)
+  cli._keep_programs()
+  assert os.environ[name] == str(cache / 'compiled')
+
+
+def test_variables_that_change_results_are_ignored(monkeypatch, capsys):
+  monkeypatch.setenv('JAX_ENABLE_X64', 'True')
+  monkeypatch.setenv('JAX_DEFAULT_PRNG_IMPL', 'rbg')
+  cli._fix_arithmetic()
+  assert os.environ['JAX_ENABLE_X64'] == '0'
+  assert os.environ['JAX_DEFAULT_PRNG_IMPL'] == 'threefry2x32'
+  first, second = capsys.readouterr().err.splitlines()
+  assert first.startswith('warning: JAX_ENABLE_X64=True is ignored')
+  assert second.startswith('warning: JAX_DEFAULT_PRNG_IMPL=rbg is ignored')
+  cli._fix_arithmetic()
+  assert not capsys.readouterr().err
+
+
+def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  config = tmp_path / 'own.py'
+  shutil.copy(f'{ROOT}/experiments/long_short.py', config)
+  (tmp_path / 'run').write_text('')
+  outcome = command('train', '--config=~/own.py:smoke', '--workdir=~/run/run')
+  assert f'The workdir {tmp_path}/run/run cannot be written' in outcome.err
+  outcome = command('gradflow', '--runs=~/a,~/b', f'--output={tmp_path}/c')
+  assert f'{tmp_path}/a/config.json is missing' in outcome.err
+  outcome = command('benchmark', '--compare', '~/a.json', '~/b.json')
+  assert f'{tmp_path}/a.json' in outcome.err
+
+
 @pytest.fixture
 def train(command, monkeypatch, tmp_path):
   """Runs train where the training raises an error."""
@@ -150,6 +203,29 @@ def test_a_device_out_of_memory_is_reported_in_a_sentence(train, words):
   assert 'Traceback' not in outcome.err
   with pytest.raises(RuntimeError, match='INTERNAL'):
     train(jax.errors.JaxRuntimeError('INTERNAL: something else'))
+
+
+def test_a_number_that_is_not_finite_is_reported_in_a_sentence(train):
+  outcome = train(FloatingPointError('invalid value (nan) in jit(step).\nMore'))
+  assert outcome.code == 1
+  assert outcome.err.startswith('error: JAX_DEBUG_NANS is set, and a number')
+  assert 'jit(step).): unset it' in outcome.err
+
+
+def test_platforms_without_a_device_are_refused(train, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with pytest.raises(AssertionError):
+    train(AssertionError())
+
+  def devices():
+    raise AssertionError
+
+  monkeypatch.setattr(jax, 'devices', devices)
+  outcome = train(AssertionError())
+  assert outcome.code == 2
+  assert outcome.err.startswith(
+    "error: JAX_PLATFORMS is 'cuda', but JAX cannot use that (there is no such"
+  )
 
 
 def test_a_stopped_run_ends_well(train):

@@ -1,8 +1,7 @@
 """Configs: checks, identity, presets."""
 
-import pathlib
-
 import ml_collections
+import numpy as np
 import pytest
 
 from skipnet_jax import config as config_lib
@@ -139,8 +138,73 @@ def test_presets_are_applied_and_unknown_ones_named():
 
 def test_an_experiment_can_build_on_another(tmp_path):
   base = tmp_path / 'base.py'
-  base.write_text('def get_config(preset):\n  return {"preset": preset}\n')
-  assert config_lib.load_experiment(pathlib.Path(base), 'x') == {'preset': 'x'}
+  base.write_text(
+    'import ml_collections\n'
+    'def get_config(preset):\n'
+    '  return ml_collections.ConfigDict({"preset": preset})\n'
+  )
+  assert config_lib.load_experiment(base, 'x').preset == 'x'
+
+
+HEAD = """from skipnet_jax import config as config_lib
+def get_config(preset='x'):
+  c = config_lib.get_default()
+"""
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('x = 1', ' cannot be used (it has no function get_config)'),
+    ('\ndef get_config(:', ', line 2 cannot be used (SyntaxError: '),
+    (HEAD + '\n  c.lr.x', ', line 5 cannot be used (AttributeError: '),
+    (HEAD + '  c.train.epochs = "many"', ', line 4 cannot be used (TypeError'),
+    (HEAD + '  open("/no/file")', ', line 4 cannot be used (FileNotFound'),
+    (HEAD + '  import no_such_module', ', line 4 cannot be used (ModuleNot'),
+    (HEAD, ', line 2 cannot be used (get_config returned NoneType'),
+    (
+      'def get_config(p):\n  return {}',
+      ', line 1 cannot be used (get_config r',
+    ),
+    (
+      'def get_config(): pass',
+      ' cannot be used (TypeError: get_config() takes',
+    ),
+    (b'x = "Gr\xf6\xdfe"', ', line 1 cannot be used (SyntaxError: '),
+    (b'x = 1\0', ' cannot be used ('),
+    ('import sys\nsys.exit(3)', ', line 2 cannot be used (SystemExit: 3'),
+    (None, ' cannot be used (Is a directory)'),
+  ],
+)
+def test_an_experiment_file_that_fails(tmp_path, text, words):
+  path = tmp_path / 'own.py'
+  if text is None:
+    path.mkdir()
+  else:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+  with pytest.raises(errors.InputError) as refusal:
+    config_lib.load_experiment(path, 'x')
+  sentence = str(refusal.value)
+  assert sentence.startswith(f'The experiment file {path}{words}')
+  assert sentence.endswith('such as experiments/long_short.py.')
+  assert '\n' not in sentence
+
+
+def test_a_config_that_is_not_whole():
+  config = make()
+  with config.unlocked():
+    del config.optim.momentum
+  with pytest.raises(errors.InputError, match=r'lacks optim\.momentum: let'):
+    config_lib.validate(config)
+  with config.unlocked():
+    del config.optim
+  with pytest.raises(errors.InputError, match=r'lacks optim\.name, optim'):
+    config_lib.validate(config)
+  config = make()
+  with config.unlocked():
+    config.model.extra = np.zeros(3)
+  with pytest.raises(errors.InputError, match='cannot be saved as JSON'):
+    config_lib.validate(config)
 
 
 @pytest.mark.parametrize(

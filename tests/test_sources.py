@@ -79,6 +79,25 @@ def test_synthetic_is_named_and_warned_of():
   assert data.label.dtype == bool
 
 
+def test_a_folder_without_the_stacks_is_named(monkeypatch, tmp_path):
+  def download(_):
+    raise errors.InputError('no network')
+
+  monkeypatch.setattr(isbi2012, 'download', download)
+  monkeypatch.setenv('SKIPNET_CACHE_DIR', str(tmp_path))
+  monkeypatch.setenv('SKIPNET_DATA_DIR', '/no/b')
+  monkeypatch.setenv('HOME', '/no')
+  fields = {'dir': '~/a', 'slices': 4, 'size': 64, 'valid': '3'}
+  data = sources.load(config_of(source='auto', **fields))
+  assert data.warning.startswith(
+    'SYNTHETIC DATA: the ISBI 2012 stacks were not found in /no/a or /no/b, so'
+  )
+  assert data.remedy == 'no network'
+  monkeypatch.delenv('SKIPNET_DATA_DIR')
+  with pytest.raises(errors.InputError, match='not found in /no/a: no network'):
+    sources.load(config_of(source='isbi2012', **fields))
+
+
 def write_stack(folder, image, label):
   tifffile.imwrite(folder / 'image.tif', image, photometric='minisblack')
   tifffile.imwrite(folder / 'label.tif', label, photometric='minisblack')
@@ -89,7 +108,7 @@ def write_stack(folder, image, label):
   }
 
 
-def test_a_stack_of_ones_own(tmp_path):
+def test_a_stack_of_ones_own(tmp_path, monkeypatch):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 2**16, (4, 40, 60)).astype(np.uint16)
   label = (rng.random(image.shape) < 0.7).astype(np.uint8) * 7
@@ -99,6 +118,10 @@ def test_a_stack_of_ones_own(tmp_path):
   np.testing.assert_array_equal(data.label, label == 7)
   assert isinstance(data.image, stack_reader.SlicesOnDisk)
   assert not data.warning
+  monkeypatch.setenv('HOME', str(tmp_path))
+  home = fields | {'image': '~/image.tif', 'label': '~/label.tif'}
+  at_home = sources.load(config_of(**home, valid='0'))
+  np.testing.assert_array_equal(at_home.label, data.label)
   cropped = sources.load(config_of(**fields, valid='0', size=32))
   np.testing.assert_array_equal(cropped.image, image[:, 4:36, 14:46])
   assert 'centre 32x32' in cropped.name

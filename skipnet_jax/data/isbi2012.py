@@ -52,18 +52,24 @@ class DownloadError(errors.InputError):
   """The archive could not be fetched or is not the expected one."""
 
 
-def find(data_dir: str | os.PathLike | None = None) -> pathlib.Path | None:
+def given_folders(
+  data_dir: str | os.PathLike[str] | None,
+) -> list[pathlib.Path]:
+  """`data_dir` and `$SKIPNET_DATA_DIR`, as far as they are set."""
+  given = (data_dir, os.environ.get('SKIPNET_DATA_DIR'))
+  return [
+    pathlib.Path(environment.expand_home(os.fspath(p))) for p in given if p
+  ]
+
+
+def find(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
   """The folder with the training stacks, or None.
 
   Looks in `data_dir`, `$SKIPNET_DATA_DIR` and the cache, each directly and in
   its subfolder `isbi2012`, for train-volume.tif and train-labels.tif.
   """
-  given = os.environ.get('SKIPNET_DATA_DIR')
-  places = [data_dir, given, environment.cache_dir()]
-  for place in places:
-    if not place:
-      continue
-    for folder in (pathlib.Path(place), pathlib.Path(place, 'isbi2012')):
+  for place in (*given_folders(data_dir), environment.cache_dir()):
+    for folder in (place, place / 'isbi2012'):
       with contextlib.suppress(OSError):  # as good as not there
         names = ('train-volume.tif', 'train-labels.tif')
         if all((folder / name).is_file() for name in names):

@@ -137,7 +137,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
   state = ''
   if data.source == 'stack':
     state = fingerprint_lib.state_of(
-      (data.image, data.label),
+      _stack_paths(data),
       *(data.size, data.series, data.channel),
       *(data.label_kind, data.label_inverted),
     )
@@ -200,15 +200,22 @@ def _check_label(
   return [f'LABELS: {text}.' for text in (undrawn, inverted) if text]
 
 
+def _stack_paths(data: ml_collections.ConfigDict) -> tuple[str, str]:
+  """Where the image and its labels are."""
+  image, label = map(environment.expand_home, (data.image, data.label))
+  return image, label
+
+
 def _read(
   data: ml_collections.ConfigDict, meaning: labels.Meaning
 ) -> tuple[str, volume.Stack, np.ndarray, str, str]:
   source = data.source
   if source == 'stack':
     choice = volume.Choice(data.series, data.channel, 'data.')
+    image_path, label_path = _stack_paths(data)
     with (
-      volume.open_stack(data.image, choice=choice) as images,
-      volume.open_stack(data.label, dtypes=labels.DTYPES) as labelled,
+      volume.open_stack(image_path, choice=choice) as images,
+      volume.open_stack(label_path, dtypes=labels.DTYPES) as labelled,
     ):
       volume.check_same_slices(images, labelled)
       on_disk = images.on_disk()
@@ -221,19 +228,22 @@ def _read(
     from skipnet_jax.data import isbi2012_tfds
 
     image, label = isbi2012_tfds.load_tfds(
-      source.removeprefix('tfds:'), data.dir or None
+      source.removeprefix('tfds:'), environment.expand_home(data.dir) or None
     )
     label = labels.find_inside(label, image.shape, source, meaning)
     return source, image, label, '', ''
   if source in ('auto', 'isbi2012'):
-    folder = isbi2012.find(data.dir or None)
+    folder = isbi2012.find(data.dir)
     problem = ''
+    given = ' or '.join(map(str, isbi2012.given_folders(data.dir)))
+    missing = 'the ISBI 2012 stacks were not found'
+    missing += f' in {given}' if given else ''
     if folder is None:
       try:
         folder = isbi2012.download(environment.cache_dir())
       except errors.InputError as e:
         if source == 'isbi2012':
-          raise
+          raise errors.InputError(f'{missing}: {e}') from e
         problem = str(e)
     if folder is not None:
       image, values = isbi2012.load(folder, 'train')
@@ -241,8 +251,8 @@ def _read(
       label = labels.find_inside(values, image.shape, 'train-labels.tif')
       return 'isbi2012', image, label, '', ''
     warning = (
-      'SYNTHETIC DATA: the ISBI 2012 stacks were not found, so a procedural '
-      'stack stands in and no score here says anything about the challenge.'
+      f'SYNTHETIC DATA: {missing}, so a procedural stack stands in and no '
+      'score here says anything about the challenge.'
     )
   else:
     problem = ''

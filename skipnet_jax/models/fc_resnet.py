@@ -153,7 +153,9 @@ class FCResNet(network.Network):
         f'model.blocks names {len(self.kinds())} kinds; give one, or one for '
         f'each of the {count} stages {", ".join(MAIN_STAGES)}.'
       )
-    if len(self.repetitions) != count or min(self.repetitions) < 1:
+    if len(self.repetitions) != count or not all(
+      isinstance(number, int) and number >= 1 for number in self.repetitions
+    ):
       raise errors.InputError(
         f'model.repetitions is {tuple(self.repetitions)}; give {count} numbers '
         f'of at least 1, for {", ".join(MAIN_STAGES)}.'
