@@ -91,6 +91,14 @@ def check(
   """
   path = pathlib.Path(workdir)
   try:
+    str(path.absolute()).encode()
+  except UnicodeEncodeError as e:
+    # The library that writes checkpoints cannot.
+    raise errors.InputError(
+      f'The path of the workdir {str(path)!r} is not UTF-8: choose another '
+      '--workdir.'
+    ) from e
+  try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path) as probe:
       probe.write(bytes(2**20))
