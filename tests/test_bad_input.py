@@ -215,6 +215,11 @@ def test_a_workdir_whose_name_is_not_utf_8(refused, tmp_path):
   assert not (tmp_path / name).exists()
 
 
+def test_a_workdir_whose_name_is_a_pattern(refused, tmp_path):
+  assert 'has one of * ? [: choose' in refused(workdir=tmp_path / 'a[b]')
+  assert not (tmp_path / 'a[b]').exists()
+
+
 def test_the_workdir_of_another_config(refused, finished):
   folder, *_ = finished
   before = {p: p.stat().st_mtime_ns for p in folder.rglob('*')}

@@ -90,10 +90,16 @@ def check(
     InputError: it cannot be written, or has another config or data set.
   """
   path = pathlib.Path(workdir)
+  if set('*?[') & set(str(path.absolute())):
+    # Orbax finds the files of a checkpoint by a pattern that has its path.
+    raise errors.InputError(
+      f'The path of the workdir {path} has one of * ? [: choose another '
+      '--workdir.'
+    )
   try:
     str(path.absolute()).encode()
   except UnicodeEncodeError as e:
-    # The library that writes checkpoints cannot.
+    # The library that writes checkpoints needs it.
     raise errors.InputError(
       f'The path of the workdir {str(path)!r} is not UTF-8: choose another '
       '--workdir.'
