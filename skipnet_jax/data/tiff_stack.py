@@ -278,7 +278,10 @@ def _described(
       if not _is_reduced(one.keyframe):
         raise _hidden(path)
       continue
-    sizes, axes = one.get_shape(False), one.get_axes(False)
+    sizes, axes = one.shape, one.axes
+    # Before 2026.5, tifffile left axes of length one out of these two.
+    if hasattr(one, 'get_shape'):
+      sizes, axes = one.get_shape(False), one.get_axes(False)
     planes = math.prod(sizes) // max(1, math.prod(one.keyframe.shape))
     virtual = one.is_truncated and len(one) == count == 1
     # What tifffile passes over where it does not fit.
