@@ -10,12 +10,13 @@ each step in equal parts.
 import statistics
 import time
 
-from absl import app
 from absl import flags
 import jax
 from ml_collections.config_flags import config_flags
 import numpy as np
 
+from skipnet_jax import cli
+from skipnet_jax import config as config_lib
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.step import build
@@ -26,10 +27,11 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment file.')
 _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Pairs of steps.')
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Measures the pairs and prints their ratio."""
-  del argv
   config = _CONFIG.value
+  cli.require_config(config)
+  config_lib.validate(config)
   data = sources.load(config)
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
   arrays = pipeline_lib.host_arrays(data)
@@ -81,4 +83,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main, 'nothing was measured.')
