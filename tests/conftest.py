@@ -127,22 +127,33 @@ class Outcome:
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-  """Runs `python -m skipnet_jax.<main> arguments...` in this process."""
+  """Runs a command in this process.
+
+  `main` is that of `python -m skipnet_jax.<main>`, or a file such as
+  tools/reproduce.py.
+  """
 
   def call(main: str, *arguments: str) -> Outcome:
     known = flags.FLAGS
     # A process defines its flags once; here every command is a new one.
     for name in list(known):
       home = known.find_module_defining_flag(name) or ''
-      if home.startswith('skipnet_jax') or name.split('.')[0] == 'config':
+      ours = home.startswith(('skipnet_jax', str(ROOT)))
+      if ours or name.split('.')[0] == 'config':
         known.__delattr__(name)
     known.unparse_flags()
+    file = ROOT / main if main.endswith('.py') else None
     # absl names the module that defines a flag after the first argument.
-    monkeypatch.setattr(sys, 'argv', [f'skipnet_jax.{main}', *arguments])
+    program = str(file or f'skipnet_jax.{main}')
+    run = runpy.run_path if file else runpy.run_module
+    monkeypatch.setattr(sys, 'argv', [program, *arguments])
+    if file:
+      # As Python does; `cli.run` takes it away again.
+      monkeypatch.setattr(sys, 'path', [str(file.parent), *sys.path])
     monkeypatch.setattr(sys, 'orig_argv', [sys.executable, '-m', main])
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-      runpy.run_module(f'skipnet_jax.{main}', run_name='__main__')
+      run(program, run_name='__main__')
     captured = capsys.readouterr()
     return Outcome(left.value.code or 0, captured.out, captured.err)
 

@@ -1,0 +1,439 @@
+"""Every command of the docs starts, as it is written there.
+
+Bash reads the commands out of the pages, with stubs in place of the programs.
+Each command then runs in this process until it would train or measure: flags,
+config, data set, folders and devices (there are eight) are checked as usual.
+"""
+
+import ast
+import functools
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+from absl import app
+from conftest import ROOT
+import made_benchmarks
+import made_runs
+import numpy as np
+import pytest
+import small_networks
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
+from skipnet_jax import errors
+from skipnet_jax import files
+from skipnet_jax import models
+from skipnet_jax.analysis import depth
+from skipnet_jax.analysis.page import comparison
+from skipnet_jax.benchmarking import children
+from skipnet_jax.benchmarking import journal
+from skipnet_jax.benchmarking import rows
+from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.aot import aot
+from skipnet_jax.benchmarking.peer import race
+from skipnet_jax.benchmarking.suite import suite
+from skipnet_jax.data import border_weight
+from skipnet_jax.data import isbi2012
+from skipnet_jax.data import pipeline
+from skipnet_jax.data import volume
+from skipnet_jax.prediction import inference
+from skipnet_jax.runs import workdir as workdir_lib
+from skipnet_jax.studies import speed
+from skipnet_jax.training import loop
+from skipnet_jax.training import prepare
+
+# Commands that no test can run.
+NOT_RUN = {
+  'pip install .': 'network',
+  'bash tools/quickstart.sh': 'network; its two commands are run',
+  'bash tools/test.sh': 'network; it runs the tests themselves',
+}
+# Commands that do not start today.
+KNOWN_FAULTS = {
+  'python -m skipnet_jax.train --config=experiments/long_short.py --workdir=W '
+  '--config.parallel.mode=sharded --config.train.batch_size=25': (
+    'a batch of 25 is refused on 8 devices, which do not divide it'
+  ),
+}
+# Pages whose code and commands another test runs.
+OTHER_TESTS = {
+  'docs/own_model.md': 'test_own_model',
+  'docs/own_loop.md': 'test_own_loop',
+}
+# Where a command stops, and the test that runs what it would do there.
+STOPS = (
+  (loop, 'train_and_evaluate', 'test_loop; first the run is prepared'),
+  (prepare, 'describe', 'test_cli; first the config is checked'),
+  (inference.Predictor, '__call__', 'test_predict; it gives a constant'),
+  (border_weight, 'border_weight', 'test_border_weight; it gives ones'),
+  (isbi2012, 'download', 'test_isbi2012'),
+  (comparison, 'at_init', 'test_gradflow'),
+  (comparison, 'of_runs', 'test_gradflow'),
+  (depth, '_train', 'test_depth'),
+  (children, 'measure', 'test_children; rows are planned in this process'),
+  (rows._Rows, 'measure_all', 'test_rows'),
+  (workload.Bench, 'build', 'test_workload'),
+  (pipeline.Pipeline, 'plan', 'test_pipeline'),
+  (aot, 'predict', 'test_aot'),
+  (race, 'race', 'test_torch_peer; first the config is checked'),
+  (suite, 'run', 'test_accelerator_suite'),
+  (speed, 'measure', 'test_speed'),
+)
+# Commands of which only the flags are read, and why that is enough.
+FLAGS_ONLY = {
+  'tools/chaos.py': 'test_chaos runs it',
+  'tools/hostile.py': 'minutes; test_bad_input and test_hostile_tiff',
+  'tools/soak.py': 'hours; test_long_runs',
+}
+# Flags added to a command, as it cannot be stopped inside.
+ADDED = {
+  'tools/mutate.py': ('--list', 'test_mutate runs its parts'),
+  'tests/plain_fc_resnet.py': ('--help', 'minutes; test_fc_resnet'),
+}
+# Words that stand for a value.
+PLACEHOLDERS = {'--config=...': '--config=experiments/long_short.py'}
+PLACEHOLDERS |= {'SECONDS': '5'}
+
+PAGES = [ROOT / 'README.md', ROOT / 'experiments' / 'README.md']
+PAGES += sorted((ROOT / 'docs').glob('*.md'))
+MODULES = sorted((ROOT / 'experiments').glob('*.py'))
+MODULES += sorted((ROOT / 'tools').glob('*.py'))
+MODULES += sorted((ROOT / 'skipnet_jax').glob('*.py'))
+LANGUAGES = {'bash', 'yaml', 'python', ''}
+STUBS = {
+  **dict.fromkeys(
+    ('python', 'pip', 'bash'),
+    'IFS=$\'\\x1f\'; echo "$PLACE$IFS${0##*/}$IFS$*" >> "$FOUND"',
+  ),
+  'srun': 'exec "$@"',
+  'ssh': 'shift; exec $BASH -c "$*"',
+}
+
+
+def name_of(path):
+  return str(path.relative_to(ROOT))
+
+
+def blocks(page, language):
+  """The code blocks of a page."""
+  found = re.findall(r'^```(\w*)\n(.*?)^```', page.read_text(), re.M | re.S)
+  assert {name for name, _ in found} <= LANGUAGES, page
+  return [text for name, text in found if name == language]
+
+
+def inline(text):
+  """The commands in a text, between backticks."""
+  spans = re.findall(r'(?<!`)`(python [^`]+)`', text)
+  return [' '.join(span.split()) for span in spans]
+
+
+def of_page(page):
+  """The scripts and commands of a page, as bash reads them."""
+  prose = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+  jobs = [
+    command
+    for block in blocks(page, 'yaml')
+    # Lines that go on, of a scalar without quotes.
+    for command in re.findall(r'- (exec .+)', re.sub(r'\n +(?=--)', ' ', block))
+  ]
+  return [*blocks(page, 'bash'), *jobs, *inline(prose)]
+
+
+def of_module(path):
+  """The commands in a module's docstring."""
+  doc = ast.get_docstring(ast.parse(path.read_text())) or ''
+  lines = re.sub(r'\\\n *', ' ', doc)
+  found = re.findall(
+    r'^(?:Command:|Usage:)? *((?:PYTHONPATH=\. )?python .*)$', lines, re.M
+  )
+  # A main also names other flags that go with it.
+  main = f'python -m skipnet_jax.{path.stem} '
+  others = [main + f for f in re.findall(r'`(--[^`]+=[^`]+)`', doc)]
+  found += inline(doc) + (others if inline(doc) else [])
+  # What is in brackets may be left out, but is right.
+  return [re.sub(r'\[(--[^]]+)\]', r'\1', ' '.join(c.split())) for c in found]
+
+
+def of_script(path):
+  """The commands that a script of tools/ shows or runs."""
+  text = re.sub(r'\\+\n *', ' ', path.read_text())
+  shown = re.findall(r'^# .*(bash tools/\w+\.sh)', text, re.M)
+  run = re.findall(r'\.venv/bin/(python -m skipnet_jax.*)', text)
+  return [*shown, *(command.replace(' "$@"', '') for command in run)]
+
+
+@functools.cache
+def read():
+  """Commands with the first file that has each; and what bash complained of."""
+  texts = {page: of_page(page) for page in PAGES}
+  texts |= {path: of_module(path) for path in MODULES}
+  texts |= {p: of_script(p) for p in sorted((ROOT / 'tools').glob('*.sh'))}
+  bash = shutil.which('bash')
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    (folder / 'bin').mkdir()
+    (folder / 'skipnet_jax').mkdir()  # Where the docs go by `cd`.
+    for program, body in STUBS.items():
+      (folder / 'bin' / program).write_text(f'#!{bash}\n{body}\n')
+      (folder / 'bin' / program).chmod(0o755)
+    found = folder / 'found'
+    found.touch()
+    script = [
+      f'(\nPLACE={name_of(path)}\n{text}\n)'
+      for path, several in texts.items()
+      if name_of(path) not in OTHER_TESTS
+      for text in several
+    ]
+    ended = subprocess.run(
+      [bash, '-c', '\n'.join(script)],
+      cwd=folder,
+      env={
+        'PATH': str(folder / 'bin'),
+        'FOUND': str(found),
+        'PLACE': '',
+        # Of the places that the docs leave to the user or a cluster.
+        'workdir': 'runs/quick',
+        'JOB_NAME': 'train',
+        'JOB_COMPLETION_INDEX': '1',
+      },
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+    lines = found.read_text().splitlines()
+  commands = {}
+  for line in lines:
+    place, *words = line.split('\x1f')
+    words = [PLACEHOLDERS.get(word, word) for word in words]
+    commands.setdefault(tuple(words), place)
+  return commands, ended.stderr
+
+
+def to_run():
+  """The commands as parameters of a test."""
+  parameters = []
+  for words, place in read()[0].items():
+    text, marks = ' '.join(words), []
+    if text in NOT_RUN:
+      continue
+    if 'torch' in text:
+      marks.append(pytest.mark.peer)
+    if text in KNOWN_FAULTS:
+      reason = KNOWN_FAULTS[text]
+      marks.append(pytest.mark.xfail(strict=True, reason=reason))
+    param = pytest.param(words, marks=marks, id=f'{place}: {text}')
+    parameters.append(param)
+  return parameters
+
+
+def test_bash_understands_every_block():
+  commands, complaints = read()
+  # For example a program that is not in STUBS.
+  assert complaints == ''
+  places = set(commands.values())
+  assert {'README.md', 'docs/clusters.md', 'docs/results.md'} <= places
+  assert {f'experiments/{path.name}' for path in MODULES} >= {
+    place for place in places if place.startswith('experiments/')
+  }
+
+
+def test_every_program_and_experiment_names_its_command():
+  texts = {' '.join(words) for words in read()[0]}
+  for path in (*MODULES, *(ROOT / 'tools').glob('*.sh')):
+    name, text = name_of(path), path.read_text()
+    shown = '# bash tools/' if path.suffix == '.sh' else "== '__main__'"
+    if name.startswith('skipnet_jax/'):
+      name = f'skipnet_jax.{path.stem}'
+    if name.startswith('experiments/') or shown in text:
+      assert any(name in text for text in texts), name
+
+
+def test_the_tables_name_only_what_there_is():
+  texts = {' '.join(words) for words in read()[0]}
+  assert texts >= NOT_RUN.keys()
+  assert texts >= KNOWN_FAULTS.keys()
+  for program in (*ADDED, *FLAGS_ONLY):
+    assert any(program in text for text in texts), program
+  reasons = [reason for *_, reason in STOPS]
+  tables = (NOT_RUN, OTHER_TESTS, reasons, FLAGS_ONLY, ADDED)
+  for test in set(re.findall(r'test_\w+', str(tables))):
+    assert (ROOT / 'tests' / f'{test}.py').exists(), test
+  for page, test in OTHER_TESTS.items():
+    assert page in (ROOT / 'tests' / f'{test}.py').read_text()
+
+
+def test_every_field_in_the_docs_is_one():
+  known = set(config_identity.to_flat(config_lib.get_default()))
+  for name in models.MODELS:
+    fields = models.model_config(name)
+    known |= {f'model.{field}' for field in fields}
+  for path in (*PAGES, *MODULES):
+    if name_of(path) not in OTHER_TESTS:
+      found = re.findall(r'--config\.(\w+\.[\w.]*\w)', path.read_text())
+      assert set(found) <= known, path
+
+
+@pytest.fixture(scope='module')
+def stack():
+  """What stands in for the ISBI 2012 stacks: [30, 512, 512] uint8."""
+  cells = np.random.default_rng(0).random((30, 8, 8)) > 0.4
+  return np.kron(cells, np.ones((1, 64, 64))).astype(np.uint8) * 255
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """Two runs that differ in their skips."""
+  return made_runs.make_pair(tmp_path_factory.mktemp('made'))
+
+
+def check(config, workdir, *_):
+  """All that a training does before it compiles."""
+  config_lib.validate(config)
+  prepared = prepare.prepare(config)
+  workdir_lib.check(workdir, config, prepared.data.identity())
+
+
+def stop(name, first=lambda *_, **__: None):
+  """A function that ends its command, after a check."""
+
+  def call(*arguments, **keywords):
+    first(*arguments, **keywords)
+    raise errors.Stopped(f'Stopped before {name}.')
+
+  return call
+
+
+@pytest.fixture
+def stopping(monkeypatch, stack):
+  """Stops commands as STOPS says; the ISBI 2012 stacks are `stack`."""
+
+  def plan_rows(config, processes, say):
+    del processes
+    rows.measure_all(journal.Journal(None, config=config), say)
+
+  def constant(self, image, tiling, advance=lambda: None):
+    del self, tiling, advance
+    return np.full(image.shape[-2:], 0.75, np.float32), None
+
+  instead = {
+    'train_and_evaluate': stop('training', check),
+    'describe': stop('the table', config_lib.validate),
+    '__call__': constant,
+    'border_weight': lambda label, *_: np.ones(label.shape, np.float32),
+    'download': lambda folder, *_, **__: folder,
+    'race': stop('race', lambda config, **_: race.check_config(config)),
+  }
+  for owner, name, _ in STOPS:
+    if owner is children:
+      monkeypatch.setattr(owner, name, plan_rows)
+    else:
+      monkeypatch.setattr(owner, name, instead.get(name, stop(name)))
+  monkeypatch.setattr(isbi2012, 'find', lambda *_: pathlib.Path())
+  monkeypatch.setattr(isbi2012, 'load', lambda *_: (stack, stack))
+  # tools/accelerator_suite.py sets them.
+  for name in ('JAX_PLATFORMS', 'PYTHONPATH'):
+    monkeypatch.setenv(name, os.environ.get(name, ''))
+  before = signal.getsignal(signal.SIGTERM)  # tools/mutate.py sets it.
+  yield
+  signal.signal(signal.SIGTERM, before)
+
+
+def make_inputs(folder, program, words, stack, made):
+  """Writes the files and runs that a command reads."""
+  shutil.copytree(
+    ROOT / 'experiments',
+    folder / 'experiments',
+    ignore=shutil.ignore_patterns('results'),
+  )
+  small = stack[:2, ::8, ::8]
+  for word in words:
+    flag, _, value = word.partition('=')
+    if flag in ('--config.data.image', '--config.data.label'):
+      volume.write_stack(folder / value, stack)
+    elif flag in ('--input', '--labels'):
+      volume.write_stack(folder / value, small)
+    elif flag == '--prediction':
+      volume.write_stack(folder / value, small.astype(np.float32) / 255)
+    elif flag == '--runs':
+      for source, name in zip(made, value.split(','), strict=True):
+        shutil.copytree(source, folder / name)
+    elif flag == '--workdir' and program in ('predict', 'evaluate'):
+      shutil.copytree(made[0], folder / value)
+  if '--compare' in words:
+    at = words.index('--compare')
+    for name in words[at + 1 : at + 3]:
+      report = made_benchmarks.report(made_benchmarks.row())
+      files.write_json(folder / name, report)
+
+
+def read_flags(main, flags_parser):
+  """Stands for absl's `app.run`."""
+  assert callable(main)
+  assert len(flags_parser(sys.argv)) == 1  # Nothing is left over.
+  sys.exit(0)
+
+
+@pytest.mark.parametrize('words', to_run())
+def test_a_command_starts(
+  words, command, stopping, stack, made, monkeypatch, tmp_path
+):
+  python, *words = words
+  assert python == 'python', 'say in NOT_RUN why this is not run'
+  if words[0] == '-m':
+    program = words[1].removeprefix('skipnet_jax.')
+    words = words[2:]
+  else:
+    program, *words = words
+  if program in ADDED:
+    words = [*words, ADDED[program][0]]
+  words = [word.replace('=/shared/', f'={tmp_path}/shared/') for word in words]
+  # The docs also name programs alone.
+  bare = not words and program != 'tools/fetch_isbi.py'
+  if bare or program in FLAGS_ONLY:
+    monkeypatch.setattr(app, 'run', read_flags)
+  make_inputs(tmp_path, program, words, stack, made)
+  monkeypatch.chdir(tmp_path)
+  ended = command(program, *words)
+  assert ended.code == 0, ended
+
+
+def python_blocks(page):
+  return blocks(ROOT / page, 'python')
+
+
+def test_python_is_run_somewhere():
+  for page in PAGES:
+    if name_of(page) not in (*OTHER_TESTS, 'README.md'):
+      assert blocks(page, 'python') == []
+  assert len(python_blocks('README.md')) == 2
+
+
+def test_the_readme_s_notebook(monkeypatch, tmp_path, made, smoke):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(loop, 'train_and_evaluate', check)
+  image, label, _ = np.random.default_rng(0).random((3, 2, 64, 64))
+  names = {'config': smoke(), 'label': label > 0.5}
+  names['image'] = image.astype(np.float32)
+  start, rest = python_blocks('README.md')[0].split('run = ')
+  exec(start, names)
+  shutil.copytree(made[0], tmp_path / 'runs/mine', dirs_exist_ok=True)
+  exec(f'run = {rest}', names)
+  assert names['probability'].shape == image.shape
+
+
+def test_the_readme_s_analysis_of_a_point():
+  model = small_networks.LinearChain(depth=2)
+  names = {
+    'model': model,
+    'variables': small_networks.draw(model, (2, 8, 8, 1)),
+    'batch': small_networks.make_batch(8),
+    'loss': small_networks.bce,
+  }
+  exec(python_blocks('README.md')[1], names)
+  assert names['found'].by_skip()
