@@ -17,8 +17,8 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.step import build
 from skipnet_jax.step import losses
+from skipnet_jax.step import metrics as metrics_lib
 from skipnet_jax.step import optim
-from skipnet_jax.step import step as step_lib
 
 PLAYERS = ('discriminator', 'generator')
 
@@ -153,7 +153,7 @@ def test_each_has_its_optimizer():
       state.params[name],
     )
     assert max(jax.tree.leaves(moved)) == pytest.approx(rate, rel=1e-2)
-  record = step_lib.divide({k: np.asarray(v) for k, v in metrics.items()})
+  record = metrics_lib.divide({k: np.asarray(v) for k, v in metrics.items()})
   assert {'judged_real', 'judged_fake', 'judged_fooled'} <= record.keys()
   # An average of the parameters is kept of both.
   variables = made()[1]

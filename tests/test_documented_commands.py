@@ -185,7 +185,7 @@ def read():
     found = folder / 'found'
     found.touch()
     script = [
-      f'(\nPLACE={name_of(path)}\n{text}\n)'
+      f'(\nPLACE={name_of(path)}\n{text}\nwait\n)'
       for path, several in texts.items()
       if name_of(path) not in OTHER_TESTS
       for text in several
@@ -206,7 +206,8 @@ def read():
       text=True,
       timeout=60,
     )
-    lines = found.read_text().splitlines()
+    # Sorted, as some run in the background.
+    lines = sorted(found.read_text().splitlines())
   commands = {}
   for line in lines:
     place, *words = line.split('\x1f')

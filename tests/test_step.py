@@ -13,6 +13,7 @@ import small_networks
 from skipnet_jax.models import layers
 from skipnet_jax.models import network
 from skipnet_jax.step import losses
+from skipnet_jax.step import metrics as metrics_lib
 from skipnet_jax.step import state as state_lib
 from skipnet_jax.step import step as step_lib
 
@@ -121,7 +122,7 @@ def test_metrics_are_sums_with_counts():
   squares = sum(float(np.sum(np.square(k))) for k in kernels)
   assert float(metrics['l2']) == pytest.approx(0.5 * squares, rel=1e-5)
   assert metrics['flow'].shape == (4, 1)
-  divided = step_lib.divide({k: np.asarray(v) for k, v in metrics.items()})
+  divided = metrics_lib.divide({k: np.asarray(v) for k, v in metrics.items()})
   assert divided['loss_with_l2'] == pytest.approx(
     float(metrics['loss'] + metrics['l2']), rel=1e-6
   )
@@ -167,7 +168,7 @@ def test_evaluation_uses_running_statistics_and_adds_up():
       float(parts[0][name] + parts[1][name]), rel=1e-5
     )
   added = {k: float(parts[0][k] + parts[1][k]) for k in whole}
-  found = step_lib.divide_eval(added, loss)
+  found = metrics_lib.divide_eval(added, loss)
   assert found['loss'] == pytest.approx(found['bce'], rel=1e-6)
   assert found['loss_with_l2'] == pytest.approx(
     found['loss'] + float(whole['l2']), rel=1e-5

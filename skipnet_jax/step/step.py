@@ -1,7 +1,7 @@
 """One pure training step and one pure evaluation step.
 
-`(state, batch) -> (state, metrics)`. Metrics are sums with counts; `divide` and
-`divide_eval` make means of them. `parallel` has the three ways to run a step.
+`(state, batch) -> (state, metrics)`. Metrics are sums with counts; `metrics`
+makes means of them. `parallel` has the three ways to run a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -157,35 +157,3 @@ def make_eval_step(
     return sums | {'l2': optim.l2_penalty(params, l2), 'batches': jnp.ones(())}
 
   return step
-
-
-def _with_prefix(sums: dict[str, float], prefix: str) -> dict[str, float]:
-  """The entries whose name starts with the prefix, without it."""
-  return {
-    k.removeprefix(prefix): v for k, v in sums.items() if k.startswith(prefix)
-  }
-
-
-def divide(sums: dict[str, float]) -> dict[str, float]:
-  """Metrics of an epoch from its training sums."""
-  steps, pixels = sums['steps'], sums['pixels']
-  return {
-    'loss': sums['loss'] / steps,
-    'loss_with_l2': (sums['loss'] + sums['l2']) / steps,
-    'bce': sums['bce'] / pixels,
-    'accuracy': sums['correct'] / pixels,
-    'grad_norm': sums['grad_norm'] / steps,
-    **{k: v / steps for k, v in _with_prefix(sums, 'part/').items()},
-  }
-
-
-def divide_eval(sums: dict[str, float], loss: losses.Loss) -> dict[str, float]:
-  """Metrics of an evaluation from its sums."""
-  value = float(loss.value(_with_prefix(sums, 'loss/')))
-  return {
-    'loss': value,
-    'loss_with_l2': value + sums['l2'] / sums['batches'],
-    'bce': sums['bce'] / sums['pixels'],
-    'accuracy': sums['correct'] / sums['pixels'],
-    **telemetry.divide_gates(sums),
-  }

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-import math
 import os
 import pathlib
 from typing import Any, NoReturn
 
 import jax
 import ml_collections
-import numpy as np
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
@@ -21,7 +19,6 @@ from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
-from skipnet_jax.step import step as step_lib
 from skipnet_jax.step import telemetry
 from skipnet_jax.training import epoch as epoch_lib
 from skipnet_jax.training import nonfinite
@@ -30,6 +27,7 @@ from skipnet_jax.training import prepare
 from skipnet_jax.training import processes
 from skipnet_jax.training import samples as samples_lib
 from skipnet_jax.training import summary as summary_lib
+from skipnet_jax.training import validation
 
 
 def train_and_evaluate(
@@ -212,11 +210,7 @@ class Run:
     with self._stop_signal.exit_at_once_on_sigterm():
       train_epoch.compile(self.state)
       # Compiled before the first epoch, while nothing can be lost.
-      evaluate = (
-        calls.make_eval_call(training.eval_step, prepared.pipeline, parallel)
-        .lower(self.state, *next(self._eval_batches()))
-        .compile()
-      )
+      validate = validation.Validation(prepared, self.state)
     # A run that ended between a checkpoint and its samples lacks them.
     self._draw_samples()
     processes.barrier()
@@ -226,7 +220,9 @@ class Run:
       if part.stopped:
         self._stop(before, part)
       change = parallel.unreplicate(net_change(before, self.state.params))
-      record = self._record(part, self._evaluate(evaluate))
+      record = validation.make_record(
+        prepared, self.progress.epoch + 1, part, validate(self.state)
+      )
       best = record['valid_loss'] < self.progress.best_loss
       self.progress = self.progress.after(record, part.seconds, every)
       if log.active:
@@ -262,49 +258,6 @@ class Run:
       f'{part.steps} steps. Everything is saved; run the same command again to '
       'resume.'
     )
-
-  def _eval_batches(self) -> Iterator[Any]:
-    pipeline, parallel = self.prepared.pipeline, self.prepared.parallel
-    shards = len(parallel.devices)
-    size = -(-min(pipeline.batch_size, len(pipeline.valid)) // shards) * shards
-    for plan in pipeline.eval_plans(size):
-      raw = pipeline.read_host(self.prepared.arrays, plan)
-      yield parallel.place_batch((raw, plan['seen']))
-
-  def _evaluate(self, evaluate: jax.stages.Compiled) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for arguments in self._eval_batches():
-      metrics = evaluate(self.state, *arguments)
-      metrics = self.prepared.parallel.unreplicate(metrics)
-      for name, value in parallel_lib.to_host(metrics).items():
-        total[name] = total.get(name, 0.0) + float(value)
-    return step_lib.divide_eval(total, self.prepared.training.loss)
-
-  def _record(
-    self, part: epoch_lib.Part, valid: dict[str, float]
-  ) -> dict[str, Any]:
-    """An epoch's line of metrics.jsonl."""
-    pipeline, epoch = self.prepared.pipeline, self.progress.epoch + 1
-    step = epoch * pipeline.steps_per_epoch
-    rate = self.prepared.training.schedule(
-      step // self.prepared.config.optim.accumulate
-    )
-    trained = step_lib.divide(part.sums)
-    record = {
-      'epoch': epoch,
-      'step': step,
-      **{f'train_{name}': float(value) for name, value in trained.items()},
-      **{f'valid_{name}': value for name, value in valid.items()},
-      'learning_rate': float(np.asarray(rate)),
-      'seconds': round(part.seconds, 4),
-      'images_per_second': round(len(pipeline.train) / part.seconds, 4),
-    }
-    if not math.isfinite(record['valid_loss']):
-      raise errors.RunError(
-        f'The validation loss of epoch {epoch} is {record["valid_loss"]}: '
-        'lower optim.learning_rate, and start again in another --workdir.'
-      )
-    return record
 
   def _draw_samples(self) -> None:
     """Draws missing samples, if log.sample_every selects the epoch."""
