@@ -52,7 +52,7 @@ def main() -> None:
   if _AOT.value and _PEER.value:
     cli.refuse('Give either --aot, which measures nothing, or --peer.')
   # Imported here, so that --help does not wait for JAX.
-  from skipnet_jax import config as config_lib
+  from skipnet_jax import config_checks
   from skipnet_jax import files
   from skipnet_jax.benchmarking import journal
   from skipnet_jax.benchmarking import plan
@@ -82,7 +82,7 @@ def main() -> None:
     # Any experiment can be compiled, with or without a benchmark section.
     if 'benchmark' in config:
       config, _ = plan.split(config)
-    config_lib.validate(config)
+    config_checks.validate(config)
     predicted = aot.predict(config, _AOT.value, say=say)
     files.write_json(path, predicted)
     print(aot.format_table(predicted))

@@ -46,6 +46,7 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
     """The locked config of `FILE` or `FILE:preset`."""
     # Imported late, so that --help does not wait for JAX.
     from skipnet_jax import config as config_lib
+    from skipnet_jax import config_checks
     from skipnet_jax import models
 
     file, *preset = path.split(':', 1)
@@ -53,7 +54,7 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
       config = config_lib.load_experiment(
         pathlib.Path(environment.expand_home(file)), *preset
       )
-      config_lib.check_whole(config)
+      config_checks.check_whole(config)
       names = re.findall(_MODEL_NAME, '\n'.join(sys.argv))
       fields = config.model.to_dict()
       if names and names[-1] != fields.get('name'):

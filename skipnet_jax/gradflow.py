@@ -45,7 +45,7 @@ def main() -> None:
   # Imported late, so that --help does not wait for JAX.
   import jax
 
-  from skipnet_jax import config as config_lib
+  from skipnet_jax import config_checks
   from skipnet_jax import plots
   from skipnet_jax.analysis import depth
   from skipnet_jax.analysis.page import comparison
@@ -87,12 +87,12 @@ def main() -> None:
       depth.sweep(config, folder_of_runs, print)
       page = comparison.of_depths(title, config, *depth.read(folder_of_runs))
     elif _AT_INIT.value:
-      variants = config_lib.variants(config)
+      variants = config_checks.variants(config)
       folder = report.check(output, overwrite=overwrite)
       data = sources.load(next(iter(variants.values())))
       page = comparison.at_init(title, variants, data, print)
     else:
-      variants = config_lib.variants(config)
+      variants = config_checks.variants(config)
       folders = study.train(
         variants, pathlib.Path(cli.require(_WORKDIR)), print
       )

@@ -13,6 +13,7 @@ import small_networks
 from small_networks import make_batch
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.step import build
@@ -133,7 +134,7 @@ def settings(**changes):
   config.optim.update(
     {'name': 'adam', 'momentum': 0.5, 'decay': 0.999, 'l2': 0.0} | changes
   )
-  config_lib.validate(config)
+  config_checks.validate(config)
   return config.optim
 
 

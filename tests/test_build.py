@@ -10,6 +10,7 @@ import pytest
 import systems
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.analysis import depth
@@ -194,7 +195,7 @@ def test_the_sweep_over_depth_trains_by_it(monkeypatch, tmp_path):
     del config.variants[name]
   rows = depth.sweep(config, tmp_path, print)
   ((step, pipeline),) = asked
-  whole = config_lib.variants(_without_depths(config))['long_short']
+  whole = config_checks.variants(_without_depths(config))['long_short']
   whole.model.repetitions = (1,) * 7
   training = build.build(whole, pipeline.window, pipeline.steps_per_epoch)
   assert step is training.train_step

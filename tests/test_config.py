@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -18,7 +19,7 @@ def make():
 
 def test_the_defaults_are_valid_and_the_papers():
   config = make()
-  config_lib.validate(config)
+  config_checks.validate(config)
   optim = config.optim
   assert (
     optim.name,
@@ -65,7 +66,7 @@ def test_bad_values_are_refused_by_name(field, value, words):
   config = make()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(errors.InputError, match=words) as error:
-    config_lib.validate(config)
+    config_checks.validate(config)
   assert str(error.value).startswith(field.split('.')[0])
 
 
@@ -73,9 +74,9 @@ def test_several_processes_need_an_address():
   config = make()
   config.parallel.update(mode='sharded', num_processes=2)
   with pytest.raises(errors.InputError, match='host:port'):
-    config_lib.validate(config)
+    config_checks.validate(config)
   config.parallel.coordinator = '127.0.0.1:1234'
-  config_lib.validate(config)
+  config_checks.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_unknown_fields_are_refused_with_the_nearest(name, words):
   with config[section].unlocked():
     config[section][field] = 1
   with pytest.raises(errors.InputError, match=f"{name}.*{words}'"):
-    config_lib.validate(config)
+    config_checks.validate(config)
 
 
 def test_unknown_sections_are_refused():
@@ -96,7 +97,7 @@ def test_unknown_sections_are_refused():
   with config.unlocked():
     config.optm = 1
   with pytest.raises(errors.InputError, match=r"optm.*'optim'"):
-    config_lib.validate(config)
+    config_checks.validate(config)
 
 
 def test_identity_leaves_out_what_a_run_may_continue_with():
@@ -195,16 +196,16 @@ def test_a_config_that_is_not_whole():
   with config.unlocked():
     del config.optim.momentum
   with pytest.raises(errors.InputError, match=r'lacks optim\.momentum: let'):
-    config_lib.validate(config)
+    config_checks.validate(config)
   with config.unlocked():
     del config.optim
   with pytest.raises(errors.InputError, match=r'lacks optim\.name, optim'):
-    config_lib.validate(config)
+    config_checks.validate(config)
   config = make()
   with config.unlocked():
     config.model.extra = np.zeros(3)
   with pytest.raises(errors.InputError, match='cannot be saved as JSON'):
-    config_lib.validate(config)
+    config_checks.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_variants_are_whole_configs():
     deep={'model': {'repetitions': (9,) * 7}},
     slow={'optim': {'learning_rate': 1e-4}, 'model': {'long_skips': False}},
   )
-  found = config_lib.variants(config)
+  found = config_checks.variants(config)
   assert list(found) == ['deep', 'slow']
   assert [c.experiment for c in found.values()] == ['deep', 'slow']
   assert found['deep'].model.repetitions == (9,) * 7
@@ -261,7 +262,7 @@ def test_variants_are_whole_configs():
 def test_an_experiment_without_variants_is_its_own():
   config = with_variants()
   del config.variants
-  assert config_lib.variants(config) == {'study': config}
+  assert config_checks.variants(config) == {'study': config}
 
 
 @pytest.mark.parametrize(
@@ -274,4 +275,4 @@ def test_an_experiment_without_variants_is_its_own():
 )
 def test_a_variant_of_unknown_or_wrong_fields_is_refused(changes):
   with pytest.raises(errors.InputError, match="variant 'bad'"):
-    config_lib.variants(with_variants(good={}, bad=changes))
+    config_checks.variants(with_variants(good={}, bad=changes))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax import plots
@@ -76,7 +76,7 @@ def test_a_row_for_each_variant_and_depth(swept):
 
 def test_the_gradient_at_initialisation_is_the_layers_own(swept):
   folder, _, _ = swept
-  config = config_lib.variants(without_depths(make()))['long_only']
+  config = config_checks.variants(without_depths(make()))['long_only']
   config.model.repetitions = (4,) * 7
   data = sources.load(config)
   pipeline = pipeline_lib.make_pipeline(config, data, 1)

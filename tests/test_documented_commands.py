@@ -25,6 +25,7 @@ import pytest
 import small_networks
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import files
@@ -295,7 +296,7 @@ def made(tmp_path_factory):
 
 def check(config, workdir, *_):
   """All that a training does before it compiles."""
-  config_lib.validate(config)
+  config_checks.validate(config)
   prepared = prepare.prepare(config)
   workdir_lib.check(workdir, config, prepared.data.identity())
 
@@ -324,7 +325,7 @@ def stopping(monkeypatch, stack):
 
   instead = {
     'train_and_evaluate': stop('training', check),
-    'describe': stop('the table', config_lib.validate),
+    'describe': stop('the table', config_checks.validate),
     '__call__': constant,
     'border_weight': lambda label, *_: np.ones(label.shape, np.float32),
     'download': lambda folder, *_, **__: folder,

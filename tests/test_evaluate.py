@@ -9,7 +9,7 @@ import pytest
 import scipy.ndimage
 import tifffile
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import scoring
@@ -419,5 +419,5 @@ def test_warns_of_an_inverted_prediction(score, pair, tmp_path):
 
 def test_made_configs_are_valid():
   config = made_runs.small_config()
-  config_lib.validate(config)
+  config_checks.validate(config)
   assert sources.load(config).valid == (4, 5)

@@ -9,6 +9,7 @@ import pytest
 import systems
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import models
 from skipnet_jax.benchmarking import plan
@@ -66,7 +67,7 @@ def test_every_experiment_is_tested():
 @pytest.mark.parametrize('name', SINGLE)
 def test_the_paper_preset_has_the_papers_parameters(name):
   config = load(name, 'paper')
-  config_lib.validate(config)
+  config_checks.validate(config)
   assert config.experiment == name
   assert count(config) == PARAMETERS[name]
 
@@ -76,7 +77,7 @@ def test_the_paper_preset_has_the_papers_parameters(name):
 )
 def test_a_system_has_its_published_parameters(name, preset):
   config = load(name, preset)
-  config_lib.validate(config)
+  config_checks.validate(config)
   assert config.experiment == name
   assert count(config) == SYSTEMS[name][preset]
 
@@ -84,7 +85,7 @@ def test_a_system_has_its_published_parameters(name, preset):
 @pytest.mark.parametrize('name', ['long_short', *SYSTEMS])
 def test_systems_share_their_budget(name):
   config = load(name, 'budget')
-  config_lib.validate(config)
+  config_checks.validate(config)
   flat = config_identity.to_flat(config)
   assert {k: flat[k] for k in config_lib.BUDGET} == config_lib.BUDGET
 
@@ -100,7 +101,7 @@ def test_the_best_is_a_row_of_the_recipe():
 @pytest.mark.parametrize('name', SINGLE)
 def test_the_smaller_presets_keep_the_switches(name, preset):
   config, paper = load(name, preset), load(name, 'paper')
-  config_lib.validate(config)
+  config_checks.validate(config)
   for switch in ('short_skips', 'long_skips', 'batch_norm', 'blocks'):
     assert config.model[switch] == paper.model[switch]
   assert count(config) < PARAMETERS[name] / 30
@@ -113,7 +114,7 @@ def test_a_study_builds_each_of_its_networks(name, preset):
   config = load(name, preset)
   if 'depths' in config:
     del config.depths
-  variants = config_lib.variants(config)
+  variants = config_checks.variants(config)
   assert len(variants) >= 3
   counts = {variant: count(config) for variant, config in variants.items()}
   if preset == 'table_3':
@@ -126,7 +127,7 @@ def test_a_study_builds_each_of_its_networks(name, preset):
 
 @pytest.mark.parametrize('preset', STUDIES['gradient_flow'][:2])
 def test_figure_4_has_the_papers_settings(preset):
-  variants = config_lib.variants(load('gradient_flow', preset))
+  variants = config_checks.variants(load('gradient_flow', preset))
   found = [
     (
       c.model.blocks,

@@ -12,6 +12,7 @@ import pytest
 import systems
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -74,7 +75,7 @@ def configs(draw):
 
 def prepare(config):
   """All that looks at a config before anything is compiled."""
-  config_lib.validate(config)
+  config_checks.validate(config)
   model = models.build_model(config.model)
   train, valid = sources.split(
     config.data.train, config.data.valid, 10, config.seed

@@ -8,6 +8,7 @@ import pytest
 from small_networks import make_batch
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.models import layers
@@ -200,7 +201,7 @@ def test_a_schedule_that_does_not_fit_is_refused(smoke, fields, words):
     for name, value in fields.items():
       config.train[name] = value
   with pytest.raises(errors.InputError, match=r'train\.auxiliary') as caught:
-    config_lib.validate(config)
+    config_checks.validate(config)
   assert words in str(caught.value)
 
 

@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax.training import loop
 from skipnet_jax.training import study
@@ -26,7 +26,7 @@ def variants(smoke):
   config.variants = ml_collections.ConfigDict(
     {'with': {}, 'without': {'model': {'short_skips': False}}}
   )
-  return config_lib.variants(config)
+  return config_checks.variants(config)
 
 
 def test_finished_runs_are_skipped(variants, tmp_path, monkeypatch):
@@ -64,5 +64,5 @@ def test_a_run_of_another_config_is_refused_before_any_training(
 
 def test_one_network_is_no_comparison(smoke, tmp_path):
   with pytest.raises(errors.InputError, match='1 network'):
-    study.train(config_lib.variants(smoke()), tmp_path)
+    study.train(config_checks.variants(smoke()), tmp_path)
   assert not list(tmp_path.iterdir())

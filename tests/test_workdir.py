@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -125,7 +126,7 @@ def test_a_config_without_a_field_has_its_default(tmp_path):
   path.write_text(json.dumps(content))
   workdir.check(tmp_path, make(), DATA)
   read = workdir.read_config(tmp_path)
-  config_lib.validate(read)
+  config_checks.validate(read)
   assert read.data.augment.noise == 0
   assert models.build_model(read.model) == models.build_model(make().model)
   other = make()

@@ -34,7 +34,7 @@ def main() -> None:
   # Imported late: JAX takes seconds, which --help need not wait for.
   import jax
 
-  from skipnet_jax import config as config_lib
+  from skipnet_jax import config_checks
   from skipnet_jax.benchmarking import plan
   from skipnet_jax.benchmarking import workload
   from skipnet_jax.benchmarking.hlo import profiling
@@ -43,7 +43,7 @@ def main() -> None:
   config = _CONFIG.value
   if 'benchmark' in config:
     config, _ = plan.split(config)
-  config_lib.validate(config)
+  config_checks.validate(config)
   folder = pathlib.Path(_OUTPUT.value)
   if folder.exists() and any(folder.iterdir()):
     cli.refuse(f'{folder} is not empty: choose another --output.')

@@ -16,7 +16,7 @@ from ml_collections.config_flags import config_flags
 import numpy as np
 
 from skipnet_jax import cli
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.step import build
@@ -31,7 +31,7 @@ def main() -> None:
   """Measures the pairs and prints their ratio."""
   config = _CONFIG.value
   cli.require_config(config)
-  config_lib.validate(config)
+  config_checks.validate(config)
   data = sources.load(config)
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
   arrays = pipeline_lib.host_arrays(data)

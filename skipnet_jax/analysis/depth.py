@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import files
@@ -91,7 +91,7 @@ def _configs(config: Config) -> dict[tuple[str, int], Config]:
     )
   configs = {}
   for repetitions in depths.repetitions:
-    for variant, changes in config_lib.variants(base).items():
+    for variant, changes in config_checks.variants(base).items():
       changed = config_identity.varied([base, changes])
       if any(name.split('.')[0] in ('data', 'seed') for name in changed):
         raise errors.InputError(

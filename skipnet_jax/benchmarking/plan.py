@@ -7,6 +7,7 @@ import math
 import ml_collections
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax.benchmarking.reporting import schema
 
@@ -110,7 +111,7 @@ def split(
       )
   # Each row sets its own mode.
   bare.parallel.mode = section.modes[0]
-  config_lib.validate(bare)
+  config_checks.validate(bare)
   return bare, section
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import sources
@@ -87,7 +87,7 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
   """
   path = pathlib.Path(path)
   config = workdir.read_config(path)
-  config_lib.validate(config)
+  config_checks.validate(config)
   training = build(config)
   checkpoints = checkpoint.Checkpoints(path, create=False)
   try:

@@ -7,6 +7,7 @@ import pathlib
 import ml_collections
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 
 Config = ml_collections.ConfigDict
@@ -234,7 +235,7 @@ def make(
         experiments / f'{row.experiment}.py', preset
       )
       if name == 'figure_4':
-        config = config_lib.variants(config)[label]
+        config = config_checks.variants(config)[label]
       config.update_from_flattened_dict(row.changes)
       part = repeat
       if name in _IN_FOLDS:
@@ -244,7 +245,7 @@ def make(
         config.seed = repeat
       config.experiment = label
       change(config)
-      config_lib.validate(config)
+      config_checks.validate(config)
       key = f'{label.replace(",", "").replace(" ", "_")}_{part}'
       runs[key], row_of[key] = config, label
   return Study(name, title, rows, runs, row_of, compared, orderings)

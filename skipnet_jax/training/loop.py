@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import jax
 import ml_collections
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.runs import checkpoint
@@ -66,7 +66,7 @@ def train_and_evaluate(
     >>> 0 <= summary['v_rand'] <= 1
     True
   """
-  config_lib.validate(config)
+  config_checks.validate(config)
   processes.start(config.parallel)
   with (
     stop_signal or preemption.StopSignal() as stop_signal,

@@ -4,7 +4,7 @@ import dataclasses
 
 import ml_collections
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.models import layer_table
@@ -57,7 +57,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
   Raises:
     InputError: a config that cannot be used.
   """
-  config_lib.validate(config)
+  config_checks.validate(config)
   side = config.data.crop or config.data.size or 512
   training = build_lib.build(config, (side, side), 1)
   return layer_table.format_table(training.table, training.parameters)

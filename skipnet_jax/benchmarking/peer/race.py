@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -57,7 +57,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'The race against PyTorch needs PyTorch, which is not installed: '
       "pip install '.[peer]'."
     )
-  config_lib.validate(config)
+  config_checks.validate(config)
   for field, value, only in (
     ('model.scan', config.model.get('scan', False), False),
     ('optim.accumulate', config.optim.accumulate, 1),

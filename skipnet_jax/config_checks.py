@@ -1,0 +1,191 @@
+"""Checks a config before it is used; see `config` for its fields."""
+
+from collections.abc import Callable
+import math
+import operator
+from typing import Any
+
+import ml_collections
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
+from skipnet_jax import errors
+
+ConfigDict = ml_collections.ConfigDict
+
+# The lowest value of each of these fields.
+_LOWEST = {
+  0: (
+    *('seed', 'data.size', 'data.crop', 'data.border_weight', 'data.widen'),
+    *('data.series', 'data.channel'),
+    *('data.augment.rotation', 'data.augment.shear', 'data.augment.warp'),
+    *('data.augment.elastic', 'data.augment.contrast'),
+    *('data.augment.brightness', 'data.augment.noise'),
+    *('optim.l2', 'optim.eps', 'optim.warmup_epochs'),
+    *('train.steps_per_call', 'train.adversarial', 'parallel.devices'),
+    *('log.sample_every', 'log.samples'),
+  ),
+  1: (
+    *('optim.step_epochs', 'optim.accumulate', 'train.batch_size'),
+    *('train.epochs', 'train.checkpoint_every', 'parallel.num_processes'),
+  ),
+  2: ('data.slices',),
+}
+_POSITIVE = (
+  *('optim.learning_rate', 'optim.discriminator_learning_rate'),
+  *('optim.step_factor', 'data.augment.elastic_sigma', 'data.border_sigma'),
+)
+_CHOICES = {
+  'optim.name': config_lib.OPTIMIZERS,
+  'optim.schedule': config_lib.SCHEDULES,
+  'train.loss': config_lib.LOSSES,
+  'parallel.mode': config_lib.MODES,
+}
+
+
+def check_whole(config: ConfigDict) -> None:
+  """Checks that no field of `get_default` is missing.
+
+  Raises:
+    InputError: one is missing, or a value is of a type that JSON cannot hold.
+  """
+  try:
+    found = config_identity.to_flat(config)
+  except TypeError as e:
+    raise errors.InputError(
+      f'The config has a value that cannot be saved as JSON ({e}): use numbers '
+      'and words of Python.'
+    ) from e
+  missing = [
+    name
+    for name in config_identity.to_flat(config_lib.get_default())
+    if name not in found
+  ]
+  if missing or 'model' not in config:
+    raise errors.InputError(
+      f'The config lacks {", ".join(missing[:3]) or "model"}: let get_config '
+      'start from config.get_default() of skipnet_jax.'
+    )
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every field as far as possible without data and devices.
+
+  Raises:
+    InputError: names the field, its value and the values that it can have.
+  """
+  if 'variants' in config:
+    raise errors.InputError(
+      f'This experiment compares {len(config.variants)} networks: run it with '
+      'python -m skipnet_jax.gradflow.'
+    )
+  if 'benchmark' in config:
+    raise errors.InputError(
+      'This experiment is a benchmark: run it with '
+      'python -m skipnet_jax.benchmark.'
+    )
+  check_whole(config)
+  known = config_lib.get_default()
+  names = [*known, *config_identity.to_flat(known)]
+  for name in [*config, *config_identity.to_flat(config)]:
+    if name not in names and not name.startswith('model.'):
+      raise errors.InputError(
+        f'Unknown config field {name!r}: {config_lib.nearest(name, names)}'
+      )
+
+  def require(field: str, fits: Callable[[Any], bool], need: str) -> None:
+    value = operator.attrgetter(field)(config)
+    try:
+      fitting = fits(value)
+    except (TypeError, AttributeError, OverflowError):  # Of another type.
+      fitting = False
+    if not fitting:
+      raise errors.InputError(f'{field} is {value!r}; it must be {need}.')
+
+  t, d, p = config.train, config.data, config.parallel
+  for field, choices in _CHOICES.items():
+    require(field, choices.__contains__, f'one of {", ".join(choices)}')
+  sources = ('auto', 'isbi2012', 'synthetic', 'stack')
+  require(
+    'data.source',
+    lambda x: x in sources or x.startswith('tfds:'),
+    f'one of {", ".join(sources)} or tfds:<name>',
+  )
+  if d.source == 'stack':
+    require('data.image', bool, "the image stack's path")
+    require('data.label', bool, "the label stack's path")
+  for low, fields in _LOWEST.items():
+    for field in fields:
+      require(
+        field, lambda x: low <= x < math.inf, f'at least {low}, and finite'
+      )
+  # A limit of the random keys.
+  require('seed', lambda x: x < 2**31, f'below {2**31}')
+  for field in _POSITIVE:
+    require(field, lambda x: 0 < x < math.inf, 'above 0, and finite')
+  require('data.augment.elastic_share', lambda x: 0 <= x <= 1, 'in 0..1')
+  require('data.device_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
+  for field in ('optim.decay', 'optim.momentum', 'optim.ema'):
+    require(field, lambda x: 0 <= x < 1, 'at least 0 and below 1')
+  for field in ('optim.step_at', 'train.auxiliary_at'):
+    require(
+      field,
+      lambda x: (
+        list(x) == sorted(set(x))
+        and all(isinstance(n, int) and 1 <= n < 2**31 for n in x)
+      ),
+      'increasing whole numbers of epochs, the first at least 1',
+    )
+  count = len(t.auxiliary_at) + 1
+  require(
+    'train.auxiliary',
+    # Below the largest number in float32.
+    lambda x: len(x) == count and all(0 <= w < 1e38 for w in x),
+    f'{count} weights, one more than train.auxiliary_at has epochs, each at '
+    'least 0 and below 1e38',
+  )
+  require(
+    'parallel.process_id',
+    range(p.num_processes).__contains__,
+    f'0 to {p.num_processes - 1} (parallel.num_processes - 1)',
+  )
+  if p.num_processes > 1 or p.coordinator:
+    require(
+      'parallel.mode',
+      lambda x: x == 'sharded',
+      'sharded if there are several processes',
+    )
+  if p.num_processes > 1:
+    require(
+      'parallel.coordinator',
+      bool,
+      'host:port of process 0, the same in every process',
+    )
+
+
+def variants(config: ConfigDict) -> dict[str, ConfigDict]:
+  """The whole configs that an experiment compares, by name.
+
+  `config.variants` maps a name to sections, fields and values. An experiment
+  without it has itself as its only variant.
+
+  Raises:
+    InputError: a variant has an unknown field, or cannot be used.
+  """
+  if 'variants' not in config:
+    validate(config)
+    return {config.experiment or config.model.name: config}
+  configs = {}
+  for name, changes in config.variants.items():
+    whole = config.copy_and_resolve_references()
+    whole.unlock()
+    del whole.variants
+    whole.lock()  # Unknown fields raise an error.
+    whole.experiment = name
+    try:
+      whole.update(changes)
+    except (KeyError, TypeError) as e:
+      raise errors.InputError(f'The variant {name!r}: {e.args[0]}') from e
+    validate(whole)
+    configs[name] = whole
+  return configs
