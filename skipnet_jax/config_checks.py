@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import math
 import operator
+import re
 from typing import Any
 
 import ml_collections
@@ -159,8 +160,25 @@ def validate(config: ConfigDict) -> None:
     require(
       'parallel.coordinator',
       bool,
-      'host:port of process 0, the same in every process',
+      'HOST:PORT of process 0, the same in every process',
     )
+  if p.coordinator:
+    require(
+      'parallel.coordinator',
+      _is_address,
+      'auto, or HOST:PORT of process 0 with a port of 1 to 65535',
+    )
+
+
+def _is_address(text: str) -> bool:
+  host, _, port = text.rpartition(':')
+  # An IPv6 address stands in brackets.
+  plain = r'\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\]@]+'
+  return text == 'auto' or bool(
+    re.fullmatch(plain, host)
+    and re.fullmatch('[0-9]{1,5}', port)
+    and 1 <= int(port) <= 65535
+  )
 
 
 def variants(config: ConfigDict) -> dict[str, ConfigDict]:

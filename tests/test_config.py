@@ -73,10 +73,39 @@ def test_bad_values_are_refused_by_name(field, value, words):
 def test_several_processes_need_an_address():
   config = make()
   config.parallel.update(mode='sharded', num_processes=2)
-  with pytest.raises(errors.InputError, match='host:port'):
+  with pytest.raises(errors.InputError, match='HOST:PORT'):
     config_checks.validate(config)
-  config.parallel.coordinator = '127.0.0.1:1234'
-  config_checks.validate(config)
+  for address in (
+    'auto',
+    '127.0.0.1:1',
+    'my-job-0.train:9876',
+    '[fe80::1]:65535',
+  ):
+    config.parallel.coordinator = address
+    config_checks.validate(config)
+
+
+@pytest.mark.parametrize(
+  'address',
+  [
+    *(
+      'here',
+      'here:',
+      ':1',
+      'here:0',
+      'here:65536',
+      'here:x',
+      'here:-1',
+      '::1:9',
+    ),
+    *('http://here:1', 'he re:1', 'me@here:1', '[here:1', 'here:1\n'),
+  ],
+)
+def test_what_cannot_be_an_address_is_refused(address):
+  config = make()
+  config.parallel.update(mode='sharded', coordinator=address)
+  with pytest.raises(errors.InputError, match='with a port of 1 to 65535'):
+    config_checks.validate(config)
 
 
 @pytest.mark.parametrize(

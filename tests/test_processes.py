@@ -185,15 +185,115 @@ def test_a_run_of_four_processes_survives_a_death_and_resumes_as_two(
   assert_equal_runs(folder, alone)
 
 
-def test_an_input_error_of_one_process_ends_all(tmp_path):
+@pytest.mark.parametrize(
+  ('changes', 'reason'),
+  [
+    (
+      {'data.source': 'stack', 'data.image': '/no/i', 'data.label': '/no'},
+      'there is no stack at /no/i',
+    ),
+    (
+      {'optim.learning_rate': 0.5, 'log.tensorboard': True},
+      'optim.learning_rate is 0.5, but 0.01 in process 0: start every process',
+    ),
+    (
+      {'data.slices': 12, 'log.progress': True},
+      'data.slices is 12, but 10 in process 0; fingerprint of the data is ',
+    ),
+  ],
+)
+def test_an_input_error_of_one_process_ends_all(changes, reason, tmp_path):
   folder = tmp_path / 'run'
-  missing = {'data.source': 'stack', 'data.image': '/no/i', 'data.label': '/no'}
-  with Processes(folder, 2, [CHANGES, CHANGES | missing]) as run:
+  with Processes(folder, 2, [CHANGES, CHANGES | changes]) as run:
     assert run.codes(90) == [2, 2]
     first, second = run.texts()
-  assert 'error: there is no stack at /no/i' in second
-  assert 'error: Process 1 refuses: there is no stack at /no/i' in first
+  assert f'error: {reason}' in second
+  assert f'error: Process 1 refuses: {reason}' in first
   assert [path.name for path in folder.iterdir()] == ['.lock']
+
+
+def joined(port, count, process):
+  """One of several processes that joins the others, and then sleeps."""
+  code = f"""
+    import time
+    from skipnet_jax import config
+    from skipnet_jax.training import heartbeat
+    from skipnet_jax.training import processes
+    heartbeat._INTERVAL, heartbeat._LIMIT = 0.5, 4
+    c = config.get_default().parallel
+    c.coordinator, c.num_processes = '127.0.0.1:{port}', {count}
+    c.process_id = {process}
+    processes.start(c)
+    print('joined', flush=True)
+    with processes.abort_together():
+      time.sleep(60)
+    """
+  return subprocess.Popen(
+    [sys.executable, '-c', textwrap.dedent(code)],
+    env=environment(1),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _stop(process):
+  process.send_signal(signal.SIGSTOP)
+  time.sleep(8)
+  process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+  ('which', 'event', 'own', 'others'),
+  [
+    (0, 'kill', -signal.SIGKILL, 'the reason is above'),
+    (1, 'kill', -signal.SIGKILL, 'process 1 did not answer for 4 s'),
+    (0, _stop, 1, 'process 0 did not answer for 4 s'),
+    (1, _stop, 1, 'process 1 did not answer for 4 s'),
+    (0, signal.SIGINT, 130, 'process 0 ended because it was interrupted'),
+    (1, signal.SIGINT, 130, 'process 1 ended because it was interrupted'),
+  ],
+)
+def test_a_lost_process_ends_the_others(which, event, own, others):
+  port = free_port()
+  started = [joined(port, 2, i) for i in range(2)]
+  try:
+    for process in started:
+      assert process.stdout.readline() == 'joined\n'
+    if event == 'kill':
+      started[which].kill()
+    elif callable(event):
+      event(started[which])
+    else:
+      started[which].send_signal(event)
+    texts = [process.communicate(timeout=30)[1] for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  assert started[which].returncode == own
+  assert started[1 - which].returncode == 1
+  last = texts[1 - which].splitlines()[-1]
+  assert last.startswith(f'error: Process {1 - which} of 2 lost another one (')
+  assert others in last
+
+
+def test_a_process_id_that_another_process_has_is_refused():
+  port = free_port()
+  # Process 0 never comes, so that the one which is not refused waits.
+  started = [joined(port, 2, 1) for _ in range(2)]
+  try:
+    end = time.monotonic() + 60
+    while all(process.poll() is None for process in started):
+      assert time.monotonic() < end
+      time.sleep(0.1)
+    started.sort(key=lambda process: process.poll() is None)
+    refused, waiting = started
+    assert 'process_id is 1, but another process' in refused.communicate()[1]
+    assert waiting.poll() is None
+  finally:
+    for process in started:
+      process.kill()
+      process.communicate()
 
 
 @pytest.mark.parametrize('process', [0, 1])

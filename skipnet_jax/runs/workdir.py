@@ -1,5 +1,6 @@
 """The folder of a run: its config, data set and lock."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -8,6 +9,7 @@ import pathlib
 import platform
 import sys
 import tempfile
+import time
 from typing import Any, TextIO
 
 import jax
@@ -25,6 +27,8 @@ _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy'),
   'skipnet_jax',
 )
+# Seconds until a folder that does not show process 0's lock is another one.
+_SHARED = 10
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -173,6 +177,34 @@ def claim(path: pathlib.Path) -> TextIO:
   return file
 
 
+def owner(path: pathlib.Path) -> str:
+  """Who has locked the folder: the text in its lock; '' if there is none."""
+  with contextlib.suppress(OSError):
+    return (path / '.lock').read_text()
+  return ''
+
+
+def require_shared(path: pathlib.Path, first: str) -> None:
+  """Checks that this process's folder is that of process 0.
+
+  Args:
+    path: the run's folder, which process 0 has locked.
+    first: `owner` in process 0.
+
+  Raises:
+    InputError: it is another folder.
+  """
+  until = time.monotonic() + _SHARED
+  # A network file system may show a new file late.
+  while owner(path) != first:
+    if time.monotonic() > until:
+      raise errors.InputError(
+        f'The workdir {path} of this process is not the folder of process 0: '
+        'give every process the same --workdir, on a shared file system.'
+      )
+    time.sleep(0.2)
+
+
 def describe(
   path: pathlib.Path,
   config: ml_collections.ConfigDict,
@@ -188,14 +220,19 @@ def describe(
   files.write_json(path / 'environment.json', environment())
 
 
+def packages() -> dict[str, str]:
+  """Versions of the packages on which a run depends."""
+  versions = environment_lib.versions(_PACKAGES)
+  return {name: found or 'not installed' for name, found in versions.items()}
+
+
 def environment() -> dict[str, Any]:
   """Versions, devices, command, git state and date, as JSON values."""
-  versions = environment_lib.versions(_PACKAGES)
   return {
     'date': environment_lib.now(),
     'command': environment_lib.command(),
     'python': platform.python_version(),
-    'packages': {k: v or 'not installed' for k, v in versions.items()},
+    'packages': packages(),
     'backend': jax.default_backend(),
     'devices': [d.device_kind for d in jax.devices()],
     'processes': jax.process_count(),

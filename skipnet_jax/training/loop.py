@@ -96,8 +96,18 @@ def open_run(
     with processes.raise_input_errors_everywhere():
       prepared = prepare.prepare(config)
       path = workdir_lib.check(workdir, config, prepared.data)
+      lock = ''
       if jax.process_index() == 0:
         stack.enter_context(workdir_lib.claim(path))
+        lock = workdir_lib.owner(path)
+    if jax.process_count() > 1:
+      with processes.raise_input_errors_everywhere():
+        workdir_lib.require_shared(path, processes.from_first(lock))
+        identity = {
+          'fingerprint of the data': prepared.data.fingerprint(),
+          'packages': workdir_lib.packages(),
+        }
+        processes.require_equal(config, identity)
     yield Run(prepared, path, stack, stop_signal or preemption.StopSignal())
 
 

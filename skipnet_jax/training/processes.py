@@ -1,12 +1,18 @@
 """Several processes that train one run: they join, and they end together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import ctypes
+import errno
+import itertools
+import json
 import os
+import signal
+import socket
 import sys
 import threading
-import time
 import traceback
+from typing import Any
 
 import jax
 from jax._src import distributed
@@ -14,7 +20,9 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
+from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax.training import heartbeat as heartbeat_lib
 
 # Seconds for all processes to join, and until one prints that it waits.
 JOIN, _NOTICE = 300, 10
@@ -22,18 +30,32 @@ JOIN, _NOTICE = 300, 10
 _MESSAGE = 1000
 # Words in XLA's error when another process is gone.
 _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
+# Fields that need not be equal in all processes: each may read and print in its
+# own way.
+_OWN = ('parallel.process_id', 'data.dir', 'data.image', 'data.label', 'log')
+
+_heartbeat: heartbeat_lib.Heartbeat | None = None
+_exchanges = itertools.count()
+# What must live as long as the process.
+_kept: list[Any] = []
+
+
+class _SharedInputError(errors.InputError):
+  """An InputError that is raised in all processes."""
 
 
 def start(config: ml_collections.ConfigDict) -> None:
   """Joins the other processes if the config's `parallel` has several.
 
   Call it before anything touches a device. If joining takes long, it prints the
-  address at which it waits.
+  address at which it waits. From then on, Ctrl-C or a lost process ends all of
+  them within seconds.
 
   Raises:
     InputError: the processes cannot be joined.
   """
-  if not config.coordinator:
+  global _heartbeat
+  if not config.coordinator or _heartbeat:
     return
   if config.coordinator == 'auto':
     arguments = {}
@@ -46,7 +68,11 @@ def start(config: ml_collections.ConfigDict) -> None:
     )
     where = config.coordinator
     who = f'process {config.process_id} of {config.num_processes}'
-  failure = f'parallel.coordinator is {config.coordinator!r}, but {who} could '
+  failure = (
+    f'parallel.coordinator is {config.coordinator!r}, but {who} could not join '
+    'the others'
+  )
+  _claim_id(config)
   joined = threading.Event()
 
   def watch():
@@ -56,27 +82,109 @@ def start(config: ml_collections.ConfigDict) -> None:
     if not joined.wait(JOIN - _NOTICE):
       # JAX itself would end the process without a message.
       print(
-        f'error: {failure}not join the others within {JOIN} s: start process 0 '
-        'there, and every other process with the same address.',
+        f'error: {failure} within {JOIN} s: start process 0 there, and every '
+        'other process with the same address.',
         file=sys.stderr,
         flush=True,
       )
       os._exit(2)
 
   threading.Thread(target=watch, daemon=True).start()
+  _on_abort(
+    lambda: (
+      (1, heartbeat_lib.lost_message('the reason is above'))
+      if _heartbeat
+      else (
+        2,
+        f'error: {failure} (the reason is above): give every process the same '
+        'address and its own process_id.',
+      )
+    )
+  )
+  _end_at_interrupt()
   try:
     jax.distributed.initialize(
       **arguments,
       initialization_timeout=2 * JOIN,
-      heartbeat_timeout_seconds=30,
+      # Longer than ours, which has a message.
+      heartbeat_timeout_seconds=120,
+      # Process 0 scores while the others wait for its end.
+      shutdown_timeout_seconds=3600,
     )
   except (RuntimeError, ValueError) as e:
     raise errors.InputError(
-      f'{failure}not join the others ({str(e).splitlines()[0]}): give every '
-      'process the same address and its own process_id.'
+      f'{failure} ({str(e).splitlines()[0]}): give every process the same '
+      'address, with a free port, and its own process_id.'
     ) from e
   finally:
     joined.set()
+  _heartbeat = heartbeat_lib.Heartbeat()
+
+
+def _claim_id(config: ml_collections.ConfigDict) -> None:
+  """Refuses a process_id that another process on this machine has.
+
+  JAX would end all processes of the run. On several machines, it does so still.
+  """
+  if config.coordinator == 'auto' or sys.platform != 'linux':
+    return
+  # An abstract name: no file, and the system frees it with this process.
+  claim = socket.socket(socket.AF_UNIX)
+  try:
+    claim.bind(f'\0skipnet_jax/{config.coordinator}/{config.process_id}')
+  except OSError as e:
+    if e.errno != errno.EADDRINUSE:
+      raise
+    raise errors.InputError(
+      f'parallel.process_id is {config.process_id}, but another process on '
+      f'this machine has that number at {config.coordinator}: give every '
+      'process a number of its own, from 0.'
+    ) from e
+  _kept.append(claim)
+
+
+def _on_abort(outcome: Callable[[], tuple[int, str]]) -> None:
+  """Replaces JAX's end by SIGABRT by an exit code and a message.
+
+  JAX aborts a process that cannot reach its service, and all if two have the
+  same process_id. A signal handler of Python would run too late.
+  """
+
+  def handle(_: int) -> None:
+    code, message = outcome()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)
+
+  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+  _kept.append(handler)
+  ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def _end_at_interrupt() -> None:
+  """Lets Ctrl-C end this process at once, even in a collective or compilation.
+
+  In a thread other than the main one, Ctrl-C keeps its usual effect.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    return
+  read, write = os.pipe()
+  os.set_blocking(write, False)
+  signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+  signal.signal(signal.SIGINT, lambda *_: None)
+
+  def watch():
+    while signal.SIGINT not in os.read(read, 64):
+      pass
+    message = (
+      '\nInterrupted, with all other processes; run the same command in every '
+      'process again to resume.'
+    )
+    if _heartbeat:
+      _heartbeat.end(130, message, 'it was interrupted')
+    print(message, file=sys.stderr, flush=True)
+    os._exit(130)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def barrier() -> None:
@@ -88,9 +196,56 @@ def barrier() -> None:
   """
   if jax.process_count() > 1:
     # JAX has no public barrier that is not itself a collective.
-    client = distributed.global_state.client
-    assert client is not None  # There are several processes.
-    client.wait_at_barrier('compiled', 3_600_000)
+    _client().wait_at_barrier('compiled', 3_600_000)
+
+
+def _client() -> Any:
+  client = distributed.global_state.client
+  assert client is not None  # There are several processes.
+  return client
+
+
+def from_first(value: str) -> str:
+  """The value that process 0 gives; all must call it equally often."""
+  if jax.process_count() == 1:
+    return value
+  key = f'skipnet_jax/exchange/{next(_exchanges)}'
+  if jax.process_index() == 0:
+    _client().key_value_set(key, value)
+    return value
+  return _client().blocking_key_value_get(key, 1000 * JOIN)
+
+
+def require_equal(
+  config: ml_collections.ConfigDict, others: dict[str, Any]
+) -> None:
+  """Refuses a process that would not train the same as process 0.
+
+  Args:
+    config: of this process.
+    others: more that must be equal, by name; JSON values.
+
+  Raises:
+    InputError: names the fields that differ.
+  """
+  own = {
+    name: value
+    for name, value in (config_identity.to_flat(config) | others).items()
+    if not any(name == own or name.startswith(own + '.') for own in _OWN)
+  }
+  own = json.loads(json.dumps(own))
+  first = json.loads(from_first(json.dumps(own)))
+  different = [
+    f'{name} is {own.get(name)!r}, but {first.get(name)!r} in process 0'
+    for name in sorted(own.keys() | first.keys())
+    if own.get(name) != first.get(name)
+  ]
+  if different:
+    more = f'; and {len(different) - 3} more' if len(different) > 3 else ''
+    raise errors.InputError(
+      f'{"; ".join(different[:3])}{more}: start every process with the same '
+      'command, data and packages.'
+    )
 
 
 @contextlib.contextmanager
@@ -110,44 +265,34 @@ def raise_input_errors_everywhere() -> Iterator[None]:
     message = np.frombuffer(text, np.uint8)
     for i, received in enumerate(multihost_utils.process_allgather(message)):
       other = received.tobytes().rstrip(b'\0').decode(errors='replace')
-      if other and not own:
-        own = errors.InputError(f'Process {i} refuses: {other}')
+      if other:
+        raise _SharedInputError(
+          str(own or f'Process {i} refuses: {other}')
+        ) from own
   if own:
     raise own
 
 
 @contextlib.contextmanager
 def abort_together() -> Iterator[None]:
-  """If one of several processes fails in the block, all exit with code 1.
+  """If one of several processes fails in the block, all of them end.
 
-  The failing process exits immediately: an orderly end would wait for the
-  others, which wait for it. The next collective of the others then fails, and
-  they exit in the same way.
+  The failing process exits immediately, and the heartbeat ends the others.
   """
   try:
     yield
-  except (errors.InputError, errors.Stopped):
+  except (_SharedInputError, errors.Stopped):
     raise
   except Exception as e:
-    if jax.process_count() == 1:
+    if not _heartbeat:
       raise
     # The error of a checkpoint has that of its collective as its cause.
     reason = str(e.__cause__ or e)
+    if isinstance(e, errors.InputError):
+      _heartbeat.end(2, f'error: {e}', f'of this error: {e}')
     if any(word in reason for word in _LOST):
-      message = (
-        f'error: Process {jax.process_index()} of {jax.process_count()} lost '
-        f'another one ({reason.splitlines()[0][:200]}): see the output of that '
-        'one, then run the same command in every process again to resume from '
-        'the last checkpoint.'
-      )
-    elif isinstance(e, errors.RunError):
-      message = f'error: {e}'
-    else:
-      message = traceback.format_exc()
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if jax.process_index() == 0 and 'heartbeat' not in reason:
-      # JAX's service runs in this process. Without it, the others end before
-      # they can print a message; after a lost heartbeat, JAX ends all anyway.
-      time.sleep(5)
-    os._exit(1)
+      message = heartbeat_lib.lost_message(reason.splitlines()[0][:200])
+      _heartbeat.end(1, message, heartbeat_lib.LOST)
+    if isinstance(e, errors.RunError):
+      _heartbeat.end(1, f'error: {e}', f'of this error: {e}')
+    _heartbeat.end(1, traceback.format_exc(), f'of this error: {e!r}')
