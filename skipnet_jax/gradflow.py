@@ -63,10 +63,12 @@ def main() -> None:
       f'{len(compared)} networks are too many: the figures have colours for '
       f'{len(plots.CYCLE)}, so leave some out.'
     )
-  if config is None or not config.parallel.coordinator:
-    # Fails, before a folder is made, where JAX has no device. Several processes
-    # must join first.
-    jax.devices()
+  if config is not None and config.parallel.coordinator:
+    cli.refuse(
+      'A comparison runs in one process: leave out parallel.coordinator, or '
+      'train each run with skipnet_jax.train and compare them with --runs.'
+    )
+  jax.devices()  # Fails, before a folder is made, where JAX has no device.
   if _RUNS.value is not None:
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
     folder = report.check(cli.require(_OUTPUT), overwrite=_OVERWRITE.value)

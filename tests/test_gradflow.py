@@ -148,6 +148,10 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
       '--allow_differences goes with --runs',
     ),
     ((LONG_SHORT, '--workdir=w'), 'has 1 network'),
+    (
+      (LONG_SHORT, '--workdir=w', '--config.parallel.coordinator=auto'),
+      'runs in one process',
+    ),
     (('--config=nothing.py', '--workdir=w'), 'nothing.py cannot be used'),
     (('--runs=', '--output=o'), 'names no run'),
     (('--runs=a', '--output=o'), 'names 1 run (a)'),

@@ -78,7 +78,10 @@ def train_and_evaluate(
       run = stack.enter_context(open_run(config, workdir, stop_signal))
     run.train()
     with stop_signal.exit_at_once_on_sigterm():
-      return run.summarise()
+      summary = run.summarise()
+    # The next run of a comparison begins with a collective.
+    processes.barrier()
+    return summary
 
 
 @contextlib.contextmanager

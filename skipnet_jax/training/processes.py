@@ -35,7 +35,7 @@ _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 _OWN = ('parallel.process_id', 'data.dir', 'data.image', 'data.label', 'log')
 
 _heartbeat: heartbeat_lib.Heartbeat | None = None
-_exchanges = itertools.count()
+_exchanges, _barriers = itertools.count(), itertools.count()
 # What must live as long as the process.
 _kept: list[Any] = []
 
@@ -188,15 +188,14 @@ def _end_at_interrupt() -> None:
 
 
 def barrier() -> None:
-  """Waits until every process has compiled.
+  """Waits for all processes, for an hour or until one of them is lost.
 
-  On CPUs, the first collective fails if a process comes 30 s later than the
-  others because it compiled for longer; this waits for an hour, or until a
-  process is dead.
+  On CPUs, a collective fails if a process comes 30 s later than the others,
+  such as one that compiled or scored for longer.
   """
   if jax.process_count() > 1:
     # JAX has no public barrier that is not itself a collective.
-    _client().wait_at_barrier('compiled', 3_600_000)
+    _client().wait_at_barrier(f'skipnet_jax/{next(_barriers)}', 3_600_000)
 
 
 def _client() -> Any:
