@@ -2,17 +2,18 @@
 
 import atexit
 from collections.abc import Iterable
+import contextlib
 import datetime
 import functools
 import importlib.metadata
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
 
 from skipnet_jax import errors
+from skipnet_jax import files
 
 # Makes XLA's results on a GPU bit-identical every time.
 DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
@@ -95,8 +96,9 @@ def _temporary_dir() -> pathlib.Path:
     f'The cache folder {_given_cache_dir()} cannot be written: set '
     'SKIPNET_CACHE_DIR to a folder that can'
   )
+  undo = contextlib.ExitStack()
   try:
-    folder = tempfile.mkdtemp(prefix='skipnet_jax_')
+    folder = undo.enter_context(files.temporary_folder('skipnet_jax-cache-'))
   except OSError as e:
     raise errors.InputError(f'{problem}.') from e
   print(
@@ -104,8 +106,8 @@ def _temporary_dir() -> pathlib.Path:
     'end.',
     file=sys.stderr,
   )
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  return pathlib.Path(folder)
+  atexit.register(undo.close)
+  return folder
 
 
 def usable_cores() -> int:

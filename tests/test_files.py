@@ -1,9 +1,13 @@
 """Files are written whole: the old one or the new one, never a part."""
 
+import contextlib
 import json
 import os
 import stat
+import subprocess
+import sys
 
+from conftest import ROOT
 import pytest
 
 from skipnet_jax import files
@@ -83,7 +87,7 @@ def test_a_table_is_written_with_its_heading(tmp_path):
   assert (tmp_path / 'a.csv').read_bytes() == b'a,b\r\n1,"x,y"\r\n,\r\n'
 
 
-@pytest.mark.parametrize('content', [None, b'{"a": 1', b'\xff'])
+@pytest.mark.parametrize('content', [None, b'{"a": 1', b'\xff', b'[1]'])
 def test_a_missing_or_damaged_object_is_empty(tmp_path, content):
   path = tmp_path / 'a.json'
   if content is not None:
@@ -91,3 +95,91 @@ def test_a_missing_or_damaged_object_is_empty(tmp_path, content):
   assert files.read_json(path) == {}
   files.write_json(path, {'a': 1})
   assert files.read_json(path) == {'a': 1}
+
+
+# In another process: holds what it writes until standard input ends.
+HOLDER = """
+import pathlib, sys
+from skipnet_jax import files
+path = pathlib.Path(sys.argv[1])
+with (
+  files.replacing(path) as file,
+  files.temporary_folder('.temporary.', path.parent) as folder,
+):
+  file.write(b'whole')
+  (folder / 'a').touch()
+  print('ready', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_only_what_a_killed_process_left_is_removed(tmp_path, capsys):
+  path = tmp_path / 'a[b].tif'
+  (tmp_path / '.a[b].tif.not_ours.part').write_text('kept')
+  (tmp_path / '.a[b].tif.01234567.part').symlink_to('elsewhere')
+  (tmp_path / '.a.tif.01234567.part').write_text('of another file')
+  others = set(tmp_path.iterdir())
+
+  def start():
+    before = set(tmp_path.iterdir())
+    process = subprocess.Popen(
+      [sys.executable, '-c', HOLDER, str(path)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+    )
+    assert process.stdout.readline() == b'ready\n'
+    return process, set(tmp_path.iterdir()) - before
+
+  with contextlib.ExitStack() as undo:
+    (alive, kept), (killed, left) = start(), start()
+    undo.enter_context(alive)
+    undo.enter_context(killed)
+    undo.callback(alive.kill)
+    killed.kill()
+    killed.wait()
+    assert len(kept) == len(left) == 2
+    files.write_whole(path, 'new')
+    with files.temporary_folder('.temporary.', tmp_path) as folder:
+      assert set(tmp_path.iterdir()) == {path, folder} | others | kept
+    said = capsys.readouterr().err
+    for name in left:
+      assert f'Removed {name}, which a killed command left.\n' in said
+    assert len(said.splitlines()) == 2
+    alive.communicate()
+  assert path.read_text() == 'whole'
+  assert set(tmp_path.iterdir()) == {path} | others
+
+
+def test_a_part_taken_for_a_dead_one_is_made_again(tmp_path, monkeypatch):
+  lock = files._lock
+
+  def late(descriptor):
+    # Another process comes between making a part and locking it.
+    monkeypatch.setattr(files, '_lock', lock)
+    for part in tmp_path.iterdir():
+      files._remove_if_left(part)
+    assert not list(tmp_path.iterdir())
+    lock(descriptor)
+
+  monkeypatch.setattr(files, '_lock', late)
+  files.write_whole(tmp_path / 'a', 'new')
+  monkeypatch.setattr(files, '_lock', late)
+  with files.temporary_folder('b', tmp_path / '.') as folder:
+    assert set(tmp_path.iterdir()) == {folder}
+
+
+def test_lines_are_appended_to_this_file_alone(tmp_path):
+  for make in ('symlink_to', 'hardlink_to'):
+    other, path = tmp_path / make, tmp_path / 'a'
+    other.write_text('1\n')
+    getattr(path, make)(other)
+    for line in ('2\n', '3\n'):
+      with files.open_to_append(path) as file:
+        file.write(line)
+    assert path.read_text() == '1\n2\n3\n'
+    assert other.read_text() == '1\n'
+    path.unlink()
+  path.symlink_to(tmp_path / 'nowhere')
+  files.open_to_append(path).close()
+  assert not (tmp_path / 'nowhere').exists()

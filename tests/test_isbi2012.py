@@ -191,15 +191,27 @@ def test_cut_off_and_refused_transfers(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_an_existing_good_copy_survives_a_bad_download(tmp_path):
-  (tmp_path / NAMES[0]).write_bytes(b'mine')
+def test_existing_stacks_are_kept(tmp_path):
+  mine = tmp_path / NAMES[0]
+  mine.write_bytes(b'mine')
+  with pytest.raises(errors.InputError, match=r'volume.*exists'):
+    # Refused before anything is fetched.
+    _download(tmp_path, 'http://127.0.0.1:9/a.zip')
+  assert mine.read_bytes() == b'mine'
+  mine.write_bytes(_bytes(_stacks()[NAMES[0]], compression='zlib'))
+  (tmp_path / 'test-labels.tif').write_bytes(b'mine')
+  before = mine.read_bytes()
   with (
     _server(b'nonsense') as url,
     pytest.raises(isbi2012.DownloadError),
   ):
     _download(tmp_path, url)
-  assert (tmp_path / NAMES[0]).read_bytes() == b'mine'
-  assert os.listdir(tmp_path) == [NAMES[0]]
+  assert sorted(os.listdir(tmp_path)) == ['test-labels.tif', NAMES[0]]
+  with _server(_zip(_good())) as url:
+    _download(tmp_path, url)
+  assert sorted(os.listdir(tmp_path)) == sorted([*NAMES, 'test-labels.tif'])
+  assert mine.read_bytes() == before
+  assert (tmp_path / 'test-labels.tif').read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize('stage', ['accept', 'headers', 'body'])

@@ -172,3 +172,28 @@ def test_a_file_system_without_locks_gives_a_warning(
   monkeypatch.setattr(workdir.fcntl, 'flock', refuse)
   workdir.claim(tmp_path).close()
   assert 'cannot be locked' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'kind', ['link', 'hard link', 'file', 'folder', 'pipe']
+)
+def test_a_lock_that_is_no_run_s_is_left_alone(tmp_path, kind):
+  lock, mine = tmp_path / '.lock', tmp_path / 'mine'
+  mine.write_bytes(b'\xff mine')
+  make = {
+    'link': lambda: lock.symlink_to(mine),
+    'hard link': lambda: lock.hardlink_to(mine),
+    'file': lambda: lock.write_bytes(mine.read_bytes()),
+    'folder': lock.mkdir,
+    'pipe': lambda: os.mkfifo(lock),
+  }
+  make[kind]()
+  with pytest.raises(errors.InputError, match='lock is not the lock of a run'):
+    workdir.claim(tmp_path)
+  assert mine.read_bytes() == b'\xff mine'
+  if kind == 'file':
+    assert lock.read_bytes() == b'\xff mine'
+  (lock.rmdir if kind == 'folder' else lock.unlink)()
+  for _ in range(2):
+    workdir.claim(tmp_path).close()
+    assert lock.read_text().startswith(f'process {os.getpid()} on ')

@@ -26,11 +26,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from typing import NoReturn
 
 import mutations
+
+from skipnet_jax import files
 
 Mutation = mutations.Mutation
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -186,8 +187,8 @@ def try_in_copy(
   root: pathlib.Path, tests: Sequence[str], mutation: Mutation | None = None
 ) -> Outcome:
   """Runs tests in a copy of a checkout, with a mutation or without."""
-  with tempfile.TemporaryDirectory(prefix='skipnet_jax_mutated_') as name:
-    folder = pathlib.Path(name).resolve()
+  with files.temporary_folder('skipnet_jax-mutated-') as folder:
+    folder = folder.resolve()
     copy_checkout(root, folder)
     if mutation:
       (folder / mutation.path).write_text(mutated(mutation, root)[0])

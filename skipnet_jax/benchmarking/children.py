@@ -14,6 +14,7 @@ import tempfile
 from typing import Any
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.benchmarking import journal as journal_lib
 
 Say = Callable[[str], None]
@@ -38,17 +39,17 @@ def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
     InputError, RunError: as `rows.measure_all`.
   """
   journals: list[Journal] = []
-  with tempfile.TemporaryDirectory(prefix='skipnet_jax_benchmark_') as home:
+  with files.temporary_folder('skipnet_jax-benchmark-') as home:
     for number in range(processes):
-      path = pathlib.Path(home, f'{number}.json')
+      path = home / f'{number}.json'
       journal = Journal(path, config=config, first=not journals)
-      journal.cache = str(pathlib.Path(home, 'programs'))
+      journal.cache = str(home / 'programs')
       if journals:
         journal.largest = journals[0].largest
       for one in journals:
         journal.rows |= {k: v for k, v in one.rows.items() if v['error']}
       say(f'Process {number + 1} of {processes}')
-      journals.append(_finish(journal, path, pathlib.Path(home, 'cache'), say))
+      journals.append(_finish(journal, path, home / 'cache', say))
   return journals
 
 

@@ -71,8 +71,6 @@ def remembered(state: str, compute: Callable[[], str]) -> str:
     return compute()
   path = environment.cache_dir() / _FILE
   kept = files.read_json(path)
-  if not isinstance(kept, dict):
-    kept = {}
   if isinstance(kept.get(state), str):
     return kept[state]
   found = compute()

@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
-import tempfile
 import threading
 from typing import IO, Any
 import urllib.error
@@ -25,6 +23,7 @@ import tqdm
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import volume
 
 URL = 'https://downloads.imagej.net/ISBI-2012-challenge.zip'
@@ -124,7 +123,7 @@ def download(
   """Fetches the official archive into `folder` and verifies its stacks.
 
   Nothing but the archive's four stacks is written, only in `folder`, and only
-  after all were verified.
+  after all were verified. A stack that is there is kept.
 
   Args:
     folder: is made where missing.
@@ -139,16 +138,27 @@ def download(
 
   Raises:
     DownloadError: no network, cut off, or not the expected archive.
-    InputError: `folder` cannot be written.
+    InputError: `folder` cannot be written, or has another file of such a name.
   """
   folder = pathlib.Path(folder)
   remedy = (
     f'get {url} by other means, put its .tif files into {folder}, or into any '
     'folder that SKIPNET_DATA_DIR names'
   )
+  for name in sha256:
+    path = folder / name
+    if os.path.lexists(path):
+      try:
+        _load_verified(folder, name, sha256)
+      except errors.InputError as error:
+        raise errors.InputError(
+          f"{path} exists and is not the challenge's: move it away, or choose "
+          'another folder'
+        ) from error
+  undo = contextlib.ExitStack()
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    part = pathlib.Path(tempfile.mkdtemp(prefix='.isbi2012-', dir=folder))
+    part = undo.enter_context(files.temporary_folder('.isbi2012.', folder))
   except OSError as error:
     raise errors.InputError(
       f'cannot write into {folder}: {error.strerror}; choose another folder'
@@ -159,7 +169,9 @@ def download(
     for name in sha256:
       _load_verified(part, name, sha256)
     for name in names:
-      os.replace(part / name, folder / name)
+      # Also the test labels, of no known hash.
+      if not os.path.lexists(folder / name):
+        os.replace(part / name, folder / name)
   except DownloadError as error:
     raise DownloadError(f'{error}; {remedy}') from error
   except errors.InputError as error:
@@ -173,7 +185,7 @@ def download(
       'choose another folder'
     ) from error
   finally:
-    shutil.rmtree(part, ignore_errors=True)
+    undo.close()
   return folder
 
 

@@ -39,7 +39,9 @@ class RunLog:
     active: bool,
   ):
     self.active = active
-    self._file = (workdir / 'metrics.jsonl').open('a') if active else None
+    self._file = (
+      files.open_to_append(workdir / 'metrics.jsonl') if active else None
+    )
     self._board = None
     if active and tensorboard:
       # Imported late: it imports torch if that is installed, which takes half

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import stat
 import sys
 import tempfile
 import time
@@ -23,6 +24,11 @@ from skipnet_jax import files
 from skipnet_jax import models
 from skipnet_jax.data import sources
 
+# What a run writes after its config.json.
+_WRITTEN = (
+  *('checkpoints', 'metrics.jsonl', 'environment.json', 'summary.json'),
+  'gradient_flow.npz',
+)
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy'),
   'skipnet_jax',
@@ -119,11 +125,12 @@ def check(
       '--workdir, or free some space.'
     ) from e
   if not (path / 'config.json').exists():
-    if any((path / name).exists() for name in ('checkpoints', 'metrics.jsonl')):
-      raise errors.InputError(
-        f'The workdir {path} has checkpoints but no config.json: choose '
-        'another --workdir.'
-      )
+    for name in _WRITTEN:
+      if os.path.lexists(path / name):
+        raise errors.InputError(
+          f'The workdir {path} has {name} but no config.json: choose another '
+          '--workdir.'
+        )
     return path
   changed = config_identity.differences(
     *map(config_identity.identity, (read_config(path), config))
@@ -154,9 +161,25 @@ def claim(path: pathlib.Path) -> TextIO:
   The operating system removes the lock when the process ends in any way.
 
   Raises:
-    InputError: another process trains there.
+    InputError: another process trains there, or its .lock is another file.
   """
-  file = (path / '.lock').open('a+')
+  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+  foreign = errors.InputError(
+    f'{path / ".lock"} is not the lock of a run: remove it, or choose another '
+    '--workdir.'
+  )
+  try:
+    opened = os.open(path / '.lock', flags, 0o666)
+  except OSError as e:
+    # A link, or a folder.
+    if e.errno not in (errno.ELOOP, errno.EISDIR):
+      raise
+    raise foreign from e
+  found = os.fstat(opened)
+  if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    os.close(opened)
+    raise foreign
+  file = os.fdopen(opened, 'r+', errors='replace')
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as e:
@@ -164,14 +187,18 @@ def claim(path: pathlib.Path) -> TextIO:
       # Some file systems of clusters have no locks.
       print(f'{path} cannot be locked ({e.strerror}).', file=sys.stderr)
       return file
-    file.seek(0)
     owner = file.read(200).strip() or 'another process'
     file.close()
     raise errors.InputError(
       f'The workdir {path} is in use by {owner}: wait until it ends, or choose '
       'another --workdir.'
     ) from e
-  file.truncate(0)
+  text = file.read(200)
+  if text and not text.startswith('process '):
+    file.close()
+    raise foreign
+  file.seek(0)
+  file.truncate()
   file.write(f'process {os.getpid()} on {platform.node()}\n')
   file.flush()
   return file
