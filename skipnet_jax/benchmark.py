@@ -74,7 +74,7 @@ def main() -> None:
   config = _CONFIG.value
   cli.require_config(config)
   path = report_lib.check_output(
-    cli.require(_OUTPUT), overwrite=_OVERWRITE.value
+    cli.require(_OUTPUT), overwrite=_OVERWRITE.value, raw=not _AOT.value
   )
   if _AOT.value:
     from skipnet_jax.benchmarking.aot import aot

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 
@@ -86,20 +87,26 @@ def main() -> None:
   if not _IMAGE.value and (_SERIES.present or _CHANNEL.present):
     cli.refuse('--series and --channel go with --image.')
   # Imported late, so that --help does not wait for JAX.
+  from skipnet_jax import environment
   from skipnet_jax.data import volume
   from skipnet_jax.evaluation import report
   from skipnet_jax.evaluation import scoring
   from skipnet_jax.runs import workdir
 
+  inputs = [f.value for f in (_PREDICTION, _LABELS, _IMAGE) if f.value]
   if _WORKDIR.value:
-    workdir.read_config(_WORKDIR.value)
+    data = workdir.read_config(_WORKDIR.value).data
+    inputs += [
+      environment.expand_home(p) for p in (data.image, data.label) if p
+    ]
+    inputs.append(os.path.join(_WORKDIR.value, 'config.json'))
     name = 'scores.json' if _SPLIT.value == 'valid' else 'scores_train.json'
     output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, name)
   else:
     labels, output = cli.require(_LABELS), cli.require(_OUTPUT)
   panels = pathlib.Path(_PANELS.value) if _PANELS.value else None
   files = report.OutputFiles(pathlib.Path(output), panels)
-  files.check(_OVERWRITE.value)
+  files.check(_OVERWRITE.value, inputs)
   if _WORKDIR.value:
     evaluation = scoring.score_run(
       _WORKDIR.value,

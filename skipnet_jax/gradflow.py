@@ -76,16 +76,19 @@ def main() -> None:
   else:
     title = f'Gradient flow: {config.experiment}'
     output = _OUTPUT.value or pathlib.Path(cli.require(_WORKDIR), 'report')
+    overwrite = _OVERWRITE.value
     # The report in a workdir is replaced, because its runs may have changed.
-    overwrite = _OVERWRITE.value or not _OUTPUT.value
+    own = None if _OUTPUT.value else title
     if 'depths' in config:
       if _AT_INIT.value:
         cli.refuse(
           '--at-init measures networks of one depth, and this experiment has '
           'several: give --workdir, which measures their initialisation too.'
         )
-      folder = report.check(output, overwrite=overwrite)
       folder_of_runs = cli.require(_WORKDIR)
+      tables = [pathlib.Path(folder_of_runs, name) for name in depth.FILES]
+      report.check_files(output, overwrite=overwrite, own=own, inputs=tables)
+      folder = report.check(output, overwrite=overwrite, own=own)
       depth.sweep(config, folder_of_runs, print)
       page = comparison.of_depths(title, config, *depth.read(folder_of_runs))
     elif _AT_INIT.value:
@@ -95,10 +98,11 @@ def main() -> None:
       page = comparison.at_init(title, variants, data, print)
     else:
       variants = config_checks.variants(config)
+      report.check_files(output, overwrite=overwrite, own=own)
       folders = study.train(
         variants, pathlib.Path(cli.require(_WORKDIR)), print
       )
-      folder = report.check(output, overwrite=overwrite)
+      folder = report.check(output, overwrite=overwrite, own=own)
       runs = recorded.open_runs(folders, allow_differences=True)
       page = comparison.of_runs(title, runs, print)
   path = report.write(folder, page)

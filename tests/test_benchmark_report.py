@@ -59,7 +59,7 @@ def test_a_place_that_cannot_be_written_is_refused_beforehand(tmp_path):
   for path, overwrite, message in (
     (tmp_path / 'bench.csv', False, 'must end in .json'),
     (tmp_path / 'no' / 'bench.json', False, 'no of the report is missing'),
-    (there, False, 'there.json exists; choose another name or pass'),
+    (there, False, 'there.json exists: choose another name or pass'),
   ):
     with pytest.raises(errors.InputError, match=message):
       report_lib.check_output(path, overwrite=overwrite)

@@ -261,7 +261,9 @@ def test_refuses_before_it_compiles(command, run, tmp_path, monkeypatch):
     'named twice',
   )
   again = f'--output={source}'
-  refused(*predict(command, run, source, again, '--overwrite'), 'named twice')
+  refused(
+    *predict(command, run, source, again, '--overwrite'), 'in.tif', 'reads'
+  )
   assert output.read_bytes() == b'mine'
   output.unlink()
 

@@ -244,7 +244,7 @@ def main() -> None:
 
   cli.require(_WORKDIR)
   root = pathlib.Path(_WORKDIR.value)
-  if root.exists():
+  if os.path.lexists(root):
     cli.refuse(f'{root} exists: name a new --workdir.')
   (root / 'lives').mkdir(parents=True)
   chaos = Chaos(root / 'run', _SEED.value)

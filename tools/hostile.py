@@ -197,7 +197,7 @@ def main() -> None:
 
   cli.require(_OUTPUT)
   output = pathlib.Path(_OUTPUT.value).absolute()
-  if output.exists():
+  if os.path.lexists(output):
     cli.refuse(f'{output} exists: name a new --output.')
   (output / 'corpus').mkdir(parents=True)
   labels = output / 'labels.tif'

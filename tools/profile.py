@@ -8,6 +8,7 @@ DIR gets the trace, the HLO program and operations.csv. The step is the step of
 dtype.
 """
 
+import os
 import pathlib
 import time
 
@@ -45,8 +46,10 @@ def main() -> None:
     config, _ = plan.split(config)
   config_checks.validate(config)
   folder = pathlib.Path(_OUTPUT.value)
-  if folder.exists() and any(folder.iterdir()):
-    cli.refuse(f'{folder} is not empty: choose another --output.')
+  if os.path.lexists(folder) and not (
+    folder.is_dir() and not os.listdir(folder)
+  ):
+    cli.refuse(f'{folder} is not an empty folder: choose another --output.')
   folder.mkdir(parents=True, exist_ok=True)
   batch, dtype = config.train.batch_size, config.model.dtype
   cell = plan.Cell('train', 'augment', 'jit', 1, dtype, batch)

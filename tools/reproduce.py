@@ -84,11 +84,16 @@ def main() -> None:
   if _STATUS.value:
     print(runner.format_status(study, folder))
     return
+  speed.check(folder)
   if _ROUNDS.value:
     measured = speed.measure(study, _ROUNDS.value, say)
     speed.write(folder, measured)
     say(results.markdown(speed.table(measured)))
     return
+  output = pathlib.Path(_OUTPUT.value or folder / 'results')
+  results.check(study, _SCALE.value, output)
+  if (folder / speed.FILE).exists():
+    speed.check(output)
   budget = 60 * _BUDGET.value if _BUDGET.value else None
   finished = runner.train(study, folder, budget=budget, say=say)
   if not results.read(study, folder):
@@ -104,7 +109,6 @@ def main() -> None:
     more.append(speed.table(measured))
   if _LABELS.value:
     more.append(averaging.test_set_table(study, folder, _LABELS.value, say))
-  output = pathlib.Path(_OUTPUT.value or folder / 'results')
   print(results.write(study, folder, output, more))
   if measured:
     speed.write(output, measured)

@@ -128,7 +128,7 @@ def main() -> None:
 
   cli.require(_OUTPUT)
   output = pathlib.Path(_OUTPUT.value)
-  if output.exists():
+  if os.path.lexists(output):
     cli.refuse(f'{output} exists: name a new --output.')
   config = config_lib.load_experiment(
     ROOT / 'experiments' / 'long_short.py', 'smoke'

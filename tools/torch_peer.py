@@ -28,7 +28,12 @@ def main() -> None:
 
   path = None
   if _OUTPUT.value:
-    path = report.check_output(_OUTPUT.value, overwrite=False)
+    path = report.check_output(
+      _OUTPUT.value,
+      overwrite=False,
+      raw=False,
+      remedy='choose another name',
+    )
   result = race.race(
     _CONFIG.value, rounds=_ROUNDS.value, say=lambda s: print(s, flush=True)
   )

@@ -91,10 +91,9 @@ def _replacing(
         fault = f'the folder {path.parent} does not exist; make it'
       elif path.is_dir():
         fault = 'it is a folder; choose another name'
-      elif path.exists() and not overwrite:
-        fault = 'it exists; choose another name or pass --overwrite'
       if fault:
         raise errors.InputError(f'cannot write {path}: {fault}')
+      files.check_outputs([path], overwrite=overwrite)
       file = undo.enter_context(files.replacing(path))
     yield file
     with tiff_checks.refusing(path, 'cannot be written'):

@@ -1,5 +1,6 @@
 """Writes the files of an evaluation, and its table for the terminal."""
 
+from collections.abc import Iterable
 import dataclasses
 import os
 import pathlib
@@ -42,12 +43,16 @@ class OutputFiles:
     """The figure of both scores over the thresholds."""
     return self.scores.with_suffix('.png')
 
-  def check(self, overwrite: bool) -> None:
+  def check(self, overwrite: bool, inputs: Iterable[str | os.PathLike]) -> None:
     """Checks that all files can be written; call it before any work.
 
+    Args:
+      overwrite: whether files that exist may be replaced.
+      inputs: the files and folders of slices that are read.
+
     Raises:
-      InputError: a file exists, its name has another ending, or its folder does
-        not exist.
+      InputError: a file exists or is an input, its name has another ending, or
+        its folder does not exist.
     """
     if self.scores.suffix != '.json':
       raise errors.InputError(
@@ -59,17 +64,16 @@ class OutputFiles:
         f'The folder {parent} of --output is missing or not writable: create '
         'it, or choose another.'
       )
-    existing = [p for p in (self.scores, self.curves) if p.exists()]
+    outputs = [self.scores, self.curves]
     if self.panels is not None:
-      if self.panels.exists() and not self.panels.is_dir():
+      if os.path.lexists(self.panels) and not self.panels.is_dir():
         raise errors.InputError(
           f'--panels is {self.panels}, a file: name a folder.'
         )
-      existing += sorted(self.panels.glob('slice_*.png'))
-    if existing and not overwrite:
-      raise errors.InputError(
-        f'{existing[0]} exists: choose another name or pass --overwrite.'
-      )
+      outputs += sorted(self.panels.glob('slice_*.png')) or [
+        self.panels / 'slice_000.png'
+      ]
+    files.check_outputs(outputs, overwrite=overwrite, inputs=inputs)
 
   def write(self, evaluation: scoring.Evaluation) -> list[str]:
     """Writes all files; returns a line on each."""

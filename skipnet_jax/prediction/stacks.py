@@ -4,13 +4,13 @@ from collections.abc import Callable
 import contextlib
 import functools
 import os
-import pathlib
 import sys
 
 import numpy as np
 import tqdm
 
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
@@ -62,9 +62,10 @@ def predict_stack(
     Type of the labels; '' without `segmentation`.
 
   Raises:
-    InputError: files that cannot be read or written, an invalid tile or
-      threshold, pixels that are not finite, fewer slices than the network needs
-      at a time; all before anything is compiled.
+    InputError: files that cannot be read or written, an output that is the
+      input or lies in its folder, an invalid tile or threshold, pixels that are
+      not finite, fewer slices than the network needs at a time; all before
+      anything is compiled.
   """
   if not 0 <= threshold <= 1:
     raise errors.InputError(
@@ -76,13 +77,7 @@ def predict_stack(
       f'{predictor.slices} at a time: give a larger stack.'
     )
   paths = [p for p in (output, std_output, segmentation) if p]
-  places = [pathlib.Path(p).resolve() for p in (source.path, *paths)]
-  for name, place in zip(paths, places[1:], strict=True):
-    if places.count(place) > 1:
-      raise errors.InputError(
-        f'{name} is named twice among the input and the outputs: give every '
-        'file a name of its own.'
-      )
+  files.check_outputs(paths, overwrite=overwrite, inputs=[source.path])
   with contextlib.ExitStack() as stack:
 
     def writer(path, dtype):

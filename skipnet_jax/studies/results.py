@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import json
 import pathlib
+import re
 import statistics
 from typing import Any
 
@@ -27,6 +28,7 @@ SCORES = {
   'train_loss_at_best': 'training loss there',
   'train_loss_with_l2_at_best': 'training with L2',
 }
+RUNS, TABLE, CELLS = 'runs.json', 'table.md', 'table.csv'
 Summaries = dict[str, dict[str, Any]]
 
 
@@ -223,6 +225,35 @@ def markdown(table: report.Table) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def check(study: plan.Study, scale: str, output: pathlib.Path) -> None:
+  """Checks that `write` replaces nothing but results of this study and scale.
+
+  Call it before any training.
+
+  Args:
+    study: from `plan.make`.
+    scale: of the study.
+    output: folder of the results; may be missing.
+
+  Raises:
+    InputError: it names a file that `write` would replace.
+  """
+  remedy = f'it is no result of {study.name} {scale}; choose another --output'
+  # `write` writes it first.
+  found = files.read_json(output / RUNS)
+  command = str(found.get('command'))
+  asked = [
+    (re.findall(rf'--?{flag}[= ](\S+)', command) or [default])[-1]
+    for flag, default in (('study', None), ('scale', 'small'))
+  ]
+  own = asked == [study.name, scale]
+  report.check_files(output, own='' if own else None, remedy=remedy)
+  if not own:
+    names = (RUNS, TABLE, CELLS)
+    foreign = [output / name for name in names]
+    files.check_outputs(foreign, overwrite=False, remedy=remedy)
+
+
 def write(
   study: plan.Study,
   folder: pathlib.Path,
@@ -234,7 +265,7 @@ def write(
   Args:
     study: at least one of its runs must be finished.
     folder: of its runs.
-    output: folder of the results; older results are replaced.
+    output: folder of the results, see `check`; older results are replaced.
     more: tables to show after the scores.
 
   Returns:
@@ -255,18 +286,8 @@ def write(
     warnings=sorted(warnings),
   )
   target = report.check(output, overwrite=True)
-  report.write(target, page)
-  text = '\n'.join(f'{t.title}: {t.text}\n\n{markdown(t)}' for t in tables)
-  text = '\n'.join([*page.warnings, page.subtitle, '', text])
-  files.write_whole(target / 'table.md', text)
-  keys = (*SCORES, 'seconds')
-  lines = [
-    [name, study.row_of[name], *(summary[key] for key in keys)]
-    for name, summary in summaries.items()
-  ]
-  files.write_csv(target / 'table.csv', ['run', 'row', *keys], lines)
   files.write_json(
-    target / 'runs.json',
+    target / RUNS,
     {
       'command': environment.command(),
       'date': environment.now(),
@@ -277,4 +298,14 @@ def write(
       'trained_by': {n: _environment(folder / n) for n in summaries},
     },
   )
+  report.write(target, page)
+  text = '\n'.join(f'{t.title}: {t.text}\n\n{markdown(t)}' for t in tables)
+  text = '\n'.join([*page.warnings, page.subtitle, '', text])
+  files.write_whole(target / TABLE, text)
+  keys = (*SCORES, 'seconds')
+  lines = [
+    [name, study.row_of[name], *(summary[key] for key in keys)]
+    for name, summary in summaries.items()
+  ]
+  files.write_csv(target / CELLS, ['run', 'row', *keys], lines)
   return text

@@ -87,6 +87,18 @@ def _step(work: workload.Work) -> Callable[[], Any]:
   return call
 
 
+def check(folder: pathlib.Path) -> None:
+  """Checks that `write` replaces nothing but older measurements.
+
+  Raises:
+    InputError: there is another `speed.json`.
+  """
+  path = folder / FILE
+  own = {'rounds', 'rows'} <= files.read_json(path).keys()
+  remedy = 'it is no measurement of this tool; move it away'
+  files.check_outputs([path], overwrite=own, remedy=remedy)
+
+
 def write(folder: pathlib.Path, measured: dict[str, Any]) -> None:
   """Writes or replaces `speed.json` in the study's folder."""
   folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,11 @@ import numpy as np
 from skipnet_jax import plots
 
 _WIDTH = 10.0  # Inches.
+# Of the files of all figures.
+NAMES = (
+  *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
+  *('gradient_norms', 'split', 'path_lengths', 'propagation', 'depth'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +22,7 @@ class FigureWithData:
   """A figure and the table of the numbers in it.
 
   Attributes:
-    name: of its files.
+    name: of its files, one of `NAMES`.
     title: its heading.
     text: what it shows, and how that was computed.
     figure: a matplotlib Figure.

@@ -1,10 +1,12 @@
 """Writes a report: one self-contained HTML page, and its figures as files."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
+import html
 import os
 import pathlib
+import re
 from typing import Any
 
 import jinja2
@@ -17,6 +19,8 @@ from skipnet_jax.analysis.page import figures
 from skipnet_jax.runs import workdir
 
 PAGE = 'report.html'
+# In every page.
+_SIGN = '<a href="#made">How it was made</a>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +61,60 @@ class Page:
   details: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def check(folder: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
-  """Creates the folder of a report; call it before anything is measured.
+def check_files(
+  folder: str | os.PathLike,
+  *,
+  overwrite: bool = False,
+  own: str | None = None,
+  inputs: Iterable[str | os.PathLike] = (),
+  remedy: str = 'choose another --output or pass --overwrite',
+) -> None:
+  """Checks that no file in the folder of a report is replaced unasked.
+
+  Args:
+    folder: may be missing.
+    overwrite: whether files that exist may be replaced.
+    own: how a page of `write` begins its title that may be replaced, with the
+      figures beside it that it names; None for no page.
+    inputs: files that are read, and never replaced.
+    remedy: against a file that exists.
 
   Raises:
-    InputError: the folder cannot be written, or already has a report.
+    InputError: it names the first file.
+  """
+  folder = pathlib.Path(folder)
+  names = [f'{n}{end}' for n in figures.NAMES for end in ('.png', '.csv')]
+  try:
+    text = (folder / PAGE).read_text()
+  except (OSError, ValueError):
+    text = ''
+  title = re.search('<title>(.*)</title>', text)
+  written = set()
+  if (
+    own is not None
+    and _SIGN in text
+    and title
+    and html.unescape(title[1]).startswith(own)
+  ):
+    written = {PAGE, *re.findall('<a href="([^"#]+)">', text)}
+  places = {name: folder / name for name in (PAGE, *names)}
+  files.check_outputs(places.values(), overwrite=True, inputs=inputs)
+  foreign = [path for name, path in places.items() if name not in written]
+  files.check_outputs(foreign, overwrite=overwrite, remedy=remedy)
+
+
+def check(
+  folder: str | os.PathLike, *, overwrite: bool, own: str | None = None
+) -> pathlib.Path:
+  """Creates the folder of a report; call it before anything is measured.
+
+  Args:
+    folder: of the report.
+    overwrite: see `check_files`.
+    own: see `check_files`.
+
+  Raises:
+    InputError: the folder cannot be written, or a file would be replaced.
   """
   path = pathlib.Path(folder)
   try:
@@ -75,10 +128,7 @@ def check(folder: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
     raise errors.InputError(
       f'The folder {path} of --output is not writable: choose another.'
     )
-  if (path / PAGE).exists() and not overwrite:
-    raise errors.InputError(
-      f'{path / PAGE} exists: choose another --output or pass --overwrite.'
-    )
+  check_files(path, overwrite=overwrite, own=own)
   return path
 
 
@@ -88,16 +138,7 @@ def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
   Returns:
     The page's path.
   """
-  images = {}
-  for one in page.figures:
-    png = plots.to_png(one.figure)
-    images[one.name] = base64.b64encode(png).decode()
-    files.write_whole(folder / f'{one.name}.png', png)
-    rows = (
-      [f'{v:.6g}' if isinstance(v, float) else v for v in row]
-      for row in one.rows
-    )
-    files.write_csv(folder / f'{one.name}.csv', one.columns, rows)
+  images = {one.name: plots.to_png(one.figure) for one in page.figures}
   environment = workdir.environment()
   packages = environment.pop('packages')
   environment['packages'] = ', '.join(f'{k} {v}' for k, v in packages.items())
@@ -109,11 +150,19 @@ def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
   templates.filters['cell'] = _cell
   text = templates.get_template(PAGE).render(
     vars(page),
-    images=images,
+    images={k: base64.b64encode(png).decode() for k, png in images.items()},
     environment={k: v for k, v in environment.items() if v != ''},
   )
   path = folder / PAGE
+  # First, because `check_files` knows the other files by it.
   files.write_whole(path, text)
+  for one in page.figures:
+    files.write_whole(folder / f'{one.name}.png', images[one.name])
+    rows = (
+      [f'{v:.6g}' if isinstance(v, float) else v for v in row]
+      for row in one.rows
+    )
+    files.write_csv(folder / f'{one.name}.csv', one.columns, rows)
   return path
 
 

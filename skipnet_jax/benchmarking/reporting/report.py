@@ -15,12 +15,24 @@ Report = dict[str, Any]
 number = tables.number
 
 
-def check_output(path: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
+def check_output(
+  path: str | os.PathLike,
+  *,
+  overwrite: bool,
+  raw: bool = True,
+  remedy: str = files.REMEDY,
+) -> pathlib.Path:
   """Checks, before any work, that a report can be written to a file.
+
+  Args:
+    path: the file.
+    overwrite: whether files that exist may be replaced.
+    raw: whether the raw times will be written beside it.
+    remedy: against a file that exists.
 
   Raises:
     InputError: the name does not end in .json, the folder is missing or cannot
-      be written, or the file exists and `overwrite` is False.
+      be written, or a file exists and `overwrite` is False.
   """
   path = pathlib.Path(path)
   if path.suffix != '.json':
@@ -33,10 +45,8 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> pathlib.Path:
       f'The folder {path.parent} of the report is missing or cannot be '
       'written: create it, or choose another.'
     )
-  if path.exists() and not overwrite:
-    raise errors.InputError(
-      f'{path} exists; choose another name or pass --overwrite.'
-    )
+  outputs = [path, path.with_suffix('.csv')] if raw else [path]
+  files.check_outputs(outputs, overwrite=overwrite, remedy=remedy)
   return path
 
 

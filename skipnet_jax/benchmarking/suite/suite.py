@@ -14,7 +14,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import tempfile
 import time
 from typing import Any
 
@@ -24,6 +23,7 @@ from skipnet_jax import files
 from skipnet_jax import tables
 
 DONE, FAILED, SKIPPED, LEFT = 'done', 'failed', 'skipped', 'no time left'
+SUMMARY, TABLE = 'summary.json', 'table.txt'
 Entry = dict[str, Any]
 
 
@@ -76,7 +76,8 @@ def run(
     status, seconds, error and lines.
 
   Raises:
-    InputError: the budget is not positive, or the folder cannot be created.
+    InputError: the budget is not positive, the folder cannot be created, or it
+      has files of these names that are not of a suite.
   """
   if not budget > 0:
     raise errors.InputError(
@@ -89,6 +90,7 @@ def run(
       f'The folder {folder} cannot be created ({e.strerror}): choose another '
       '--output.'
     ) from e
+  _check_files(folder, pieces)
   end = clock() + budget
   entries = {piece.name: _read(folder, piece, identity) for piece in pieces}
   for piece in pieces:
@@ -110,6 +112,21 @@ def run(
   return _summarise(folder, identity, entries)
 
 
+def _check_files(folder: pathlib.Path, pieces: Sequence[Piece]) -> None:
+  """Raises an InputError for a file that is not of a suite."""
+  own = {SUMMARY: {'identity', 'pieces'}}
+  own |= {f'{piece.name}.json': {'identity', 'piece'} for piece in pieces}
+  foreign = [
+    folder / name
+    for name, fields in own.items()
+    if not fields <= set(files.read_json(folder / name))
+  ]
+  if folder / SUMMARY in foreign:
+    foreign.append(folder / TABLE)
+  remedy = 'it is no result of this tool; choose another --output'
+  files.check_outputs(foreign, overwrite=False, remedy=remedy)
+
+
 def _read(folder: pathlib.Path, piece: Piece, identity: dict) -> Entry:
   """The stored entry of a piece that has finished; otherwise an empty one."""
   record = files.read_json(folder / f'{piece.name}.json')
@@ -119,8 +136,8 @@ def _read(folder: pathlib.Path, piece: Piece, identity: dict) -> Entry:
 
 
 def _run(piece: Piece, limit: float) -> Entry:
-  with tempfile.TemporaryDirectory(prefix='skipnet_jax_suite_') as home:
-    path, log = pathlib.Path(home, 'result.json'), pathlib.Path(home, 'log')
+  with files.temporary_folder('skipnet_jax-suite-') as home:
+    path, log = home / 'result.json', home / 'log'
     error = None
     with log.open('w') as file:
       # A session of its own, so that its children can be killed with it: they
@@ -167,8 +184,8 @@ def _summarise(
     'git': environment.git_state(),
     'pieces': rows,
   }
-  files.write_json(folder / 'summary.json', summary)
-  files.write_whole(folder / 'table.txt', format_table(summary) + '\n')
+  files.write_json(folder / SUMMARY, summary)
+  files.write_whole(folder / TABLE, format_table(summary) + '\n')
   return summary
 
 
