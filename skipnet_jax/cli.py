@@ -169,7 +169,7 @@ def _fix_arithmetic() -> None:
 
 def _refuse_platforms(e: Exception) -> None:
   """Refuses JAX_PLATFORMS if it is the reason of an error."""
-  reason = ' '.join(str(e).split()).partition(' (set JAX')[0]
+  reason = ' '.join(str(e).split()).partition(' (set JAX')[0].rstrip('.')
   if isinstance(e, AssertionError):
     # JAX's error where it skips all that is named, such as cuda without a GPU.
     import jax

@@ -320,13 +320,14 @@ def test_inverted_labels_are_warned_of_and_turned(score, pair, tmp_path):
   assert found['v_rand'] == found['pixel']['accuracy'] == 1
 
 
-def test_a_run_finds_its_stack_again_by_flags(command, tmp_path):
+def test_a_run_finds_its_stack_again_by_flags(command, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
   inside = np.arange(64) % 16 < 14
   pixels = np.repeat((inside[:, None] & inside)[None], 3, 0).astype(np.uint8)
   here, there = ({k: tmp_path / f'{k}{i}.tif' for k in 'ab'} for i in (0, 1))
   for path in here.values():
     volume.write_stack(path, pixels)
-  stack = {'data.source': 'stack', 'data.image': str(here['a'])}
+  stack = {'data.source': 'stack', 'data.image': f'~/{here["a"].name}'}
   stack |= {'data.label': str(here['b']), 'data.valid': '2'}
   run = made_runs.make_run(tmp_path / 'run', **stack)
   for old, new in zip(here.values(), there.values(), strict=True):
@@ -365,7 +366,7 @@ def test_refuses_bad_files(score, pair, tmp_path):
     'labels.tif has shape (2, 40, 52)',
   )
   refused(
-    score(prediction * 2, labels), 'prediction.tif', 'from 0 to 2', '0..1'
+    score(prediction * 2, labels), 'prediction.tif', 'from 0.0 to 2.0', '0..1'
   )
   refused(score(prediction - 0.5, labels), 'prediction.tif', '-0.5', '0..1')
   refused(

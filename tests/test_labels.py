@@ -34,8 +34,9 @@ def test_any_pixel_type(dtype):
   cells = CELLS[None] != 0
   np.testing.assert_array_equal(find(cells.astype(dtype)), cells)
   np.testing.assert_array_equal(find(cells.astype(dtype), TURNED), ~cells)
-  found = find(CELLS[None].astype(dtype), INSTANCES)
-  np.testing.assert_array_equal(found, INSIDE[None])
+  if dtype != 'bool':
+    found = find(CELLS[None].astype(dtype), INSTANCES)
+    np.testing.assert_array_equal(found, INSIDE[None])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,9 @@ def test_instances_of_other_values_are_refused():
   refuse(CELLS[None] / 2, '0.0 to 1.5', 'whole numbers', meaning=INSTANCES)
   refuse(CELLS[None] * 0, '0 to 0', meaning=INSTANCES)
   refuse((CELLS[None] - 1).astype('u4'), 'is -1 stored', meaning=INSTANCES)
+  for dtype in ('u1', 'u2'):
+    label = np.where(CELLS, CELLS, -1)[None].astype(dtype)
+    refuse(label, 'is -1 stored', meaning=INSTANCES)
   refuse(np.ones((1, 4, 4), int), 'has no membrane', meaning=INSTANCES)
   checks = np.indices((4, 4)).sum(0)[None] % 2 + 1
   refuse(checks, 'every pixel is 0 or touches', meaning=INSTANCES)

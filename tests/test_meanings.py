@@ -8,6 +8,7 @@ from made_stacks import refuse
 from made_stacks import write_tiff
 import numpy as np
 import pytest
+import tifffile
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
@@ -29,6 +30,17 @@ def test_ten_slices_are_read_in_order_and_all_else_is_refused(tmp_path):
     if found != (wanted == inputs.SOUND) or seconds > 1 or not one:
       faults.append((name, sentence, seconds))
   assert not faults
+
+
+def test_pages_written_one_by_one_are_one_stack(tmp_path):
+  path = tmp_path / 'a.tif'
+  with tifffile.TiffWriter(path) as writer:
+    for page in make_pixels():
+      writer.write(page, photometric='minisblack')
+  with volume.open_stack(path) as stack:
+    np.testing.assert_array_equal(stack.read_all(), make_pixels())
+  tifffile.imwrite(path, make_pixels()[0, :9], append=True)
+  refuse(path, '6 images')
 
 
 def choose(series=0, channel=0):

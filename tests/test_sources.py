@@ -190,7 +190,7 @@ def test_a_stack_is_known_again_where_it_moved_but_not_where_it_changed(
   label[1:] = ~label[1:]
   assert changes(image, label) == 'labels'
   image[3, 40, 40] += 1
-  assert changes(image, label) == 'image and labels'
+  assert changes(image, label) == 'pixels and labels'
 
 
 def test_a_channel_of_ones_own_stack(tmp_path):

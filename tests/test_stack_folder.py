@@ -41,6 +41,8 @@ def fill(folder, stems, ending='png'):
     ['img.008', 'img.009', 'img.010'],
     ['S1', 's2', 'S3'],
     ['alpha', 'beta', 'gamma'],
+    ['c1', 'c2', 'c10'],
+    ['t1_z1', 't2_z2'],
     [f'z{9 * 10**4000}'[:200], f'z{9 * 10**4000}'[:210]],
   ],
 )
@@ -49,9 +51,29 @@ def test_the_order_is_that_of_the_numbers(tmp_path, stems):
     assert [page[0, 0] for page in stack] == list(range(len(stems)))
 
 
-@pytest.mark.parametrize('stems', [['1', '01'], ['z1.5', 'z1,5'], ['a', 'A']])
+@pytest.mark.parametrize(
+  'stems',
+  [['1', '01'], ['z1.5', 'z1,5'], ['a', 'A'], ['em_1', 'em_1_mask']],
+)
 def test_an_unknown_order_is_refused(tmp_path, stems):
   refuse(fill(tmp_path / 'a', stems), *stems, 'order is not known')
+
+
+@pytest.mark.parametrize(
+  'stems',
+  [
+    ['z0_c0', 'z0_c1', 'z1_c0', 'z1_c1'],
+    ['img_channel000_z000', 'img_channel001_z000'],
+    ['t1-z1', 't1-z2', 't2-z1'],
+  ],
+)
+def test_channels_and_times_are_no_slices(tmp_path, stems):
+  refuse(fill(tmp_path / 'a', stems), '2 channels, times or', stems[0])
+
+
+def test_a_slice_of_another_kind_is_not_left_out(tmp_path):
+  fill(tmp_path / 'a', ['3'], 'jpg')
+  refuse(fill(tmp_path / 'a', ['1', '2']), 'JPEG and PNG')
 
 
 @pytest.mark.parametrize(
@@ -103,16 +125,29 @@ def test_a_tiff_says_nothing_about_its_slices(tmp_path):
     volume.check_same_slices(image, label)
 
 
-def test_one_bit_gives_two_values(tmp_path):
+@pytest.mark.parametrize(
+  'compression', [None, 'packbits', 'tiff_adobe_deflate']
+)
+def test_labels_of_one_bit(tmp_path, compression):
+  # Rows do not end at a whole byte.
   inside = make_pixels(shape=(3, 9, 11)) > 128
-  for z, page in enumerate(inside):
-    Image.fromarray(page).save(tmp_path / f'{z}.png')
-  with volume.open_stack(tmp_path) as stack:
-    assert stack.dtype == np.uint8
+  pages = [Image.fromarray(page) for page in inside]
+  path = tmp_path / ('a.tif' if compression else 'a')
+  if compression:
+    rest = {'save_all': True, 'append_images': pages[1:]}
+    pages[0].save(path, compression=compression, **rest)
+  else:
+    path.mkdir()
+    for z, page in enumerate(pages):
+      page.save(path / f'{z}.png')
+  refuse(path, 'bool pixels; accepted are uint8')
+  with volume.open_stack(path, dtypes=labels.DTYPES) as stack:
     label = stack.read_all()
-  np.testing.assert_array_equal(label, inside)
   found = labels.find_inside(label, inside.shape, 'one bit')
   np.testing.assert_array_equal(found, inside)
+  if not compression:
+    Image.fromarray(inside[0].astype(np.uint8)).save(path / '1.png')
+    refuse(path, '(9, 11) uint8', '(9, 11) bool', dtypes=labels.DTYPES)
 
 
 @pytest.mark.parametrize('kind', ['channel', 'series'])

@@ -123,7 +123,7 @@ def test_bad_folders(tmp_path):
     refuse(tmp_path, 'a_2.png')
   (tmp_path / 'a_2.png').unlink()
   write_tiff(tmp_path / 'a_2.tif', make_pixels())
-  refuse(tmp_path, 'both PNG and TIFF')
+  refuse(tmp_path, 'PNG and TIFF')
   (tmp_path / 'a_1.png').unlink()
   refuse(tmp_path, '5 slices')
 

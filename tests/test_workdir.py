@@ -67,12 +67,12 @@ def test_another_config_is_refused_by_its_fields(tmp_path):
   assert 'train.epochs' not in message
 
 
-@pytest.mark.parametrize('what', ['image', 'labels'])
+@pytest.mark.parametrize('what', ['pixels', 'labels'])
 def test_data_that_changed_are_refused(tmp_path, what):
   workdir.describe(tmp_path, make(), DATASET)
   image, label = PIXELS.copy(), DATA.label.copy()
   # In the last slice alone.
-  (image if what == 'image' else label)[1, 3, 3] ^= 1
+  (image if what == 'pixels' else label)[1, 3, 3] ^= 1
   other = dataclasses.replace(DATA, name='other', image=image, label=label)
   words = rf"'isbi2012'.*'other' with other {what}:"
   with pytest.raises(errors.InputError, match=words):
@@ -91,7 +91,7 @@ def test_an_older_fingerprint_is_checked_and_replaced(tmp_path):
   old = {'name': 'isbi2012', 'fingerprint': '253984731406'}
   workdir.describe(tmp_path, make(), old)
   other = dataclasses.replace(DATA, label=~DATA.label)
-  with pytest.raises(errors.InputError, match='other image or labels'):
+  with pytest.raises(errors.InputError, match='other pixels or labels'):
     workdir.check(tmp_path, make(), other)
   assert workdir.read_dataset(tmp_path) == old
   workdir.check(tmp_path, make(), DATA)

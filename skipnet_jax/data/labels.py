@@ -13,7 +13,7 @@ KINDS = ('binary', 'instances')
 # Pixel types of a stack of labels. What the values mean does not depend on it.
 DTYPES = (
   *('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32'),
-  *('uint64', 'int64', 'float64', 'float32'),
+  *('uint64', 'int64', 'float64', 'float32', 'bool'),
 )
 # Sides of the part of a slice in which `looks_inverted` counts regions.
 _PART = 512
@@ -128,14 +128,14 @@ def _check_numbers(label: np.ndarray, name: str, meaning: Meaning) -> None:
       '(by adding 1, where -1 is the membrane), or set '
       f'{meaning.kind_option} back.'
     )
-  if label.dtype in (np.uint32, np.uint64):
-    minus_one = np.iinfo(label.dtype).max
-    if high == minus_one:
-      raise errors.InputError(
-        f'{name} has the value {high}, which is -1 stored as {label.dtype}, '
-        'but instances are whole numbers from 1 up, with 0 on membranes: '
-        'renumber the cells, and set these pixels to 0.'
-      )
+  # Of 8 or 16 bits the largest number may be that of a cell, beside some 0.
+  unlikely = low > 0 or label.dtype.itemsize > 2
+  if label.dtype.kind == 'u' and unlikely and high == np.iinfo(label.dtype).max:
+    raise errors.InputError(
+      f'{name} has the value {high}, which is -1 stored as {label.dtype}, but '
+      'instances are whole numbers from 1 up, with 0 on membranes: renumber '
+      'the cells, and set these pixels to 0.'
+    )
 
 
 def _inside_instances(

@@ -79,10 +79,10 @@ class DataSet:
     """
     before = kept.get('fingerprint', '')
     if is_old(kept):
-      return '' if before == self._old_fingerprint() else 'image or labels'
+      return '' if before == self._old_fingerprint() else 'pixels or labels'
     pairs = zip(before.split('-'), self.fingerprint().split('-'), strict=True)
     changed = [a != b for a, b in pairs]
-    return ' and '.join(itertools.compress(('image', 'labels'), changed))
+    return ' and '.join(itertools.compress(('pixels', 'labels'), changed))
 
   def _old_fingerprint(self) -> str:
     head = f'{self.name} {self.image.shape} {self.image.dtype}'

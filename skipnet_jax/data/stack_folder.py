@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import decimal
-import itertools
 import os
 import pathlib
 import re
@@ -18,16 +17,24 @@ from skipnet_jax.data import tiff_checks
 
 # Pillow's names of one-channel pixels; older ones call 16-bit PNG 'I'.
 _PNG_DTYPES = {
-  '1': 'uint8',
+  '1': 'bool',
   'L': 'uint8',
   'I;16': 'uint16',
   'I;16B': 'uint16',
   'I': 'uint16',
 }
-_KINDS = {'.png': 'PNG', '.tif': 'TIFF', '.tiff': 'TIFF'}
+_KINDS = {
+  **{'.png': 'PNG', '.tif': 'TIFF', '.tiff': 'TIFF'},
+  # These are not read, but would be slices that are missing.
+  **{'.jpg': 'JPEG', '.jpeg': 'JPEG', '.bmp': 'BMP', '.gif': 'GIF'},
+}
 _INTEGER = re.compile(r'\d+')
 # Not within 1.2.3, whose parts are integers.
 _DECIMAL = re.compile(r'(?<!\d[.,])\d+[.,]\d+(?![.,]?\d)|\d+')
+# What stands before the number of a channel, a time or a position.
+_NO_DEPTH = re.compile(
+  r'(?:^|[^a-z])(c|ch|channel|t|time|pos|position)[^a-z]*$'
+)
 
 # Text and numbers in turns, beginning and ending with text.
 _Parts = tuple[list[str], list[decimal.Decimal]]
@@ -47,9 +54,9 @@ class FolderStack(stack_reader.StackReader):
     self._dtypes, self._open_tiff = tuple(dtypes), open_tiff
     names = [n for n in os.listdir(path) if not n.startswith('.')]
     kinds = {n: _KINDS.get(pathlib.Path(n).suffix.lower()) for n in names}
-    found = {kinds[n] for n in names if kinds[n]}
-    if len(found) != 1:
-      what = 'both PNG and TIFF' if found else 'no PNG or TIFF'
+    found = {kind for kind in kinds.values() if kind}
+    if found not in ({'PNG'}, {'TIFF'}):
+      what = ' and '.join(sorted(found)) or 'no PNG or TIFF'
       raise errors.InputError(
         f'the folder {path} holds {what} files; expected the slices of one '
         'stack, all PNG or all one-page TIFF'
@@ -71,8 +78,9 @@ class FolderStack(stack_reader.StackReader):
       other = self._open(z)[0]
       if other != first:
         raise errors.InputError(
-          f'{path}: {name} is {other}, {self.names[0]} is {first}; the '
-          'slices of one stack must have one shape and type'
+          f'{path}: {name} is {other[0]} {other[1]}, {self.names[0]} is '
+          f'{first[0]} {first[1]}; the slices of one stack must have one shape '
+          'and type'
         )
     self.shape, self.dtype = (len(self.names), *first[0]), first[1]
 
@@ -167,14 +175,28 @@ def _in_order(path: pathlib.Path, names: list[str]) -> list[str]:
       texts[-1]
     ]
 
-  keyed = sorted(zip(map(key, _parse(names)), names, strict=True))
-  for (one, a), (other, b) in itertools.pairwise(keyed):
-    if one == other:
+  parsed = _parse(names)
+  seen: dict[tuple[Any, ...], str] = {}
+  for (texts, numbers), name in zip(parsed, names, strict=True):
+    other = seen.setdefault(tuple(numbers) or tuple(texts), name)
+    if other != name:
       raise errors.InputError(
-        f'the folder {path} has {a} and {b}, whose order is not known; number '
-        'every slice once'
+        f'the folder {path} has {" and ".join(sorted([name, other]))}, whose '
+        'order is not known; leave only the slices of one stack there, each '
+        'with a number of its own'
       )
-  return [name for _, name in keyed]
+  for at in range(min(len(numbers) for _, numbers in parsed)):
+    mark = _NO_DEPTH.search(parsed[0][0][at])
+    count = len({numbers[at] for _, numbers in parsed})
+    rest = {tuple(n[:at] + n[at + 1 :]) for _, n in parsed}
+    # One slice at each of several times is a stack.
+    alone = len(rest) == 1 and mark and not mark[1].startswith('ch')
+    if mark and count > 1 and len(rest) < len(names) and not alone:
+      raise errors.InputError(
+        f'the folder {path} has slices of {count} channels, times or positions '
+        f'by their names, such as {min(names)}; leave only one of them there'
+      )
+  return [n for _, n in sorted(zip(map(key, parsed), names, strict=True))]
 
 
 def _parse(names: Sequence[str]) -> list[_Parts]:

@@ -177,7 +177,7 @@ def check_total(
   path: pathlib.Path, shape: tuple[int, ...], page: Any, size: int
 ):
   """Refuses a stack that declares more than the file can hold."""
-  total = math.prod(shape) * page.dtype.itemsize
+  total = math.prod(shape) * page.bitspersample // 8
   limit = size if page.compression == 1 else max(2**30, _RATIO * size)
   if total > limit:
     raise errors.InputError(
@@ -195,6 +195,7 @@ def check_stored(path: pathlib.Path, page: Any, size: int, z: int) -> None:
     return
   nbytes = math.prod(page.shape) * page.dtype.itemsize
   chunk = math.prod(page.chunks) * page.dtype.itemsize
+  packed = math.prod(page.shape) * page.bitspersample // 8
   stored = sum(counts)
   fault = None
   if not len(offsets) == len(counts) == math.prod(page.chunked):
@@ -207,8 +208,8 @@ def check_stored(path: pathlib.Path, page: Any, size: int, z: int) -> None:
     for a, n in zip(offsets, counts, strict=True)
   ):
     fault = f'points outside the {size} bytes of the file'
-  elif page.compression == 1 and stored < nbytes:
-    fault = f'stores {stored} bytes of {nbytes}'
+  elif page.compression == 1 and stored < packed:
+    fault = f'stores {stored} bytes of {packed}'
   elif nbytes > max(_SMALL, _RATIO * stored):
     fault = f'declares {nbytes} bytes but stores only {stored}'
   elif chunk > max(_SMALL, 4 * nbytes):

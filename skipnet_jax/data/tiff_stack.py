@@ -205,6 +205,13 @@ def _find_images(
     raise errors.InputError(f'{path} is {foreign[0]}; save it as plain TIFF')
   if kinds:
     images = _described(path, tiff, count, kinds[0])
+    alike = len({image.label for image in images}) == 1
+    if kinds[0] == 'shaped' and alike and len(images) == count:
+      # tifffile was given one slice after the other, if these are pages.
+      one, pages = images[0], [*range(count)]
+      if len(one.dims) == 2:
+        dims = ('I', count), *one.dims
+        images = [dataclasses.replace(one, pages=pages, dims=dims)]
   else:
     for mark in _DESCRIPTIONS.values():
       if mark in first.description:

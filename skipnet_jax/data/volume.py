@@ -47,7 +47,7 @@ def open_stack(
   """Opens a multi-page TIFF, or a folder of PNG or one-page TIFF slices.
 
   A folder's slices are taken in the order of the numbers in their names:
-  slice_2 before slice_10, z-1 before z0.25. A 1-bit PNG gives 0 and 1.
+  slice_2 before slice_10, z-1 before z0.25. Pixels of one bit are bool.
 
   Args:
     path: the file or the folder.

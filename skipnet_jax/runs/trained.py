@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from skipnet_jax import config_checks
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import sources
@@ -128,8 +129,8 @@ def load_data(run: TrainedRun, image: str = '', label: str = '') -> DataSet:
       f'{run.path} was trained on {run.dataset["name"]!r}, which is not a '
       'stack of your own: leave out --image and --labels.'
     )
-  config.data.image = image or config.data.image
-  config.data.label = label or config.data.label
+  config.data.image = image or environment.expand_home(config.data.image)
+  config.data.label = label or environment.expand_home(config.data.label)
   for path in (config.data.image, config.data.label) if own else ():
     if not pathlib.Path(path).exists():
       raise errors.InputError(

@@ -88,8 +88,8 @@ def checked_stacks(
   # This form also refuses NaN, which min and max return.
   if not (low >= 0 and high <= 1):
     raise errors.InputError(
-      f'the prediction has values from {low:g} to {high:g}, but must stay '
-      'in 0..1: divide 8-bit values by 255, apply a sigmoid to logits, or '
+      f'the prediction has values from {low} to {high}, but must stay in '
+      '0..1: divide 8-bit values by 255, apply a sigmoid to logits, or '
       'replace values that are not finite.'
     )
   if prediction.ndim == 2:
