@@ -211,6 +211,7 @@ def meanings(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
     metadata={'axes': 'ZCYX'},
   )
   write('int8', REFUSED, image.astype('i1'))
+  write('pages written one by one', SOUND, *image)
   # Images, previews and masks.
   small = image[:, ::2, ::2]
   write('two images', REFUSED, image, image[:7], metadata={'axes': 'ZYX'})
@@ -359,13 +360,29 @@ def meanings(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
     'heights': rising,
     'numbers after hyphens': [f's-{z}' for z in range(1, 11)],
     'numbers after points': [f's1.{z}' for z in range(1, 11)],
+    'heights with a comma': [
+      f'z{z / 2:g}'.replace('.', ',') for z in range(10)
+    ],
+    'ten times by name': [f't{t}_z1' for t in range(1, 11)],
+    'two channels by name': [f'z{z}_c{c}' for z in range(5) for c in (0, 1)],
+    'two times by name': [f't{t}_z{z}' for t in (1, 2) for z in range(5)],
+    'masks beside slices': [
+      f'em_{z}{end}' for z in range(5) for end in ('', '_mask')
+    ],
+    'two colours by name': [
+      f'{z}_{name}' for z in range(5) for name in ('DAPI', 'GFP')
+    ],
   }.items():
     path = folder / name.replace(' ', '_')
     path.mkdir()
     for stem, page in zip(names, image, strict=True):
       Image.fromarray(page).save(path / f'{stem}.png')
-    found[name] = path, SOUND
-  for name in ('one number twice', 'an animation', 'a pipe among slices'):
+    two = name.startswith(('two', 'masks'))
+    found[name] = path, REFUSED if two else SOUND
+  for name in (
+    *('one number twice', 'an animation', 'a pipe among slices'),
+    *('JPEG among PNG', 'one bit among eight', 'a slice of another size'),
+  ):
     path = folder / name.replace(' ', '_')
     path.mkdir()
     pages = [Image.fromarray(page) for page in image]
@@ -374,6 +391,12 @@ def meanings(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
       pages[1].save(path / '01.png')
     elif name == 'an animation':
       pages[0].save(path / '1.png', save_all=True, append_images=pages[1:])
+    elif name == 'JPEG among PNG':
+      pages[1].save(path / '2.jpg')
+    elif name == 'one bit among eight':
+      pages[1].convert('1').save(path / '2.png')
+    elif name == 'a slice of another size':
+      pages[1].crop((0, 0, 64, 63)).save(path / '2.png')
     else:
       os.mkfifo(path / '2.png')
     found[name] = path, REFUSED
