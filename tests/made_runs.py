@@ -11,6 +11,7 @@ from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.data import sources
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import flow_file
+from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import state as state_lib
@@ -79,7 +80,8 @@ def add_records(path, epochs=4):
   for epoch in range(1, epochs + 1):
     flow = rng.uniform(1e-4, 1e-2, (5, len(names))).astype(np.float32)
     file.append(flow[0], flow[1:])
-    record = {'epoch': epoch, 'step': 4 * epoch}
+    record = dict.fromkeys(run_log.FIELDS, 1.0)
+    record |= {'epoch': epoch, 'step': 4 * epoch}
     for part in ('train', 'valid'):
       record |= {f'{part}_loss': 1 / epoch, f'{part}_loss_with_l2': 2 / epoch}
       record |= {f'{part}_bce': 1 / epoch, f'{part}_accuracy': epoch / 10}

@@ -1,10 +1,14 @@
 """Records of a run, and their end where a crash cut them."""
 
 import json
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
+from skipnet_jax import errors
 from skipnet_jax.runs import run_log
 
 
@@ -19,7 +23,8 @@ def open_log(folder, **fields):
 
 
 def record(epoch):
-  return {'epoch': epoch, 'step': 2 * epoch, 'train_loss': 0.5 / epoch}
+  losses = dict.fromkeys(run_log.FIELDS, 0.5 / epoch)
+  return losses | {'epoch': epoch, 'step': 2 * epoch}
 
 
 def test_records_are_lines_that_are_read_back(tmp_path):
@@ -67,7 +72,37 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path):
   assert b'slice' in content
 
 
-@pytest.mark.parametrize('tail', ['', '{"epoch": 4, "st', '\n\n', '\x00\x00'])
+def shown_steps(folder):
+  """The steps that TensorBoard shows, of all event files in their order."""
+  shown = []
+  for path in sorted(folder.iterdir()):
+    content = path.read_bytes()
+    while content:
+      # Length and its checksum, the event, another checksum.
+      (size,) = struct.unpack('<Q', content[:8])
+      event = event_pb2.Event.FromString(content[12 : 12 + size])
+      content = content[16 + size :]
+      if event.session_log.status == event_pb2.SessionLog.START:
+        # TensorBoard's rule for a run that was interrupted.
+        shown = [step for step in shown if step < event.step]
+      shown += [event.step] * len(event.summary.value)
+  return shown
+
+
+def test_tensorboard_shows_each_step_once_after_a_crash(tmp_path):
+  numbers = len(record(1)) - 2
+  for start, epochs in ((0, (1, 2, 3)), (3, (2, 3))):
+    log = open_log(tmp_path, tensorboard=True, first_step=start)
+    for epoch in epochs:
+      log.write(record(epoch))
+    log.close()
+    # An event file is named after the second it was made in.
+    (events,) = (tmp_path / 'tensorboard').glob('events*')
+    events.rename(events.with_name(f'{start}'))
+  assert shown_steps(tmp_path / 'tensorboard') == sorted([2, 4, 6] * numbers)
+
+
+@pytest.mark.parametrize('tail', ['', '{"epoch": 4, "st', '\n\n', '\0\0'])
 def test_resuming_keeps_each_record_once(tmp_path, tail):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(record(e)) + '\n' for e in (1, 2, 3)]
@@ -100,3 +135,55 @@ def test_lines_without_records_and_duplicates_are_removed(tmp_path):
   path.write_bytes(b'\xff\xfe\n'.join([b'7\n', b'[]\n', b'{}\n', *lines]))
   assert not run_log.keep_records(path, 3)
   assert [row['epoch'] for row in run_log.read_records(path)] == [1, 2, 3]
+
+
+DAMAGES = {
+  'nested': '[' * 100_000 + ']' * 100_000,
+  'nan': json.dumps(record(2) | {'train_bce': float('nan')}),
+  'infinite': json.dumps(record(2)).replace('0.25', '1e999', 1),
+  'digits': json.dumps(record(2)).replace('0.25', '1' * 5000, 1),
+  'text': json.dumps(record(2) | {'seconds': 'long'}),
+  'true': json.dumps(record(2) | {'epoch': True}),
+  'fraction': json.dumps(record(2) | {'epoch': 1.5}),
+  'negative': json.dumps(record(2) | {'epoch': -1}),
+  'missing': '{"epoch": 2, "step": 4}',
+  'list': '[1, 2]',
+  'bytes': '\udcff\udcfe\0\v\x1c',
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_damaged_lines_are_no_records(tmp_path, damage):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [json.dumps(record(epoch)) for epoch in (1, 2, 3)]
+  text = '\r\n'.join([lines[0], damage, lines[2]]) + '\n'
+  path.write_bytes(text.encode(errors='surrogateescape'))
+  with pytest.raises(errors.InputError, match=r'damaged \(line 2 is not the'):
+    run_log.read_records(path)
+  assert run_log.readable_records(path) == {1: record(1), 3: record(3)}
+  assert not run_log.keep_records(path, 3, [record(2)])
+  assert path.read_text() == ''.join(f'{line}\n' for line in lines)
+
+
+def test_a_line_is_read_to_a_limit(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  whole = json.dumps(record(1)) + '\n'
+  with path.open('w') as file:
+    # The last bytes of the long line alone would be a record.
+    file.write(f'{whole}{" " * 64 * 2**20}{json.dumps(record(2))}\n')
+    file.write(json.dumps(record(3)))
+  tracemalloc.start()
+  assert list(run_log.readable_records(path)) == [1, 3]
+  assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+  tracemalloc.stop()
+
+
+def test_the_records_of_the_checkpoint_replace_others(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  wrong = record(2) | {'valid_loss': 7.0}
+  rows = [record(3), wrong, record(1), wrong, record(4)]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  with pytest.raises(errors.InputError, match=r'line 2 is not the record'):
+    run_log.read_records(path)
+  assert not run_log.keep_records(path, 3, [record(2), record(3)])
+  assert run_log.read_records(path) == [record(1), record(2), record(3)]

@@ -4,24 +4,40 @@ from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any
 import zipfile
+import zlib
 
 import numpy as np
 
 from skipnet_jax import files
 from skipnet_jax.step import telemetry
 
+# Errors of numpy and zipfile at a damaged file.
+_DAMAGED = (
+  *(ValueError, LookupError, TypeError, AttributeError, EOFError),
+  *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
+
 
 def read(path: pathlib.Path) -> tuple[list[str], dict[str, np.ndarray]]:
   """Layers and quantities of a `gradient_flow.npz`, see `FlowFile`.
 
   Raises:
-    OSError, ValueError, KeyError, BadZipFile: a missing or damaged file.
+    OSError: the file is missing or cannot be read.
+    ValueError: it is damaged.
   """
   # Opened here: numpy does not close a damaged file that it opened.
-  with path.open('rb') as f, np.load(f, allow_pickle=False) as file:
-    return [str(name) for name in file['layers']], {
-      q: file[q] for q in telemetry.QUANTITIES
-    }
+  with path.open('rb') as f:
+    try:
+      with np.load(f, allow_pickle=False) as file:
+        layers = [str(name) for name in file['layers']]
+        table = {q: file[q] for q in telemetry.QUANTITIES}
+    except _DAMAGED as e:
+      raise ValueError(f'{path.name} is damaged ({e})') from e
+  epochs = len(table['net_change']) if table['net_change'].ndim else 0
+  for quantity, rows in table.items():
+    if rows.shape != (epochs, len(layers)) or rows.dtype.kind != 'f':
+      raise ValueError(f'{path.name} is damaged: {quantity} has another shape')
+  return layers, table
 
 
 class FlowFile:
@@ -53,8 +69,10 @@ class FlowFile:
     if not epochs:
       return
     try:
-      _, old = read(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+      layers, old = read(path)
+      if layers != self._names:
+        raise ValueError('it has other layers')
+    except (OSError, ValueError):
       # These epochs stay NaN, and the report shows gaps.
       warn(
         f'{path.name} is lost or damaged: its epochs up to {epochs} are gone.'

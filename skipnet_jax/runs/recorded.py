@@ -5,7 +5,6 @@ import dataclasses
 import os
 import pathlib
 from typing import Any, TypeVar
-import zipfile
 
 import ml_collections
 import numpy as np
@@ -67,7 +66,9 @@ def _read(
       f'{path.parent} has no {path.name}: run its training command again to '
       'record an epoch, or name another run.'
     ) from e
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+  except errors.InputError:
+    raise
+  except (OSError, ValueError) as e:
     raise errors.InputError(
       f'{path} is damaged ({type(e).__name__}): name another run, or train '
       'this one again in another --workdir.'

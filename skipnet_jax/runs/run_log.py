@@ -1,7 +1,8 @@
 """The records of a run: metrics.jsonl, TensorBoard, a progress bar."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import json
+import math
 import os
 import pathlib
 import sys
@@ -10,7 +11,17 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from skipnet_jax import errors
 from skipnet_jax import files
+
+# Numbers that every record has; a network and a loss may add others.
+FIELDS = (
+  *('epoch', 'step', 'seconds', 'images_per_second'),
+  *('train_loss', 'train_loss_with_l2', 'train_bce', 'train_accuracy'),
+  *('valid_loss', 'valid_loss_with_l2', 'valid_bce', 'valid_accuracy'),
+)
+# Bytes of a line; a record has about a thousand.
+_LONGEST = 2**20
 
 
 class RunLog:
@@ -48,7 +59,11 @@ class RunLog:
       # of a command's start.
       import tensorboardX
 
-      self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
+      self._board = tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'),
+        # TensorBoard hides what an interrupted process wrote from this step on.
+        purge_step=first_step + 1,
+      )
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=first_step,
@@ -97,6 +112,74 @@ class RunLog:
         opened.close()
 
 
+def _is_record(value: Any) -> bool:
+  return (
+    isinstance(value, dict)
+    and all(name in value for name in FIELDS)
+    and all(
+      type(number) in (int, float) and math.isfinite(number)
+      for number in value.values()
+    )
+    and all(
+      type(value[name]) is int and value[name] > 0 for name in ('epoch', 'step')
+    )
+  )
+
+
+def _read_lines(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:
+  """The record in each line of a metrics.jsonl; None where there is none."""
+  with path.open('rb') as file:
+    while line := file.readline(_LONGEST):
+      whole = line.endswith(b'\n') or len(line) < _LONGEST
+      while not (whole or line.endswith(b'\n')):
+        line = file.readline(_LONGEST)
+        if not line:
+          break
+      try:
+        value = json.loads(line) if whole else None
+      # ValueError: no JSON, not UTF-8, or a number of thousands of digits.
+      except (ValueError, RecursionError):
+        value = None
+      yield value if _is_record(value) else None
+
+
+def readable_records(path: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """Records by epoch; lines of a metrics.jsonl without one are left out.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
+  try:
+    records = {row['epoch']: row for row in _read_lines(path) if row}
+  except FileNotFoundError:
+    return {}
+  except OSError as e:
+    raise errors.InputError(
+      f'{path} cannot be read ({e.strerror}): remove it, or name another run.'
+    ) from e
+  return {epoch: records[epoch] for epoch in sorted(records)}
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The records of a metrics.jsonl, one for each epoch.
+
+  Raises:
+    OSError: the file is missing or cannot be read.
+    InputError: it is damaged.
+  """
+  records: list[dict[str, Any]] = []
+  for number, record in enumerate(_read_lines(path), 1):
+    last = records[-1]['epoch'] if records else 0
+    if record is None or record['epoch'] <= last:
+      raise errors.InputError(
+        f'{path} is damaged (line {number} is not the record of an epoch after '
+        f'{last}): run its training command again, which repairs it, or name '
+        'another run.'
+      )
+    records.append(record)
+  return records
+
+
 def keep_records(
   path: pathlib.Path, last_epoch: int, saved: Sequence[dict[str, Any]] = ()
 ) -> str:
@@ -107,29 +190,17 @@ def keep_records(
   Args:
     path: the run's metrics.jsonl.
     last_epoch: of the checkpoint.
-    saved: the checkpoint's copies of the newest records.
+    saved: the checkpoint's copies of the newest records; they replace lines.
 
   Returns:
     A message about lost records; '' if there are none.
   """
-  records = {record['epoch']: record for record in saved}
-  content = path.read_bytes() if path.exists() else b''
-  for line in content.decode(errors='replace').splitlines():
-    try:
-      value = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if isinstance(value, dict) and isinstance(value.get('epoch'), int):
-      records[value['epoch']] = value
-  kept = [records[e] for e in sorted(records) if 0 < e <= last_epoch]
-  text = ''.join(json.dumps(record) + '\n' for record in kept)
-  if text.encode() != content:
+  records = readable_records(path) | {row['epoch']: row for row in saved}
+  kept = [records[e] for e in sorted(records) if e <= last_epoch]
+  text = ''.join(json.dumps(record) + '\n' for record in kept).encode()
+  size = path.stat().st_size if path.exists() else 0
+  if size != len(text) or (size and path.read_bytes() != text):
     files.write_whole(path, text)
   lost = last_epoch - len(kept)
-  text = f'metrics.jsonl is damaged: the records of {lost} epochs are lost.'
-  return text if lost else ''
-
-
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The records of a metrics.jsonl, one for each epoch."""
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  message = f'metrics.jsonl is damaged: the records of {lost} epochs are lost.'
+  return message if lost else ''

@@ -53,12 +53,11 @@ def progress(study: plan.Study, folder: pathlib.Path) -> list[Progress]:
   """Reads from the files how far each run of a study is."""
   rows = []
   for name, config in study.runs.items():
-    metrics = folder / name / 'metrics.jsonl'
-    records = run_log.read_records(metrics) if metrics.exists() else []
+    records = run_log.readable_records(folder / name / 'metrics.jsonl')
     summary = files.read_json(folder / name / 'summary.json')
     epochs = config.train.epochs
     finished = summary.get('epochs', 0) >= epochs
-    seconds = sum(record['seconds'] for record in records)
+    seconds = sum(record['seconds'] for record in records.values())
     rows.append(Progress(name, len(records), epochs, finished, seconds))
   return rows
 

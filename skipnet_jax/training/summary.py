@@ -70,8 +70,10 @@ def content(
   }
   if scores is None:
     return losses
-  records = run_log.read_records(path / 'metrics.jsonl')
-  rates = [record['images_per_second'] for record in records]
+  records = run_log.readable_records(path / 'metrics.jsonl')
+  # If the file is lost meanwhile, the checkpoint has the newest.
+  records = records or {row['epoch']: row for row in last.records}
+  rates = [record['images_per_second'] for record in records.values()]
   return {
     **losses,
     **{k: scores[k] for k in ('v_rand', 'v_info', 'threshold_v_rand')},
