@@ -208,18 +208,6 @@ def test_a_workdir_in_a_place_without_files(refused):
   assert 'cannot be written' in refused(workdir='/proc/skipnet_jax')
 
 
-def test_a_workdir_whose_name_is_not_utf_8(refused, tmp_path):
-  name = os.fsdecode(b'\xff')
-  sentence = refused(workdir=tmp_path / name)
-  assert "\\udcff' is not UTF-8: choose another" in sentence
-  assert not (tmp_path / name).exists()
-
-
-def test_a_workdir_whose_name_is_a_pattern(refused, tmp_path):
-  assert 'has one of * ? [: choose' in refused(workdir=tmp_path / 'a[b]')
-  assert not (tmp_path / 'a[b]').exists()
-
-
 def test_the_workdir_of_another_config(refused, finished):
   folder, *_ = finished
   before = {p: p.stat().st_mtime_ns for p in folder.rglob('*')}

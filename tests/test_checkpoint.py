@@ -1,11 +1,14 @@
 """Checkpoints: bit-exact, the newest that can be read, the best."""
 
+import os
+import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from skipnet_jax import errors
@@ -105,6 +108,29 @@ def test_the_same_step_may_come_again(tmp_path):
   ):
     assert_same(state, again)
     assert meta['epoch'] == 9
+  assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {
+    'latest',
+    'best',
+  }
+
+
+def test_a_run_killed_while_it_saves_a_step_again_keeps_it(
+  tmp_path, monkeypatch
+):
+  save(tmp_path, [2, 4])
+  writer = checkpoint.Checkpoints(tmp_path)
+
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', killed)
+  with pytest.raises(KeyboardInterrupt):
+    writer.save(make(4), {'step': 4, 'epoch': 4})
+  monkeypatch.undo()
+  writer.close()
+  writer = checkpoint.Checkpoints(tmp_path)
+  assert_same(writer.restore_latest(make(0), print)[0], make(4))
+  writer.close()
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path):
@@ -115,7 +141,109 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path):
   assert_same(state, make(2))
   assert meta['epoch'] == 2
   (warning,) = warnings
-  assert warning.startswith('The checkpoint latest/4 is damaged')
+  assert warning.startswith('The checkpoint latest/4 is damaged (state/ cannot')
+  assert warning.endswith(': latest/2 is used instead.')
+  # A reader moves nothing.
+  assert (tmp_path / 'checkpoints' / 'latest' / '4').exists()
+  assert not (tmp_path / 'damaged').exists()
+
+
+def test_a_run_moves_what_is_damaged_and_saves_again(tmp_path):
+  save(tmp_path, [2, 4, 400], best=[400])
+  kept = tmp_path / 'damaged' / 'latest_400'
+  for kind in ('latest', 'best'):
+    damage(tmp_path / 'checkpoints' / kind / '400' / 'state')
+  kept.mkdir(parents=True)
+  writer = checkpoint.Checkpoints(tmp_path)
+  warnings = []
+  state, *_ = writer.restore_latest(make(0), warnings.append)
+  assert_same(state, make(4))
+  (warning,) = warnings
+  assert 'latest/400 is damaged (state/ cannot be read: ' in warning
+  assert ') and best/400 is damaged (state/ cannot be read: ' in warning
+  assert f'is moved to {tmp_path / "damaged"}.' in warning
+  writer.save(make(6), {'step': 6, 'epoch': 6}, best=True)
+  writer.close()
+  assert_same(read(tmp_path, 'restore_latest', print)[0], make(6))
+  assert_same(read(tmp_path, 'restore_best', print)[0], make(6))
+  # Nothing that lay there is replaced.
+  assert not list(kept.iterdir())
+  names = {path.name for path in kept.parent.iterdir()}
+  assert names == {'latest_400', 'latest_400_2', 'best_400'}
+
+
+def test_the_best_checkpoint_may_be_the_newest(tmp_path):
+  save(tmp_path, [2, 4], best=[4])
+  damage(tmp_path / 'checkpoints' / 'latest' / '4')
+  warnings = []
+  state, *_ = read(tmp_path, 'restore_latest', warnings.append)
+  assert_same(state, make(4))
+  assert 'best/4 is used instead' in warnings[0]
+  shutil.rmtree(tmp_path / 'checkpoints' / 'latest')
+  assert_same(read(tmp_path, 'restore_latest', print)[0], make(4))
+
+
+@pytest.mark.parametrize(
+  ('step', 'words'),
+  [
+    (6, r'step 6, .* back \(latest/6 is a copy\), or'),
+    (8, 'step 8, .* back, or'),
+  ],
+)
+def test_a_run_that_lost_its_best_checkpoint_is_refused(tmp_path, step, words):
+  writer = checkpoint.Checkpoints(tmp_path)
+  for each in (4, 6, 10):
+    meta = {'step': each, 'epoch': each, 'best_record': {'step': step}}
+    writer.save(make(each), meta, best=each == 4)
+  damage(tmp_path / 'checkpoints/latest/10')
+  with pytest.raises(errors.InputError, match=words):
+    writer.restore_latest(make(0), print)
+  writer.close()
+  # Before anything is moved.
+  assert (tmp_path / 'checkpoints/latest/10').exists()
+
+
+@pytest.mark.parametrize('best', [False, True])
+def test_a_save_that_does_not_save_is_an_error(tmp_path, best):
+  save(tmp_path, [400], best=[400] if best else [])
+  writer = checkpoint.Checkpoints(tmp_path)
+  kind = 'best' if best else 'latest'
+  words = rf'step 6 was not saved: .*{kind} has one of step 400\. Move'
+  with pytest.raises(errors.RunError, match=words):
+    writer.save(make(6), {'step': 6, 'epoch': 6}, best=best)
+  writer.close()
+
+
+def test_a_file_system_that_keeps_nothing_is_noticed_at_once(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    checkpoint.Checkpoints,
+    '_read_bytes',
+    lambda self, manager, step, size: np.zeros(size, np.uint8),
+  )
+  writer = checkpoint.Checkpoints(tmp_path)
+  words = r'latest/2 in .* cannot be read back \(its checksum is wrong\)'
+  with pytest.raises(errors.RunError, match=words):
+    writer.save(make(2), {'step': 2, 'epoch': 2})
+  writer.close()
+
+
+@pytest.mark.skipif(
+  not pathlib.Path('/proc/self/fd').exists(), reason='needs Linux with /proc'
+)
+@pytest.mark.parametrize(
+  'name', ['a[b]', '*?', 'a\\b', 'gs:', os.fsdecode(b'\xff')]
+)
+def test_a_folder_may_have_any_name(tmp_path, monkeypatch, name):
+  folder = tmp_path / name / 'run'
+  folder.mkdir(parents=True)
+  monkeypatch.chdir(folder.parent)
+  save('run', [2], best=[2])
+  # Only this folder was written to.
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+  assert_same(read(folder, 'restore_latest', print)[0], make(2))
+  assert_same(read(folder, 'restore_best', print)[0], make(2))
 
 
 def flip(path, byte):
@@ -192,7 +320,8 @@ def test_an_interrupted_epoch_keeps_the_kernels_before_it(tmp_path):
 def test_a_run_without_readable_checkpoints_does_not_start_again(tmp_path):
   save(tmp_path, [2, 4])
   damage(tmp_path / 'checkpoints' / 'latest')
-  with pytest.raises(errors.RunError, match=r'No checkpoint in .* can be read'):
+  words = r'No checkpoint in .* can be read \(latest/4: .*; latest/2: .*\): res'
+  with pytest.raises(errors.RunError, match=words):
     read(tmp_path, 'restore_latest', print)
 
 

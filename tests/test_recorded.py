@@ -129,6 +129,7 @@ def test_the_net_change_is_that_of_two_checkpoints(smoke, tmp_path):
   latest, *_ = checkpoints.restore_latest(like, lambda _: None)
   steps = sorted((tmp_path / 'run/checkpoints/latest').iterdir())
   shutil.rmtree(steps[-1])
+  shutil.rmtree(tmp_path / 'run/checkpoints/best')
   checkpoints.close()
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run', create=False)
   before, meta, _ = checkpoints.restore_latest(like, lambda _: None)

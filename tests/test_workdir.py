@@ -18,6 +18,8 @@ from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import sources
+from skipnet_jax.runs import flow_file
+from skipnet_jax.runs import plain_path
 from skipnet_jax.runs import workdir
 
 PIXELS = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
@@ -106,9 +108,85 @@ def test_an_unreadable_config_is_refused(tmp_path, content):
 
 
 def test_a_folder_with_checkpoints_but_no_config_is_refused(tmp_path):
-  (tmp_path / 'checkpoints').mkdir()
+  # As a run leaves it that was killed while it started.
+  latest = tmp_path / 'checkpoints' / 'latest'
+  latest.mkdir(parents=True)
+  workdir.check(tmp_path, make(), DATA)
+  (latest / '2').mkdir()
   with pytest.raises(errors.InputError, match=r'no config\.json'):
     workdir.check(tmp_path, make(), DATA)
+
+
+@pytest.mark.parametrize(
+  ('name', 'content'),
+  [
+    ('metrics.jsonl', b'{}\n{'),
+    ('gradient_flow.npz', b'damaged'),
+    ('summary.json', b'{}'),
+  ],
+)
+def test_a_run_that_lost_its_checkpoints_is_refused(tmp_path, name, content):
+  workdir.describe(tmp_path, make(), DATASET)
+  (tmp_path / name).write_bytes(content)
+  # What is left of the first save when a run is killed is no checkpoint.
+  unfinished = tmp_path / 'checkpoints/latest/2.orbax-checkpoint-tmp'
+  unfinished.mkdir(parents=True)
+  words = rf'no checkpoint to resume from: put .* or remove {name} to train'
+  with pytest.raises(errors.InputError, match=words):
+    workdir.check(tmp_path, make(), DATA)
+  assert (tmp_path / name).read_bytes() == content
+  unfinished.with_name('2').mkdir()
+  workdir.check(tmp_path, make(), DATA)
+
+
+def test_a_run_killed_in_its_first_epoch_starts_again(tmp_path):
+  workdir.describe(tmp_path, make(), DATASET)
+  (tmp_path / 'metrics.jsonl').write_text('{}\n')
+  flow = flow_file.FlowFile(tmp_path / 'gradient_flow.npz', ['a'], 0, print)
+  flow.append(np.zeros(1), np.zeros((4, 1)))
+  workdir.check(tmp_path, make(), DATA)
+
+
+@pytest.mark.parametrize('name', workdir._FILES)
+def test_a_folder_instead_of_a_file_is_refused(tmp_path, name):
+  workdir.describe(tmp_path, make(), DATASET)
+  (tmp_path / name).unlink(missing_ok=True)
+  (tmp_path / name).mkdir()
+  with pytest.raises(errors.InputError, match=rf'{name} is not a file, as a'):
+    workdir.check(tmp_path, make(), DATA)
+
+
+@pytest.mark.parametrize('name', workdir._FOLDERS)
+def test_a_file_instead_of_a_folder_is_refused(tmp_path, name):
+  workdir.describe(tmp_path, make(), DATASET)
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).symlink_to(tmp_path / 'nowhere')
+  for _ in range(2):
+    with pytest.raises(errors.InputError, match=rf'{name} is not a folder, as'):
+      workdir.check(tmp_path, make(), DATA)
+    (tmp_path / 'nowhere').touch()
+
+
+def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
+  workdir.describe(tmp_path, make(), DATASET)
+  latest = tmp_path / 'checkpoints' / 'latest'
+  latest.mkdir(parents=True)
+
+  def access(path, mode):
+    # Also for root, to whom the permissions do not matter.
+    return path != latest or not mode & os.W_OK
+
+  monkeypatch.setattr(os, 'access', access)
+  with pytest.raises(errors.InputError, match=f'{latest} cannot be read and'):
+    workdir.check(tmp_path, make(), DATA)
+
+
+@pytest.mark.parametrize('name', ['a[b]', '*', 'a\\b', os.fsdecode(b'\xff')])
+def test_odd_names_need_proc(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(plain_path, '_OPEN', tmp_path / 'no proc')
+  with pytest.raises(errors.InputError, match='needs Linux with /proc: choose'):
+    workdir.check(tmp_path / name, make(), DATA)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):

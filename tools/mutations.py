@@ -117,8 +117,8 @@ TRAINING = (
   Mutation(
     'resume-from-step-before',
     'skipnet_jax/runs/checkpoint.py',
-    'return sorted(self._managers[name].all_steps(), reverse=True)',
-    'return sorted(self._managers[name].all_steps())',
+    "for step in sorted({*steps['latest'], *steps['best']}, reverse=True)",
+    "for step in sorted({*steps['latest'], *steps['best']})",
     'A run resumes from the checkpoint before the newest.',
     ('tests/test_checkpoint.py::test_two_latest_and_two_best_are_kept',),
   ),

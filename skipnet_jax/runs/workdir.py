@@ -23,18 +23,28 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import models
 from skipnet_jax.data import sources
+from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import flow_file
+from skipnet_jax.runs import plain_path
 
-# What a run writes after its config.json.
-_WRITTEN = (
-  *('checkpoints', 'metrics.jsonl', 'environment.json', 'summary.json'),
-  'gradient_flow.npz',
-)
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy'),
   'skipnet_jax',
 )
 # Seconds until a folder that does not show process 0's lock is another one.
 _SHARED = 10
+# What training appends to or replaces in a run's folder.
+_APPENDED = ('metrics.jsonl', '.lock')
+# What it writes after config.json.
+_WRITTEN = (
+  *('metrics.jsonl', 'environment.json', 'summary.json'),
+  'gradient_flow.npz',
+)
+_FILES = ('.lock', 'config.json', *_WRITTEN)
+_FOLDERS = (
+  *('checkpoints', 'checkpoints/latest', 'checkpoints/best'),
+  *('tensorboard', 'samples', checkpoint.DAMAGED),
+)
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -74,7 +84,7 @@ def _read(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, Any]]:
     # All readers need these.
     content['config']['model']['name'], content['dataset']['name']
     return path, content
-  except (OSError, ValueError, LookupError, TypeError) as e:
+  except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
     raise errors.InputError(
       f'{path} is missing or unreadable ({type(e).__name__}): give the '
       '--workdir of a run.'
@@ -97,23 +107,16 @@ def check(
     The folder's path.
 
   Raises:
-    InputError: it cannot be written, or has another config or data set.
+    InputError: it cannot be written, has another config or data set, or lost
+      its checkpoints.
   """
   path = pathlib.Path(workdir)
-  if set('*?[') & set(str(path.absolute())):
-    # Orbax finds the files of a checkpoint by a pattern that has its path.
+  if not plain_path.is_usable(path):
     raise errors.InputError(
-      f'The path of the workdir {path} has one of * ? [: choose another '
-      '--workdir.'
+      f'The path of the workdir {str(path)!r} has one of * ? [ ] \\ : or is '
+      'not UTF-8, which needs Linux with /proc: choose another --workdir.'
     )
-  try:
-    str(path.absolute()).encode()
-  except UnicodeEncodeError as e:
-    # The library that writes checkpoints needs it.
-    raise errors.InputError(
-      f'The path of the workdir {str(path)!r} is not UTF-8: choose another '
-      '--workdir.'
-    ) from e
+  _check_kinds(path)
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path) as probe:
@@ -125,12 +128,14 @@ def check(
       '--workdir, or free some space.'
     ) from e
   if not (path / 'config.json').exists():
-    for name in _WRITTEN:
-      if os.path.lexists(path / name):
-        raise errors.InputError(
-          f'The workdir {path} has {name} but no config.json: choose another '
-          '--workdir.'
-        )
+    found = [name for name in _WRITTEN if os.path.lexists(path / name)]
+    if any(checkpoint.steps_on_disk(path).values()):
+      found.append('checkpoints')
+    if found:
+      raise errors.InputError(
+        f'The workdir {path} has {found[0]} but no config.json: choose another '
+        '--workdir.'
+      )
     return path
   changed = config_identity.differences(
     *map(config_identity.identity, (read_config(path), config))
@@ -152,7 +157,70 @@ def check(
     _, content = _read(path)
     content['dataset'] = data.identity()
     files.write_json(path / 'config.json', content)
+  if not any(checkpoint.steps_on_disk(path).values()):
+    check_new(path)
   return path
+
+
+def _check_kinds(path: pathlib.Path) -> None:
+  """Refuses files that are folders, the reverse, and what cannot be opened."""
+  for name in (*_FILES, *_FOLDERS):
+    there = path / name
+    if not there.exists() and not there.is_symlink():
+      continue
+    folder = name in _FOLDERS
+    if not (there.is_dir() if folder else there.is_file()):
+      raise errors.InputError(
+        f'{there} is not a {"folder" if folder else "file"}, as a run needs '
+        'it: remove it, or choose another --workdir.'
+      )
+    mode = os.R_OK
+    if folder:
+      mode |= os.W_OK | os.X_OK
+    elif name in _APPENDED:
+      mode |= os.W_OK
+    if not os.access(there, mode):
+      raise errors.InputError(
+        f'{there} cannot be read and written: change its permissions, or '
+        'choose another --workdir.'
+      )
+
+
+def _records(path: pathlib.Path) -> list[str]:
+  """Names of the files with results of epochs that had a checkpoint.
+
+  A run that is interrupted in its first epoch may have a record of it and no
+  checkpoint yet.
+  """
+  found = []
+  file = path / 'metrics.jsonl'
+  if file.exists():
+    with file.open('rb') as lines:
+      if next(lines, b'') and next(lines, b''):
+        found.append(file.name)
+  file = path / 'gradient_flow.npz'
+  try:
+    if file.exists() and len(flow_file.read(file)[1]['net_change']) > 1:
+      found.append(file.name)
+  except (OSError, ValueError):
+    found.append(file.name)
+  file = path / 'summary.json'
+  return [*found, file.name] if file.exists() else found
+
+
+def check_new(path: pathlib.Path) -> None:
+  """Refuses a run without checkpoints if training it would replace results.
+
+  Raises:
+    InputError: it has results of more than the first epoch.
+  """
+  names = _records(path)
+  if names:
+    raise errors.InputError(
+      f'The workdir {path} has results of a run and no checkpoint to resume '
+      'from: put its checkpoints back, choose another --workdir, or remove '
+      f'{", ".join(names)} to train from the first epoch.'
+    )
 
 
 def claim(path: pathlib.Path) -> TextIO:

@@ -179,6 +179,7 @@ class Run:
     kernels = [telemetry.kernel(like.params, name) for name in names]
     restored = self._checkpoints.restore_latest(like, log, kernels)
     if restored is None:
+      workdir_lib.check_new(self._path)
       return
     place = parallel.replicate if parallel.axis_name else lambda x: x
     state, meta, before = restored
