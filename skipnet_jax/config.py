@@ -150,7 +150,8 @@ def get_default() -> ConfigDict:
   # For networks with a discriminator: weight of the generator's adversarial
   # loss.
   t.adversarial = 0.1
-  t.batch_size = 5  # Over all devices.
+  t.batch_size = 5  # Over all devices, whose number must divide it.
+  # Of as many whole batches as the training slices fill, at least one.
   t.epochs = 500
   # Steps in one compiled call; 0: one on a CPU, an epoch elsewhere.
   t.steps_per_call = 0

@@ -122,6 +122,8 @@ def validate(config: ConfigDict) -> None:
       )
   # A limit of the random keys.
   require('seed', lambda x: x < 2**31, f'below {2**31}')
+  # A limit of indices in int32.
+  require('train.batch_size', lambda x: x < 2**31, f'below {2**31}')
   for field in _POSITIVE:
     require(field, lambda x: 0 < x < math.inf, 'above 0, and finite')
   require('data.augment.elastic_share', lambda x: 0 <= x <= 1, 'in 0..1')

@@ -15,6 +15,6 @@ def key_at(key: jax.Array, name: str, step: jax.Array | int = 0) -> jax.Array:
   Args:
     key: the run's key, `jax.random.key(seed)`.
     name: one of init, order, augment, dropout.
-    step: global step, or the epoch for `order`.
+    step: global step, or the permutation's number for `order`.
   """
   return jax.random.fold_in(jax.random.fold_in(key, _STREAMS.index(name)), step)

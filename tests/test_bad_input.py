@@ -55,7 +55,6 @@ def stack(refused, tmp_path):
       f'--config.data.image={paths[0]}',
       f'--config.data.label={paths[1]}',
       '--config.data.valid=3',
-      '--config.train.batch_size=3',
       *arguments,
     )
 
@@ -112,7 +111,7 @@ def test_labels_with_more_than_two_values(stack):
     (['--config.data.train=,'], 'data.train selects no slice'),
     (['--config.data.train=0-8'], 'Slices [8] are in data.train and in'),
     (['--config.data.valid=8-12'], 'the stack has 10 slices, 0 to 9'),
-    (['--config.train.batch_size=3'], 'give one of 1, 2, 4, 8'),
+    ([f'--config.train.batch_size={2**31}'], 'must be below 2147483648'),
     (['--config.data.size=72'], 'multiples of 32, the nearest is 64x64'),
     (
       ['--config.data.crop=96'],
@@ -122,7 +121,7 @@ def test_labels_with_more_than_two_values(stack):
       ['--config.parallel.mode=pmap', '--config.parallel.devices=64'],
       'give at most 8',
     ),
-    (['--config.parallel.mode=pmap'], 'divisible by the 8 device(s)'),
+    (['--config.parallel.mode=pmap'], 'among the 8 devices: give 8.'),
     (['--config.optim.learning_rat=1'], 'learning_rate'),
     (['--config.optimizer.name=sgd'], 'optim'),
     (['--config.train.epochs=many'], 'epochs'),

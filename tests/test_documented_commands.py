@@ -55,13 +55,6 @@ NOT_RUN = {
   'bash tools/quickstart.sh': 'network; its two commands are run',
   'bash tools/test.sh': 'network; it runs the tests themselves',
 }
-# Commands that do not start today.
-KNOWN_FAULTS = {
-  'python -m skipnet_jax.train --config=experiments/long_short.py --workdir=W '
-  '--config.parallel.mode=sharded --config.train.batch_size=25': (
-    'a batch of 25 is refused on 8 devices, which do not divide it'
-  ),
-}
 # Pages whose code and commands another test runs.
 OTHER_TESTS = {
   'docs/own_model.md': 'test_own_model',
@@ -226,9 +219,6 @@ def to_run():
       continue
     if 'torch' in text:
       marks.append(pytest.mark.peer)
-    if text in KNOWN_FAULTS:
-      reason = KNOWN_FAULTS[text]
-      marks.append(pytest.mark.xfail(strict=True, reason=reason))
     param = pytest.param(words, marks=marks, id=f'{place}: {text}')
     parameters.append(param)
   return parameters
@@ -259,7 +249,6 @@ def test_every_program_and_experiment_names_its_command():
 def test_the_tables_name_only_what_there_is():
   texts = {' '.join(words) for words in read()[0]}
   assert texts >= NOT_RUN.keys()
-  assert texts >= KNOWN_FAULTS.keys()
   for program in (*ADDED, *FLAGS_ONLY):
     assert any(program in text for text in texts), program
   reasons = [reason for *_, reason in STOPS]

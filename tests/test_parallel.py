@@ -31,7 +31,8 @@ def _config(**changes):
   config.model = models.model_config(
     'fc_resnet', **small_networks.SMALL | {'dropout': 0.1}
   )
-  config.data.update(source='synthetic', slices=10, size=64, valid='8-9')
+  # A batch of 8 spans up to three permutations of the five training slices.
+  config.data.update(source='synthetic', slices=8, size=64, valid='5-7')
   config.train.update(auxiliary=(1.0, 0.5), auxiliary_at=(1,))
   config.optim.update(name='sgd', learning_rate=0.1, momentum=0.9)
   config.train.batch_size = 8
@@ -182,19 +183,20 @@ def _plain(model, variables, image):
 @pytest.mark.parametrize('mode', ['jit', 'pmap', 'sharded'])
 def test_evaluation_sums_are_those_of_one_device(bce, mode):
   devices = 1 if mode == 'jit' else 2
+  # Of three slices: the fourth example of the batch must not count.
   parallel, pipeline, _, state, training = bce.make(mode, devices)
   call = calls.make_eval_call(training.eval_step, pipeline, parallel)
   arrays = pipeline_lib.host_arrays(bce.data)
-  (plan,) = pipeline.eval_plans(2)
+  (plan,) = pipeline.eval_plans(4)
   raw = pipeline.read_host(arrays, plan)
   metrics = call(
     parallel.replicate(state), *parallel.place_batch((raw, plan['seen']))
   )
   got = parallel_lib.to_host(parallel.unreplicate(metrics))
-  assert got['pixels'] == 2 * 64 * 64
+  assert got['pixels'] == 3 * 64 * 64
   assert got['batches'] == 1
-  # The plain way: the model on both slices, sums in numpy.
-  image = bce.data.image[8:10].astype(np.float32)
+  # The plain way: the model on the three slices, sums in numpy.
+  image = bce.data.image[5:8].astype(np.float32)
   image -= image.mean((1, 2), keepdims=True)
   image /= image.std((1, 2), keepdims=True)
   logits = _plain(
@@ -203,7 +205,7 @@ def test_evaluation_sums_are_those_of_one_device(bce, mode):
     image[..., None],
   )['logits']
   z = np.asarray(logits[..., 0], np.float64)
-  label = bce.data.label[8:10]
+  label = bce.data.label[5:8]
   bce_sum = np.sum(np.logaddexp(0, z) - z * label)
   np.testing.assert_allclose(got['bce'], bce_sum, rtol=1e-4)
   np.testing.assert_allclose(got['correct'], np.sum((z > 0) == label), atol=2)

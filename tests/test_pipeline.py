@@ -9,6 +9,7 @@ import pytest
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax import streams
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 
@@ -48,6 +49,40 @@ def test_an_epoch_sees_each_training_slice_once():
   ]
   assert all(sorted(epoch) == list(pipe.train) for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) > 1
+  # The order of earlier versions, so that their runs can be resumed.
+  assert epochs[:3] == [
+    [6, 4, 2, 3, 0, 5, 7, 1],
+    [5, 2, 3, 6, 1, 0, 4, 7],
+    [7, 1, 0, 4, 3, 2, 5, 6],
+  ]
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 4, 6, 8, 12, 20])
+def test_batches_go_through_permutations_of_the_slices(batch_size):
+  """Whatever part of the 8 slices, or more than all of them, a batch holds."""
+  pipe = make(make_data(), batch_size=batch_size)
+  plan = jax.jit(pipe.plan)
+  steps = -(-40 // batch_size)
+  found = np.concatenate([plan(KEY, s)['index'] for s in range(steps)])
+  orders = [
+    jax.random.permutation(streams.key_at(KEY, 'order', n), 8)
+    for n in range(len(found) // 8 + 1)
+  ]
+  assert found.tolist() == np.concatenate(orders)[: len(found)].tolist()
+  # Positions that int32 cannot hold.
+  number, at = divmod((2**31 - 1) * batch_size, 8)
+  key = streams.key_at(KEY, 'order', number % 2**32)
+  order = jax.random.permutation(key, 8)
+  assert plan(KEY, 2**31 - 1)['index'][0] == order[at]
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'steps'), [(1, 8), (3, 2), (5, 1), (8, 1), (20, 1)]
+)
+def test_an_epoch_is_as_many_whole_batches_as_the_slices_fill(
+  batch_size, steps
+):
+  assert make(make_data(), batch_size=batch_size).steps_per_epoch == steps
 
 
 def test_a_plan_is_a_pure_function_of_key_and_step():
@@ -248,13 +283,11 @@ def test_feed_raises_the_readers_error():
 @pytest.mark.parametrize(
   ('batch_size', 'shards', 'words'),
   [
-    (3, 1, 'give one of 1, 2, 4, 8'),
-    (2, 4, 'give one of 4, 8'),
-    (16, 1, 'give one of 1, 2, 4, 8'),
-    (8, 3, 'no batch size does both'),
+    (25, 8, 'among the 8 devices: give 24 or 32.'),
+    (2, 4, 'among the 4 devices: give 4.'),
   ],
 )
-def test_a_batch_size_that_does_not_divide_is_refused(
+def test_a_batch_that_the_devices_do_not_divide_is_refused(
   batch_size, shards, words
 ):
   with pytest.raises(errors.InputError, match=words) as error:

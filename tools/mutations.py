@@ -228,10 +228,43 @@ DATA = (
   Mutation(
     'order-by-step',
     'skipnet_jax/data/pipeline.py',
-    "streams.key_at(key, 'order', step // per_epoch)",
-    "streams.key_at(key, 'order', step)",
+    'number = step // period * (size // common)',
+    'number = step',
     'An epoch shows some slices twice and others not at all.',
     ('tests/test_pipeline.py::test_an_epoch_sees_each_training_slice_once',),
+  ),
+  Mutation(
+    'order-without-offset',
+    'skipnet_jax/data/pipeline.py',
+    'start = jnp.asarray(starts, jnp.int32)[at]',
+    'start = 0',
+    'Every batch begins at the start of a permutation.',
+    (
+      'tests/test_pipeline.py'
+      '::test_batches_go_through_permutations_of_the_slices',
+    ),
+  ),
+  Mutation(
+    'order-within-one-permutation',
+    'skipnet_jax/data/pipeline.py',
+    'number + jnp.arange(needed, dtype=jnp.int32)',
+    'number + jnp.zeros(needed, jnp.int32)',
+    'A batch of two permutations has the same permutation twice.',
+    (
+      'tests/test_pipeline.py'
+      '::test_batches_go_through_permutations_of_the_slices',
+    ),
+  ),
+  Mutation(
+    'rate-of-the-slices',
+    'skipnet_jax/training/validation.py',
+    'round(images / part.seconds, 4)',
+    'round(len(pipeline.train) / part.seconds, 4)',
+    'images/s counts the training slices, not the images of the epoch.',
+    (
+      'tests/test_preemption.py'
+      '::test_a_run_on_eight_then_four_then_one_device_equals_one_on_one',
+    ),
   ),
   Mutation(
     'evaluation-counts-twice',

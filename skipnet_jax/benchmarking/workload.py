@@ -84,8 +84,10 @@ class Bench:
     self, config: ml_collections.ConfigDict, axis_name: str | None = None
   ) -> build_lib.Training:
     # Schedules count the epochs of the run, whatever the cell's batch is.
-    steps = max(1, len(self.data.train) // self._config.train.batch_size)
-    return build_lib.build(config, self.window, steps, axis_name)
+    pipeline = self.pipeline(self._config.train.batch_size)
+    return build_lib.build(
+      config, self.window, pipeline.steps_per_epoch, axis_name
+    )
 
   @functools.cached_property
   def _first(self) -> state_lib.TrainState:
@@ -176,13 +178,8 @@ class Bench:
     return images * flops.forward_bytes(self.table, itemsize)
 
   def pipeline(self, batch: int) -> pipeline_lib.Pipeline:
-    """Makes batches of any size; repeats the slices if they are too few.
-
-    An epoch has as many whole batches as the slices fill, at least one.
-    """
-    one = self._pipeline
-    times = -(-batch // len(one.train))
-    return dataclasses.replace(one, batch_size=batch, train=one.train * times)
+    """The pipeline of the data set, for batches of any size."""
+    return dataclasses.replace(self._pipeline, batch_size=batch)
 
   def _batch(self, size: int) -> dict[str, np.ndarray]:
     """A training batch on the host: the augmented slices, repeated."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from concurrent import futures
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -56,8 +57,8 @@ class Pipeline:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in an epoch, which contains every training slice once."""
-    return len(self.train) // self.batch_size
+    """Number of batches in an epoch."""
+    return steps_per_epoch(len(self.train), self.batch_size)
 
   def plan(self, key: Array, step: Array | int) -> Arrays:
     """Draws the contents of a step's batch: a pure function of (key, step).
@@ -66,13 +67,6 @@ class Pipeline:
       index `[b]` int32 (slice), offset `[b, 2]` int32 (corner of the window, in
       pixels), key `[b]` (of each example's augmentation).
     """
-    per_epoch = self.steps_per_epoch
-    order = jax.random.permutation(
-      streams.key_at(key, 'order', step // per_epoch),
-      jnp.asarray(self.train, jnp.int32),
-    )
-    first = (step % per_epoch) * self.batch_size
-    index = lax.dynamic_slice(order, (first,), (self.batch_size,))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
       streams.key_at(key, 'augment', step), jnp.arange(self.batch_size)
     )
@@ -82,7 +76,33 @@ class Pipeline:
     offset = jax.vmap(lambda k: jax.random.randint(k, (2,), 0, room + 1))(
       keys[:, 0]
     )
+    index = self._index(key, step)
     return {'index': index, 'offset': offset, 'key': keys[:, 1]}
+
+  def _index(self, key: Array, step: Array | int) -> Array:
+    """The slices of a step's batch, `[b]` int32.
+
+    A run goes through one random permutation of the training slices after the
+    other. The batch has those from position `step * batch_size` on; it may
+    contain the end of a permutation and the start of the next, or more.
+    """
+    count, size = len(self.train), self.batch_size
+    common = math.gcd(count, size)
+    # After so many steps, a batch starts with a permutation again. Their
+    # positions are divided here, as `step * batch_size` may overflow int32.
+    period = count // common
+    numbers, starts = np.divmod(np.arange(period, dtype=np.int64) * size, count)
+    at = step % period
+    number = step // period * (size // common)
+    number += jnp.asarray(numbers, jnp.int32)[at]
+    start = jnp.asarray(starts, jnp.int32)[at]
+    # Of the batch that starts latest; 1 if the batch size divides the slices.
+    needed = -(-(count - common + size) // count)
+    train = jnp.asarray(self.train, jnp.int32)
+    orders = jax.vmap(
+      lambda n: jax.random.permutation(streams.key_at(key, 'order', n), train)
+    )(number + jnp.arange(needed, dtype=jnp.int32))
+    return lax.dynamic_slice(orders.ravel(), (start,), (size,))
 
   def read(self, data: Arrays, plan: Arrays) -> Arrays:
     """Cuts a plan's windows out of the data set on the device.
@@ -202,15 +222,23 @@ def _cover(size: int, window: int) -> list[tuple[int, int]]:
   return [(s, max(0, e - s)) for s, e in zip(starts, ends, strict=True)]
 
 
+def steps_per_epoch(slices: int, batch_size: int) -> int:
+  """Number of batches in an epoch: those that the slices fill, at least one.
+
+  Slices that are left over come first in the next epoch.
+  """
+  return max(1, slices // batch_size)
+
+
 def make_pipeline(
   config: ml_collections.ConfigDict, data: sources.DataSet, num_shards: int
 ) -> Pipeline:
   """Makes the pipeline, after checking sizes and counts for the devices.
 
   Raises:
-    InputError: a crop larger than the slices, a batch size that does not divide
-      the training slices or that the devices do not divide, an example of more
-      slices than the stack has, quarter turns of windows that are not square.
+    InputError: a crop larger than the slices, a batch that the devices do not
+      divide, an example of more slices than the stack has, quarter turns of
+      windows that are not square.
   """
   size, crop = data.image.shape[1:], config.data.crop
   if crop > min(size):
@@ -224,20 +252,12 @@ def make_pipeline(
       f'model.slices is {slices}, but the stack has {len(data.image)} slices: '
       'give a smaller odd number, or a larger stack.'
     )
-  count, batch = len(data.train), config.train.batch_size
-  fitting = [
-    b for b in range(num_shards, count + 1, num_shards) if count % b == 0
-  ]
-  if batch not in fitting:
-    remedy = (
-      f'give one of {", ".join(map(str, fitting))}.'
-      if fitting
-      else 'no batch size does both; use fewer devices (parallel.devices), or '
-      f'a number of training slices (data.train) that {num_shards} divides.'
-    )
+  batch = config.train.batch_size
+  if over := batch % num_shards:
+    nearest = [n for n in (batch - over, batch - over + num_shards) if n]
     raise errors.InputError(
-      f'train.batch_size is {batch}, but it must divide the {count} training '
-      f'slices and be divisible by the {num_shards} device(s): {remedy}'
+      f'train.batch_size is {batch}, but it must be divided equally among the '
+      f'{num_shards} devices: give {" or ".join(map(str, nearest))}.'
     )
   if config.data.augment.rot90 and not crop and size[0] != size[1]:
     raise errors.InputError(

@@ -68,7 +68,8 @@ def make_record(
     RunError: a validation loss that is not finite.
   """
   pipeline = prepared.pipeline
-  step = epoch * pipeline.steps_per_epoch
+  per_epoch = pipeline.steps_per_epoch
+  images, step = per_epoch * pipeline.batch_size, epoch * per_epoch
   rate = prepared.training.schedule(step // prepared.config.optim.accumulate)
   trained = metrics_lib.divide(part.sums)
   if not math.isfinite(valid['loss']):
@@ -83,5 +84,5 @@ def make_record(
     **{f'valid_{name}': value for name, value in valid.items()},
     'learning_rate': float(np.asarray(rate)),
     'seconds': round(part.seconds, 4),
-    'images_per_second': round(len(pipeline.train) / part.seconds, 4),
+    'images_per_second': round(images / part.seconds, 4),
   }

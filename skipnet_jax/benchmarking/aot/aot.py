@@ -21,6 +21,7 @@ from skipnet_jax.benchmarking.aot import tpu_step
 from skipnet_jax.benchmarking.timing import hardware
 from skipnet_jax.benchmarking.timing import largest as largest_lib
 from skipnet_jax.data import isbi2012
+from skipnet_jax.data import pipeline
 from skipnet_jax.data import sources
 
 # Compilations that search for the largest batch; each takes minutes.
@@ -194,7 +195,7 @@ def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
   train, _ = sources.split(
     config.data.train, config.data.valid, count, config.seed
   )
-  return max(1, len(train) // config.train.batch_size)
+  return pipeline.steps_per_epoch(len(train), config.train.batch_size)
 
 
 def format_table(report: dict[str, Any]) -> str:
