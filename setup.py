@@ -33,6 +33,8 @@ setuptools.setup(
     'cuda12': ['jax[cuda12]', 'nvidia-ml-py'],
     'cuda13': ['jax[cuda13]', 'nvidia-ml-py'],
     'tpu': ['jax[tpu]'],
+    # Compiles for a GPU without one, nor its libraries: jaxlib's version of it.
+    'gpu_compiler': ['jax-cuda13-plugin'],
     'test': [
       'hypothesis>=6.100',
       'mypy>=2.4',

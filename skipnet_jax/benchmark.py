@@ -25,8 +25,8 @@ _PEER = flags.DEFINE_enum(
 _AOT = flags.DEFINE_string(
   'aot',
   None,
-  'Measure nothing: compile for a TPU slice such as v5e:2x2 and predict its '
-  'speed. No TPU is needed.',
+  'Measure nothing: compile for a TPU slice such as v5e:2x2, or for GPUs such '
+  'as h100:1 or h100:8, and predict the speed. Neither is needed.',
 )
 _COMPARE = flags.DEFINE_multi_string(
   'compare', None, 'Two reports, the older one first; exits 1 on a slowdown.'

@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(items):
     and "needs the challenge's answers: set SKIPNET_GOLDEN_DIR",
     'tpu_compiler': importlib.util.find_spec('libtpu') is None
     and "needs libtpu: pip install '.[tpu]'",
+    'gpu_compiler': importlib.util.find_spec('jax_cuda13_plugin') is None
+    and "needs JAX's plugin for CUDA: pip install '.[gpu_compiler]'",
     'browser': not BROWSER and 'needs chromium, such as that of Debian',
     'peer': importlib.util.find_spec('torch') is None
     and "needs PyTorch: pip install '.[peer]'",

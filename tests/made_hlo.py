@@ -1,4 +1,4 @@
-"""A written HLO program, for whoever reads one."""
+"""Written HLO programs, for whoever reads one."""
 
 HLO = """HloModule jit_step, is_scheduled=true
 
@@ -40,3 +40,72 @@ calls=%fused, metadata={op_name="jit(one)/Net/cast/convert"}
 }
 """
 IMAGE, KERNEL = 4 * 2 * 8 * 8 * 4, 4 * 3 * 3 * 4 * 4
+
+# As XLA writes one for a GPU. `flat` has 1,000 parameters in one vector.
+GPU_HLO = """HloModule jit_step, is_scheduled=true
+
+%take (f: f32[1000]) -> bf16[10,30] {
+  %f = f32[1000]{0} parameter(0)
+  %view = f32[1000]{0} bitcast(%f)
+  %part = f32[300]{0} slice(%view), slice={[700:1000]}
+  %cast = bf16[300]{0} convert(%part)
+  ROOT %kernel = bf16[10,30]{1,0} bitcast(%cast)
+}
+
+%put (g: f32[300], old: f32[1000]) -> f32[1000] {
+  %old = f32[1000]{0} parameter(1)
+  %g = f32[300]{0} parameter(0)
+  %at = s32[] constant(700)
+  ROOT %new = f32[1000]{0} dynamic-update-slice(%old, %g, %at)
+}
+
+%both (a: f32[1000], b: f32[1000]) -> (f32[300], f32[1000]) {
+  %b = f32[1000]{0} parameter(1)
+  %a = f32[1000]{0} parameter(0)
+  %head = f32[300]{0} slice(%a), slice={[0:300]}
+  %tail = f32[300]{0} slice(%b), slice={[700:1000]}
+  %twice = f32[1000]{0} add(%b, %b)
+  %mixed = f32[300]{0} add(%head, %tail)
+  ROOT %pair = (f32[300]{0}, /*index=1*/f32[1000]{0}) tuple(%mixed, %twice)
+}
+
+%body (state: (s32[], f32[1000])) -> (s32[], f32[1000]) {
+  %state = (s32[], f32[1000]{0}) parameter(0)
+  %now = f32[1000]{0} get-tuple-element(%state), index=1
+  %next = f32[1000]{0} copy(%now)
+  %count = s32[] get-tuple-element(%state), index=0
+  ROOT %out = (s32[], f32[1000]{0}) tuple(%count, %next)
+}
+
+%cond (seen: (s32[], f32[1000])) -> pred[] {
+  %seen = (s32[], f32[1000]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%seen), index=0
+  %end = s32[] constant(4)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+ENTRY %main (flat: f32[1000], x: bf16[8,10], rms: f32[1000]) -> f32[1000] {
+  %flat = f32[1000]{0} parameter(0)
+  %rms = f32[1000]{0} parameter(2)
+  %x = bf16[8,10]{1,0} parameter(1)
+  %w = bf16[10,30]{1,0} fusion(%flat), kind=kLoop, calls=%take, \
+metadata={op_name="jit(step)/jvp(Net)/conv_1/convert_element_type"}
+  %y = (bf16[8,30]{1,0}, u8[64]{0}) custom-call(%x, %w), \
+custom_call_target="__cublas$lt$matmul", \
+metadata={op_name="jit(step)/jvp(Net)/conv_1/dot_general"}
+  %y0 = bf16[8,30]{1,0} get-tuple-element(%y), index=0
+  %dw = (f32[300]{0}, /*index=1*/f32[1000]{0}) fusion(%flat, %rms), \
+kind=kInput, calls=%both, metadata={op_name="jit(step)/mul"}
+  %dw0 = f32[300]{0} get-tuple-element(%dw), index=0
+  %sum = f32[300]{0} all-reduce-start(%dw0), to_apply=%add
+  %sum.d = f32[300]{0} all-reduce-done(%sum)
+  %all = (f32[300]{0}, f32[600]{0}) all-gather-start(%dw0), dimensions={0}
+  %all.d = f32[600]{0} all-gather-done(%all)
+  %grown = f32[1000]{0} fusion(%sum.d, %flat), kind=kLoop, calls=%put, \
+metadata={op_name="jit(step)/dynamic_update_slice"}
+  %loop = (s32[], f32[1000]{0}) while(%init), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"4"}}
+  %cut = f32[30]{0} dynamic-slice(%grown, %at.1), dynamic_slice_sizes={30}
+  ROOT %done = f32[1000]{0} bitcast(%grown)
+}
+"""

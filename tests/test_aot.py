@@ -7,8 +7,9 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax.benchmarking.aot import aot
+from skipnet_jax.benchmarking.aot import sharded_step
 from skipnet_jax.benchmarking.aot import slices
-from skipnet_jax.benchmarking.aot import tpu_step
+from skipnet_jax.benchmarking.hlo import kernels
 from skipnet_jax.benchmarking.timing import peaks
 
 # 1e12 FLOPs, 1e10 bytes of memory and 1e9 bytes of links a second.
@@ -72,10 +73,16 @@ def row_of(per_device, devices, limit):
       'temporaries': 2**29,
     },
     'collectives': {'all-reduce': {'count': 7, 'bytes': 4 * 10**6}},
+    'min_bytes': per_device * 10**7,
+    'kernels': kernels.count(
+      [{'kind': 'dot', 'task': 't', 'bytes': per_device * 10**6, 'runs': 20}]
+    ),
+    'kernels_s': None,
     'floors': {
       'compute_s': per_device * 0.002,
       'memory_s': per_device * 0.01,
       'collective_s': 0.006,
+      'launch_s': None,
       'step_s': per_device * 0.01,
       'bound': 'memory',
     },
@@ -97,7 +104,7 @@ def cpu_slice(monkeypatch):
   monkeypatch.setitem(peaks.PEAKS, 'cpu', PEAK)
   monkeypatch.setattr(aot, 'SEARCH', 3)
   monkeypatch.setattr(slices, 'devices', devices)
-  monkeypatch.setattr(tpu_step.Step, 'compile', compile_)
+  monkeypatch.setattr(sharded_step.Step, 'compile', compile_)
 
 
 def test_a_report_has_the_batch_asked_for_and_the_largest_that_fits(
@@ -129,6 +136,10 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
   assert cells['HLO GFLOPs'] == ['4.000', '10.000']
   assert cells['peak memory, GiB'] == ['4.900', '11.800']
   assert cells['memory floor, ms'] == ['20.000', '50.000']
+  assert cells["kernels' bytes over them"] == ['2.00', '2.00']
+  # Of the batch that was asked for.
+  kernel = [line.split() for line in table.splitlines() if 'dot' in line]
+  assert kernel == [['20', '0', '0.040', '100.0%', 'dot']]
   assert '6 images on each device do not fit: 6 GiB of 5 GiB' in table
   assert 'predictions: compiled ahead of time' in table
   assert 'predicted weak scaling' in table
@@ -137,7 +148,7 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
 
 def test_where_nothing_fits_the_report_says_why(smoke, cpu_slice, monkeypatch):
   monkeypatch.setattr(
-    tpu_step.Step, 'compile', lambda _, number: row_of(number, 4, limit=0)
+    sharded_step.Step, 'compile', lambda _, number: row_of(number, 4, limit=0)
   )
   config = smoke({'train.batch_size': 8})
   report = aot.predict(config, 'v5e:2x2', say=lambda _: None)
@@ -153,6 +164,7 @@ def test_where_nothing_fits_the_report_says_why(smoke, cpu_slice, monkeypatch):
   ('changes', 'topology', 'said'),
   [
     ({}, 'v9:2x2', 'v4, v5e, v5p, v6e'),
+    ({'train.batch_size': 6}, 'h100:4', 'give a multiple of 4'),
     ({'train.batch_size': 6}, 'v5e:2x2', 'give a multiple of 4'),
     ({'data.source': 'stack', 'data.size': 0}, 'v5e:2x2', 'data.crop'),
   ],

@@ -18,6 +18,7 @@ def test_each_floor_is_an_amount_over_its_rate():
       'memory_s': 0.020,
       # 2 * 3/4 of 8 MB.
       'collective_s': 0.012,
+      'launch_s': None,
       'step_s': 0.020,
       'bound': 'memory',
     }
@@ -44,12 +45,12 @@ def test_a_figure_that_is_not_known_gives_no_floor():
   assert times['compute_s'] is None
   assert times['collective_s'] is None
   assert times['step_s'] == pytest.approx(0.02)
-  assert bounds.weak_scaling(times, SENDS, 2, silent) == []
+  assert bounds.weak_scaling(times, SENDS, 2, silent, 8) == []
 
 
 def test_weak_scaling_loses_what_the_ring_takes():
   times = bounds.floors(5e9, 2e8, SENDS, 4, PEAK)
-  table = bounds.weak_scaling(times, SENDS, 2, PEAK)
+  table = bounds.weak_scaling(times, SENDS, 2, PEAK, 256)
   assert [row['devices'] for row in table] == [2**i for i in range(9)]
   assert table[0]['efficiency'] == 1
   assert table[0]['images_per_second'] == pytest.approx(2 / 0.020)
@@ -57,3 +58,17 @@ def test_weak_scaling_loses_what_the_ring_takes():
   assert table[1]['efficiency'] == pytest.approx(20 / 28)
   assert table[1]['images_per_second'] == pytest.approx(4 / 0.028)
   assert 20 / 36 < table[-1]['efficiency'] < 20 / 35.9
+
+
+def test_kernels_take_at_least_their_launches():
+  times = bounds.floors(1e9, 2e7, SENDS, 1, PEAK, launches=2000)
+  assert times['launch_s'] == pytest.approx(0.004)
+  assert times['bound'] == 'launch'
+  table = bounds.weak_scaling(times, SENDS, 2, PEAK, 2)
+  # Two devices: 8 MB in 8 ms after 4 ms.
+  assert [row['step_s'] for row in table] == pytest.approx([0.004, 0.012])
+
+
+def test_each_kernel_takes_the_longer_of_a_launch_and_its_bytes():
+  kernels = [{'bytes': 10, 'runs': 3}, {'bytes': 10**6, 'runs': 2}]
+  assert bounds.one_by_one(kernels, PEAK) == pytest.approx(3 * 2e-6 + 2 * 1e-4)

@@ -17,7 +17,7 @@ from skipnet_jax.analysis import depth
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.benchmarking.aot import aot
-from skipnet_jax.benchmarking.aot import tpu_step
+from skipnet_jax.benchmarking.aot import sharded_step
 from skipnet_jax.benchmarking.peer import race
 from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.benchmarking.timing import peaks
@@ -114,7 +114,7 @@ def test_the_step_is_the_run_s(
   # What is compiled ahead of time.
   peak = peaks.Peak(1, None, 10, 16, 1, 'made up')
   monkeypatch.setitem(peaks.PEAKS, 'cpu', peak)
-  ahead = tpu_step.Step(
+  ahead = sharded_step.Step(
     config, window, jax.devices()[:2], aot._steps_per_epoch(config)
   )
   config.parallel.update(mode='sharded', devices=2)

@@ -31,6 +31,9 @@ def test_the_fewest_bytes_by_hand():
   assert flops.training_bytes(table, 2) == (
     2 * (2 * (40 + 16) + backward) + 8 * 4 * 15
   )
+  assert flops.training_bytes(table, 2, images=3) == (
+    3 * 2 * (2 * (40 + 16) + backward) + 8 * 4 * 15
+  )
 
 
 def count_traced(jaxpr):

@@ -16,6 +16,8 @@ from skipnet_jax.benchmarking.timing import peaks
     # Half of the 1,979 that are published with sparsity.
     ('NVIDIA H100 80GB HBM3', 989.5, 3350),
     ('NVIDIA H200', 989.5, 4800),
+    ('NVIDIA B200', 2250, 8000),
+    ('NVIDIA GB200', 2500, 8000),
   ],
 )
 def test_a_device_is_found_by_the_name_that_jax_reports(
@@ -41,8 +43,8 @@ def test_every_peak_is_sourced_and_of_the_right_size(kind):
   peak = peaks.PEAKS[kind]
   assert kind.split()[0] in ('TPU', 'NVIDIA')
   assert peak.source.startswith(('Google Cloud documentation', 'NVIDIA'))
-  assert 100 < peak.bf16_tflops < 1000
-  assert 300 <= peak.bandwidth_gb_s < 5000
+  assert 100 < peak.bf16_tflops < 3000
+  assert 300 <= peak.bandwidth_gb_s < 10000
   assert 16 <= peak.memory_gib < 200
   # Links carry less than memory does, and float32 units less than matrix units.
   assert (peak.link_gb_s or 0) < peak.bandwidth_gb_s

@@ -28,7 +28,7 @@ def program():
 def test_an_instruction_has_its_kind_and_its_bytes(program, name, kind, size):
   assert program.module == 'jit_step'
   assert program.decisive(name)[0] == kind
-  assert program.instructions[name].bytes == size
+  assert program.bytes_of(name) == size
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
-"""Names of TPU slices, and the refusals."""
+"""Names of TPU slices and GPUs, and the refusals."""
 
 import sys
 
 import pytest
 
 from skipnet_jax import errors
+from skipnet_jax.benchmarking.aot import gpus
 from skipnet_jax.benchmarking.aot import slices
+from skipnet_jax.benchmarking.timing import peaks
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,52 @@ def test_an_unknown_generation_is_refused_with_those_that_are_known(text):
 def test_an_unknown_slice_is_refused_with_those_of_its_generation(text, known):
   with pytest.raises(errors.InputError, match=known):
     slices.chips(text)
+
+
+@pytest.mark.parametrize(
+  ('text', 'count'), [('h100:1', 1), ('a100:8', 8), ('gb200:16x4', 64)]
+)
+def test_gpus_are_counted_over_their_hosts(text, count):
+  assert slices.chips(text) == count
+
+
+@pytest.mark.parametrize(
+  'text', ['h100', 'h100:', 'h100:0', 'h100:9', 'h100:33x8', 'h100:2x2x2']
+)
+def test_gpus_that_no_host_has_are_refused_with_the_limits(text):
+  with pytest.raises(errors.InputError, match='at most 32') as caught:
+    slices.chips(text)
+  assert repr(text) in str(caught.value)
+  assert 'at most 8' in str(caught.value)
+
+
+@pytest.mark.parametrize('gpu', gpus.GPUS.values(), ids=gpus.GPUS)
+def test_a_gpu_has_published_rates_that_agree_with_its_description(gpu):
+  peak = peaks.PEAKS[gpu.name]
+  assert gpu.bandwidth == pytest.approx(peak.bandwidth_gb_s * 1e9, rel=0.05)
+  # Vendors write GB and mean GiB; a part is reserved.
+  assert 0.9 < gpu.memory / (peak.memory_gib * 2**30) < 1.001
+  # Two FLOPs a unit and clock.
+  assert 2e-3 * gpu.cores * gpu.fpus * gpu.clock_ghz == pytest.approx(
+    peak.float32_tflops, rel=0.05
+  )
+
+
+@pytest.mark.parametrize(
+  ('installed', 'said'),
+  [
+    ({}, 'found: none'),
+    ({'jax-cuda13-plugin': '0.0.1'}, 'found: jax-cuda13-plugin 0.0.1'),
+  ],
+)
+def test_without_the_plugin_of_this_version_its_package_is_named(
+  monkeypatch, installed, said
+):
+  monkeypatch.setattr(gpus.environment, 'versions', lambda _: installed)
+  wanted = f'pip install jax-cuda13-plugin=={gpus.jaxlib.__version__}'
+  with pytest.raises(errors.InputError, match=wanted) as caught:
+    slices.devices('h100:1')
+  assert said in str(caught.value)
 
 
 def test_without_libtpu_the_extra_that_brings_it_is_named(monkeypatch):

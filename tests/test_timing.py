@@ -228,7 +228,7 @@ def test_what_a_backend_does_not_know_is_none(memory, cost, expected):
     alias_size_in_bytes=2,
   )
   compiled = fake_compiled(memory and stats, cost)
-  lowered = types.SimpleNamespace(compile=lambda: compiled)
+  lowered = types.SimpleNamespace(compile=lambda **_: compiled)
   jitted = types.SimpleNamespace(lower=lambda: lowered)
   _, found = measure.compile_phases(jitted)
   assert (

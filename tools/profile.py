@@ -6,6 +6,11 @@ python tools/profile.py --config=experiments/benchmark.py:smoke --steps=5 \\
 DIR gets the trace, the HLO program and operations.csv. The step is the step of
 `train` on one device, with data augmentation, at the config's batch size and
 dtype.
+
+With `--aot=h100:1` (or a100, h200, b200, gb200, or a TPU slice such as v5e:1x1)
+nothing runs: the step without augmentation is compiled for a device that this
+machine lacks. DIR gets the HLO program, kernels.csv, and prediction.json, what
+`skipnet_jax.benchmark --aot` says of this batch.
 """
 
 import os
@@ -25,6 +30,9 @@ _STEPS = flags.DEFINE_integer(
   'steps', 5, 'Number of traced steps.', lower_bound=1
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'A new or empty folder.')
+_AOT = flags.DEFINE_string(
+  'aot', None, 'Run nothing: compile for TPUs or GPUs, count the kernels.'
+)
 WARMUP = 2
 
 
@@ -51,6 +59,15 @@ def main() -> None:
   ):
     cli.refuse(f'{folder} is not an empty folder: choose another --output.')
   folder.mkdir(parents=True, exist_ok=True)
+  if _AOT.value:
+    from skipnet_jax import files
+    from skipnet_jax.benchmarking.aot import aot
+
+    report = aot.predict(config, _AOT.value, say=print, folder=folder)
+    files.write_json(folder / 'prediction.json', report)
+    print(aot.format_table(report))
+    print(f'program, kernels.csv and prediction.json: {folder}')
+    return
   batch, dtype = config.train.batch_size, config.model.dtype
   cell = plan.Cell('train', 'augment', 'jit', 1, dtype, batch)
   work = workload.Bench(config).build(cell)

@@ -1,12 +1,15 @@
-"""Predicts a training step on a TPU slice, without the TPU.
+"""Predicts a training step on TPUs or GPUs, without them.
 
-libtpu compiles the sharded step for the slice ahead of time, on a Linux machine
-with a CPU only; nothing is executed. The compiler's counts and the published
-rates give bounds: every figure is a prediction.
+libtpu, or XLA's plugin for CUDA, compiles the sharded step ahead of time, on a
+Linux machine with a CPU only; nothing is executed. The counts of the compiled
+program and the published rates give bounds: every figure is a prediction. For a
+GPU, nothing is autotuned either: on a real one, XLA times several kernels for
+some products and takes the fastest.
 """
 
 from collections.abc import Callable
 import dataclasses
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -16,8 +19,11 @@ from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import tables
 from skipnet_jax.benchmarking.aot import bounds
+from skipnet_jax.benchmarking.aot import sharded_step
 from skipnet_jax.benchmarking.aot import slices
-from skipnet_jax.benchmarking.aot import tpu_step
+from skipnet_jax.benchmarking.hlo import kernels
+from skipnet_jax.benchmarking.hlo import profiling
+from skipnet_jax.benchmarking.hlo import program as program_lib
 from skipnet_jax.benchmarking.timing import hardware
 from skipnet_jax.benchmarking.timing import largest as largest_lib
 from skipnet_jax.data import isbi2012
@@ -26,10 +32,10 @@ from skipnet_jax.data import sources
 
 # Compilations that search for the largest batch; each takes minutes.
 SEARCH = 2
+# Devices that fast links join: a pod of v5e or v6e, and a host of GPUs.
+_CHIPS, _GPUS = 256, 8
 # A guess is tried only if it exceeds what fits by this factor.
 _WORTH = 1.1
-# Share of a device's memory that programs can use: v5e 15.75 of 16 GiB.
-_USABLE = 0.98
 
 
 def predict(
@@ -37,8 +43,9 @@ def predict(
   topology: str,
   *,
   say: Callable[[str], None],
+  folder: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-  """Compiles the training step for a slice and predicts its least time.
+  """Compiles the training step for TPUs or GPUs and predicts its least time.
 
   The step is the one that `train` runs, with its batch on the devices:
   `config.train.batch_size` images are divided among them, and each has
@@ -49,18 +56,21 @@ def predict(
     config: a validated config.
     topology: see `slices.chips`.
     say: receives a line after each compilation, which takes minutes.
+    folder: gets `program.hlo.txt`, the program of the config's batch, and
+      `kernels.csv`, a row for each of its kernels; then no larger batch is
+      searched for.
 
   Returns:
     JSON values: `identity`, `software`, `host` (which compiled), `topology`
     (with the published figures of its devices), `workload`; `rows`: the
-    config's batch and the largest that fits, see `tpu_step.Step.compile`;
+    config's batch and the largest that fits, see `sharded_step.Step.compile`;
     `search`: `attempts` (batch_per_device, compile_s, peak_bytes, error),
     `largest_per_device` and `too_large_per_device` (None if no batch was), see
     `search`; `weak_scaling` of the last row, see `bounds.weak_scaling`.
 
   Raises:
-    InputError: an unknown topology, no libtpu, a batch that the devices do not
-      divide, a network or image that cannot be used.
+    InputError: an unknown topology, no compiler for it, a batch that the
+      devices do not divide, a network or image that cannot be used.
   """
   chips = slices.chips(topology)
   batch = config.train.batch_size
@@ -69,7 +79,7 @@ def predict(
       f'train.batch_size is {batch}, which cannot be divided among the {chips} '
       f'devices of {topology}: give a multiple of {chips}.'
     )
-  step = tpu_step.Step(
+  step = sharded_step.Step(
     config, _window(config), slices.devices(topology), _steps_per_epoch(config)
   )
   identity = {
@@ -102,12 +112,17 @@ def predict(
     # A line through the last two points; at first, through the state alone.
     points = [(0, rows[asked]['memory']['arguments'])]
     points += [(b, row['memory']['peak']) for b, row in rows.items()]
-    limit = _USABLE * step.peak.memory_gib * 2**30
+    limit = sharded_step.USABLE * step.peak.memory_gib * 2**30
     return largest_lib.extrapolate(points, limit) or 0
 
-  largest, too_large = search(fits, asked, guess, SEARCH)
+  largest, too_large = search(fits, asked, guess, 0 if folder else SEARCH)
+  if folder and largest:
+    (folder / 'program.hlo.txt').write_text(step.hlo)
+    program = program_lib.Program(step.hlo)
+    profiling.write_csv(folder / 'kernels.csv', kernels.table(program))
   return {
-    'what': 'predictions: compiled ahead of time, nothing executed',
+    'what': 'predictions: compiled ahead of time, nothing executed'
+    + (', nothing autotuned' if step.gpu else ''),
     'identity': identity,
     'software': hardware.software(),
     'host': {name: machine[name] for name in host},
@@ -133,7 +148,11 @@ def predict(
       'too_large_per_device': too_large,
     },
     'weak_scaling': bounds.weak_scaling(
-      rows[largest]['floors'], rows[largest]['collectives'], largest, step.peak
+      rows[largest]['floors'],
+      rows[largest]['collectives'],
+      largest,
+      step.peak,
+      _GPUS if step.gpu else _CHIPS,
     )
     if largest
     else [],
@@ -221,9 +240,23 @@ def format_table(report: dict[str, Any]) -> str:
     widths = [-40, *[20] * len(rows)]
     for label, cell in _CELLS:
       lines.append(tables.line([label, *map(cell, rows)], widths, ''))
+    if any(row['hlo_bytes'] for row in rows):
+      lines += tables.paragraph(
+        'The memory floor is too high where bytes stay in on-chip memory: XLA '
+        'counts them too.'
+      )
+    if any(row['floors']['launch_s'] for row in rows):
+      lines += tables.paragraph(
+        'The compute floor is that of the FLOPs by formula, the memory floor '
+        "that of the kernels' bytes; a launch is assumed to take at least "
+        f'{1e6 * bounds.LAUNCH_S:g} microseconds. One after the other, each '
+        'kernel takes the longer of a launch and its bytes.'
+      )
     lines += [
-      'The memory floor is too high where bytes stay in on-chip memory: XLA '
-      'counts them too.',
+      '',
+      f'kernels of a step of {rows[0]["batch_per_device"]} images on each '
+      'device, by their shapes and names in the compiled program:',
+      *kernels.format_count(rows[0]['kernels']),
       '',
     ]
   for attempt in found['attempts']:
@@ -281,6 +314,20 @@ _CELLS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
   ('model GFLOPs, by formula', _scaled('model_flops', by=1e9)),
   ('HLO GFLOPs', _scaled('hlo_flops', by=1e9)),
   ('HLO GB read and written', _scaled('hlo_bytes', by=1e9)),
+  ('kernels', lambda row: f'{row["kernels"]["kernels"]:,}'),
+  (
+    f'  below {kernels.SMALL // 10**6} MB',
+    lambda row: f'{row["kernels"]["small"]:,}',
+  ),
+  (
+    "GB of the kernels' operands and results",
+    _scaled('kernels', 'bytes', by=1e9),
+  ),
+  ('fewest GB, by formula', _scaled('min_bytes', by=1e9)),
+  (
+    "  kernels' bytes over them",
+    lambda row: f'{row["kernels"]["bytes"] / row["min_bytes"]:.2f}',
+  ),
   ('peak memory, GiB', _scaled('memory', 'peak', by=2**30)),
   ('  of it arguments', _scaled('memory', 'arguments', by=2**30)),
   ('  of it temporaries', _scaled('memory', 'temporaries', by=2**30)),
@@ -288,6 +335,8 @@ _CELLS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
   ('compute floor, ms', _scaled('floors', 'compute_s', by=1e-3)),
   ('memory floor, ms', _scaled('floors', 'memory_s', by=1e-3)),
   ('collective floor, ms', _scaled('floors', 'collective_s', by=1e-3)),
+  ('launch floor, ms', _scaled('floors', 'launch_s', by=1e-3)),
+  ('kernels one after the other, ms', _scaled('kernels_s', by=1e-3)),
   ('floor of a step, ms', _scaled('floors', 'step_s', by=1e-3)),
   ('  bound by', lambda row: row['floors']['bound']),
   ('MFU in that floor', _scaled('mfu_limit', by=1)),

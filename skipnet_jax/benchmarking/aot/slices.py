@@ -1,4 +1,4 @@
-"""TPU slices by name, and stand-ins for their devices."""
+"""TPU slices and GPUs by name, and stand-ins for their devices."""
 
 import importlib.util
 import math
@@ -9,6 +9,7 @@ import jax
 from jax.experimental import topologies
 
 from skipnet_jax import errors
+from skipnet_jax.benchmarking.aot import gpus
 
 _2D = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _3D = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
@@ -29,16 +30,20 @@ _ENVIRONMENT = {
 
 
 def chips(topology: str) -> int:
-  """Number of chips in a slice such as 'v5e:2x2'.
+  """Number of devices in a TPU slice such as 'v5e:2x2', or of 'h100:8'.
 
   Raises:
-    InputError: an unknown generation or slice.
+    InputError: an unknown generation, slice or GPU.
   """
   generation, _, shape = topology.partition(':')
+  if generation in gpus.GPUS:
+    return math.prod(gpus.shape(topology))
   if generation not in TOPOLOGIES:
     raise errors.InputError(
       f'The topology {topology!r} is unknown; give a generation and a slice of '
-      f'it, such as v5e:2x2: the generations are {", ".join(TOPOLOGIES)}.'
+      f'it, such as v5e:2x2: the generations are {", ".join(TOPOLOGIES)}; or a '
+      'GPU and their number, such as h100:8: the GPUs are '
+      f'{", ".join(gpus.GPUS)}.'
     )
   if shape not in TOPOLOGIES[generation]:
     raise errors.InputError(
@@ -49,7 +54,7 @@ def chips(topology: str) -> int:
 
 
 def devices(topology: str) -> list[Any]:
-  """Stand-ins for the devices of a slice, which programs can be compiled for.
+  """Stand-ins for devices, which programs can be compiled for.
 
   Unless JAX has been told which platform to use, it is set to use the CPU.
 
@@ -57,8 +62,13 @@ def devices(topology: str) -> list[Any]:
     topology: a name that `chips` accepts.
 
   Raises:
-    InputError: libtpu is not installed.
+    InputError: libtpu, or the plugin for GPUs, is not installed.
   """
+  if not jax.config.values['jax_platforms']:
+    # Otherwise JAX would search for TPU chips and GPUs.
+    jax.config.update('jax_platforms', 'cpu')
+  if topology.partition(':')[0] in gpus.GPUS:
+    return gpus.devices(topology)
   if importlib.util.find_spec('libtpu') is None:
     raise errors.InputError(
       'Compiling for a TPU needs libtpu, which is not installed here: pip '
@@ -66,9 +76,6 @@ def devices(topology: str) -> list[Any]:
     )
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
-  if not jax.config.values['jax_platforms']:
-    # Otherwise JAX would search for TPU chips.
-    jax.config.update('jax_platforms', 'cpu')
   options = _OPTIONS.get(topology.partition(':')[0], {})
   return topologies.get_topology_desc(
     topology, platform='tpu', **options

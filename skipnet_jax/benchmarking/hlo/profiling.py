@@ -99,7 +99,7 @@ def table(
         'layer': program_lib.layer(decisive.op_name or one.op_name) or name,
         'seconds': sum(seconds) / steps,
         'runs': runs,
-        'bytes': one.bytes * runs,
+        'bytes': program.bytes_of(name) * runs,
       }
     )
   return sorted(rows, key=lambda row: -row['seconds'])

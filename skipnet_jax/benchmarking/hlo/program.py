@@ -5,14 +5,15 @@ import re
 
 from skipnet_jax.benchmarking.hlo import collectives
 
-_HEAD = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = ')
-_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.-]+) .*\{$')
+_HEAD = re.compile(r'^\s+(ROOT )?%?([\w.-]+) = ')
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) .*\{$')
 _CALLED = re.compile(
   r'(?:calls|to_apply|body|condition|\w+_computations?)='
   r'(?:\{([^}]*)\}|(%?[\w.-]+))'
 )
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _WRAPPED = re.compile(r'^[\w<>]+\((.*)\)$')
 # Instructions that only run the instructions of other computations.
 CONTAINERS = ('while', 'conditional', 'call')
@@ -32,6 +33,12 @@ _KINDS = {
 _MOVES = {'copy', 'bitcast', 'broadcast', 'concatenate', 'pad', 'reshape'}
 _MOVES |= {'reverse', 'slice', 'dynamic-slice', 'dynamic-update-slice'}
 _MOVES |= {'constant', 'parameter', 'tuple', 'get-tuple-element'}
+# Opcodes for which nothing runs; the others run as a kernel of a GPU each.
+_NO_KERNEL = {'bitcast', 'constant', 'get-tuple-element', 'parameter', 'tuple'}
+_NO_KERNEL |= {'after-all', 'opt-barrier', 'partition-id', 'replica-id'}
+# They read as much of their first operand as they give.
+_SLICES = {'slice', 'dynamic-slice', 'gather'}
+_UPDATE = 'dynamic-update-slice'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +48,22 @@ class Instruction:
   Attributes:
     name: unique in its module.
     opcode: its operation.
-    bytes: of its operands and its result, by their shapes.
+    operands: their names; of a parameter its number.
+    result_bytes: of its result, by its shape.
     called: names of the computations that it runs.
     op_name: its place in the traced function, '' if unknown.
     target: what a custom call runs, '' for other instructions.
+    trips: how often a loop runs its body, 1 if unknown.
   """
 
   name: str
   opcode: str
-  bytes: int
+  operands: tuple[str, ...]
+  result_bytes: int
   called: tuple[str, ...]
   op_name: str
   target: str
+  trips: int
 
 
 class Program:
@@ -62,6 +73,7 @@ class Program:
     module: its name.
     instructions: by name.
     computations: names of the instructions in each computation.
+    entry: name of the computation that the program starts with.
   """
 
   def __init__(self, hlo: str):
@@ -69,33 +81,112 @@ class Program:
     self.module = match[1] if match else ''
     self.instructions: dict[str, Instruction] = {}
     self.computations: dict[str, list[str]] = {}
-    sizes: dict[str, int] = {}
-    here: list[str] = []
+    self.entry = ''
+    self._roots: dict[str, str] = {}
+    here = ''
     for line in hlo.splitlines():
-      head = _HEAD.match(line)
-      if head:
-        rest = line[head.end() :]
-        if rest.startswith('('):
-          shape, rest = _split_brackets(rest)
-        else:
-          shape, _, rest = rest.partition(' ')
-        opcode, _, rest = rest.partition('(')
-        operands, rest = _split_brackets(f'({rest}')
-        sizes[head[1]] = collectives.shape_bytes(shape)
-        # Of the words between the brackets, names of instructions are operands.
-        read = [w for w in re.findall(r'[\w.-]+', operands) if w in sizes]
-        called = _CALLED.findall(rest)
-        self.instructions[head[1]] = Instruction(
-          head[1],
-          opcode.strip(),
-          sizes[head[1]] + sum(sizes[name] for name in read),
-          tuple(re.findall(r'[\w.-]+', ' '.join(sum(called, ())))),
-          next(iter(_OP_NAME.findall(rest)), ''),
-          next(iter(_TARGET.findall(rest)), ''),
-        )
-        here.append(head[1])
+      if head := _HEAD.match(line):
+        root, name = head.groups()
+        self.instructions[name] = self._parse(name, line[head.end() :])
+        self.computations.setdefault(here, []).append(name)
+        if root:
+          self._roots[here] = name
       elif match := _COMPUTATION.match(line):
-        here = self.computations.setdefault(match[1], [])
+        here = match[2]
+        if match[1]:
+          self.entry = here
+
+  def _parse(self, name: str, text: str) -> Instruction:
+    """Reads an instruction after its `=`; its operands are read already."""
+    if text.startswith('('):
+      shape, text = _split_brackets(text)
+    else:
+      shape, _, text = text.partition(' ')
+    opcode, _, text = text.partition('(')
+    opcode = opcode.strip()
+    operands, text = _split_brackets(f'({text}')
+    words = re.findall(r'[\w.-]+', operands)
+    if opcode != 'parameter':
+      # Of the words between the brackets, names of instructions are operands.
+      words = [word for word in words if word in self.instructions]
+    called = _CALLED.findall(text)
+    return Instruction(
+      name,
+      opcode,
+      tuple(dict.fromkeys(words)),
+      collectives.shape_bytes(shape),
+      tuple(re.findall(r'[\w.-]+', ' '.join(sum(called, ())))),
+      next(iter(_OP_NAME.findall(text)), ''),
+      next(iter(_TARGET.findall(text)), ''),
+      int(next(iter(_TRIPS.findall(text)), 1)),
+    )
+
+  def kernels(self) -> list[tuple[Instruction, int]]:
+    """What runs as a kernel of a GPU each, and how often the program runs it.
+
+    Of a condition, every branch counts.
+    """
+    return self._kernels_of(self.entry, 1)
+
+  def _kernels_of(
+    self, computation: str, times: int
+  ) -> list[tuple[Instruction, int]]:
+    found = []
+    for name in self.computations.get(computation, ()):
+      one = self.instructions[name]
+      if one.opcode in CONTAINERS:
+        for inner in one.called:
+          found += self._kernels_of(inner, times * one.trips)
+      elif one.opcode not in _NO_KERNEL and not one.opcode.endswith('-done'):
+        found.append((one, times))
+    return found
+
+  def bytes_of(self, name: str) -> int:
+    """Bytes that an instruction reads and writes: its operands and its result.
+
+    An operand of which only slices are used counts as those slices, also within
+    a fusion. An array that is updated in place counts as the update.
+    """
+    one = self.instructions[name]
+    if one.opcode == 'fusion':
+      body = [self.instructions[n] for n in self.computations[one.called[0]]]
+      root = self.instructions[self._roots[one.called[0]]]
+      sources = [i.name for i in body if i.opcode == 'parameter']
+    else:
+      body, root, sources = [one], one, list(one.operands)
+    users: dict[str, list[Instruction]] = {}
+    for inner in body:
+      for operand in inner.operands:
+        users.setdefault(operand, []).append(inner)
+    written = self._written(root)
+    if one.opcode.endswith('-start') and one.opcode != 'all-reduce-start':
+      return written  # Its result also holds the operands.
+    return written + sum(self._read(source, users) for source in sources)
+
+  def _read(self, name: str, users: dict[str, list[Instruction]]) -> int:
+    """Bytes of an array that its users read."""
+    whole, total = self.instructions[name].result_bytes, 0
+    for user in users.get(name, ()):
+      first = user.operands[:1] == (name,)
+      if user.opcode == 'bitcast':
+        total += self._read(user.name, users)
+      elif user.opcode in _SLICES and first:
+        total += user.result_bytes
+      elif user.opcode != _UPDATE or not first:
+        return whole
+    return min(whole, total)
+
+  def _written(self, root: Instruction) -> int:
+    operands = [
+      self.instructions[n] for n in root.operands if n in self.instructions
+    ]
+    if root.opcode == 'tuple':
+      return sum(map(self._written, operands))
+    if root.opcode == 'bitcast':
+      return self._written(operands[0])
+    return (
+      operands[1].result_bytes if root.opcode == _UPDATE else root.result_bytes
+    )
 
   def inside(self, name: str) -> list[Instruction]:
     """All instructions that one runs, also indirectly; none for a reduction."""

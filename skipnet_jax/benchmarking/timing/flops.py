@@ -71,6 +71,7 @@ def training_bytes(
   table: Sequence[layer_table.Layer],
   itemsize: int,
   judge: Sequence[layer_table.Layer] = (),
+  images: int = 1,
 ) -> int:
   """Fewest bytes of a training step whose optimizer has one moment (RMSprop).
 
@@ -78,6 +79,7 @@ def training_bytes(
     table: as in `forward`.
     itemsize: as in `forward_bytes`.
     judge: as in `training`.
+    images: how many times the images of the table; the parameters count once.
   """
   kernels = [row for row in table if row.flops]
   activations = sum(3 * row.read + 2 * math.prod(row.shape) for row in kernels)
@@ -91,7 +93,8 @@ def training_bytes(
     activations -= _first(judge).read
   # Parameters: read forward, backward and by the update, and written. Their
   # gradients: written and read. The moment: read and written.
-  return itemsize * activations + 8 * _FLOAT32 * _parameters([*table, *judge])
+  parameters = 8 * _FLOAT32 * _parameters([*table, *judge])
+  return itemsize * images * activations + parameters
 
 
 def _parameters(table: Sequence[layer_table.Layer]) -> int:

@@ -83,6 +83,7 @@ def compile_phases(
   *args: Any,
   cache: str | None = None,
   measure_warm: bool = False,
+  options: dict[str, Any] | None = None,
   clock: Clock = time.perf_counter,
 ) -> tuple[Any, dict[str, Any]]:
   """Compiles a call, times each phase, and reads XLA's figures of the program.
@@ -96,6 +97,7 @@ def compile_phases(
     cache: folder of the persistent compilation cache; None: no such cache.
     measure_warm: whether to compile a second time, now from the cache. `cache`
       must be empty; `compile_s` includes writing to it.
+    options: of the compiler.
     clock: returns seconds.
 
   Returns:
@@ -111,10 +113,12 @@ def compile_phases(
   """
   warm = None
   with _persistent_cache(cache):
-    compiled, (trace_s, lower_s, compile_s) = _phases(jitted, args, clock)
+    compiled, (trace_s, lower_s, compile_s) = _phases(
+      jitted, args, options, clock
+    )
     if measure_warm:
       with _cache_events() as events:
-        _, (_, _, warm) = _phases(jitted, args, clock)
+        _, (_, _, warm) = _phases(jitted, args, options, clock)
       if events != {_CACHE_HIT}:
         warm = None
   memory = compiled.memory_analysis()
@@ -141,7 +145,7 @@ def compile_phases(
 
 
 def _phases(
-  jitted: Any, args: tuple, clock: Clock
+  jitted: Any, args: tuple, options: dict[str, Any] | None, clock: Clock
 ) -> tuple[Any, tuple[float | None, float, float]]:
   """A compiled call, and the seconds to trace (or None), lower and compile."""
   jax.clear_caches()
@@ -153,7 +157,7 @@ def _phases(
   else:
     lowered = jitted.lower(*args)
   times.append(clock())
-  compiled = lowered.compile()
+  compiled = lowered.compile(compiler_options=options)
   times.append(clock())
   *trace, lower, compile_ = np.diff(times).tolist()
   return compiled, (trace[0] if trace else None, lower, compile_)

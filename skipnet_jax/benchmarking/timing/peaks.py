@@ -39,6 +39,8 @@ _V5P = Peak(459, None, 2765, 95, 600, f'{_GOOGLE} v5p')
 _A100 = 'NVIDIA A100 Tensor Core GPU datasheet'
 _H100 = 'NVIDIA H100 Tensor Core GPU datasheet'
 _H200 = 'NVIDIA H200 Tensor Core GPU datasheet'
+_B200 = 'NVIDIA DGX B200 datasheet, an eighth of it'
+_GB200 = 'NVIDIA GB200 NVL72 datasheet, a 72nd of it'
 _L4 = 'NVIDIA L4 Tensor Core GPU datasheet'
 _ADA = 'NVIDIA Ada GPU Architecture whitepaper'
 
@@ -57,6 +59,8 @@ PEAKS: dict[str, Peak] = {
   'NVIDIA H100 80GB HBM3': Peak(989.5, 67, 3350, 80, 450, _H100),
   'NVIDIA H100 PCIe': Peak(756.5, 51, 2000, 80, None, _H100),
   'NVIDIA H200': Peak(989.5, 67, 4800, 141, 450, _H200),
+  'NVIDIA B200': Peak(2250, 75, 8000, 180, 900, _B200),
+  'NVIDIA GB200': Peak(2500, 80, 8000, 186, 900, _GB200),
   'NVIDIA L4': Peak(121, 30.3, 300, 24, None, _L4),
   'NVIDIA L40S': Peak(362.05, 91.6, 864, 48, None, 'NVIDIA L40S datasheet'),
   'NVIDIA GeForce RTX 4090': Peak(165.2, 82.6, 1008, 24, None, _ADA),

@@ -1,4 +1,4 @@
-"""Compiles the sharded training step for TPUs that this machine lacks."""
+"""Compiles the sharded training step for accelerators this machine lacks."""
 
 from typing import Any
 
@@ -10,6 +10,8 @@ import ml_collections
 from skipnet_jax import errors
 from skipnet_jax.benchmarking.aot import bounds
 from skipnet_jax.benchmarking.hlo import collectives
+from skipnet_jax.benchmarking.hlo import kernels
+from skipnet_jax.benchmarking.hlo import program as program_lib
 from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.benchmarking.timing import measure
 from skipnet_jax.benchmarking.timing import peaks
@@ -17,6 +19,11 @@ from skipnet_jax.data import pipeline
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
+
+# Share of a device's memory that programs can use: v5e 15.75 of 16 GiB.
+USABLE = 0.98
+# Without a GPU nothing can be timed to choose kernels by.
+_GPU_OPTIONS = {'xla_gpu_autotune_level': 0}
 
 
 class Step:
@@ -31,7 +38,9 @@ class Step:
   Attributes:
     call: the jitted step of a run, `(state, batch)`.
     kind: of the devices.
+    gpu: whether they are GPUs.
     peak: published figures of a device.
+    hlo: text of the program that was last compiled.
 
   Raises:
     InputError: a network or a window that cannot be used.
@@ -45,7 +54,8 @@ class Step:
     steps_per_epoch: int = 1,
   ):
     self._config, self._window, self._count = config, window, len(devices)
-    self.kind = devices[0].device_kind
+    self.kind, self.gpu = devices[0].device_kind, devices[0].platform == 'gpu'
+    self.hlo = ''
     self.peak = peaks.PEAKS[self.kind]
     self._training = training = build_lib.build(config, window, steps_per_epoch)
     if training.model.scan:
@@ -96,53 +106,93 @@ class Step:
 
     Returns:
       batch, batch_per_device, error (None, or why the batch does not fit; then
-      all below except model_flops are None); model_flops by formula; compile:
-      trace_s, lower_s, compile_s, hlo_instructions; hlo_flops and hlo_bytes as
-      XLA counts them; memory, in bytes: arguments, outputs, temporaries,
-      aliased, code, peak; collectives, see `collectives.count`; floors, see
-      `bounds.floors`; mfu_limit: model FLOPs over what the bfloat16 peak would
-      do in floors.step_s.
+      all below except model_flops and min_bytes are None); model_flops and
+      min_bytes, the fewest, by formula; compile: trace_s, lower_s, compile_s,
+      hlo_instructions; hlo_flops and hlo_bytes as XLA counts them (None for a
+      GPU); memory, in bytes: arguments, outputs, temporaries, aliased, code,
+      peak; collectives, see `collectives.count`; kernels, see `kernels.count`;
+      kernels_s, see `bounds.one_by_one` (None for a TPU); floors, see
+      `bounds.floors` (for a GPU by model_flops and the bytes and number of the
+      kernels); mfu_limit: model FLOPs over what the bfloat16 peak would do in
+      floors.step_s.
     """
-    images = per_device * self._count
+    images, training = per_device * self._count, self._training
     model_flops = per_device * flops.training(
-      self._training.table, self._training.discriminator
+      training.table, training.discriminator
     )
     row: dict[str, Any] = {
       'batch': images,
       'batch_per_device': per_device,
       'error': None,
       'model_flops': model_flops,
+      'min_bytes': flops.training_bytes(
+        training.table,
+        jnp.dtype(self._config.model.dtype).itemsize,
+        training.discriminator,
+        per_device,
+      ),
     }
-    names = ('compile', 'hlo_flops', 'hlo_bytes', 'memory', 'collectives')
+    unknown = dict.fromkeys(
+      (
+        *('compile', 'hlo_flops', 'hlo_bytes', 'memory', 'collectives'),
+        *('kernels', 'kernels_s', 'floors', 'mfu_limit'),
+      )
+    )
     try:
       compiled, found = measure.compile_phases(
-        self.call, self._state, self._batch(images)
+        self.call,
+        self._state,
+        self._batch(images),
+        options=_GPU_OPTIONS if self.gpu else None,
       )
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
       row['error'] = str(e).splitlines()[0].split('. HLO module')[0]
-      return row | dict.fromkeys((*names, 'floors', 'mfu_limit'))
-    sent = collectives.count(compiled.as_text())
+      return row | unknown
+    memory = _memory(compiled.memory_analysis())
+    limit = self.peak.memory_gib
+    if self.gpu and memory['peak'] > USABLE * limit * 2**30:
+      # For a GPU the compiler does not refuse.
+      needed = memory['peak'] / 2**30
+      row['error'] = f'It needs {needed:.2f} GiB of {limit:g} GiB'
+      return row | unknown
+    self.hlo = compiled.as_text()
+    sent = collectives.count(self.hlo)
+    table = kernels.table(program_lib.Program(self.hlo))
+    counted = kernels.count(table)
+    if self.gpu:
+      figures = model_flops, counted['bytes']
+    else:
+      figures = found['hlo_flops'], found['hlo_bytes']
     floors = bounds.floors(
-      found['hlo_flops'], found['hlo_bytes'], sent, self._count, self.peak
+      *figures,
+      sent,
+      self._count,
+      self.peak,
+      counted['kernels'] if self.gpu else None,
     )
     peak_flops = self.peak.bf16_tflops * 1e12 * floors['step_s']
     phases = ('trace_s', 'lower_s', 'compile_s', 'hlo_instructions')
-    memory = compiled.memory_analysis()
     return row | {
       'compile': {name: found[name] for name in phases},
       'hlo_flops': found['hlo_flops'],
       'hlo_bytes': found['hlo_bytes'],
-      'memory': {
-        'arguments': memory.argument_size_in_bytes,
-        'outputs': memory.output_size_in_bytes,
-        'temporaries': memory.temp_size_in_bytes,
-        'aliased': memory.alias_size_in_bytes,
-        'code': memory.generated_code_size_in_bytes,
-        'peak': memory.peak_memory_in_bytes,
-      },
+      'memory': memory,
       'collectives': sent,
+      'kernels': counted,
+      'kernels_s': bounds.one_by_one(table, self.peak) if self.gpu else None,
       'floors': floors,
       'mfu_limit': model_flops / peak_flops,
     }
+
+
+def _memory(found: Any) -> dict[str, int]:
+  parts = {
+    'arguments': found.argument_size_in_bytes,
+    'outputs': found.output_size_in_bytes,
+    'temporaries': found.temp_size_in_bytes,
+    'aliased': found.alias_size_in_bytes,
+    'code': found.generated_code_size_in_bytes,
+  }
+  return parts | {'peak': found.peak_memory_in_bytes}

@@ -1,13 +1,15 @@
 """The step compiled ahead of time, here for CPU devices: what a row says."""
 
+import types
+
 import conftest
 import jax
 import pytest
 
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax.benchmarking.aot import sharded_step
 from skipnet_jax.benchmarking.aot import slices
-from skipnet_jax.benchmarking.aot import tpu_step
 from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.models import layer_table
@@ -27,7 +29,7 @@ def compiled(smoke):
   config = smoke({'model.dropout': 0.0})
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(peaks.PEAKS, 'cpu', PEAK)
-    step = tpu_step.Step(config, (32, 32), jax.devices()[:4])
+    step = sharded_step.Step(config, (32, 32), jax.devices()[:4])
     row = step.compile(2)
   model = models.build_model(config.model)
   return row, layer_table.layer_table(model, (1, 32, 32, 1))
@@ -79,14 +81,14 @@ def test_the_floors_are_those_of_what_was_counted(compiled):
 
 
 def test_a_batch_that_does_not_fit_says_so(smoke, known, monkeypatch):
-  def exhausted(*_):
+  def exhausted(*_, **__):
     raise jax.errors.JaxRuntimeError(
       'RESOURCE_EXHAUSTED: Ran out of memory (20.00G) of (15.75G). '
       'HLO module: jit_step.\nSee elsewhere.'
     )
 
-  step = tpu_step.Step(smoke(), (64, 64), jax.devices()[:2])
-  monkeypatch.setattr(tpu_step.measure, 'compile_phases', exhausted)
+  step = sharded_step.Step(smoke(), (64, 64), jax.devices()[:2])
+  monkeypatch.setattr(sharded_step.measure, 'compile_phases', exhausted)
   row = step.compile(3)
   assert row['error'] == (
     'RESOURCE_EXHAUSTED: Ran out of memory (20.00G) of (15.75G)'
@@ -98,11 +100,11 @@ def test_a_batch_that_does_not_fit_says_so(smoke, known, monkeypatch):
 def test_any_other_failure_of_the_compiler_is_not_hidden(
   smoke, known, monkeypatch
 ):
-  def broken(*_):
+  def broken(*_, **__):
     raise jax.errors.JaxRuntimeError('INTERNAL: broken')
 
-  step = tpu_step.Step(smoke(), (64, 64), jax.devices()[:2])
-  monkeypatch.setattr(tpu_step.measure, 'compile_phases', broken)
+  step = sharded_step.Step(smoke(), (64, 64), jax.devices()[:2])
+  monkeypatch.setattr(sharded_step.measure, 'compile_phases', broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
     step.compile(1)
 
@@ -119,7 +121,7 @@ def test_a_network_that_cannot_be_judged_is_refused(
   smoke, known, changes, window, said
 ):
   with pytest.raises(errors.InputError, match=said):
-    tpu_step.Step(smoke(changes), window, jax.devices()[:2])
+    sharded_step.Step(smoke(changes), window, jax.devices()[:2])
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_a_network_that_cannot_be_judged_is_refused(
 def test_the_batch_is_that_of_the_run(known, name, changes, channels, weighted):
   config = conftest.experiment(name).get_config('smoke')
   config.update_from_flattened_dict(changes)
-  step = tpu_step.Step(config, (64, 64), jax.devices()[:2])
+  step = sharded_step.Step(config, (64, 64), jax.devices()[:2])
   # Adam and optax's schedules mix dtypes.
   with jax.numpy_dtype_promotion('standard'):
     lowered = step.call.lower(step._state, step._batch(4))
@@ -157,16 +159,50 @@ def test_a_network_of_several_slices_is_compiled_for_a_tpu(name, changes):
   config = conftest.experiment(name).get_config('smoke')
   config.update_from_flattened_dict(changes)
   with jax.numpy_dtype_promotion('standard'):
-    row = tpu_step.Step(config, (64, 64), devices).compile(1)
+    row = sharded_step.Step(config, (64, 64), devices).compile(1)
   assert row['error'] is None
   # XLA counts the rest of the step too, and paddings.
   assert 0.7 < row['hlo_flops'] / row['model_flops'] < 3
 
 
+@pytest.mark.gpu_compiler
+def test_a_small_network_is_compiled_for_gpus_of_two_hosts(smoke):
+  devices = slices.devices('h100:2x2')
+  assert [d.process_index for d in devices] == [0, 0, 1, 1]
+  config = smoke({'model.dropout': 0.0, 'optim.name': 'sgd'})
+  row = sharded_step.Step(config, (32, 32), devices).compile(1)
+  assert row['error'] is None
+  assert row['collectives']['all-reduce']['count'] > 0
+  found = row['kernels']
+  assert found['tasks']['convolutions']['kernels'] > 20
+  assert found['kernels'] == found['small'] > 200
+  assert row['min_bytes'] < found['bytes'] < 100 * row['min_bytes']
+  assert row['floors']['launch_s'] == pytest.approx(2e-6 * found['kernels'])
+  assert 0 < row['memory']['peak'] < 2**30
+
+
+def test_a_batch_that_no_gpu_holds_does_not_fit(smoke, known, monkeypatch):
+  step = sharded_step.Step(smoke(), (64, 64), jax.devices()[:2])
+  step.gpu = True
+  memory = types.SimpleNamespace(
+    **{f'{part}_size_in_bytes': 0 for part in ('argument', 'output', 'temp')},
+    alias_size_in_bytes=0,
+    generated_code_size_in_bytes=0,
+    peak_memory_in_bytes=15.75 * 2**30,
+  )
+  compiled = types.SimpleNamespace(memory_analysis=lambda: memory)
+  monkeypatch.setattr(
+    sharded_step.measure, 'compile_phases', lambda *_, **__: (compiled, {})
+  )
+  row = step.compile(3)
+  assert row['error'] == 'It needs 15.75 GiB of 16 GiB'
+  assert row['floors'] is row['kernels'] is None
+
+
 @pytest.mark.tpu_compiler
 def test_a_small_network_is_compiled_for_a_tpu(smoke):
   devices = slices.devices('v5e:2x2')
-  row = tpu_step.Step(smoke(), (64, 64), devices).compile(1)
+  row = sharded_step.Step(smoke(), (64, 64), devices).compile(1)
   assert row['error'] is None
   assert row['collectives']['all-reduce']['count'] > 0
   assert 0 < row['memory']['peak'] < 2**30
