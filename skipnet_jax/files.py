@@ -46,14 +46,14 @@ def check_outputs(
 
   Raises:
     InputError: an output is an input, would be one more slice in its folder, is
-      another output, or exists although `overwrite` is False.
+      another output or a folder, or exists although `overwrite` is False.
   """
   read: set[tuple[Any, ...]] = set()
   folders: set[tuple[Any, ...]] = set()
   named: set[tuple[Any, ...]] = set()
   for path in map(pathlib.Path, inputs):
     read.add(_place(path))
-    if path.is_dir():
+    if os.path.isdir(path):
       folders.add(_place(path))
       # A folder that cannot be listed is refused when it is read.
       with contextlib.suppress(OSError):
@@ -76,6 +76,8 @@ def check_outputs(
         f'{path} would be one more slice in the folder of the input: choose '
         'another folder.'
       )
+    if os.path.isdir(path) and not path.is_symlink():
+      raise errors.InputError(f'{path} is a folder: choose another name.')
     if os.path.lexists(path) and not overwrite:
       raise errors.InputError(f'{path} exists: {remedy}.')
 

@@ -10,6 +10,7 @@ import sys
 from conftest import ROOT
 import pytest
 
+from skipnet_jax import errors
 from skipnet_jax import files
 
 
@@ -183,3 +184,11 @@ def test_lines_are_appended_to_this_file_alone(tmp_path):
   path.symlink_to(tmp_path / 'nowhere')
   files.open_to_append(path).close()
   assert not (tmp_path / 'nowhere').exists()
+
+
+def test_a_folder_is_no_output(tmp_path):
+  (tmp_path / 'a.json').mkdir()
+  with pytest.raises(errors.InputError, match='is a folder: choose another'):
+    files.check_outputs([tmp_path / 'a.json'], overwrite=True)
+  # The system's own limits are met when the file is written.
+  files.check_outputs([tmp_path / ('a' * 300)], overwrite=False)

@@ -86,13 +86,11 @@ def _replacing(
     )
   with contextlib.ExitStack() as undo:
     with tiff_checks.refusing(path, 'cannot be written'):
-      fault = None
       if not path.parent.is_dir():
-        fault = f'the folder {path.parent} does not exist; make it'
-      elif path.is_dir():
-        fault = 'it is a folder; choose another name'
-      if fault:
-        raise errors.InputError(f'cannot write {path}: {fault}')
+        raise errors.InputError(
+          f'cannot write {path}: the folder {path.parent} does not exist; make '
+          'it'
+        )
       files.check_outputs([path], overwrite=overwrite)
       file = undo.enter_context(files.replacing(path))
     yield file
