@@ -8,6 +8,7 @@ import logging as python_logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from typing import NoReturn, TypeVar
 
@@ -19,6 +20,8 @@ from ml_collections.config_flags import config_flags
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import signals
+from skipnet_jax import stdio
 
 Value = TypeVar('Value')
 
@@ -75,6 +78,9 @@ def _parse(several: str, argv: list[str]) -> list[str]:
     return rest
   except (flags.Error, errors.InputError) as e:
     refuse(' '.join(str(e).split()))
+  except SystemExit as e:
+    # absl exits with 1 after --help.
+    sys.exit(0 if e.code == 1 else e.code)
   except (AttributeError, KeyError) as e:
     # An unknown config field; ml_collections names the nearest.
     field = re.search(r'\w+', str(e))
@@ -131,6 +137,8 @@ def _use_large_pages() -> None:
   if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ:
     return
   os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+  # They wait until the new process can handle them.
+  signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -194,6 +202,17 @@ def _without_tensorstore(hook: Callable, unraisable) -> None:
     hook(unraisable)
 
 
+def _end_of_output() -> None:
+  """Exits with 1 if standard output was lost on a full disk."""
+  failure = stdio.failure()
+  if failure and failure.errno in _FULL:
+    refuse(
+      f'Standard output could not be written ({failure.strerror}), and '
+      'everything else is done: free some space.',
+      1,
+    )
+
+
 def run(
   main: Callable[[], None],
   interrupted: str = 'run the same command again to resume.',
@@ -201,14 +220,16 @@ def run(
 ) -> None:
   """Parses the flags, calls `main`, and turns bad input into exit code 2.
 
-  Any other exception keeps its traceback and exits with code 1.
+  Any other exception keeps its traceback and exits with code 1. A command whose
+  standard output is lost continues without printing.
 
   Args:
     main: the command.
-    interrupted: printed after Ctrl-C.
+    interrupted: printed after Ctrl-C or SIGTERM.
     several: a multi_string flag that takes all words up to the next flag.
   """
   _use_large_pages()
+  stdio.protect()
   _print_any_name()
   _keep_programs()
   _fix_arithmetic()
@@ -260,9 +281,7 @@ def run(
         'the layer that causes it.',
         1,
       )
-    except KeyboardInterrupt:
-      print(f'\nInterrupted; {interrupted}')
-      sys.exit(130)
+    _end_of_output()
 
   # Orbax and its event loop log a failed write; the RunError reports it.
   logging.set_verbosity(logging.FATAL)
@@ -270,7 +289,9 @@ def run(
   sys.unraisablehook = functools.partial(
     _without_tensorstore, sys.unraisablehook
   )
-  app.run(call, flags_parser=functools.partial(_parse, several))
+  with signals.Interruption(interrupted):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
+    app.run(call, flags_parser=functools.partial(_parse, several))
 
 
 def require(flag: flags.FlagHolder[Value | None]) -> Value:

@@ -158,6 +158,32 @@ def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   assert f'{tmp_path}/a.json' in outcome.err
 
 
+@pytest.mark.parametrize('flag', ['--help', '--helpshort', '--helpfull', '-?'])
+@pytest.mark.parametrize('before', [[], [f'{CONFIG}/long_short.py:smoke']])
+def test_help_exits_with_0(command, flag, before):
+  for arguments in ([*before, flag], [flag, *before]):
+    outcome = command('train', *arguments)
+    assert (outcome.code, outcome.err) == (0, '')
+    assert '--workdir: Folder of the run' in outcome.out
+
+
+@pytest.mark.parametrize(
+  'main',
+  [
+    *('predict', 'evaluate', 'gradflow', 'benchmark'),
+    *(
+      f'tools/{path.name}'
+      for path in (ROOT / 'tools').glob('*.py')
+      if "__name__ == '__main__'" in path.read_text()
+    ),
+  ],
+)
+def test_every_command_and_tool_has_help(command, main):
+  outcome = command(main, '--help')
+  assert (outcome.code, outcome.err) == (0, '')
+  assert '--help' in outcome.out
+
+
 @pytest.fixture
 def train(command, monkeypatch, tmp_path):
   """Runs train where the training raises an error."""

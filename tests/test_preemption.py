@@ -227,3 +227,11 @@ def test_sigterm_outside_exit_at_once_asks_to_stop():
     while not stop_signal.should_stop():
       assert time.monotonic() < end
   assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_lost_terminal_does_not_end_a_training():
+  before = signal.getsignal(signal.SIGHUP)
+  with preemption.StopSignal() as stop_signal:
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop_signal.should_stop()
+  assert signal.getsignal(signal.SIGHUP) == before

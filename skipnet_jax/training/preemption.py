@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 import contextlib
-import os
 import signal
-import sys
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from skipnet_jax import signals
 
 
 class StopSignal:
@@ -16,7 +17,8 @@ class StopSignal:
 
   Inside a `with` block, SIGTERM ends no process: `should_stop` becomes True.
   Inside `exit_at_once_on_sigterm`, SIGTERM ends the process immediately with
-  exit code 0, even while XLA compiles and no Python code runs.
+  exit code 0, even while XLA compiles and no Python code runs. The loss of the
+  terminal (SIGHUP) is ignored.
 
   With several processes, JAX itself receives the signal, in any of them, and
   stops all of them after the same call. In a thread other than the main one,
@@ -34,40 +36,31 @@ class StopSignal:
     self._undo = contextlib.ExitStack()
 
   def __enter__(self) -> 'StopSignal':
-    main = threading.current_thread() is threading.main_thread()
-    if not main or jax.process_count() > 1:
+    if threading.current_thread() is not threading.main_thread():
       return self
-    undo = self._undo.callback
-    # Python's own handlers wait for the interpreter, and a compilation keeps it
-    # busy for minutes; a byte in this pipe arrives immediately.
-    read, write = os.pipe()
-    undo(os.close, read)
-    os.set_blocking(write, False)
-    watcher = threading.Thread(target=self._watch, args=(read,), daemon=True)
-    watcher.start()
-    undo(watcher.join)
-    undo(os.close, write)
-    old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    undo(signal.set_wakeup_fd, old_fd)
-    old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
-    undo(signal.signal, signal.SIGTERM, old_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+      # The terminal is gone; standard output and error then discard everything.
+      self._handle(signal.SIGHUP, signal.SIG_IGN)
+    if jax.process_count() == 1:
+      self._undo.enter_context(signals.watching(self._receive))
+      self._handle(signal.SIGTERM, lambda *_: None)
     return self
 
   def __exit__(self, *_) -> None:
     self._undo.close()
 
-  def _watch(self, read: int) -> None:
-    while received := os.read(read, 64):
-      if signal.SIGTERM in received:
-        with self._lock:
-          self._received.set()
-          if self._exit_at_once:
-            self._exit()
+  def _handle(self, number: signal.Signals, handler: Any) -> None:
+    self._undo.callback(signal.signal, number, signal.signal(number, handler))
+
+  def _receive(self, number: int) -> None:
+    if number == signal.SIGTERM:
+      with self._lock:
+        self._received.set()
+        if self._exit_at_once:
+          self._exit()
 
   def _exit(self) -> None:
-    print('Stopped by SIGTERM; nothing is lost.', flush=True)
-    sys.stderr.flush()
-    os._exit(0)
+    signals.leave('Stopped by SIGTERM; nothing is lost.\n', 0)
 
   @contextlib.contextmanager
   def exit_at_once_on_sigterm(self) -> Iterator[None]:
