@@ -97,7 +97,7 @@ class Interruption:
         # Python needs some time to end, and nothing can be lost any more.
         atexit.register(signal.signal, number, signal.SIG_IGN)
       return
-    number = self._number or signal.SIGINT
+    number = int(self._number or signal.SIGINT)
     print(self._message(number), end='', flush=True)
     if self._number:
       # The compilation goes on in a thread of XLA, which crashes when JAX
