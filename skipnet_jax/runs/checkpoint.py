@@ -240,7 +240,7 @@ class Checkpoints:
         with self._writing():
           manager.wait_until_finished()
       if name not in self._read_back:
-        self._check_readable(name, step, data.nbytes, meta['crc32'])
+        self._check_readable(name, step, data)
         self._read_back.add(name)
       if again:
         self._finish_replacing()
@@ -266,13 +266,17 @@ class Checkpoints:
           old.rename(self._folder / place)
     _barrier('checkpoint is replaced')
 
-  def _check_readable(self, name: str, step: int, size: int, crc: int) -> None:
+  def _check_readable(self, name: str, step: int, data: np.ndarray) -> None:
     """Raises RunError if a checkpoint is not what was saved."""
     manager = self._managers[name]
     try:
+      # Process 0 wrote the values, with its own times.
       meta = self._read(manager, step, 'meta', ocp.args.JsonRestore())
-      if _checksum(self._read_bytes(manager, step, size), meta) != crc:
+      found = self._read_bytes(manager, step, data.nbytes)
+      if _checksum(found, meta) != meta['crc32']:
         raise ValueError('its checksum is wrong')
+      if not np.array_equal(found, data):
+        raise ValueError('its arrays are others')
     except (ValueError, KeyError) as e:
       raise errors.RunError(
         f'The checkpoint {name}/{step} in {self._folder} cannot be read back '

@@ -28,7 +28,7 @@ class Heartbeat:
   that can be understood. Both need JAX's service, which runs in process 0.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     client = distributed.global_state.client
     assert client is not None  # The processes have joined.
     self._client = client
