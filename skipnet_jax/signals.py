@@ -93,9 +93,9 @@ class Interruption:
     finished = isinstance(error, SystemExit) and not error.code
     if finished or not (self._number or kind is KeyboardInterrupt):
       self._undo.close()
-      for number in ENDING:
+      for ending in ENDING:
         # Python needs some time to end, and nothing can be lost any more.
-        atexit.register(signal.signal, number, signal.SIG_IGN)
+        atexit.register(signal.signal, ending, signal.SIG_IGN)
       return
     number = int(self._number or signal.SIGINT)
     print(self._message(number), end='', flush=True)
