@@ -5,9 +5,12 @@ python tools/chaos.py --kills 100 --workdir runs/chaos
 Real training processes of the smoke preset get SIGKILL at random moments (also
 during their start and while they write a checkpoint) or SIGTERM. Sometimes a
 second process is started on the same folder, a checkpoint is truncated or has a
-bit flipped, or metrics.jsonl is truncated. The finished run must be
-bit-identical to an undisturbed one. Writes chaos.json; exits with 1 if the runs
-differ.
+bit flipped, the newest one is damaged with its copy (then the run trains on, is
+stopped and resumes), all checkpoints are lost and put back, the folder gets an
+odd name, or metrics.jsonl is truncated or has a damaged line. After each
+process, the steps on the disk must be those that its messages name. The
+finished run must be bit-identical to an undisturbed one. Writes chaos.json;
+exits with 1 if the runs differ.
 """
 
 import collections
@@ -15,6 +18,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +28,7 @@ from absl import flags
 
 from skipnet_jax import cli
 from skipnet_jax import errors
+from skipnet_jax.runs import plain_path
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A new folder.')
 _KILLS = flags.DEFINE_integer(
@@ -40,7 +45,27 @@ DAMAGES = {
   'metrics.jsonl with half a line more': 2,
   'checkpoint cut': 3,
   'checkpoint with a bit flipped': 3,
+  'newest checkpoint damaged': 3,
+  'checkpoints lost': 2,
+  'folder renamed': 2,
+  'metrics.jsonl with a damaged line': 4,
 }
+# Names that Orbax or TensorStore would not read as they are written.
+NAMES = ('a[b]', 'a*b?', 'a\\b', 'gs:', os.fsdecode(b'\xff'), 'run')
+# What replaces a line of metrics.jsonl, given that line without its end.
+LINES = {
+  'cut': lambda line: line[: len(line) // 2],
+  'nested': lambda line: b'[' * 100_000 + b']' * 100_000,
+  'long': lambda line: b' ' * 2**21 + line,
+  'bytes': lambda line: b'\xff\xfe\0\v',
+  'list': lambda line: b'[' + line + b']',
+  'fields': lambda line: line.split(b', "train_bce"')[0] + b'}',
+  'nan': lambda line: re.sub(rb'("train_bce": )[^,]+', rb'\1NaN', line),
+  'value': lambda line: re.sub(rb'("valid_loss": )[^,]+', rb'\g<1>7.5', line),
+  'twice': lambda line: line + b'\r\n' + line,
+}
+# Steps in an epoch of the smoke preset.
+STEPS = 2
 FIELDS = {
   'model.blocks': 'simple',
   'log.progress': False,
@@ -74,17 +99,80 @@ class Chaos:
 
   def __init__(self, folder: pathlib.Path, seed: int):
     self.folder = folder
-    self.random = random.Random(seed)
+    # Fates and damages depend on the seed alone, details also on the files.
+    self.random, self.details = random.Random(seed), random.Random(seed)
     self.lives: list[dict] = []
+    # Steps of checkpoints that cannot be read, and of those that might not.
+    self.damaged: set[int] = set()
+    self.doubtful: set[int] = set()
 
   def _pick(self, weights: dict[str, int]) -> str:
     return self.random.choices(list(weights), list(weights.values()))[0]
 
   def epochs(self) -> list[int]:
-    """The epochs of all complete lines in metrics.jsonl."""
+    """The epochs of all complete lines in metrics.jsonl that are JSON."""
     path = self.folder / 'metrics.jsonl'
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line)['epoch'] for line in lines if line.endswith('\n')]
+    found = []
+    for line in path.read_bytes().split(b'\n')[:-1] if path.exists() else ():
+      try:
+        found.append(json.loads(line)['epoch'])
+      except (ValueError, TypeError, KeyError, RecursionError):
+        continue
+    return found
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints on the disk, the newest first."""
+    root = self.folder / 'checkpoints'
+    # While a step is saved again, its old checkpoint is hidden.
+    names = [p.name for p in (*root.glob('*/*'), *root.glob('*.replaced'))]
+    found = (re.fullmatch(r'(?:.*_)?(\d+)(?:\.replaced)?', n) for n in names)
+    return sorted({int(match[1]) for match in found if match}, reverse=True)
+
+  def resumable(self) -> list[int]:
+    """Steps from which a process may resume, the lowest last."""
+    found = []
+    for step in self.steps():
+      if step not in self.damaged:
+        found.append(step)
+        if step not in self.doubtful:
+          return found
+    return [*found, 0]
+
+  def check_saved(self, log: pathlib.Path, resumable: list[int]) -> None:
+    """Compares the messages of a process with the steps on the disk.
+
+    Args:
+      log: what it printed.
+      resumable: from `resumable`, before it was started.
+
+    Raises:
+      RunError: it resumed from another step, or lost one, or did not save what
+        it says.
+    """
+    text, newest = log.read_text(), max(self.steps(), default=0)
+    place = r'after epoch (\d+)(?: and (\d+) steps)?'
+    first, last = (
+      match and STEPS * int(match[1]) + int(match[2] or 0)
+      for match in (
+        re.search(rf'(?m)^Resuming {place}\.$', text),
+        re.search(rf'(?m)^Stopped by SIGTERM {place}\.', text),
+      )
+    )
+    if first is None and '\nepoch ' in text:
+      first = 0
+    if first is not None and first not in resumable:
+      raise errors.RunError(
+        f'{log}: resumed from step {first}; expected one of {resumable}.'
+      )
+    least = resumable[-1] if first is None else first
+    if newest < least or newest != (newest if last is None else last):
+      raise errors.RunError(
+        f'{log}: the newest checkpoint on the disk is of step {newest}; '
+        f'resumed from {least}, said to have saved {last}.'
+      )
+    if first is not None:
+      self.damaged = {step for step in self.damaged if step < first}
+      self.doubtful = {step for step in self.doubtful if step < first}
 
   def _writing(self) -> bool:
     root = self.folder / 'checkpoints'
@@ -105,6 +193,9 @@ class Chaos:
   def live(self, log: pathlib.Path) -> None:
     """Starts one process, interrupts it and damages the files."""
     fate, chance = self._pick(FATES), self.random.random()
+    if self.lives and self.lives[-1]['damage'] == 'newest checkpoint damaged':
+      fate = 'told'
+    resumable = self.resumable()
     with log.open('w') as output:
       process = start(self.folder, 10**6, output)
     begin = time.monotonic()
@@ -128,6 +219,7 @@ class Chaos:
       raise errors.RunError(
         f'{log}: exit code {code} or a traceback; expected code {wanted}.'
       )
+    self.check_saved(log, resumable)
     resumed = [x for x in text.splitlines() if x.startswith('Resuming after')]
     life = {
       'fate': fate,
@@ -136,6 +228,7 @@ class Chaos:
       'seconds_to_stop': round(time.monotonic() - signalled, 2),
       'was_writing': self._writing(),
       'last_record': max(self.epochs(), default=0),
+      'newest_step': max(self.steps(), default=0),
       'second_process_refused': refused,
       'damage': self._damage(),
     }
@@ -155,31 +248,92 @@ class Chaos:
 
   def _damage(self) -> str:
     damage = self._pick(DAMAGES)
-    metrics = self.folder / 'metrics.jsonl'
-    if damage.startswith('metrics') and self.epochs():
-      content = metrics.read_bytes()
-      last = content.rstrip(b'\n').rfind(b'\n') + 1
-      if damage.endswith('cut'):
-        content = content[: self.random.randrange(last, len(content))]
-      else:
-        content += content[last : self.random.randrange(last + 1, len(content))]
-      metrics.write_bytes(content)
+    if damage == 'folder renamed':
+      return self._rename()
+    if damage == 'checkpoints lost':
+      return self._lose()
+    if damage.startswith('metrics'):
+      return self._damage_metrics(damage)
+    root = self.folder / 'checkpoints'
+    if damage == 'newest checkpoint damaged':
+      # A run falls back on an older checkpoint, so there must be one.
+      newest, *others = self.steps() or [0]
+      if not set(others) - self.damaged - self.doubtful:
+        return 'none'
+      for place in root.glob(f'*/{newest}'):
+        for path in place.rglob('*'):
+          if path.is_file():
+            os.truncate(path, path.stat().st_size // 3)
+      self.damaged.add(newest)
       return damage
-    latest = self.folder / 'checkpoints' / 'latest'
-    steps = sorted(int(p.name) for p in latest.glob('*') if p.name.isdigit())
-    # A run falls back on an older checkpoint, so there must be one.
-    if not damage.startswith('checkpoint') or len(steps) < 2:
+    steps = sorted(
+      int(p.name) for p in root.glob('latest/*') if p.name.isdigit()
+    )
+    if (
+      not damage.startswith('checkpoint')
+      or len(steps) < 2
+      or {steps[-2]} & (self.damaged | self.doubtful)
+    ):
       return 'none'
-    files = [p for p in (latest / str(steps[-1])).rglob('*') if p.is_file()]
-    path = self.random.choice([p for p in files if p.stat().st_size])
+    latest = root / 'latest' / str(steps[-1])
+    files = [p for p in latest.rglob('*') if p.is_file()]
+    path = self.details.choice([p for p in files if p.stat().st_size])
     content = bytearray(path.read_bytes())
-    place = self.random.randrange(len(content))
+    place = self.details.randrange(len(content))
     if damage.endswith('cut'):
       del content[place:]
     else:
-      content[place] ^= 1 << self.random.randrange(8)
+      content[place] ^= 1 << self.details.randrange(8)
     path.write_bytes(content)
-    return f'{damage} ({path.relative_to(latest / str(steps[-1]))})'
+    self.doubtful.add(steps[-1])
+    return f'{damage} ({path.relative_to(latest)})'
+
+  def _damage_metrics(self, damage: str) -> str:
+    path = self.folder / 'metrics.jsonl'
+    if not self.epochs():
+      return 'none'
+    content = path.read_bytes()
+    last = content.rstrip(b'\n').rfind(b'\n') + 1
+    if damage.endswith('cut'):
+      path.write_bytes(content[: self.details.randrange(last, len(content))])
+    elif damage.endswith('more'):
+      end = self.details.randrange(last + 1, len(content))
+      path.write_bytes(content + content[last:end])
+    else:
+      lines = content.split(b'\n')
+      # A checkpoint has copies of the newest records.
+      number = self.details.randrange(max(0, len(lines) - 6), len(lines))
+      how = self.details.choice(list(LINES))
+      lines[number] = LINES[how](lines[number])
+      path.write_bytes(b'\n'.join(lines))
+      damage += f' ({how})'
+    return damage
+
+  def _rename(self) -> str:
+    name = NAMES[sum('renamed' in x['damage'] for x in self.lives) % len(NAMES)]
+    new = self.folder.with_name(name)
+    if not plain_path.is_usable(new):
+      return 'none'
+    self.folder = self.folder.rename(new)
+    return f'folder renamed ({name!a})'
+
+  def _lose(self) -> str:
+    """Starts a process without the checkpoints, which must be refused."""
+    if len(self.epochs()) < 2:
+      return 'none'
+    place, metrics = self.folder / 'checkpoints', self.folder / 'metrics.jsonl'
+    content = metrics.read_bytes()
+    hidden = place.rename(self.folder.with_name('hidden'))
+    process = start(self.folder, 10**6, subprocess.PIPE)
+    text = process.communicate(timeout=TIMEOUT)[0]
+    if (
+      process.returncode != 2
+      or 'no checkpoint to resume from' not in text
+      or metrics.read_bytes() != content
+    ):
+      raise errors.RunError(f'A run without checkpoints was trained: {text}')
+    hidden.rename(place)
+    return 'checkpoints lost'
 
 
 def finish(folder: pathlib.Path, epochs: int, log: pathlib.Path) -> None:
@@ -251,7 +405,10 @@ def main() -> None:
   for number in range(1, _KILLS.value + 1):
     chaos.live(root / 'lives' / f'{number:04d}.txt')
   epochs = max(chaos.epochs(), default=0) + 3
+  chaos.folder = chaos.folder.rename(root / 'run')
+  resumable = chaos.resumable()
   finish(root / 'run', epochs, root / 'lives' / 'last.txt')
+  chaos.check_saved(root / 'lives' / 'last.txt', resumable)
   finish(root / 'whole', epochs, root / 'lives' / 'whole.txt')
   found = differences(root / 'run', root / 'whole')
   once = chaos.epochs() == list(range(1, epochs + 1))
