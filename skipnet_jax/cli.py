@@ -20,6 +20,7 @@ from ml_collections.config_flags import config_flags
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import programs
 from skipnet_jax import signals
 from skipnet_jax import stdio
 
@@ -148,20 +149,6 @@ def _print_any_name() -> None:
     sys.stdout.reconfigure(errors='backslashreplace')
 
 
-def _keep_programs() -> None:
-  """Names the folder where JAX keeps compiled programs for later commands.
-
-  A setting of the user is kept; an empty one turns it off.
-  """
-  given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-  if given is None or (given and not environment.can_write(given)):
-    try:
-      folder = environment.writable_cache_dir() / 'compiled'
-    except errors.InputError as e:
-      refuse(str(e))
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
-
-
 def _fix_arithmetic() -> None:
   """Sets JAX's number of bits and random generator as all results need them."""
   for name, fitting in _ARITHMETIC.items():
@@ -231,7 +218,10 @@ def run(
   _use_large_pages()
   stdio.protect()
   _print_any_name()
-  _keep_programs()
+  try:
+    programs.keep()
+  except errors.InputError as e:
+    refuse(str(e))
   _fix_arithmetic()
   # Modules in a tool's folder must not hide others, as tools/profile.py would
   # hide Python's `profile`.

@@ -115,23 +115,6 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(monkeypatch):
   assert output.getvalue() == b'\\xe9 \\udcff\n'
 
 
-def test_an_unusable_cache_of_programs_is_replaced(monkeypatch, tmp_path):
-  name, cache = 'JAX_COMPILATION_CACHE_DIR', tmp_path / 'cache'
-  monkeypatch.setenv('SKIPNET_CACHE_DIR', str(cache))
-  (tmp_path / 'file').write_text('')
-  for given, used in {
-    str(tmp_path / 'file'): cache / 'compiled',
-    str(tmp_path / 'own'): tmp_path / 'own',
-    '': '',
-  }.items():
-    monkeypatch.setenv(name, given)
-    cli._keep_programs()
-    assert os.environ[name] == str(used)
-  monkeypatch.delenv(name)
-  cli._keep_programs()
-  assert os.environ[name] == str(cache / 'compiled')
-
-
 def test_variables_that_change_results_are_ignored(monkeypatch, capsys):
   monkeypatch.setenv('JAX_ENABLE_X64', 'True')
   monkeypatch.setenv('JAX_DEFAULT_PRNG_IMPL', 'rbg')

@@ -78,6 +78,10 @@ class RunLog:
       self._bar.write(text, file=sys.stdout)
       sys.stdout.flush()
 
+  def start_clock(self) -> None:
+    """Leaves the time before out of the progress bar."""
+    self._bar.unpause()
+
   def advance(self, steps: int, loss: float, images_per_second: float) -> None:
     """Moves the progress bar."""
     self._bar.set_postfix(

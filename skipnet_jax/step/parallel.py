@@ -179,3 +179,11 @@ def require_determinism(platform: str) -> None:
 def to_host(tree: Tree) -> Tree:
   """Replicated arrays as numpy, from a shard that this process holds."""
   return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
+
+
+def memory(device: jax.Device) -> int:
+  """Bytes of memory that a device has; on a CPU, all of the machine."""
+  stats = device.memory_stats() if device.platform != 'cpu' else None
+  return (stats or {}).get('bytes_limit') or (
+    os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  )

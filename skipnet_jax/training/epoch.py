@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
-import os
 import time
 from typing import Any
 
@@ -13,6 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from skipnet_jax import config_identity
+from skipnet_jax import programs
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
@@ -90,6 +92,7 @@ class Epoch:
     self._on_nonfinite, self._should_stop = on_nonfinite, should_stop
     self._pipeline, self._parallel, self._arrays = pipeline, parallel, arrays
     self.compiled: Any = None
+    self._names = _names(config, parallel)
     device, per_epoch = parallel.devices[0], pipeline.steps_per_epoch
     self.on_device = _fits(arrays, device, config.data.device_share)
     if self.on_device:
@@ -122,13 +125,16 @@ class Epoch:
     return self._call, (state, data)
 
   def compile(self, state: TrainState) -> None:
-    """Compiles the program and prints how long that took."""
+    """Compiles the program and prints how long that takes."""
     call, arguments = self.program(state)
-    begin = time.perf_counter()
+    expected = programs.expected_seconds(*self._names)
+    about = f', about {expected:.0f} s.' if expected else ' ...'
+    self._log(f'Compiling the training step{about}')
+    begin, kept = time.perf_counter(), programs.count()
     self.compiled = call.lower(*arguments).compile()
-    self._log(
-      f'Compiled the training step in {time.perf_counter() - begin:.1f} s.'
-    )
+    seconds = time.perf_counter() - begin
+    self._log(f'Compiled the training step in {seconds:.1f} s.')
+    programs.record(*self._names, seconds, kept=programs.count() == kept)
 
   def __call__(
     self, state: TrainState, before: Part | None = None
@@ -200,10 +206,19 @@ class Epoch:
     return self._parallel.place_batch((raw, keys))
 
 
+def _names(
+  config: ml_collections.ConfigDict, parallel: parallel_lib.Parallel
+) -> tuple[str, str]:
+  """Names the compiled program, and all programs of the same network."""
+  devices = parallel.devices
+  where = f'{devices[0].device_kind} x {len(devices)}, {config.parallel.mode}'
+  same = json.dumps(
+    [jax.__version__, where, config.model.to_dict()], sort_keys=True
+  )
+  return f'{config_identity.hash_of(config)} on {where}', same
+
+
 def _fits(arrays: pipeline_lib.Arrays, device: Any, share: float) -> bool:
   """Whether the data set takes at most `share` of the device's memory."""
-  stats = device.memory_stats() if device.platform != 'cpu' else None
-  limit = (stats or {}).get('bytes_limit') or (
-    os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  )
-  return sum(a.nbytes for a in arrays.values()) <= share * limit
+  size = sum(a.nbytes for a in arrays.values())
+  return size <= share * parallel_lib.memory(device)

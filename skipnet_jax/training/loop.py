@@ -228,6 +228,7 @@ class Run:
     # A run that ended between a checkpoint and its samples lacks them.
     self._draw_samples()
     processes.barrier()
+    log.start_clock()
     while self.progress.epoch < epochs:
       before = before or copy_kernels(self.state.params)
       self.state, part = train_epoch(self.state, part)
