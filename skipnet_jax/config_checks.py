@@ -1,6 +1,7 @@
 """Checks a config before it is used; see `config` for its fields."""
 
 from collections.abc import Callable
+import json
 import math
 import operator
 import re
@@ -32,6 +33,10 @@ _LOWEST = {
   ),
   2: ('data.slices',),
 }
+# Devices count in int32, and the random keys take no larger seed.
+_LIMIT = 2**31
+# Pixels of a side, and numbers in a list.
+_LONGEST, _MOST_NUMBERS = 2**20, 1000
 _POSITIVE = (
   *('optim.learning_rate', 'optim.discriminator_learning_rate'),
   *('optim.step_factor', 'data.augment.elastic_sigma', 'data.border_sigma'),
@@ -44,23 +49,77 @@ _CHOICES = {
 }
 
 
-def check_whole(config: ConfigDict) -> None:
-  """Checks that no field of `get_default` is missing.
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+  bool: ((bool,), 'True or False'),
+  int: ((int,), 'a whole number'),
+  float: ((int, float), 'a number'),
+  str: ((str,), 'text'),
+  tuple: ((list, tuple), 'a list of values'),
+  list: ((list, tuple), 'a list of values'),
+}
+
+
+def check_type(name: str, value: Any, default: Any) -> None:
+  """Checks that a field's value is of the type of its default.
 
   Raises:
-    InputError: one is missing, or a value is of a type that JSON cannot hold.
+    InputError: it is of another; True and False are no numbers.
   """
+  if isinstance(default, dict):
+    fits, need = isinstance(value, dict), 'a section'
+    if default:
+      need += f' with the fields {", ".join(default)}'
+  elif type(default) in _KINDS:
+    types, need = _KINDS[type(default)]
+    fits = isinstance(value, types) and (
+      isinstance(value, bool) == isinstance(default, bool)
+    )
+  else:
+    return
+  if not fits:
+    raise errors.InputError(f'{name} is {short(value)}; it must be {need}.')
+
+
+def short(value: Any) -> str:
+  """A value for a message, cut at 60 characters."""
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def _check_types(
+  found: dict[str, Any], known: dict[str, Any], prefix: str = ''
+) -> None:
+  for name, default in known.items():
+    if name in found:
+      check_type(prefix + name, found[name], default)
+      if isinstance(default, dict):
+        _check_types(found[name], default, f'{prefix}{name}.')
+
+
+def check_whole(config: ConfigDict) -> None:
+  """Checks that no field of `get_default` is missing or of another type.
+
+  The fields of the network are checked when it is built.
+
+  Raises:
+    InputError: one is, or a value is of a type that JSON cannot hold.
+  """
+  default = config_lib.get_default()
   try:
+    _check_types(json.loads(config.to_json()), json.loads(default.to_json()))
     found = config_identity.to_flat(config)
   except TypeError as e:
     raise errors.InputError(
       f'The config has a value that cannot be saved as JSON ({e}): use numbers '
       'and words of Python.'
     ) from e
+  except RecursionError as e:
+    raise errors.InputError(
+      'The config has sections in sections hundreds of levels deep: remove '
+      'those that skipnet_jax/config.py does not have.'
+    ) from e
   missing = [
-    name
-    for name in config_identity.to_flat(config_lib.get_default())
-    if name not in found
+    name for name in config_identity.to_flat(default) if name not in found
   ]
   if missing or 'model' not in config:
     raise errors.InputError(
@@ -101,7 +160,7 @@ def validate(config: ConfigDict) -> None:
     except (TypeError, AttributeError, OverflowError):  # Of another type.
       fitting = False
     if not fitting:
-      raise errors.InputError(f'{field} is {value!r}; it must be {need}.')
+      raise errors.InputError(f'{field} is {short(value)}; it must be {need}.')
 
   t, d, p = config.train, config.data, config.parallel
   for field, choices in _CHOICES.items():
@@ -120,10 +179,11 @@ def validate(config: ConfigDict) -> None:
       require(
         field, lambda x: low <= x < math.inf, f'at least {low}, and finite'
       )
-  # A limit of the random keys.
-  require('seed', lambda x: x < 2**31, f'below {2**31}')
-  # A limit of indices in int32.
-  require('train.batch_size', lambda x: x < 2**31, f'below {2**31}')
+  for field, default in config_identity.to_flat(known).items():
+    if type(default) is int:
+      require(field, lambda x: x < _LIMIT, f'below {_LIMIT}')
+  for field in ('data.size', 'data.crop', 'data.widen'):
+    require(field, lambda x: x <= _LONGEST, f'at most {_LONGEST} pixels')
   for field in _POSITIVE:
     require(field, lambda x: 0 < x < math.inf, 'above 0, and finite')
   require('data.augment.elastic_share', lambda x: 0 <= x <= 1, 'in 0..1')
@@ -134,10 +194,12 @@ def validate(config: ConfigDict) -> None:
     require(
       field,
       lambda x: (
-        list(x) == sorted(set(x))
+        len(x) <= _MOST_NUMBERS
+        and list(x) == sorted(set(x))
         and all(isinstance(n, int) and 1 <= n < 2**31 for n in x)
       ),
-      'increasing whole numbers of epochs, the first at least 1',
+      f'at most {_MOST_NUMBERS} increasing whole numbers of epochs, the first '
+      'at least 1',
     )
   count = len(t.auxiliary_at) + 1
   require(

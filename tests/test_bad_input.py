@@ -148,6 +148,14 @@ def test_labels_with_more_than_two_values(stack):
     (['--config.train.auxiliary_at=(3, 2)'], 'auxiliary_at is (3, 2)'),
     (['--config.optim.name=rmsprob'], 'one of rmsprop, sgd, adam'),
     (['--config.data.source=nowhere'], 'one of auto, isbi2012'),
+    (
+      ['--config.model.base_width=60000'],
+      'parameters, which take at least',
+    ),
+    (
+      ['--config.train.batch_size=1000000000'],
+      'is 1,000,000,000, and the largest layer then takes at least',
+    ),
     (['--epochs=3'], 'epochs'),
     (['now'], "Unknown argument 'now'"),
   ],

@@ -176,6 +176,53 @@ def test_an_experiment_can_build_on_another(tmp_path):
   assert config_lib.load_experiment(base, 'x').preset == 'x'
 
 
+@pytest.mark.parametrize(
+  ('field', 'value', 'words'),
+  [
+    ('optim', None, 'optim is None; it must be a section with the fields name'),
+    ('train', 7, 'train is 7; it must be a section with the fields loss'),
+    ('model', [], r'model is \[\]; it must be a section'),
+    ('data.augment', None, r'data\.augment is None; it must be a section'),
+    ('train.epochs', True, 'True; it must be a whole number'),
+    ('train.epochs', {'a': {}}, r"\{'a': \{\}\}; it must be a whole number"),
+    ('train.epochs', '3', "'3'; it must be a whole number"),
+    ('seed', 1.5, '1.5; it must be a whole number'),
+    ('seed', None, 'None; it must be a whole number'),
+    ('optim.eps', True, 'True; it must be a number'),
+    ('data.augment.flip', 1, '1; it must be True or False'),
+    ('data.image', None, 'None; it must be text'),
+    ('train.auxiliary', {'a': 1}, "'a': 1}; it must be a list"),
+    ('optim.step_at', list(range(1, 5000)), r'\.\.\.; it must be at most 1000'),
+    ('train.epochs', 10**18, '0; it must be below 2147483648'),
+    ('train.steps_per_call', 10**12, '0; it must be below 2147483648'),
+    ('data.crop', 10**9, '0; it must be at most 1048576 pixels'),
+  ],
+)
+def test_other_types_and_absurd_sizes(field, value, words):
+  config = make()
+  *sections, last = field.split('.')
+  place = config
+  for section in sections:
+    place = place[section]
+  with config.unlocked():
+    del place[last]
+    place[last] = value
+  with pytest.raises(errors.InputError, match=words) as error:
+    config_checks.validate(config)
+  assert str(error.value).startswith(f'{field} is ')
+  assert len(str(error.value)) < 300
+
+
+def test_sections_in_sections():
+  config, value = make(), {}
+  for _ in range(900):
+    value = {'a': value}
+  with config.unlocked():
+    config.extra = value
+  with pytest.raises(errors.InputError, match='hundreds of levels deep'):
+    config_checks.check_whole(config)
+
+
 HEAD = """from skipnet_jax import config as config_lib
 def get_config(preset='x'):
   c = config_lib.get_default()
@@ -250,12 +297,24 @@ def test_a_config_that_is_not_whole():
     ({'dtype': 'float16'}, 'float32 or bfloat16'),
     ({'dropout': 1.0}, 'below 1'),
     ({'short_skip': False}, "did you mean 'short_skips'"),
+    ({'base_width': 10**8}, 'at most 65535'),
+    ({'repetitions': (10**6,) * 7}, 'at most 1000'),
+    ({'repetitions': (1,) * 10**6}, r'\.\.\.; give 7 numbers'),
+    ({'repetitions': 3}, 'a list of values'),
+    ({'base_width': True}, 'a whole number'),
+    ({'base_width': '32'}, 'a whole number'),
+    ({'dropout': None}, 'a number'),
+    ({'scan': 1}, 'True or False'),
+    ({'name': 3}, r'model\.name is 3; it must be text'),
   ],
 )
 def test_models_that_cannot_be_built_are_refused(fields, words):
   config = models.model_config('fc_resnet')
   with config.unlocked():
-    config.update(fields)
+    for name, value in fields.items():
+      if name in config:
+        del config[name]
+      config[name] = value
   with pytest.raises(errors.InputError, match=words):
     models.build_model(config)
 

@@ -2,7 +2,8 @@
 
 python tools/hostile.py --output runs/hostile [--stack train-volume.tif]
 
-Every input is given to a real process: a stack of one's own, or a config field.
+Every input is given to a real process: a stack of one's own, a config field, an
+experiment file or the config.json of a run.
 Broken input must give exit code 2 and one sentence, without a traceback, a
 started run, files outside workdir and cache, or much more memory than for a
 missing file. Unusual but valid input must be read correctly and train. With
@@ -18,6 +19,7 @@ import random
 import resource
 import subprocess
 import sys
+from typing import Any
 import warnings
 
 from absl import flags
@@ -40,6 +42,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEMORY = 256
 # Bytes of address space that other readers get.
 ELSEWHERE = 4 * 2**30
+SMOKE = 'experiments/long_short.py'
 
 
 # Invalid config fields.
@@ -69,6 +72,64 @@ CONFIGS = [
   'parallel.devices=4096',
   'parallel.mode=teleport',
   'nothing.at_all=1',
+  # Another type.
+  'optim=None',
+  'optim=3',
+  'model=[]',
+  'train.epochs=True',
+  'train.epochs=1.5',
+  'seed=None',
+  'data.source=None',
+  'model.base_width=None',
+  # Too large.
+  'model.base_width=100000000',
+  'model.base_width=65535',
+  'model.repetitions=(1000000, 1, 1, 1, 1, 1, 1)',
+  'train.batch_size=1000000000',
+  'train.batch_size=1000000000000',
+  'train.epochs=1000000000000000000',
+  'train.steps_per_call=1000000000000',
+  'data.crop=1000000000',
+  'data.size=1000000000',
+  'data.slices=1000000000',
+  'data.train=0-999999999999',
+]
+# What an experiment file may do to its config.
+STATEMENTS = [
+  'config.optim = None',
+  'config.optim = [1, 2]',
+  'config.model = None',
+  'config.train = 7',
+  'config.train.epochs = True',
+  'config.train.epochs = dict(a=1)',
+  'config.data.augment.flip = 1',
+  'config.model.base_width = True',
+  'config.model.repetitions = (1,) * 10**6',
+  'del config.seed; config.seed = 1.5',
+  'del config.log; config.log = "x"',
+  'del config.model.base_width; config.model.base_width = "32"',
+  'del config.model.name; config.model.name = 3',
+  'del config.optim.step_at; config.optim.step_at = list(range(1, 10**6))',
+  'del config.train.auxiliary; config.train.auxiliary = dict(a=1)',
+  'exec("value = 1\\nfor _ in range(3000): value = dict(a=value)"); '
+  'config.x = value',
+]
+# What a config.json may have in place of a field; '' is the whole config.
+VALUES = [
+  ('', None),
+  ('', []),
+  ('optim', None),
+  ('optim', 3),
+  ('train', 'x'),
+  ('data', [1]),
+  ('data.augment', None),
+  ('model', []),
+  ('model.name', 3),
+  ('model.base_width', '4'),
+  ('train.epochs', True),
+  ('train.epochs', '3'),
+  ('seed', None),
+  ('optim.eps', {'a': {'b': {}}}),
 ]
 
 
@@ -82,7 +143,40 @@ def change_times(folder: pathlib.Path) -> dict[str, int]:
   return found
 
 
-def run(arguments: list[str], home: pathlib.Path) -> tuple[int, str, int]:
+def experiment(path: pathlib.Path, statement: str) -> None:
+  """Writes an experiment file that changes the config of the smoke preset."""
+  path.write_text(
+    'import pathlib\n'
+    'from skipnet_jax import config as config_lib\n'
+    'def get_config(preset):\n'
+    f'  file = pathlib.Path({str(ROOT / SMOKE)!r})\n'
+    '  config = config_lib.load_experiment(file, preset)\n'
+    f'  with config.unlocked():\n    {statement}\n'
+    '  return config\n'
+  )
+
+
+def damage(workdir: pathlib.Path, field: str, value: Any) -> None:
+  """Makes the folder of a run whose config.json has another value."""
+  from skipnet_jax import config as config_lib
+
+  config = config_lib.load_experiment(ROOT / SMOKE, 'smoke')
+  content = {
+    'config': json.loads(config.to_json()),
+    'dataset': {'name': 'a', 'fingerprint': 'b'},
+  }
+  *sections, last = ['config', *filter(None, field.split('.'))]
+  place = content
+  for section in sections:
+    place = place[section]
+  place[last] = value
+  workdir.mkdir(parents=True)
+  (workdir / 'config.json').write_text(json.dumps(content))
+
+
+def run(
+  arguments: list[str], home: pathlib.Path, config: str = SMOKE
+) -> tuple[int, str, int]:
   """Trains; returns exit code, output and peak memory in MiB."""
   # ru_maxrss of RUSAGE_CHILDREN is the largest peak of all children so far, so
   # a small process with one child starts the command.
@@ -97,7 +191,7 @@ def run(arguments: list[str], home: pathlib.Path) -> tuple[int, str, int]:
     [
       *(sys.executable, '-c', script),
       *(sys.executable, '-m', 'skipnet_jax.train'),
-      '--config=experiments/long_short.py:smoke',
+      f'--config={config}:smoke',
       '--config.train.epochs=1',
       '--config.model.blocks=simple',
       '--config.log.tensorboard=False',
@@ -199,7 +293,7 @@ def judge(code: int, wanted: int, text: str, work: pathlib.Path) -> str:
     return f'exit code {code}'
   if wanted == REFUSED and (len(lines) != 1 or text.count('\n') > 1):
     return 'not one sentence'
-  if wanted == REFUSED and (work / 'config.json').exists():
+  if wanted == REFUSED and (work / 'metrics.jsonl').exists():
     return 'a run was started'
   return ''
 
@@ -234,7 +328,11 @@ def main() -> None:
       ],
     )
     for name, (path, wanted) in inputs.items()
-  ] + [(field, REFUSED, [f'--config.{field}']) for field in CONFIGS]
+  ]
+  todo += [(field, REFUSED, [f'--config.{field}']) for field in CONFIGS]
+  todo += [(statement, REFUSED, []) for statement in STATEMENTS]
+  damaged = {f'config.json: {f} = {json.dumps(v)}': (f, v) for f, v in VALUES}
+  todo += [(name, REFUSED, []) for name in damaged]
   # The missing file is first: its memory is the baseline of the others.
   todo.sort(key=lambda row: row[0] != 'a missing file')
   rows, least = [], 0
@@ -243,7 +341,13 @@ def main() -> None:
   before = [change_times(ROOT), change_times(output / 'corpus')]
   for number, (name, wanted, arguments) in enumerate(todo):
     work = output / 'runs' / str(number)
-    code, text, peak = run([*arguments, f'--workdir={work}'], home)
+    config = SMOKE
+    if name in STATEMENTS:
+      config = str(output / 'experiment.py')
+      experiment(output / 'experiment.py', name)
+    if name in damaged:
+      damage(work, *damaged[name])
+    code, text, peak = run([*arguments, f'--workdir={work}'], home, config)
     least = least or peak
     fault = judge(code, wanted, text, work)
     if wanted == SOUND and not fault:

@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax.models import addn
 from skipnet_jax.models import clmser
@@ -34,6 +35,7 @@ MODELS: dict[str, type[network.Network]] = {
 
 
 def _lookup(name: str) -> type[network.Network]:
+  config_checks.check_type('model.name', name, '')
   if ':' in name:
     return own.load(name)
   if name not in MODELS:
@@ -78,9 +80,10 @@ def build_model(
     k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
   }
   model = _lookup(fields.pop('name', ''))
-  known = [f.name for f in network.fields(model)]
-  for field in fields:
+  known = {f.name: f.default for f in network.fields(model)}
+  for field, value in fields.items():
     if field in known:
+      config_checks.check_type(f'model.{field}', value, known[field])
       continue
     if field in ('short_skips', 'long_skips'):
       raise errors.InputError(

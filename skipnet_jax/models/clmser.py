@@ -51,6 +51,7 @@ class F_CLmser_S(network.Network):
   # Five downsamplings: four stages and the bridge.
   size_multiple = 32
   minimum: ClassVar = {'gamma': 1, 'base_width': 2, 'pad': 0}
+  maximum: ClassVar = {'gamma': 100, 'pad': 1024}
   choices: ClassVar = {'gates': VARIANTS, 'deconv_kernel': (2, 3)}
 
   def check(self) -> None:

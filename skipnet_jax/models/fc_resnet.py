@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax.models import blocks
 from skipnet_jax.models import layers
@@ -24,6 +25,10 @@ MAIN_STAGES = {
   'up_2': 1,
   'up_3': 0,
 }
+
+
+# To trace more blocks takes hours.
+MOST_REPETITIONS = 1000
 
 
 def unroll(variables: dict[str, Any]) -> dict[str, Any]:
@@ -154,11 +159,13 @@ class FCResNet(network.Network):
         f'each of the {count} stages {", ".join(MAIN_STAGES)}.'
       )
     if len(self.repetitions) != count or not all(
-      isinstance(number, int) and number >= 1 for number in self.repetitions
+      isinstance(number, int) and 1 <= number <= MOST_REPETITIONS
+      for number in self.repetitions
     ):
       raise errors.InputError(
-        f'model.repetitions is {tuple(self.repetitions)}; give {count} numbers '
-        f'of at least 1, for {", ".join(MAIN_STAGES)}.'
+        f'model.repetitions is {config_checks.short(self.repetitions)}; give '
+        f'{count} numbers of at least 1 and at most {MOST_REPETITIONS}, '
+        f'for {", ".join(MAIN_STAGES)}.'
       )
 
   def kinds(self) -> list[str]:

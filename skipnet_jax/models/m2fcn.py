@@ -78,6 +78,7 @@ class M2FCN(network.Network):
   base_width: int = 32
   size_multiple = vgg.SIZE_MULTIPLE
   minimum: ClassVar = {'stages': 1, 'base_width': 1}
+  maximum: ClassVar = {'stages': 100}
 
   @nn.compact
   def __call__(

@@ -34,6 +34,7 @@ class Network(nn.Module, kw_only=True):
     adversarial: whether a training step also passes the labels to the call.
     normalises: whether the outputs include `normalised`.
     minimum: smallest allowed value of a field, by name.
+    maximum: largest allowed value of a field, by name; by default 65,535.
     choices: allowed values of a field, by name.
 
   Attributes:
@@ -50,6 +51,7 @@ class Network(nn.Module, kw_only=True):
   adversarial = False
   normalises = False
   minimum: ClassVar[Mapping[str, float]] = {}
+  maximum: ClassVar[Mapping[str, float]] = {}
   choices: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
   def __call__(
@@ -102,6 +104,14 @@ class Network(nn.Module, kw_only=True):
         raise errors.InputError(
           f'model.{name} is {getattr(self, name)}; it must be at least '
           f'{minimum}.'
+        )
+
+    for field in fields(type(self)):
+      value = getattr(self, field.name)
+      maximum = self.maximum.get(field.name, 2**16 - 1)
+      if isinstance(value, int) and value > maximum:
+        raise errors.InputError(
+          f'model.{field.name} is {value}; it must be at most {maximum}.'
         )
 
   def check_size(self, size: Sequence[int]) -> None:

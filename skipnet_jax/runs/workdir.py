@@ -17,6 +17,7 @@ import jax
 import ml_collections
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import environment as environment_lib
 from skipnet_jax import errors
@@ -57,10 +58,11 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   config = config_lib.get_default()
   try:
     config.update(content['config'])
+    config_checks.check_whole(config)
     config.model = models.model_config(**config.model)
   except errors.InputError as e:
     raise errors.InputError(f'{path}: {e}') from e
-  except (TypeError, KeyError, ValueError) as e:
+  except (TypeError, KeyError, ValueError, RecursionError) as e:
     raise errors.InputError(
       f'{path} is damaged ({str(e)[:200]!r}): restore it from a backup, or '
       'choose another --workdir.'

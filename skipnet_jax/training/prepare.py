@@ -1,10 +1,12 @@
 """The parts of a run, built and checked before its folder is touched."""
 
 import dataclasses
+import math
 
 import ml_collections
 
 from skipnet_jax import config_checks
+from skipnet_jax import errors
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.models import layer_table
@@ -47,8 +49,42 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
   training = build_lib.build(
     config, pipeline.window, pipeline.steps_per_epoch, parallel.axis_name
   )
+  _check_memory(config, parallel, training)
   arrays = pipeline_lib.host_arrays(data)
   return Prepared(config, parallel, data, pipeline, training, arrays)
+
+
+def _check_memory(
+  config: ml_collections.ConfigDict,
+  parallel: parallel_lib.Parallel,
+  training: build_lib.Training,
+) -> None:
+  """Refuses what no device can hold, before anything is allocated.
+
+  Parameters and gradients are in float32, and the output of each layer exists
+  at some time. Training needs a multiple of this.
+  """
+  size = 2 if config.model.dtype == 'bfloat16' else 4
+  largest = max(math.prod(layer.shape) for layer in training.table)
+  batch = config.train.batch_size // len(parallel.devices)
+  need = {
+    f'The network has {training.parameters:,} parameters, which take': (
+      8 * training.parameters,
+      'lower the sizes in config.model',
+    ),
+    f'train.batch_size is {config.train.batch_size:,}, and the largest layer '
+    'then takes': (
+      batch * size * largest,
+      'lower train.batch_size, data.crop or the sizes in config.model',
+    ),
+  }
+  available = parallel_lib.memory(parallel.devices[0])
+  for problem, (wanted, remedy) in need.items():
+    if wanted > available:
+      raise errors.InputError(
+        f'{problem} at least {wanted / 1e9:,.1f} GB of memory, but a device '
+        f'has {available / 1e9:,.1f} GB: {remedy}.'
+      )
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
