@@ -1,16 +1,17 @@
 """Interrupts a run many times, damages its files, and checks its result.
 
-python tools/chaos.py --kills 100 --workdir runs/chaos
+python tools/chaos.py --kills 100 --workdir runs/chaos [--processes 2]
 
 Real training processes of the smoke preset get SIGKILL at random moments (also
-during their start and while they write a checkpoint) or SIGTERM. Sometimes a
-second process is started on the same folder, a checkpoint is truncated or has a
-bit flipped, the newest one is damaged with its copy (then the run trains on, is
-stopped and resumes), all checkpoints are lost and put back, the folder gets an
-odd name, or metrics.jsonl is truncated or has a damaged line. After each
-process, the steps on the disk must be those that its messages name. The
-finished run must be bit-identical to an undisturbed one. Writes chaos.json;
-exits with 1 if the runs differ.
+during their start and while they write a checkpoint), SIGTERM or Ctrl-C.
+Sometimes a second process is started on the same folder, a checkpoint is
+truncated or has a bit flipped, the newest one is damaged with its copy (then
+the run trains on, is stopped and resumes), all checkpoints are lost and put
+back, the folder gets an odd name or links to a foreign file, or metrics.jsonl
+is truncated or has a damaged line. After each process, the steps on the disk
+must be those that its messages name. With several processes, one of them gets
+the signal, and all must end. The finished run must be bit-identical to an
+undisturbed one. Writes chaos.json; exits with 1 if the runs differ.
 """
 
 import collections
@@ -20,6 +21,7 @@ import pathlib
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,10 +36,18 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'A new folder.')
 _KILLS = flags.DEFINE_integer(
   'kills', 100, 'Number of interruptions.', lower_bound=1
 )
+_PROCESSES = flags.DEFINE_integer(
+  'processes', 1, 'Number of processes that train the run.', lower_bound=1
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the random choices.')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # How a process ends, with relative frequencies; 'told' is SIGTERM.
-FATES = {'killed': 8, 'killed starting': 2, 'killed writing': 6, 'told': 4}
+FATES = {
+  **{'killed': 8, 'killed starting': 2, 'killed writing': 6, 'told': 4},
+  'interrupted': 2,
+}
+# Signal and exit code of each fate; the others are killed.
+SIGNALS = {'told': (signal.SIGTERM, 0), 'interrupted': (signal.SIGINT, 130)}
 # Damage to the files afterwards, with relative frequencies.
 DAMAGES = {
   'none': 12,
@@ -48,6 +58,7 @@ DAMAGES = {
   'newest checkpoint damaged': 3,
   'checkpoints lost': 2,
   'folder renamed': 2,
+  'links planted': 2,
   'metrics.jsonl with a damaged line': 4,
 }
 # Names that Orbax or TensorStore would not read as they are written.
@@ -74,24 +85,59 @@ FIELDS = {
 TIMEOUT = 300  # Seconds for each thing that a process is waited for.
 
 
-def start(folder: pathlib.Path, epochs: int, output) -> subprocess.Popen:
-  """Starts a training process of the smoke preset."""
+def start(
+  folder: pathlib.Path, epochs: int, log: pathlib.Path
+) -> list[subprocess.Popen]:
+  """Starts the training processes of the smoke preset.
+
+  Args:
+    folder: of the run.
+    epochs: number of epochs.
+    log: file for the output of the first; see `logs`.
+  """
   fields = FIELDS | {'train.epochs': epochs}
-  return subprocess.Popen(
-    [
-      sys.executable,
-      '-m',
-      'skipnet_jax.train',
-      '--config=experiments/long_short.py:smoke',
-      f'--workdir={folder.absolute()}',
-      *(f'--config.{name}={value}' for name, value in fields.items()),
-    ],
-    cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stdout=output,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  count, started = _PROCESSES.value, []
+  if count > 1:
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      address = f'127.0.0.1:{s.getsockname()[1]}'
+    fields |= {
+      'parallel.mode': 'sharded',
+      'parallel.coordinator': address,
+      'parallel.num_processes': count,
+    }
+  for number, path in enumerate(logs(log)):
+    if count > 1:
+      fields['parallel.process_id'] = number
+    with path.open('w') as output:
+      process = subprocess.Popen(
+        [
+          sys.executable,
+          '-m',
+          'skipnet_jax.train',
+          '--config=experiments/long_short.py:smoke',
+          f'--workdir={folder.absolute()}',
+          *(f'--config.{name}={value}' for name, value in fields.items()),
+        ],
+        cwd=ROOT,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=output,
+        stderr=subprocess.STDOUT,
+      )
+    started.append(process)
+  return started
+
+
+def logs(first: pathlib.Path) -> list[pathlib.Path]:
+  """The files with the output of each process."""
+  others = range(1, _PROCESSES.value)
+  return [first, *(first.with_suffix(f'.{i}.txt') for i in others)]
+
+
+def end(started: list[subprocess.Popen]) -> list[int]:
+  """Exit codes of all processes."""
+  until = time.monotonic() + TIMEOUT
+  return [p.wait(max(0.1, until - time.monotonic())) for p in started]
 
 
 class Chaos:
@@ -102,6 +148,9 @@ class Chaos:
     # Fates and damages depend on the seed alone, details also on the files.
     self.random, self.details = random.Random(seed), random.Random(seed)
     self.lives: list[dict] = []
+    # No run may write to it.
+    self.foreign = folder.with_name('foreign')
+    self.foreign.write_text('foreign')
     # Steps of checkpoints that cannot be read, and of those that might not.
     self.damaged: set[int] = set()
     self.doubtful: set[int] = set()
@@ -179,45 +228,61 @@ class Chaos:
     return any('orbax-checkpoint-tmp' in p.name for p in root.glob('*/*'))
 
   def _until(
-    self, process: subprocess.Popen, condition, pause: float = 0.02
+    self, started: list[subprocess.Popen], condition, pause: float = 0.02
   ) -> None:
-    end = time.monotonic() + TIMEOUT
-    while process.poll() is None and not condition():
-      if time.monotonic() > end:
-        process.kill()
+    until = time.monotonic() + TIMEOUT
+    while started[0].poll() is None and not condition():
+      if time.monotonic() > until:
+        for process in started:
+          process.kill()
         raise errors.RunError(
           f'A training process made no progress for {TIMEOUT} s.'
         )
       time.sleep(pause)
 
   def live(self, log: pathlib.Path) -> None:
-    """Starts one process, interrupts it and damages the files."""
+    """Starts the processes, interrupts one and damages the files."""
     fate, chance = self._pick(FATES), self.random.random()
     if self.lives and self.lives[-1]['damage'] == 'newest checkpoint damaged':
       fate = 'told'
     resumable = self.resumable()
-    with log.open('w') as output:
-      process = start(self.folder, 10**6, output)
+    started = start(self.folder, 10**6, log)
     begin = time.monotonic()
     if fate == 'killed starting':
-      self._until(process, lambda: time.monotonic() > begin + 6 * chance)
+      self._until(started, lambda: time.monotonic() > begin + 6 * chance)
     else:
-      self._until(process, lambda: '\nepoch ' in log.read_text())
+      self._until(started, lambda: '\nepoch ' in log.read_text())
       moment = time.monotonic() + 1.5 * chance
-      self._until(process, lambda: time.monotonic() > moment)
+      self._until(started, lambda: time.monotonic() > moment)
     refused = None
     if fate == 'killed' and chance < 0.3:
-      refused = self._second()
+      self._require_refusal('is in use by process')
+      refused = True
     if fate == 'killed writing':
-      self._until(process, self._writing, 0.0005)
-    process.send_signal(signal.SIGTERM if fate == 'told' else signal.SIGKILL)
+      self._until(started, self._writing, 0.0005)
+    number, code = SIGNALS.get(fate, (signal.SIGKILL, -signal.SIGKILL))
+    victim = self.details.randrange(len(started))
+    # Before they have joined, the others would wait for minutes.
+    for process in started if fate == 'killed starting' else [started[victim]]:
+      process.send_signal(number)
     signalled = time.monotonic()
-    code = process.wait(TIMEOUT)
+    codes = end(started)
     text = log.read_text()
-    wanted = 0 if fate == 'told' else -signal.SIGKILL
-    if code != wanted or 'Traceback' in text:
+    all_text = ''.join(path.read_text() for path in logs(log))
+    wanted = [code if fate in ('told', 'killed starting') else 1] * len(codes)
+    wanted[victim] = code
+    if (
+      codes != wanted
+      or 'Traceback' in all_text
+      or all_text.count('lost another one') != wanted.count(1)
+    ):
       raise errors.RunError(
-        f'{log}: exit code {code} or a traceback; expected code {wanted}.'
+        f'{log}: exit codes {codes}, expected {wanted}; or a traceback, or a '
+        'process that does not say that another one is lost.'
+      )
+    if self.foreign.read_text() != 'foreign':
+      raise errors.RunError(
+        f'{log}: {self.foreign} was written through a link.'
       )
     self.check_saved(log, resumable)
     resumed = [x for x in text.splitlines() if x.startswith('Resuming after')]
@@ -238,13 +303,12 @@ class Chaos:
       f'{number:4d}  ' + ', '.join(f'{v}' for v in life.values()), flush=True
     )
 
-  def _second(self) -> bool:
-    """Starts a second process on the folder, which must be refused."""
-    second = start(self.folder, 10**6, subprocess.PIPE)
-    text = second.communicate(timeout=TIMEOUT)[0]
-    if second.returncode != 2 or 'is in use by process' not in text:
-      raise errors.RunError(f'A second process was not refused: {text}')
-    return True
+  def _require_refusal(self, words: str) -> None:
+    """Starts the processes, which must be refused with these words."""
+    log = self.folder.with_name('refused.txt')
+    codes = end(start(self.folder, 10**6, log))
+    if {*codes} != {2} or words not in log.read_text():
+      raise errors.RunError(f'Not refused, see {log}; expected {words!r}.')
 
   def _damage(self) -> str:
     damage = self._pick(DAMAGES)
@@ -252,6 +316,8 @@ class Chaos:
       return self._rename()
     if damage == 'checkpoints lost':
       return self._lose()
+    if damage == 'links planted':
+      return self._plant()
     if damage.startswith('metrics'):
       return self._damage_metrics(damage)
     root = self.folder / 'checkpoints'
@@ -324,24 +390,33 @@ class Chaos:
     place, metrics = self.folder / 'checkpoints', self.folder / 'metrics.jsonl'
     content = metrics.read_bytes()
     hidden = place.rename(self.folder.with_name('hidden'))
-    process = start(self.folder, 10**6, subprocess.PIPE)
-    text = process.communicate(timeout=TIMEOUT)[0]
-    if (
-      process.returncode != 2
-      or 'no checkpoint to resume from' not in text
-      or metrics.read_bytes() != content
-    ):
-      raise errors.RunError(f'A run without checkpoints was trained: {text}')
+    self._require_refusal('no checkpoint to resume from')
+    if metrics.read_bytes() != content:
+      raise errors.RunError(f'{metrics} of a refused run was replaced.')
     hidden.rename(place)
     return 'checkpoints lost'
+
+  def _plant(self) -> str:
+    """Puts links to a foreign file where a run might write."""
+    for name in ('config.json', 'metrics.jsonl', 'gradient_flow.npz'):
+      link = self.folder / f'{name}.tmp'
+      if self.folder.exists() and not link.is_symlink():
+        link.symlink_to(self.foreign)
+    lock = self.folder / '.lock'
+    if not lock.exists():
+      return 'none'
+    lock.rename(self.folder.with_name('lock'))
+    lock.symlink_to(self.foreign)
+    self._require_refusal('is not the lock of a run')
+    self.folder.with_name('lock').rename(lock)
+    return 'links planted'
 
 
 def finish(folder: pathlib.Path, epochs: int, log: pathlib.Path) -> None:
   """Trains without interruption to the end."""
-  with log.open('w') as output:
-    code = start(folder, epochs, output).wait()
-  if code:
-    raise errors.RunError(f'{log}: exit code {code}.')
+  codes = end(start(folder, epochs, log))
+  if any(codes):
+    raise errors.RunError(f'{log}: exit codes {codes}.')
 
 
 def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
@@ -417,6 +492,7 @@ def main() -> None:
     'date': environment.now(),
     'versions': environment.versions(('jax', 'orbax-checkpoint')),
     'kills': len(chaos.lives),
+    'processes': _PROCESSES.value,
     'fates': collections.Counter(life['fate'] for life in chaos.lives),
     'damages': collections.Counter(
       life['damage'].partition(' (')[0] for life in chaos.lives
