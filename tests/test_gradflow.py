@@ -154,6 +154,7 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
     ),
     (('--config=nothing.py', '--workdir=w'), 'nothing.py cannot be used'),
     (('--runs=', '--output=o'), 'names no run'),
+    (('--runs=,,', '--output=o'), 'names no run'),
     (('--runs=a', '--output=o'), 'names 1 run (a)'),
     (('--runs=a,b', '--output=o'), 'a/config.json is missing'),
   ],
