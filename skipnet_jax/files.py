@@ -225,7 +225,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file; {} if the file is missing or damaged."""
   try:
     value = json.loads(path.read_text())
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}
   return value if isinstance(value, dict) else {}
 

@@ -106,7 +106,9 @@ class Heartbeat:
     # In case the service does not answer.
     threading.Timer(_LINGER, os._exit, [code]).start()
     try:
-      self._set(_ENDED + ' '.join(reason.split())[:200])
+      text = ' '.join(reason.split())[:200]
+      # A name in it may not be UTF-8.
+      self._set(_ENDED + text.encode(errors='backslashreplace').decode())
       # Without process 0, the others end before they can print a message.
       while not self._index:
         self._read()

@@ -260,7 +260,9 @@ def raise_input_errors_everywhere() -> Iterator[None]:
   except errors.InputError as e:
     own = e
   if jax.process_count() > 1:
-    text = str(own or '').encode()[:_MESSAGE].ljust(_MESSAGE, b'\0')
+    # A name in it may not be UTF-8.
+    text = str(own or '').encode(errors='backslashreplace')
+    text = text[:_MESSAGE].ljust(_MESSAGE, b'\0')
     message = np.frombuffer(text, np.uint8)
     for i, received in enumerate(multihost_utils.process_allgather(message)):
       other = received.tobytes().rstrip(b'\0').decode(errors='replace')
