@@ -3,6 +3,7 @@
 import json
 
 import jax
+import made_hlo
 import pytest
 
 from skipnet_jax import errors
@@ -144,6 +145,29 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
   assert 'predictions: compiled ahead of time' in table
   assert 'predicted weak scaling' in table
   assert max(map(len, table.splitlines())) <= 100
+
+
+def test_one_device_says_nothing_of_what_several_would_send(smoke, cpu_slice):
+  report = aot.predict(smoke(), 'h100:1', say=lambda _: None)
+  assert report['search']['largest_per_device'] == 5
+  assert report['weak_scaling'] == []
+
+
+def test_a_folder_gets_the_program_and_its_kernels_without_a_search(
+  smoke, cpu_slice, monkeypatch, tmp_path
+):
+  def compile_(step, per_device):
+    step.hlo = made_hlo.GPU_HLO
+    return row_of(per_device, 4, limit=5)
+
+  monkeypatch.setattr(sharded_step.Step, 'compile', compile_)
+  config, folder = smoke({'train.batch_size': 8}), tmp_path / 'new'
+  report = aot.predict(config, 'v5e:2x2', say=lambda _: None, folder=folder)
+  assert len(report['search']['attempts']) == 1
+  assert (folder / 'program.hlo.txt').read_text() == made_hlo.GPU_HLO
+  lines = (folder / 'kernels.csv').read_text().splitlines()
+  assert lines[0].split(',')[:4] == ['name', 'opcode', 'kind', 'task']
+  assert len(lines) == 1 + 9
 
 
 def test_where_nothing_fits_the_report_says_why(smoke, cpu_slice, monkeypatch):

@@ -58,7 +58,6 @@ def main() -> None:
     folder.is_dir() and not os.listdir(folder)
   ):
     cli.refuse(f'{folder} is not an empty folder: choose another --output.')
-  folder.mkdir(parents=True, exist_ok=True)
   if _AOT.value:
     from skipnet_jax import files
     from skipnet_jax.benchmarking.aot import aot
@@ -68,6 +67,7 @@ def main() -> None:
     print(aot.format_table(report))
     print(f'program, kernels.csv and prediction.json: {folder}')
     return
+  folder.mkdir(parents=True, exist_ok=True)
   batch, dtype = config.train.batch_size, config.model.dtype
   cell = plan.Cell('train', 'augment', 'jit', 1, dtype, batch)
   work = workload.Bench(config).build(cell)

@@ -56,9 +56,9 @@ def predict(
     config: a validated config.
     topology: see `slices.chips`.
     say: receives a line after each compilation, which takes minutes.
-    folder: gets `program.hlo.txt`, the program of the config's batch, and
-      `kernels.csv`, a row for each of its kernels; then no larger batch is
-      searched for.
+    folder: is made if it is not there; gets `program.hlo.txt`, the program of
+      the config's batch, and `kernels.csv`, a row for each of its kernels. Then
+      no larger batch is searched for.
 
   Returns:
     JSON values: `identity`, `software`, `host` (which compiled), `topology`
@@ -116,6 +116,8 @@ def predict(
     return largest_lib.extrapolate(points, limit) or 0
 
   largest, too_large = search(fits, asked, guess, 0 if folder else SEARCH)
+  if folder:
+    folder.mkdir(parents=True, exist_ok=True)
   if folder and largest:
     (folder / 'program.hlo.txt').write_text(step.hlo)
     program = program_lib.Program(step.hlo)
@@ -154,7 +156,8 @@ def predict(
       step.peak,
       _GPUS if step.gpu else _CHIPS,
     )
-    if largest
+    # The program of one device does not say what several would send.
+    if largest and chips > 1
     else [],
   }
 
