@@ -91,6 +91,7 @@ def test_without_libtpu_the_extra_that_brings_it_is_named(monkeypatch):
   ('text', 'kind'),
   [
     ('v4:2x2x1', 'TPU v4'),
+    ('v5e:1x1', 'TPU v5 lite'),
     ('v5e:2x4', 'TPU v5 lite'),
     ('v5p:2x2x1', 'TPU v5'),
     ('v6e:4x4', 'TPU v6 lite'),

@@ -271,8 +271,9 @@ def format_table(report: dict[str, Any]) -> str:
       )
   largest = found['largest_per_device']
   limit = found['too_large_per_device']
+  tries = len(found['attempts'])
   lines.append(
-    f'{len(found["attempts"])} compilations: '
+    f'{tries} compilation{"s" * (tries > 1)}: '
     + (f'{largest} images on each device fit' if largest else 'no batch fits')
     + (f', {limit} do not' if limit else '')
   )

@@ -16,7 +16,7 @@ _3D = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
 # The accepted slices; libtpu crashes on some others.
 TOPOLOGIES = {'v4': _3D, 'v5e': _2D, 'v5p': _3D, 'v6e': _2D}
 # Makes a chip one device, as on the hardware; newer generations always do.
-_OPTIONS = {'v4': {'chip_config_name': 'megacore'}}
+_OPTIONS: dict[str, dict[str, Any]] = {'v4': {'chip_config_name': 'megacore'}}
 # libtpu reads these when it is loaded. Without them it asks a metadata server
 # where it runs, reports that there is none, and writes logs.
 _ENVIRONMENT = {
@@ -76,7 +76,11 @@ def devices(topology: str) -> list[Any]:
     )
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
-  options = _OPTIONS.get(topology.partition(':')[0], {})
+  generation, _, shape = topology.partition(':')
+  options = dict(_OPTIONS.get(generation, {}))
+  if shape == '1x1':
+    # By default libtpu divides a slice into hosts of 2x2 chips.
+    options['chips_per_host_bounds'] = (1, 1, 1)
   return topologies.get_topology_desc(
     topology, platform='tpu', **options
   ).devices
