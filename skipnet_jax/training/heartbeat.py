@@ -26,7 +26,12 @@ class Heartbeat:
 
   JAX has a heartbeat too, but it ends a process by SIGABRT, without a message
   that can be understood. Both need JAX's service, which runs in process 0.
+
+  Attributes:
+    exit_code: of a process that is ending, once its message is printed.
   """
+
+  exit_code: int | None = None
 
   def __init__(self) -> None:
     client = distributed.global_state.client
@@ -103,6 +108,7 @@ class Heartbeat:
     self._stopped.set()
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
+    self.exit_code = code
     # In case the service does not answer.
     threading.Timer(_LINGER, os._exit, [code]).start()
     try:

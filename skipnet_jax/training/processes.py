@@ -151,6 +151,8 @@ def _on_abort(outcome: Callable[[], tuple[int, str]]) -> None:
   """
 
   def handle(_: int) -> None:
+    if _heartbeat and _heartbeat.exit_code is not None:
+      os._exit(_heartbeat.exit_code)
     code, message = outcome()
     print(message, file=sys.stderr, flush=True)
     os._exit(code)
