@@ -401,12 +401,12 @@ class Chaos:
     for name in ('config.json', 'metrics.jsonl', 'gradient_flow.npz'):
       link = self.folder / f'{name}.tmp'
       if self.folder.exists() and not link.is_symlink():
-        link.symlink_to(self.foreign)
+        link.symlink_to(self.foreign.absolute())
     lock = self.folder / '.lock'
     if not lock.exists():
       return 'none'
     lock.rename(self.folder.with_name('lock'))
-    lock.symlink_to(self.foreign)
+    lock.symlink_to(self.foreign.absolute())
     self._require_refusal('is not the lock of a run')
     self.folder.with_name('lock').rename(lock)
     return 'links planted'
