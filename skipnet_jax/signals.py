@@ -13,6 +13,25 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 _GRACE = 3
 
 
+def _in_forked_process() -> None:
+  """Gives a forked process Python's own handlers: the pipes are its parent's.
+
+  A signal that it receives, such as SIGTERM from a pool that closes, would end
+  its parent.
+  """
+  for number in ENDING:
+    handler = signal.getsignal(number)
+    if isinstance(getattr(handler, '__self__', None), Interruption):
+      signal.set_wakeup_fd(-1)
+      interrupts = number == signal.SIGINT
+      signal.signal(
+        number, signal.default_int_handler if interrupts else signal.SIG_DFL
+      )
+
+
+os.register_at_fork(after_in_child=_in_forked_process)
+
+
 @contextlib.contextmanager
 def watching(received: Callable[[int], None]) -> Iterator[None]:
   """Calls a function with each signal's number, in a thread and immediately.

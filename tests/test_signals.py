@@ -136,3 +136,30 @@ def test_a_command_in_the_background_ignores_ctrl_c():
     timeout=60,
   )
   assert (ended.returncode, ended.stdout, ended.stderr) == (0, '', '')
+
+
+def test_a_signal_to_a_forked_process_is_not_one_to_its_parent():
+  code = CODE.format(
+    textwrap.indent(
+      'import os\n'
+      'forked = os.fork()\n'
+      'if not forked:\n'
+      '  time.sleep(60)\n'
+      'time.sleep(0.5)\n'
+      'os.kill(forked, signal.SIGTERM)\n'
+      'print(os.waitpid(forked, 0)[1])\n'
+      'time.sleep(1)\n'
+      "print('done')",
+      '  ',
+    )
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert done.stdout == f'{int(signal.SIGTERM)}\ndone\n'
+  assert done.returncode == 0
