@@ -476,6 +476,8 @@ def main() -> None:
   if os.path.lexists(root):
     cli.refuse(f'{root} exists: name a new --workdir.')
   (root / 'lives').mkdir(parents=True)
+  # A shell lets a command in the background ignore Ctrl-C, and what it starts.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   chaos = Chaos(root / 'run', _SEED.value)
   for number in range(1, _KILLS.value + 1):
     chaos.live(root / 'lives' / f'{number:04d}.txt')
