@@ -325,6 +325,34 @@ def test_a_process_without_the_others_names_the_address(process):
   assert 'within 4 s' in error
 
 
+def test_sigterm_ends_a_process_that_waits_for_the_others():
+  code = f"""
+    from skipnet_jax import config
+    from skipnet_jax import signals
+    from skipnet_jax.training import processes
+    processes._NOTICE, signals._GRACE = 0.1, 0.1
+    c = config.get_default().parallel
+    c.update(coordinator='127.0.0.1:{free_port()}', num_processes=2)
+    with signals.Interruption('run it again.'):
+      processes.start(c)
+    """
+  with subprocess.Popen(
+    [sys.executable, '-c', textwrap.dedent(code)],
+    env=environment(1),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    try:
+      assert process.stderr.readline().startswith('Waiting at')
+      process.terminate()
+      output, _ = process.communicate(timeout=30)
+    finally:
+      process.kill()
+  assert process.returncode == 128 + signal.SIGTERM
+  assert output == '\nStopped by SIGTERM; run it again.\n'
+
+
 def test_the_devices_train_each_slice_once_an_epoch(smoke):
   config = smoke(
     {'data.slices': 18, 'data.valid': '16-17'} | {'train.batch_size': 8}

@@ -165,18 +165,21 @@ def _on_abort(outcome: Callable[[], tuple[int, str]]) -> None:
 def _end_at_interrupt() -> None:
   """Lets Ctrl-C end this process at once, even in a collective or compilation.
 
-  In a thread other than the main one, Ctrl-C keeps its usual effect.
+  Other signals pass on to who watches them: SIGTERM ends the process as long as
+  JAX, which joins the others in C++, has not taken it over. In a thread other
+  than the main one, Ctrl-C keeps its usual effect.
   """
   if threading.current_thread() is not threading.main_thread():
     return
   read, write = os.pipe()
   os.set_blocking(write, False)
-  signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+  outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   signal.signal(signal.SIGINT, lambda *_: None)
 
   def watch():
-    while signal.SIGINT not in os.read(read, 64):
-      pass
+    while signal.SIGINT not in (numbers := os.read(read, 64)):
+      if outer >= 0:
+        os.write(outer, numbers)
     message = (
       '\nInterrupted, with all other processes; run the same command in every '
       'process again to resume.'
