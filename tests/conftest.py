@@ -14,6 +14,7 @@ import os
 import pathlib
 import runpy
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -35,6 +36,9 @@ os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
 # torch 2.13.0+cpu with two threads corrupted its heap in some processes that
 # trained a small network, and ended them; with one it was never seen to.
 os.environ['OMP_NUM_THREADS'] = '1'
+# A shell lets a command in the background ignore Ctrl-C, and what it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 _CACHE = tempfile.TemporaryDirectory(prefix='skipnet_jax_test_')
 atexit.register(_CACHE.cleanup)
 os.environ['SKIPNET_CACHE_DIR'] = _CACHE.name

@@ -167,9 +167,11 @@ def _end_at_interrupt() -> None:
 
   Other signals pass on to who watches them: SIGTERM ends the process as long as
   JAX, which joins the others in C++, has not taken it over. In a thread other
-  than the main one, Ctrl-C keeps its usual effect.
+  than the main one, and where a shell made a command in the background ignore
+  it, Ctrl-C keeps its usual effect.
   """
-  if threading.current_thread() is not threading.main_thread():
+  ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  if ignored or threading.current_thread() is not threading.main_thread():
     return
   read, write = os.pipe()
   os.set_blocking(write, False)
