@@ -1,7 +1,6 @@
 """Shared by the commands: reads flags, and turns errors into messages."""
 
 from collections.abc import Callable
-import errno
 import functools
 import io
 import logging as python_logging
@@ -20,14 +19,13 @@ from ml_collections.config_flags import config_flags
 
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax import programs
 from skipnet_jax import signals
 from skipnet_jax import stdio
 
 Value = TypeVar('Value')
 
-# Full disk, exceeded quota, exceeded limit on file sizes.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # In JAX's messages, by backend.
 _NO_BACKEND = ('Unable to initialize backend', 'Unknown backend')
 _OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory')
@@ -192,7 +190,7 @@ def _without_tensorstore(hook: Callable, unraisable) -> None:
 def _end_of_output() -> None:
   """Exits with 1 if standard output was lost on a full disk."""
   failure = stdio.failure()
-  if failure and failure.errno in _FULL:
+  if failure and failure.errno in files.FULL:
     refuse(
       f'Standard output could not be written ({failure.strerror}), and '
       'everything else is done: free some space.',
@@ -242,7 +240,7 @@ def run(
     except errors.Stopped as e:
       print(e)
     except OSError as e:
-      if e.errno not in _FULL:
+      if e.errno not in files.FULL:
         raise
       name = e.filename or 'A file'
       refuse(

@@ -9,6 +9,7 @@ removed by the next one that writes the same file. OSErrors pass to the caller.
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import csv
+import errno
 import fcntl
 import glob
 import io
@@ -26,6 +27,8 @@ from skipnet_jax import errors
 
 Path = str | os.PathLike[str]
 REMEDY = 'choose another name or pass --overwrite'
+# Full disk, exceeded quota, exceeded limit on file sizes.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_outputs(
@@ -112,7 +115,9 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     os.replace(part, path)
     # Last, because closing it removes its lock.
     file.close()
-  except BaseException:
+  except BaseException as e:
+    if isinstance(e, OSError) and e.errno in FULL:
+      e.filename = os.fspath(path)
     # On a full disk, closing fails again; the first error is more precise.
     with contextlib.suppress(OSError):
       file.close()

@@ -16,6 +16,7 @@ from typing import Any
 import zlib
 
 from skipnet_jax import errors
+from skipnet_jax import files
 
 COMPRESSIONS = {1: 'none', 5: 'LZW', 8: 'ZIP', 32946: 'ZIP', 32773: 'PackBits'}
 _MOST_TAGS = 4096  # of a page, of which SubIFDs are looked for
@@ -29,12 +30,17 @@ _AGAIN = 'copy or export it again'
 
 @contextlib.contextmanager
 def refusing(path: pathlib.Path, what: str) -> Iterator[None]:
-  """Turns whatever a library raises on a bad file into an `InputError`."""
+  """Turns whatever a library raises on a bad file into an `InputError`.
+
+  Except for a full disk: the commands treat it alike for all files.
+  """
   try:
     yield
   except errors.InputError:
     raise
   except OSError as error:
+    if error.errno in files.FULL:
+      raise
     reason = error.strerror or error
     raise errors.InputError(f'{path} {what}: {reason}') from error
   except Exception as error:

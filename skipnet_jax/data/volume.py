@@ -117,6 +117,7 @@ class StackWriter:
 
   Raises:
     InputError: the path exists, or cannot be written, or has another ending.
+    OSError: the disk is full.
   """
 
   def __init__(
