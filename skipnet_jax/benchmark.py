@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, 'nothing was written.', several='compare')
+  cli.run(main, 'unfinished files are removed.', several='compare')

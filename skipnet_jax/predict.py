@@ -115,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, 'nothing was written.')
+  cli.run(main, 'unfinished files are removed.')
