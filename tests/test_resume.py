@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from skipnet_jax import errors
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import trained
 from skipnet_jax.runs import workdir
@@ -84,6 +85,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   assert 'Resuming after epoch 3.' in out
   assert_same(last_state(config, folder)[0], last_state(config, whole)[0])
   assert records(folder) == records(whole)
+
+
+def test_checkpoints_of_another_run_are_refused(smoke, four, tmp_path):
+  folder = shutil.copytree(four, tmp_path / 'run')
+  path = folder / 'config.json'
+  content = json.loads(path.read_text())
+  content['config']['seed'] = 1
+  path.write_text(json.dumps(content))
+  before = (folder / 'metrics.jsonl').read_bytes()
+  with pytest.raises(
+    errors.InputError, match=r'another run: seed \(0, now 1\)'
+  ):
+    loop.train_and_evaluate(smoke({'train.epochs': 6, 'seed': 1}), folder)
+  assert (folder / 'metrics.jsonl').read_bytes() == before
+  assert json.loads(path.read_text()) == content
 
 
 def test_all_is_closed_if_restoring_fails(finished, monkeypatch):

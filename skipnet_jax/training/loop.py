@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from skipnet_jax import config_checks
+from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.runs import checkpoint
@@ -136,6 +137,7 @@ class Run:
   ):
     self.prepared, self._path = prepared, path
     self._stop_signal = stop_signal
+    self._identity = config_identity.identity(prepared.config)
     config, training = prepared.config, prepared.training
     self.state = prepared.parallel.replicate(training.create_state(config.seed))
     self.progress = progress_lib.Progress()
@@ -183,6 +185,16 @@ class Run:
       return
     place = parallel.replicate if parallel.axis_name else lambda x: x
     state, meta, before = restored
+    now = self._identity
+    # One of an earlier version has no config, or not all of its fields.
+    saved = {k: v for k, v in meta.get('config', now).items() if k in now}
+    changed = config_identity.differences(saved, {k: now[k] for k in saved})
+    if changed:
+      raise errors.InputError(
+        f'{self._path / "checkpoints"} has the checkpoints of another run: '
+        f'{", ".join(changed)}. Put back those of this run, or choose another '
+        '--workdir.'
+      )
     self.state = place(state)
     self.progress = progress_lib.Progress.from_json(meta)
     resuming = f'Resuming after epoch {self.progress.epoch}'
@@ -253,10 +265,13 @@ class Run:
       )
       if best or record['epoch'] % every == 0 or record['epoch'] == epochs:
         state = parallel.unreplicate(self.state)
-        self._checkpoints.save(state, self.progress.to_json(), best=best)
+        self._checkpoints.save(state, self._meta(), best=best)
       self._draw_samples()
       part = before = None
     self._checkpoints.wait()
+
+  def _meta(self) -> dict[str, Any]:
+    return self.progress.to_json() | {'config': self._identity}
 
   def _stop(self, before: list[jax.Array], part: epoch_lib.Part) -> NoReturn:
     """Saves an interrupted epoch, and raises Stopped."""
@@ -264,7 +279,7 @@ class Run:
     step = epoch * self.prepared.pipeline.steps_per_epoch + part.steps
     self._checkpoints.save(
       unreplicate(self.state),
-      self.progress.to_json() | {'step': step, 'cut_short': part.to_json()},
+      self._meta() | {'step': step, 'cut_short': part.to_json()},
       kernels=unreplicate(before),
     )
     self._checkpoints.wait()
