@@ -10,6 +10,7 @@ import pytest
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax.runs import run_log
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
 from skipnet_jax.studies import runner
@@ -65,8 +66,8 @@ def write_run(folder, study, name, epochs, loss, summary=True):
   path = folder / name
   path.mkdir(parents=True)
   records = [
-    {
-      'epoch': epoch,
+    dict.fromkeys(run_log.FIELDS, epoch)
+    | {
       'seconds': 3.0,
       'train_loss': 2 * loss + 1 / epoch,
       'valid_loss': loss + 1 / epoch,
