@@ -414,7 +414,7 @@ class Chaos:
 
 def finish(folder: pathlib.Path, epochs: int, log: pathlib.Path) -> None:
   """Trains without interruption to the end."""
-  codes = end(start(folder, epochs, log))
+  codes = [process.wait() for process in start(folder, epochs, log)]
   if any(codes):
     raise errors.RunError(f'{log}: exit codes {codes}.')
 
