@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -357,3 +358,15 @@ def test_a_reader_makes_no_folders(tmp_path):
     reader.restore_best(make(0), print)
   reader.close()
   assert not (tmp_path / 'run').exists()
+
+
+def test_orbax_takes_no_part_in_the_agreement_on_sigterm(tmp_path, monkeypatch):
+  # With the step as its count of calls, a resumed run of several processes
+  # would stop only after as many calls as it had steps before.
+  def reached(step):
+    raise AssertionError(step)
+
+  name = 'reached_preemption_sync_point'
+  monkeypatch.setattr(multihost_utils, name, reached)
+  save(tmp_path, [2, 4], best=[2])
+  assert int(read(tmp_path, 'restore_latest', print)[0].step) == 4

@@ -126,6 +126,19 @@ def steps_on_disk(workdir: pathlib.Path) -> dict[str, set[int]]:
   }
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves SIGTERM to `training.preemption`.
+
+  JAX has one counter of calls for both. If orbax gave it the number of the
+  step, a resumed run would stop only after as many calls.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """False: a run that is stopped saves a checkpoint by itself."""
+    del step
+    return False
+
+
 class Checkpoints:
   """The folder `checkpoints/` of a run: `latest/` and `best/` by step.
 
@@ -150,7 +163,7 @@ class Checkpoints:
       self._finish_replacing()
 
     def manager(name: str) -> ocp.CheckpointManager:
-      return ocp.CheckpointManager(
+      return _Manager(
         self._root / name,
         options=ocp.CheckpointManagerOptions(
           # If the newest is damaged, the one before is still there.
