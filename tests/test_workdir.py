@@ -275,3 +275,14 @@ def test_a_lock_that_is_no_run_s_is_left_alone(tmp_path, kind):
   for _ in range(2):
     workdir.claim(tmp_path).close()
     assert lock.read_text().startswith(f'process {os.getpid()} on ')
+
+
+@pytest.mark.parametrize('value', [None, 3, 'x', [1]])
+def test_a_config_json_whose_section_is_no_object_is_refused(tmp_path, value):
+  workdir.describe(tmp_path, make(), DATASET)
+  file = tmp_path / 'config.json'
+  content = json.loads(file.read_text())
+  content['config']['optim'] = value
+  file.write_text(json.dumps(content))
+  with pytest.raises(errors.InputError, match='a section is not an object'):
+    workdir.read_config(tmp_path)

@@ -62,6 +62,11 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     config.model = models.model_config(**config.model)
   except errors.InputError as e:
     raise errors.InputError(f'{path}: {e}') from e
+  except AttributeError as e:
+    raise errors.InputError(
+      f'{path} is damaged (a section is not an object): restore it from a '
+      'backup, or choose another --workdir.'
+    ) from e
   except (TypeError, KeyError, ValueError, RecursionError) as e:
     raise errors.InputError(
       f'{path} is damaged ({str(e)[:200]!r}): restore it from a backup, or '
