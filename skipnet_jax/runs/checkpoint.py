@@ -1,19 +1,15 @@
 """Saves checkpoints with orbax: the latest to resume from, the best to use.
 
-A checkpoint stores all arrays of a state as one array of bytes, with a table of
-their names, dtypes and shapes: tensorstore, which orbax uses, leaks a few
-hundred bytes of memory per array, and a state has a thousand. A checksum covers
-all of it. A damaged checkpoint is skipped, with a warning; a run that resumes
-moves it to `damaged/`, because orbax saves no step below the highest.
+A checksum covers all of a checkpoint; `packing` says how it is stored. A damaged
+one is skipped, with a warning; a run that resumes moves it to `damaged/`,
+because orbax saves no step below the highest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import json
 import pathlib
 import shutil
 from typing import Any
-import zlib
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from skipnet_jax import errors
+from skipnet_jax.runs import packing
 from skipnet_jax.runs import plain_path
-from skipnet_jax.step import parallel
 from skipnet_jax.step import state as state_lib
 
 TrainState = state_lib.TrainState
@@ -35,77 +31,6 @@ Place = tuple[str, int]
 DAMAGED = 'damaged'
 # Ends the name of a checkpoint of whose step another is being written.
 _REPLACED = '.replaced'
-
-
-def _to_tree(state: TrainState) -> dict[str, Any]:
-  if isinstance(state.key, jax.ShapeDtypeStruct):
-    words = jax.eval_shape(jax.random.key_data, state.key)
-    words = words.update(sharding=state.key.sharding)
-  else:
-    words = jax.random.key_data(state.key)
-  return vars(state) | {'key': words}
-
-
-def _table(tree: Any) -> list[list[Any]]:
-  """Name, dtype and shape of every array, in order."""
-  return [
-    [
-      jax.tree_util.keystr(path, simple=True, separator='.'),
-      str(leaf.dtype),
-      list(leaf.shape),
-    ]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  ]
-
-
-def _pack(tree: Any) -> np.ndarray:
-  """The bytes of all arrays, one after the other."""
-  parts = [
-    np.ascontiguousarray(parallel.to_host(leaf)).reshape(-1).view(np.uint8)
-    for leaf in jax.tree.leaves(tree)
-  ]
-  return np.concatenate(parts)
-
-
-def _unpack(data: np.ndarray, like: Any) -> Any:
-  """The inverse of `_pack`, with shapes and shardings as in `like`."""
-
-  def take(leaf):
-    nonlocal data
-    size = leaf.size * leaf.dtype.itemsize
-    # A copy, because JAX may keep the memory.
-    value = data[:size].copy().view(leaf.dtype).reshape(leaf.shape)
-    data = data[size:]
-    return jax.make_array_from_callback(
-      leaf.shape, leaf.sharding, value.__getitem__
-    )
-
-  return jax.tree.map(take, like)
-
-
-def _check_table(saved: list[list[Any]], needed: list[list[Any]]) -> None:
-  """Raises ValueError if a checkpoint is of another network."""
-  old, new = (
-    {name: f'{kind} {tuple(shape)}' for name, kind, shape in table}
-    for table in (saved, needed)
-  )
-  # Parameters first: the other arrays depend on them.
-  names = sorted(
-    old.keys() | new.keys(), key=lambda n: (not n.startswith('params.'), n)
-  )
-  for name in names:
-    if old.get(name) != new.get(name):
-      raise ValueError(
-        f'{name} is {old.get(name, "missing")}, and '
-        f'{new.get(name, "none")} is needed'
-      )
-
-
-def _checksum(data: np.ndarray, meta: dict[str, Any]) -> int:
-  """CRC-32 of the content of a checkpoint, without the checksum itself."""
-  kept = {name: value for name, value in meta.items() if name != 'crc32'}
-  text = json.dumps(kept, sort_keys=True)
-  return zlib.crc32(data.data, zlib.crc32(text.encode()))
 
 
 def _barrier(reason: str) -> None:
@@ -212,12 +137,12 @@ class Checkpoints:
         first one cannot be read.
     """
     step = int(meta['step'])
-    tree = _to_tree(state)
+    tree = packing.to_tree(state)
     if kernels is not None:
       tree['kernels'] = kernels
-    data = _pack(tree)
-    meta = meta | {'arrays': _table(tree)}
-    meta |= {'crc32': _checksum(data, meta)}
+    data = packing.pack(tree)
+    meta = meta | {'arrays': packing.table(tree)}
+    meta |= {'crc32': packing.checksum(data, meta)}
     # Orbax would fail in threads that print tracebacks.
     free = shutil.disk_usage(self._root).free
     if free < 2 * data.nbytes:
@@ -286,7 +211,7 @@ class Checkpoints:
       # Process 0 wrote the values, with its own times.
       meta = self._read(manager, step, 'meta', ocp.args.JsonRestore())
       found = self._read_bytes(manager, step, data.nbytes)
-      if _checksum(found, meta) != meta['crc32']:
+      if packing.checksum(found, meta) != meta['crc32']:
         raise ValueError('its checksum is wrong')
       if not np.array_equal(found, data):
         raise ValueError('its arrays are others')
@@ -538,16 +463,16 @@ class Checkpoints:
     kernels: list[jax.Array] | None,
   ) -> Restored:
     meta = self._read(manager, step, 'meta', ocp.args.JsonRestore())
-    tree = _to_tree(like)
+    tree = packing.to_tree(like)
     if 'cut_short' in meta:
       tree['kernels'] = kernels
-    table = _table(tree)
-    _check_table(meta.pop('arrays'), table)
+    table = packing.table(tree)
+    packing.check_table(meta.pop('arrays'), table)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     data = self._read_bytes(manager, step, size)
-    if _checksum(data, meta | {'arrays': table}) != meta['crc32']:
+    if packing.checksum(data, meta | {'arrays': table}) != meta['crc32']:
       raise ValueError('its checksum is wrong')
-    tree = _unpack(data, tree)
+    tree = packing.unpack(data, tree)
     tree['key'] = jax.random.wrap_key_data(tree['key'])
     kernels = tree.pop('kernels', None)
     return TrainState(**tree), meta, kernels
