@@ -1,8 +1,8 @@
 """Saves checkpoints with orbax: the latest to resume from, the best to use.
 
-A checksum covers all of a checkpoint; `packing` says how it is stored. A damaged
-one is skipped, with a warning; a run that resumes moves it to `damaged/`,
-because orbax saves no step below the highest.
+A checksum covers all of a checkpoint; `packing` says how it is stored. A
+damaged one is skipped, with a warning; a run that resumes moves it to
+`damaged/`, because orbax saves no step below the highest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
