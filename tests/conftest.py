@@ -122,6 +122,19 @@ def _few_programs():
     gc.collect()
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _temporary_files(tmp_path_factory):
+  """Each file of tests has a temporary folder of its own.
+
+  A command removes what a killed one left in it, and says so: of those that
+  were killed elsewhere, a test must see nothing.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('TMPDIR', str(tmp_path_factory.mktemp('temporary')))
+    patch.setattr(tempfile, 'tempdir', None)
+    yield
+
+
 @dataclasses.dataclass
 class Outcome:
   """How a command ended: exit code and what it printed."""
