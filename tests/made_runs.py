@@ -14,6 +14,7 @@ from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
 from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import flat
 from skipnet_jax.step import state as state_lib
 
 
@@ -54,13 +55,11 @@ def small_state(config):
     return jax.numpy.asarray(values, x.dtype)
 
   like = training.abstract_state
-  params, stats = jax.tree_util.tree_map_with_path(
-    draw, (like.params, like.batch_stats)
-  )
+  drawn = jax.tree_util.tree_map_with_path(draw, like.variables())
   state = state_lib.TrainState(
     step=jax.numpy.asarray(0, like.step.dtype),
-    params=params,
-    batch_stats=stats,
+    params=flat.join(drawn['params']),
+    batch_stats=flat.join(drawn['batch_stats']),
     opt_state=jax.tree.map(
       lambda x: jax.numpy.asarray(np.zeros(x.shape, x.dtype)), like.opt_state
     ),

@@ -150,16 +150,15 @@ def test_each_has_its_optimizer():
   for name, rate in (('generator', 1e-3), ('discriminator', 4e-3)):
     moved = jax.tree.map(
       lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(),
-      new.params[name],
-      state.params[name],
+      new.params.tree()[name],
+      state.params.tree()[name],
     )
     assert max(jax.tree.leaves(moved)) == pytest.approx(rate, rel=1e-2)
   record = metrics_lib.divide({k: np.asarray(v) for k, v in metrics.items()})
   assert {'judged_real', 'judged_fake', 'judged_fooled'} <= record.keys()
   # An average of the parameters is kept of both.
-  variables = made()[1]
   averaged = optim.make_optimizer(settings(ema=0.9), lambda _: 1e-3, True)
-  kept = optim.eval_params(variables['params'], averaged.init(new.params))
+  kept = optim.eval_params(state.params, averaged.init(new.params))
   assert jax.tree.structure(kept) == jax.tree.structure(new.params)
 
 

@@ -122,7 +122,7 @@ def test_the_step_is_the_run_s(
   assert ahead.call is calls.make_step_call(step, sharded)
 
   # One number of parameters.
-  trained = sum(x.size for x in jax.tree.leaves(state.params))
+  trained = sum(x.size for x in jax.tree.leaves(state.params.tree()))
   assert trained == described['parameters'] == run.training.parameters
   assert ahead.describe()['parameters'] == trained
   assert f'{trained:,}' in prepare.describe(small(name, preset))

@@ -14,6 +14,7 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax.runs import checkpoint
+from skipnet_jax.step import flat
 from skipnet_jax.step import state as state_lib
 
 OPTIMIZER = optax.rmsprop(1e-3, momentum=0.9)
@@ -26,15 +27,23 @@ def make(step, width=3):
   def array(*shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-  params = {'conv': {'kernel': array(3, 3, 1, width), 'bias': array(width)}}
+  params = flat.join(
+    {'conv': {'kernel': array(3, 3, 1, width), 'bias': array(width)}}
+  )
+  # The gaps between kernels are no part of a checkpoint.
   opt_state = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype),
+    lambda x: flat.join(
+      jax.tree.map(
+        lambda y: jnp.asarray(rng.normal(size=y.shape), y.dtype), x.tree()
+      )
+    ),
     OPTIMIZER.init(params),
+    is_leaf=lambda x: isinstance(x, flat.Flat),
   )
   return state_lib.TrainState(
     step=jnp.asarray(step, jnp.int32),
     params=params,
-    batch_stats={'norm': {'mean': array(width)}},
+    batch_stats=flat.join({'norm': {'mean': array(width)}}),
     opt_state=opt_state,
     key=jax.random.key(step + 7),
   )

@@ -87,7 +87,7 @@ def test_the_gradient_at_initialisation_is_the_layers_own(swept):
   # The sweep's own, compiled already.
   training = build.build(config, pipeline.window, pipeline.steps_per_epoch)
   state = training.create_state(config.seed)
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  variables = state.variables()
   loss = losses.LOSSES['bce']
   grads = gradient_flow.layer_gradients(
     training.model.unrolled(),

@@ -37,7 +37,7 @@ def centre_over_ends(short_skips):
 
     def size(stage):
       names = [f'{stage}/block_{i}/conv_1' for i in range(1, last)]
-      kernels = telemetry.kernels(names, grads)
+      kernels = [telemetry.kernel(grads, name) for name in names]
       return jnp.median(
         jnp.stack([jnp.sqrt(jnp.mean(jnp.square(k))) for k in kernels])
       )

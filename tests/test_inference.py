@@ -67,7 +67,7 @@ def pooled(**fields):
 def made():
   """FC-ResNet and its variables."""
   model, state = made_runs.small_state(made_runs.small_config())
-  return model, {'params': state.params, 'batch_stats': state.batch_stats}
+  return model, state.variables()
 
 
 def noise(*shape, seed=0):

@@ -19,6 +19,7 @@ from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.step import build
 from skipnet_jax.step import calls
+from skipnet_jax.step import flat
 from skipnet_jax.step import parallel as parallel_lib
 
 STEPS = 5
@@ -79,7 +80,8 @@ class Setting:
     if self._state is None:
       state = training.create_state(self.config.seed).replace(key=None)
       state = jax.tree.map(np.asarray, state)
-      self._state = state.replace(params=self.begin(state.params))
+      params = self.begin(state.params.tree())
+      self._state = state.replace(params=flat.join(params))
     return self._state.replace(key=jax.random.key(self.config.seed))
 
   @functools.cache  # noqa: B019
@@ -201,7 +203,7 @@ def test_evaluation_sums_are_those_of_one_device(bce, mode):
   image /= image.std((1, 2), keepdims=True)
   logits = _plain(
     models.build_model(bce.config.model),
-    {'params': state.params, 'batch_stats': state.batch_stats},
+    state.variables(),
     image[..., None],
   )['logits']
   z = np.asarray(logits[..., 0], np.float64)

@@ -137,7 +137,7 @@ def test_the_net_change_is_that_of_two_checkpoints(smoke, tmp_path):
   assert meta['epoch'] == 2
   for i, layer in enumerate(found.layers):
     new, old = (
-      np.asarray(telemetry.kernel(state.params, layer), np.float64)
+      np.asarray(telemetry.kernel(state.params.tree(), layer), np.float64)
       for state in (latest, before)
     )
     expected = np.abs(new - old).mean()

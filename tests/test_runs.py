@@ -18,12 +18,10 @@ def test_checkpoints_of_several_devices_restore_on_one(tmp_path, mode):
   state = several.unreplicate(several.replicate(state))
   path = made_runs.make_run(tmp_path / 'run', state, **{'parallel.mode': mode})
   restored = trained.open_run(path).variables
-  assert jax.tree.structure(restored['params']) == jax.tree.structure(
-    state.params
-  )
+  assert jax.tree.structure(restored) == jax.tree.structure(state.variables())
   for new, old in zip(
     jax.tree.leaves(restored),
-    jax.tree.leaves({'b': state.batch_stats, 'p': state.params}),
+    jax.tree.leaves(state.variables()),
     strict=True,
   ):
     assert new.devices() == {jax.devices()[0]}
@@ -39,6 +37,6 @@ def test_averaged_parameters_are_used(tmp_path):
   path = made_runs.make_run(tmp_path / 'run', state, **{'optim.ema': 0.9})
   found = trained.open_run(path).variables['params']
   for new, old in zip(
-    jax.tree.leaves(found), jax.tree.leaves(averaged), strict=True
+    jax.tree.leaves(found), jax.tree.leaves(averaged.tree()), strict=True
   ):
     assert np.array_equal(new, old)

@@ -12,6 +12,7 @@ from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.step import flat
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
 from skipnet_jax.step import state as state_lib
@@ -146,17 +147,10 @@ def test_one_step_records_the_unrolled_network_s_flow():
     step = step_lib.make_train_step(
       model, optimizer, losses.LOSSES['bce'], record=names
     )
-    state = state_lib.TrainState(
-      jnp.zeros((), jnp.int32),
-      variables['params'],
-      variables['batch_stats'],
-      optimizer.init(variables['params']),
-      jax.random.key(0),
-    )
+    state = state_lib.begin(optimizer, variables, jax.random.key(0))
     new, metrics = jax.jit(step)(state, batch)
-    change = telemetry.net_change(
-      names, telemetry.kernels(names, state.params), new.params
-    )
+    kernels = telemetry.Kernels(names, state.params.layout)
+    change = kernels.net_change(telemetry.vector(state.params), new.params)
     return np.asarray(metrics['flow']), np.asarray(change)
 
   got, got_change = flow(scanned, variables)
@@ -202,7 +196,7 @@ def test_an_interceptor_changes_the_gradient_inside_the_scan():
         )
 
     grads = jax.grad(objective)(variables['params'])
-    return telemetry.kernels(names, grads)
+    return [telemetry.kernel(grads, name) for name in names]
 
   flat = fc_resnet.unroll(variables)
   through_scan = jax.jit(lambda s: gradients(scanned, s, variables))
@@ -241,7 +235,9 @@ def test_a_scanned_run_names_the_layer_that_broke(scanned_run, tmp_path):
   _, config, _ = scanned_run
   with loop.open_run(config, tmp_path) as run:
     state = run.state
-  layer = state.params['across']['blocks']['conv_1']
+  params = state.params.tree()
+  layer = params['across']['blocks']['conv_1']
   layer['kernel'] = layer['kernel'].at[1].set(jnp.nan)
+  state = state.replace(params=flat.join(params))
   with pytest.raises(errors.RunError, match='across/block_3/conv_1'):
     nonfinite.fail(run.prepared, state)

@@ -12,6 +12,7 @@ import small_networks
 
 from skipnet_jax.models import layers
 from skipnet_jax.models import network
+from skipnet_jax.step import flat
 from skipnet_jax.step import losses
 from skipnet_jax.step import metrics as metrics_lib
 from skipnet_jax.step import state as state_lib
@@ -63,24 +64,25 @@ def test_the_step_takes_the_gradient_of_finite_differences():
     @jax.jit
     def value(params):
       outputs, _ = model.apply(
-        {'params': params, 'batch_stats': state.batch_stats},
+        state.variables() | {'params': params},
         batch['image'],
         train=True,
         mutable=['batch_stats'],
       )
       return loss.value(loss.sums(outputs, batch))
 
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    leaves = jax.tree_util.tree_leaves_with_path(state.params.tree())
+    moved = dict(jax.tree_util.tree_leaves_with_path(new.params.tree()))
     compared = 0
     for path, leaf in leaves[:: max(1, len(leaves) // 12)]:
-      after = dict(jax.tree_util.tree_leaves_with_path(new.params))[path]
-      change = np.asarray(leaf - after)
+      change = np.asarray(leaf - moved[path])
       # The largest entry: there is something to compare.
       index = np.unravel_index(np.abs(change).argmax(), change.shape)
 
       def at(delta, path=path, index=index):
         params = jax.tree_util.tree_map_with_path(
-          lambda p, x: x.at[index].add(delta) if p == path else x, state.params
+          lambda p, x: x.at[index].add(delta) if p == path else x,
+          state.params.tree(),
         )
         return float(value(params))
 
@@ -107,7 +109,7 @@ def test_metrics_are_sums_with_counts():
       variables, image, train=True, mutable=['batch_stats']
     )
   )(
-    {'params': state.params, 'batch_stats': state.batch_stats},
+    state.variables(),
     batch['image'],
   )
   expected = loss.value(loss.sums(outputs, batch))
@@ -116,7 +118,7 @@ def test_metrics_are_sums_with_counts():
   assert float(metrics['steps']) == 1
   kernels = [
     leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params.tree())
     if path[-1].key == 'kernel'
   ]
   squares = sum(float(np.sum(np.square(k))) for k in kernels)
@@ -136,9 +138,10 @@ def test_a_step_that_is_not_finite_changes_nothing(broken):
   if broken == 'image':
     batch['image'] = batch['image'].at[0, 3, 4, 0].set(jnp.nan)
   else:
-    kernel = jnp.full_like(state.params['down_1']['kernel'], jnp.inf)
-    down_1 = state.params['down_1'] | {'kernel': kernel}
-    state = state.replace(params=state.params | {'down_1': down_1})
+    params = state.params.tree()
+    kernel = params['down_1']['kernel']
+    params['down_1']['kernel'] = jnp.full_like(kernel, jnp.inf)
+    state = state.replace(params=flat.join(params))
   new, metrics = step(state, batch)
   assert float(metrics['nonfinite']) == 1
   assert int(new.step) == 0

@@ -97,7 +97,7 @@ def made(name):
   """Model without dropout, its first variables, and a batch."""
   model = build(name)
   state = build_lib.build(config(name), (64, 64), 1).create_state(0)
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  variables = state.variables()
   if model.dropout:
     model = build(name, dropout=0.0)
   return model, variables, make_batch(slices=model.slices)

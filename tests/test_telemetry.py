@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax.runs import flow_file
+from skipnet_jax.step import flat
 from skipnet_jax.step import telemetry
 
 NAMES = ('b/conv', 'a')
@@ -15,12 +16,16 @@ PARAMS = {
 }
 
 
+LAYOUT = flat.join(PARAMS).layout
+KERNELS = telemetry.Kernels(NAMES, LAYOUT)
+
+
 def scaled(factor):
-  return jax.tree.map(lambda x: factor * x, PARAMS)
+  return flat.join(jax.tree.map(lambda x: factor * x, PARAMS))
 
 
 def test_quantities_by_hand():
-  flow = telemetry.step_flow(NAMES, PARAMS, scaled(2.0), scaled(-0.1))
+  flow = KERNELS.step_flow(scaled(1.0), scaled(2.0), scaled(-0.1))
   assert flow.shape == (len(telemetry.STEP_QUANTITIES), 2)
   expected = {
     'step_update': [0.35, 0.15],
@@ -33,21 +38,35 @@ def test_quantities_by_hand():
 
 
 def test_net_change_is_not_the_sum_of_steps():
-  before = telemetry.kernels(NAMES, PARAMS)
-  there_and_back = scaled(1.0)
-  np.testing.assert_array_equal(
-    telemetry.net_change(NAMES, before, there_and_back), [0, 0]
-  )
+  before = telemetry.vector(scaled(1.0))
+  np.testing.assert_array_equal(KERNELS.net_change(before, scaled(1.0)), [0, 0])
   np.testing.assert_allclose(
-    telemetry.net_change(NAMES, before, scaled(1.5)), [1.75, 0.75]
+    KERNELS.net_change(before, scaled(1.5)), [1.75, 0.75]
   )
 
 
-def test_copies_outlive_donated_parameters():
-  params = scaled(1.0)
-  before = telemetry.kernels(NAMES, params)
-  jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), donate_argnums=0)(params)
-  np.testing.assert_array_equal(before[1], [[1.0, -2.0]])
+def test_a_kernel_longer_than_a_row_and_the_blocks_of_a_scan():
+  rng = np.random.default_rng(0)
+  blocks = {'conv': {'kernel': rng.normal(size=(3, 3, 3, 9, 20))}}
+  params = {
+    'across': {'blocks': blocks},
+    'last': {'kernel': rng.normal(size=(1, 1, 20, 1)), 'bias': np.ones(1)},
+    'unnamed': {'kernel': rng.normal(size=(5, 7))},
+  }
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  names = ('last', 'across/block_4/conv', 'across/block_2/conv')
+  joined = flat.join(params)
+  kernels = telemetry.Kernels(names, joined.layout)
+  wanted = [telemetry.kernel(params, name) for name in names]
+  (found,) = kernels.sums(jnp.square(telemetry.vector(joined)))
+  np.testing.assert_allclose(
+    found, [np.sum(np.square(w, dtype=np.float64)) for w in wanted], rtol=1e-6
+  )
+  vector = telemetry.vector(joined)
+  parts = kernels.split(vector)
+  jax.tree.map(np.testing.assert_array_equal, parts, wanted)
+  again = kernels.join(parts, vector.size)
+  jax.tree.map(np.testing.assert_array_equal, kernels.split(again), wanted)
 
 
 def fill(path, epochs, start=0):

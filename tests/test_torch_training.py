@@ -101,7 +101,7 @@ def make_network(config):
   )
   state = state_lib.create_state(model, optimizer, 0)
   network = torch_networks.build(model)
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  variables = state.variables()
   torch_weights.load(network, variables)
   return model, optimizer, state, network
 
@@ -150,7 +150,7 @@ def test_a_step_leaves_the_parameters_of_the_package(
       terms=losses.make_terms(config.train, 1),
     )
     new, metrics = jax.jit(step)(state, batch)
-    expected = torch_weights.to_torch({'params': new.params})
+    expected = torch_weights.to_torch({'params': new.params.tree()})
   loss = torch_training.make_step(
     config,
     network.double(),

@@ -160,7 +160,7 @@ def test_what_is_measured_is_described(bench, smoke):
   assert found['image_size'] == [64, 64]
   assert found['dataset'].startswith('synthetic 10x64x64')
   assert found['optimizer'] == 'sgd'
-  variables = jax.eval_shape(lambda: bench._first.params)
+  variables = jax.eval_shape(lambda: bench._first.params.tree())
   sizes = [leaf.size for leaf in jax.tree.leaves(variables)]
   assert found['parameters'] == sum(sizes)
 

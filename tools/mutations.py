@@ -125,8 +125,8 @@ TRAINING = (
   Mutation(
     'net-change-cancels',
     'skipnet_jax/step/telemetry.py',
-    'jnp.mean(jnp.abs(kernel(params, name) - old))',
-    'jnp.abs(jnp.mean(kernel(params, name) - old))',
+    'self.sums(jnp.abs(vector(params) - before))',
+    'self.sums(vector(params) - before)',
     "Changes of opposite sign cancel out in a kernel's net change.",
     ('tests/test_telemetry.py::test_net_change_is_not_the_sum_of_steps',),
   ),
@@ -160,7 +160,7 @@ MODELS = (
   Mutation(
     'dropout-index-local',
     'skipnet_jax/models/layers.py',
-    'index = index + lax.axis_index(self.axis_name) * x.shape[0]',
+    'unit = unit + before.astype(jnp.uint32)',
     'pass',
     "An example's dropout depends on the number of devices.",
     (

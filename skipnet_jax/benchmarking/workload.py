@@ -217,8 +217,7 @@ class Bench:
     image = np.pad(corner, ((0, 0), (0, y), (0, x)), 'symmetric')
     overlap = min(y, x) // 4
     tiling = inference.Tiling((y, x), overlap, overlap * 3 // 8)
-    first = self._first
-    variables = {'params': first.params, 'batch_stats': first.batch_stats}
+    variables = self._first.variables()
     predictor = inference.Predictor(model, [variables])
     tile = np.zeros((y, x, slices), np.float32)
     tiles = len(tiling.starts(image.shape[1:]))

@@ -51,9 +51,9 @@ class Block(nn.Module):
       x = norm(x)
     return nn.relu(x)
 
-  def _conv(self, x, index: int, features: int, size: int, strides: int = 1):
+  def _conv(self, x, index: int, features: int, size: int, **attributes):
     return layers.Conv(
-      features, size, strides, dtype=self.dtype, name=f'conv_{index}'
+      features, size, **attributes, dtype=self.dtype, name=f'conv_{index}'
     )(x)
 
   def _drop(self, x: jax.Array, drop: bool) -> jax.Array:
@@ -84,7 +84,7 @@ class BasicBlock(Block):
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
     """BN, ReLU, 3x3, dropout, BN, ReLU, [upsample], 3x3."""
     x = self._act(x, 1, train)
-    x = self._conv(x, 1, self.features, 3, self._strides())
+    x = self._conv(x, 1, self.features, 3, strides=self._strides())
     x = self._act(self._drop(x, drop), 2, train)
     return self._conv(self._upsample(x), 2, self.features, 3)
 
@@ -95,8 +95,13 @@ class BottleneckBlock(Block):
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
     """BN, ReLU, 1x1, BN, ReLU, 3x3, BN, ReLU, [upsample], 1x1, dropout."""
     inner = self.features // 4
-    x = self._conv(self._act(x, 1, train), 1, inner, 1, self._strides())
-    x = self._conv(self._act(x, 2, train), 2, inner, 3)
+    normalised = train and self.batch_norm
+    x = self._act(x, 1, train)
+    x = self._conv(
+      x, 1, inner, 1, strides=self._strides(), normalised=normalised
+    )
+    x = self._act(x, 2, train)
+    x = self._conv(x, 2, inner, 3, normalised=normalised)
     x = self._conv(self._act(x, 3, train), 3, self.features, 1)
     return self._drop(self._upsample(x), drop)
 

@@ -60,7 +60,9 @@ class FusionNet(network.Network):
     x = level('bridge', x, self.base_width * 2**DEPTH)
     for i in reversed(range(DEPTH)):
       features = self.base_width * 2**i
-      x = layers.ConvTranspose(features, 3, dtype=dtype, name=f'up_{i}_up')(x)
+      x = layers.ConvTranspose(
+        features, 3, dtype=dtype, normalised=train, name=f'up_{i}_up'
+      )(x)
       x = layers.batch_norm(f'up_{i}_norm', train, dtype, self.axis_name)(x)
       x = nn.relu(x)
       if self.long_skips:

@@ -8,6 +8,7 @@ mapped axis of a pmapped call, or None.
 
 from collections.abc import Sequence
 from typing import Any
+import zlib
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,7 @@ class Conv(nn.Module):
       then cost 4 products a pixel instead of 9.
     padding: 'SAME', or 'VALID': k - 1 pixels fewer in y and x.
     dilation: distance in pixels between the kernel's taps.
+    normalised: see `make_bias`.
   """
 
   features: int
@@ -41,6 +43,7 @@ class Conv(nn.Module):
   upsampled: bool = False
   padding: str = 'SAME'
   dilation: int = 1
+  normalised: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,9 +69,19 @@ class Conv(nn.Module):
         x, kernel.astype(self.dtype), s, self.padding, dilation=self.dilation
       )
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+      bias = make_bias(self, self.features, self.normalised)
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return x
+
+
+def make_bias(module: nn.Module, features: int, normalised: bool) -> jax.Array:
+  """The parameter `bias`, `[features]`, at first zero.
+
+  `normalised` says whether a BatchNorm by batch statistics follows at once. It
+  takes the bias away again, so that its gradient is zero and not computed.
+  """
+  bias = module.param('bias', nn.initializers.zeros_init(), (features,))
+  return lax.stop_gradient(bias) if normalised else bias
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -146,6 +159,7 @@ class ConvTranspose(nn.Module):
   Attributes:
     kernel_size: k, at least the stride.
     strides: s.
+    normalised: see `make_bias`.
   """
 
   features: int
@@ -154,6 +168,7 @@ class ConvTranspose(nn.Module):
   use_bias: bool = True
   kernel_init: Any = nn.initializers.he_normal()
   dtype: Dtype = jnp.float32
+  normalised: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -171,7 +186,7 @@ class ConvTranspose(nn.Module):
       pad = (s + k - 2) // 2, (s + k - 1) // 2
       x = conv(x, kernel[::-1, ::-1], 1, (pad, pad), input_dilation=s)
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+      bias = make_bias(self, self.features, self.normalised)
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return x
 
@@ -179,9 +194,9 @@ class ConvTranspose(nn.Module):
 class Dropout(nn.Module):
   """Dropout whose mask depends on an example's index in the global batch.
 
-  Each example has its own key, folded with its index over all devices, so that
-  `jit`, `pmap` and `sharded` drop the same units. A hash of the key and the
-  unit's position selects the units, which is cheaper than random bits for each.
+  A hash of the key `dropout`, the layer's path and the unit's position in the
+  batch of all devices selects the units: `jit`, `pmap` and `sharded` drop the
+  same. It is cheaper than a key for each layer and random bits for each unit.
   It sets a share `rate` of them to zero, 0 <= rate < 1.
   """
 
@@ -193,17 +208,26 @@ class Dropout(nn.Module):
     """Maps `[b, ...]` to the same shape; the identity unless `drop`."""
     if not drop or self.rate == 0:
       return x
-    key = self.make_rng('dropout')
-    index = jnp.arange(x.shape[0])
+    unit = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
     if self.axis_name is not None and not self.is_initializing():
-      index = index + lax.axis_index(self.axis_name) * x.shape[0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    words = jax.vmap(lambda k: jax.random.bits(k, (2,)))(keys)
-    unit = jnp.arange(x[0].size, dtype=jnp.uint32).reshape(1, *x.shape[1:])
-    first, second = words.reshape(-1, 2, *[1] * (x.ndim - 1)).swapaxes(0, 1)
-    keep = _mix(_mix(unit ^ first) + second) >= jnp.uint32(self.rate * 2**32)
+      before = lax.axis_index(self.axis_name) * x.size
+      unit = unit + before.astype(jnp.uint32)
+    # Odd, so that no two units of a layer are one.
+    layer = jnp.uint32(zlib.crc32('/'.join(self.path).encode()) | 1)
+    words = self._words()
+    keep = _mix(_mix((unit * layer) ^ words[0]) + words[-1]) >= jnp.uint32(
+      self.rate * 2**32
+    )
     scale = jnp.asarray(1 / (1 - self.rate), x.dtype)
     return jnp.where(keep, x * scale, jnp.zeros_like(x))
+
+  def _words(self) -> jax.Array:
+    """The words of the key `dropout`, the same for all layers."""
+    if self.scope is None or not self.has_rng('dropout'):
+      # Flax says what is missing.
+      return jax.random.key_data(self.make_rng('dropout'))
+    # `make_rng` would draw a key for each layer: on a GPU, a kernel for each.
+    return jax.random.key_data(self.scope.rngs['dropout'].rng)
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ class ConvNorm(nn.Module):
       use_bias=self.use_bias,
       kernel_init=self.kernel_init,
       dtype=self.dtype,
+      normalised=train,
       name='conv',
     )(x)
     x = layers.batch_norm(

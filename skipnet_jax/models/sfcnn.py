@@ -69,12 +69,13 @@ class SteerableConv(nn.Module):
   """A convolution over positions and orientations, with bias.
 
   It has `features` output channels at every orientation. With `lift`, the input
-  is an image without orientations.
+  is an image without orientations; `normalised` is that of `layers.make_bias`.
   """
 
   features: int
   kernel_size: int = 5
   lift: bool = False
+  normalised: bool = False
   dtype: layers.Dtype = jnp.float32
 
   @nn.compact
@@ -97,7 +98,7 @@ class SteerableConv(nn.Module):
     k = self.kernel_size
     kernel = kernel.reshape(k, k, orientations * inputs, -1).astype(self.dtype)
     x = layers.conv(x.astype(self.dtype), kernel)
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    bias = layers.make_bias(self, self.features, self.normalised)
     bias = jnp.tile(bias, ORIENTATIONS).astype(self.dtype)
     return x + bias.reshape(1, 1, 1, -1)
 
@@ -158,6 +159,7 @@ class SFCNN(network.Network):
           features,
           self.kernel_size,
           lift=x.shape[-1] == 1,
+          normalised=train,
           dtype=dtype,
           name=f'{name}_conv_{i}',
         )(x)

@@ -86,8 +86,8 @@ class FlowFile:
     """Adds an epoch and replaces the file.
 
     Args:
-      change: from `telemetry.net_change`.
-      flow: from `telemetry.step_flow`, averaged over the epoch's steps.
+      change: from `telemetry.Kernels.net_change`.
+      flow: from `telemetry.Kernels.step_flow`, averaged over the epoch's steps.
     """
     for q, row in zip(self._table, (change, *flow), strict=True):
       self._table[q] = np.vstack([self._table[q], row]).astype(np.float32)

@@ -11,6 +11,7 @@ import zlib
 import jax
 import numpy as np
 
+from skipnet_jax.step import flat
 from skipnet_jax.step import parallel
 from skipnet_jax.step import state as state_lib
 
@@ -27,23 +28,42 @@ def to_tree(state: TrainState) -> dict[str, Any]:
   return vars(state) | {'key': words}
 
 
+def _is_flat(node: Any) -> bool:
+  return isinstance(node, flat.Flat)
+
+
+def _arrays(tree: Any) -> Any:
+  """The tree with an array for each parameter, as checkpoints name them."""
+  return jax.tree.map(
+    lambda x: x.tree() if _is_flat(x) else x, tree, is_leaf=_is_flat
+  )
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
 def table(tree: Any) -> list[list[Any]]:
-  """Name, dtype and shape of every array, in order."""
+  """Name, dtype and shape of every array of a state, in order."""
   return [
     [
       jax.tree_util.keystr(path, simple=True, separator='.'),
       str(leaf.dtype),
       list(leaf.shape),
     ]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      _arrays(_shapes(tree))
+    )
   ]
 
 
 def pack(tree: Any) -> np.ndarray:
   """The bytes of all arrays, one after the other."""
   parts = [
-    np.ascontiguousarray(parallel.to_host(leaf)).reshape(-1).view(np.uint8)
-    for leaf in jax.tree.leaves(tree)
+    np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    for leaf in jax.tree.leaves(_arrays(parallel.to_host(tree)))
   ]
   return np.concatenate(parts)
 
@@ -57,11 +77,22 @@ def unpack(data: np.ndarray, like: Any) -> Any:
     # A copy, because JAX may keep the memory.
     value = data[:size].copy().view(leaf.dtype).reshape(leaf.shape)
     data = data[size:]
+    return value
+
+  def place(value, leaf):
     return jax.make_array_from_callback(
       leaf.shape, leaf.sharding, value.__getitem__
     )
 
-  return jax.tree.map(take, like)
+  like = _shapes(like)
+  found = jax.tree.map(take, _arrays(like))
+  joined = jax.tree.map(
+    lambda x, part: flat.join(part, x.layout) if _is_flat(x) else part,
+    like,
+    found,
+    is_leaf=_is_flat,
+  )
+  return jax.tree.map(place, joined, like)
 
 
 def check_table(saved: list[list[Any]], needed: list[list[Any]]) -> None:

@@ -20,7 +20,6 @@ from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import workdir
 from skipnet_jax.scores import scores
 from skipnet_jax.step import build as build_lib
-from skipnet_jax.step import optim
 
 DataSet = sources.DataSet
 
@@ -102,10 +101,7 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
     config=config,
     dataset=workdir.read_dataset(path),
     model=training.model,
-    variables={
-      'params': optim.eval_params(state.params, state.opt_state),
-      'batch_stats': state.batch_stats,
-    },
+    variables=state.averaged().variables(),
     best_epoch=int(meta['best_epoch']),
   )
 

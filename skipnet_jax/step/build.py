@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 
+import jax
 import ml_collections
 import optax
 
@@ -38,6 +39,7 @@ class Training:
     l2: coefficient of the reported L2 term.
     axis_name: mapped axis of a pmapped call, or None.
     record: whether a training step records the update of each kernel.
+    fused_norm: whether it uses `models.fused_norm`.
   """
 
   model: network.Network
@@ -49,6 +51,7 @@ class Training:
   l2: float
   axis_name: str | None
   record: bool
+  fused_norm: bool
 
   @functools.cached_property
   def table(self) -> Table:
@@ -72,7 +75,8 @@ class Training:
   @functools.cached_property
   def parameters(self) -> int:
     """Number of trainable parameters, including a discriminator's."""
-    return state_lib.parameter_count(self.abstract_state.params)
+    variables = state_lib.abstract_variables(self.model)
+    return state_lib.parameter_count(variables['params'])
 
   @functools.cached_property
   def abstract_state(self) -> state_lib.TrainState:
@@ -90,6 +94,7 @@ class Training:
       record=self.kernels if self.record else (),
       axis_name=self.axis_name,
       terms=self.terms,
+      fused_norm=self.fused_norm,
     )
 
   @functools.cached_property
@@ -122,6 +127,7 @@ def build(
   axis_name: str | None = None,
   *,
   record: bool = True,
+  platform: str | None = None,
 ) -> Training:
   """Builds the parts of a config's training; compiles nothing.
 
@@ -130,8 +136,9 @@ def build(
   traces and compiles nothing again.
 
   Of the validated config, only model, optim and train matter. An epoch, the
-  unit of schedules, has `steps_per_epoch` batches. The other arguments are
-  attributes of `Training`.
+  unit of schedules, has `steps_per_epoch` batches. The step is made for
+  `platform`, 'cpu', 'gpu' or 'tpu', by default that of this process. The other
+  arguments are attributes of `Training`.
 
   Raises:
     InputError: a network that cannot be built, or a window it cannot take.
@@ -150,7 +157,10 @@ def build(
   }
   text = json.dumps(settings, sort_keys=True)
   y, x = window
-  training = _build(text, (y, x), steps_per_epoch, axis_name, record)
+  platform = platform or jax.default_backend()
+  training = _build(
+    text, (y, x), steps_per_epoch, axis_name, record, platform != 'cpu'
+  )
   training.model.check_size(training.window)
   return training
 
@@ -162,6 +172,7 @@ def _build(
   steps_per_epoch: int,
   axis_name: str | None,
   record: bool,
+  fused_norm: bool,
 ) -> Training:
   c = ConfigDict(json.loads(settings))
   model = models.build_model(c.model, axis_name)
@@ -176,4 +187,5 @@ def _build(
     l2=c.optim.l2,
     axis_name=axis_name,
     record=record,
+    fused_norm=fused_norm,
   )

@@ -94,15 +94,17 @@ def _eval_call(step, pipeline, parallel):
 @_cached
 def make_kernel_calls(
   names: tuple[str, ...], parallel: Parallel
-) -> tuple[Callable[[Any], list[jax.Array]], Callable[[Any, Any], jax.Array]]:
-  """Compiles `telemetry.kernels` and `telemetry.net_change`.
+) -> tuple[Callable[[Any], jax.Array], Callable[[Any, Any], jax.Array]]:
+  """Compiles a copy of the kernels, and their change since then.
 
-  They are `params -> kernels` and `(kernels, params) -> net change` of the
-  layers `names`.
+  They are `params -> vector` and `(vector, params) -> net change` of the layers
+  `names`, see `telemetry.Kernels`.
   """
   return (
-    parallel.compile(lambda params: telemetry.kernels(names, params)),
+    parallel.compile(lambda params: jnp.copy(telemetry.vector(params))),
     parallel.compile(
-      lambda before, params: telemetry.net_change(names, before, params)
+      lambda before, params: telemetry.Kernels(names, params.layout).net_change(
+        before, params
+      )
     ),
   )

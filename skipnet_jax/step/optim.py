@@ -8,6 +8,7 @@ import ml_collections
 import optax
 
 Params = Any
+_OWN = jax.tree_util.DictKey('discriminator')
 
 
 def is_kernel(path: tuple, _: jax.Array) -> bool:
@@ -108,10 +109,9 @@ def make_optimizer(
     chain = [
       optax.partition(
         {'own': own, 'others': make(schedule)},
-        lambda params: {
-          name: 'own' if name == 'discriminator' else 'others'
-          for name in params
-        },
+        lambda params: jax.tree_util.tree_map_with_path(
+          lambda path, _: 'own' if _OWN in path else 'others', params
+        ),
       )
     ]
   if config.l2 and config.name != 'adamw':

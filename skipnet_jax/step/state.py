@@ -10,6 +10,8 @@ import optax
 
 from skipnet_jax import streams
 from skipnet_jax.models import network
+from skipnet_jax.step import flat
+from skipnet_jax.step import optim
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -17,17 +19,29 @@ class TrainState(flax.struct.PyTreeNode):
 
   Attributes:
     step: number of finished steps, int32 scalar.
-    params: parameters, float32.
-    batch_stats: BatchNorm's running statistics, float32; `{}` without it.
-    opt_state: optax's state, averaged parameters included.
+    params: parameters, float32, as vectors; `params.tree()` is Flax's tree.
+    batch_stats: BatchNorm's running statistics, likewise; empty without it.
+    opt_state: optax's state, averaged parameters included, on vectors.
     key: the run's random key, which never changes.
   """
 
   step: jax.Array
-  params: Any
-  batch_stats: Any
+  params: flat.Flat
+  batch_stats: flat.Flat
   opt_state: Any
   key: jax.Array
+
+  def variables(self) -> dict[str, Any]:
+    """Flax's trees of the parameters and the running statistics."""
+    return {
+      'params': self.params.tree(),
+      'batch_stats': self.batch_stats.tree(),
+    }
+
+  def averaged(self) -> 'TrainState':
+    """The state with averaged parameters, if the optimizer keeps them."""
+    params = optim.eval_params(self.params, self.opt_state)
+    return self.replace(params=params)
 
 
 def _draw(model: network.Network, key: jax.Array) -> Any:
@@ -35,14 +49,16 @@ def _draw(model: network.Network, key: jax.Array) -> Any:
   return model.init(streams.key_at(key, 'init'), image, train=False)
 
 
-def _begin(
+def begin(
   optimizer: optax.GradientTransformation, variables: Any, key: jax.Array
 ) -> TrainState:
-  params = variables['params']
+  """The state before the first step, of a network's variables."""
+  # Optax has no type for other trees than its own.
+  params: Any = flat.join(variables['params'])
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=variables.get('batch_stats', {}),
+    batch_stats=flat.join(variables.get('batch_stats', {})),
     opt_state=optimizer.init(params),
     key=key,
   )
@@ -64,8 +80,8 @@ def create_state(
   key = jax.random.key(seed)
   # The axis does not matter here: pmapped networks share the compilation.
   model = model.clone(axis_name=None)
-  begin = jax.jit(functools.partial(_begin, optimizer))
-  return begin(_compiled_draw(model)(key), key)
+  compiled = jax.jit(functools.partial(begin, optimizer))
+  return compiled(_compiled_draw(model)(key), key)
 
 
 @functools.lru_cache(8)
@@ -84,7 +100,7 @@ def abstract_state(
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     jax.eval_shape(
-      functools.partial(_begin, optimizer),
+      functools.partial(begin, optimizer),
       abstract_variables(model),
       jax.random.key(0),
     ),

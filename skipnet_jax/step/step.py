@@ -5,6 +5,7 @@ makes means of them. `parallel` has the three ways to run a step.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from skipnet_jax import streams
+from skipnet_jax.models import fused_norm as norm_lib
 from skipnet_jax.models import network
+from skipnet_jax.step import flat
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
 from skipnet_jax.step import state as state_lib
@@ -54,6 +57,7 @@ def make_train_step(
   record: Sequence[str] = (),
   axis_name: str | None = None,
   terms: losses.Terms = losses.NO_TERMS,
+  fused_norm: bool = False,
 ) -> Step:
   """Makes the training step.
 
@@ -68,16 +72,20 @@ def make_train_step(
     summed: loss (without L2), l2, grad_norm, steps (divide these three by it);
     bce, correct, pixels; nonfinite (1 for a step that changed nothing);
     `part/<name>` of `losses.training_value` (divide by steps). With `record`
-    also flow `[4, layers]`, see `telemetry.step_flow`.
+    also flow `[4, layers]`, see `telemetry.Kernels.step_flow`.
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     rngs = {'dropout': streams.key_at(state.key, 'dropout', state.step)}
+    variables = state.variables()
 
     def objective(params):
-      outputs, batch_stats = apply_training(
-        model, params, state.batch_stats, batch, rngs
-      )
+      with (
+        norm_lib.instead_of_flax() if fused_norm else contextlib.nullcontext()
+      ):
+        outputs, batch_stats = apply_training(
+          model, params, variables['batch_stats'], batch, rngs
+        )
       sums = (
         losses.training_sums(loss, outputs, batch),
         losses.pixel_sums(outputs, batch),
@@ -87,9 +95,11 @@ def make_train_step(
       value, parts = losses.training_value(loss, terms, sums[0], state.step)
       return value, (parts, sums[1], batch_stats)
 
-    (value, (parts, pixels, batch_stats)), grads = jax.value_and_grad(
+    (value, (parts, pixels, batch_stats)), array_grads = jax.value_and_grad(
       objective, has_aux=True
-    )(state.params)
+    )(variables['params'])
+    # Each array's gradient by a whole vector would be a whole vector.
+    grads: Any = flat.join(array_grads, state.params.layout)
     if axis_name is not None:
       # Each device computes the whole loss, so the transposed psum has added
       # every gradient once per device: their mean is the gradient.
@@ -97,18 +107,21 @@ def make_train_step(
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    # Optax has no type for other trees than its own.
+    params: Any = state.params
+    updates: Any
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
     old = state.replace(key=None)
     new = old.replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      batch_stats=batch_stats,
+      params=optax.apply_updates(params, updates),
+      batch_stats=flat.join(batch_stats, state.batch_stats.layout),
       opt_state=opt_state,
     )
     new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     metrics = {
       'loss': value,
-      'l2': optim.l2_penalty(state.params, l2),
+      'l2': optim.l2_penalty(params, l2),
       'grad_norm': grad_norm,
       'steps': jnp.ones(()),
       'nonfinite': (~finite).astype(jnp.float32),
@@ -116,9 +129,8 @@ def make_train_step(
       **{f'part/{name}': part for name, part in parts.items()},
     }
     if record:
-      metrics['flow'] = telemetry.step_flow(
-        record, state.params, grads, updates
-      )
+      kernels = telemetry.Kernels(record, params.layout)
+      metrics['flow'] = kernels.step_flow(params, grads, updates)
     return new.replace(key=state.key), metrics
 
   return step
@@ -141,12 +153,9 @@ def make_eval_step(
   """
 
   def step(state: TrainState, batch: Batch) -> Metrics:
-    params = optim.eval_params(state.params, state.opt_state)
+    state = state.averaged()
     outputs, sown = model.apply(
-      {'params': params, 'batch_stats': state.batch_stats},
-      batch['image'],
-      train=False,
-      mutable=['gates'],
+      state.variables(), batch['image'], train=False, mutable=['gates']
     )
     sums = losses.pixel_sums(outputs, batch) | {
       f'loss/{k}': v for k, v in loss.sums(outputs, batch).items()
@@ -154,6 +163,7 @@ def make_eval_step(
     sums |= telemetry.gate_sums(sown.get('gates', {}), batch['mask'])
     if axis_name is not None:
       sums = lax.psum(sums, axis_name)
-    return sums | {'l2': optim.l2_penalty(params, l2), 'batches': jnp.ones(())}
+    penalty = optim.l2_penalty(state.params, l2)
+    return sums | {'l2': penalty, 'batches': jnp.ones(())}
 
   return step

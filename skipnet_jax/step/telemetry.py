@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skipnet_jax.step import flat
+
 Params = Any
 
-# Quantities of one step, averaged over the epoch's steps; see `step_flow`.
+# Means over an epoch's steps of what `Kernels.step_flow` measures.
 STEP_QUANTITIES = ('step_update', 'grad_l2', 'grad_mean_abs', 'update_ratio')
 # Quantities of an epoch's record.
 QUANTITIES = ('net_change', *STEP_QUANTITIES)
@@ -31,7 +33,7 @@ def _locate(params: Params, name: str) -> tuple[tuple[str, ...], int | None]:
   return tuple(path), index
 
 
-def _kernel_at(params: Params, path: tuple[str, ...]) -> jax.Array:
+def _at(params: Params, path: tuple[str, ...]) -> Any:
   for part in path:
     params = params[part]
   return params['kernel']
@@ -40,75 +42,103 @@ def _kernel_at(params: Params, path: tuple[str, ...]) -> jax.Array:
 def kernel(params: Params, name: str) -> jax.Array:
   """The kernel of the layer with this name in the unrolled network."""
   path, index = _locate(params, name)
-  stacked = _kernel_at(params, path)
+  stacked = _at(params, path)
   return stacked if index is None else stacked[index]
 
 
-def step_flow(
-  names: Sequence[str], params: Params, grads: Params, updates: Params
-) -> jax.Array:
-  """Measures the gradient and the update of each kernel in one step.
+def vector(params: flat.Flat) -> jax.Array:
+  """All kernels of a network without its discriminator, `[n]`."""
+  return params.vectors['network']['kernel']
+
+
+class Kernels:
+  """The kernels of named layers, as parts of the vector of all kernels.
 
   Args:
     names: layers, such as 'up_1/block_3/conv_2'.
-    params: before the step.
-    grads: of the loss without L2.
-    updates: what the step adds to the parameters.
-
-  Returns:
-    `[4, layers]` float32, in the order of `STEP_QUANTITIES`: mean |update|, L2
-    norm of the gradient, mean |gradient|, and the L2 norm of the update over
-    that of the kernel.
+    layout: of the network's parameters.
   """
 
-  def measure(path, stacked):
-    w, g, u = (_kernel_at(tree, path) for tree in (params, grads, updates))
-    axes = tuple(range(stacked, w.ndim))
+  def __init__(self, names: Sequence[str], layout: flat.Layout):
+    self._parts: list[tuple[slice, tuple[int, ...]]] = []
+    for name in names:
+      path, index = _locate(layout.by_path, name)
+      place = _at(layout.by_path, path)
+      shape = place.shape if index is None else place.shape[1:]
+      start = place.start + (index or 0) * place.stride
+      self._parts.append((slice(start, start + place.size), shape))
+    sizes = [part.stop - part.start for part, _ in self._parts]
+    self._sizes = np.asarray(sizes, np.float32)
 
-    def norm(x):
-      return jnp.sqrt(jnp.sum(jnp.square(x), axes))
+  def sums(self, *values: jax.Array) -> list[jax.Array]:
+    """Sums of vectors such as `vector` over each kernel, each `[layers]`."""
+    rows = jnp.stack(
+      [jnp.sum(value.reshape(-1, flat.ROW), 1) for value in values], 1
+    )
+    # Rows of other kernels belong to none.
+    layer = np.full(len(rows), len(self._parts), np.int32)
+    for i, (part, _) in enumerate(self._parts):
+      layer[part.start // flat.ROW : -(-part.stop // flat.ROW)] = i
+    totals = jax.ops.segment_sum(rows, layer, len(self._parts) + 1)[:-1]
+    return list(totals.T)
 
-    quantities = jnp.stack(
+  def step_flow(
+    self, params: flat.Flat, grads: flat.Flat, updates: flat.Flat
+  ) -> jax.Array:
+    """Measures the gradient and the update of each kernel in one step.
+
+    Args:
+      params: before the step.
+      grads: of the loss without L2.
+      updates: what the step adds to the parameters.
+
+    Returns:
+      `[4, layers]` float32, in the order of `STEP_QUANTITIES`: mean |update|,
+      L2 norm of the gradient, mean |gradient|, and the L2 norm of the update
+      over that of the kernel.
+    """
+    w, g, u = map(vector, (params, grads, updates))
+    abs_u, squared_g, abs_g, squared_u, squared_w = self.sums(
+      jnp.abs(u), jnp.square(g), jnp.abs(g), jnp.square(u), jnp.square(w)
+    )
+    sizes = self._sizes.astype(abs_u.dtype)
+    return jnp.stack(
       [
-        jnp.mean(jnp.abs(u), axes),
-        norm(g),
-        jnp.mean(jnp.abs(g), axes),
-        norm(u) / norm(w),
+        abs_u / sizes,
+        jnp.sqrt(squared_g),
+        abs_g / sizes,
+        jnp.sqrt(squared_u) / jnp.sqrt(squared_w),
       ]
     )
-    return quantities.reshape(len(STEP_QUANTITIES), -1)
 
-  # All kernels of a scan are measured in one operation each, as compiled.
-  places = [_locate(params, name) for name in names]
-  first, columns, count = {}, [], 0
-  for path, index in places:
-    if path not in first:
-      columns.append(measure(path, index is not None))
-      first[path] = count
-      count += columns[-1].shape[1]
-  order = [first[path] + (index or 0) for path, index in places]
-  return jnp.concatenate(columns, axis=1)[:, np.asarray(order)]
+  def net_change(self, before: jax.Array, params: flat.Flat) -> jax.Array:
+    """Mean |W now - W before| of each kernel, `[layers]` float32.
 
+    Over an epoch it is the quantity of the paper's Figure 4: a net change, not
+    a gradient and not a sum of steps.
 
-def kernels(names: Sequence[str], params: Params) -> list[jax.Array]:
-  """Copies of the named layers' kernels, in order."""
-  return [jnp.copy(kernel(params, name)) for name in names]
+    Args:
+      before: a copy of `vector`.
+      params: now.
+    """
+    (change,) = self.sums(jnp.abs(vector(params) - before))
+    return change / self._sizes.astype(change.dtype)
 
+  def split(self, vector: jax.Array) -> list[jax.Array]:
+    """The kernels of the layers, in order."""
+    return [vector[part].reshape(shape) for part, shape in self._parts]
 
-def net_change(
-  names: Sequence[str], before: list[jax.Array], params: Params
-) -> jax.Array:
-  """Mean |W now - W before| of each kernel, `[layers]` float32.
-
-  Over an epoch it is the quantity of the paper's Figure 4: a net change, not a
-  gradient and not a sum of steps.
-  """
-  return jnp.stack(
-    [
-      jnp.mean(jnp.abs(kernel(params, name) - old))
-      for name, old in zip(names, before, strict=True)
-    ]
-  )
+  def join(self, kernels: Sequence[jax.Array], size: int) -> jax.Array:
+    """The inverse of `split`, `[size]`; kernels of other layers are zero."""
+    pieces: list[jax.Array] = []
+    end = 0
+    for part, value in sorted(
+      zip((part for part, _ in self._parts), kernels, strict=True),
+      key=lambda pair: pair[0].start,
+    ):
+      pieces += [jnp.zeros(part.start - end), value.reshape(-1)]
+      end = part.stop
+    return jnp.concatenate([*pieces, jnp.zeros(size - end)])
 
 
 def gate_sums(gates: Params, mask: jax.Array) -> dict[str, jax.Array]:

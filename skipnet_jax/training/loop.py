@@ -143,7 +143,7 @@ class Run:
     self.progress = progress_lib.Progress()
     # The finished steps of an interrupted epoch, and the kernels before it.
     self._part: epoch_lib.Part | None = None
-    self._kernels: list[jax.Array] | None = None
+    self._before: jax.Array | None = None
     self._checkpoints = stack.enter_context(
       contextlib.closing(checkpoint.Checkpoints(path))
     )
@@ -177,9 +177,11 @@ class Run:
     """Restores the latest checkpoint, if there is one."""
     parallel = self.prepared.parallel
     self._like = like = parallel.unreplicate(self.state)
-    names = self.prepared.training.kernels
-    kernels = [telemetry.kernel(like.params, name) for name in names]
-    restored = self._checkpoints.restore_latest(like, log, kernels)
+    kernels = self._kernels()
+    vector = telemetry.vector(like.params)
+    restored = self._checkpoints.restore_latest(
+      like, log, jax.jit(kernels.split)(vector)
+    )
     if restored is None:
       workdir_lib.check_new(self._path)
       return
@@ -199,8 +201,9 @@ class Run:
     self.progress = progress_lib.Progress.from_json(meta)
     resuming = f'Resuming after epoch {self.progress.epoch}'
     if before is not None:
+      join = jax.jit(kernels.join, static_argnums=1)
       self._part = epoch_lib.Part.from_json(meta['cut_short'])
-      self._kernels = place(before)
+      self._before = place(join(before, vector.size))
       resuming += f' and {self._part.steps} steps'
     log(f'{resuming}.')
 
@@ -217,7 +220,7 @@ class Run:
     every = prepared.config.train.checkpoint_every
     if self.progress.epoch >= epochs:
       return
-    part, before = self._part, self._kernels
+    part, before = self._part, self._before
     train_epoch = epoch_lib.Epoch(
       prepared.config,
       training.train_step,
@@ -242,7 +245,8 @@ class Run:
     processes.barrier()
     log.start_clock()
     while self.progress.epoch < epochs:
-      before = before or copy_kernels(self.state.params)
+      if before is None:
+        before = copy_kernels(self.state.params)
       self.state, part = train_epoch(self.state, part)
       if part.stopped:
         self._stop(before, part)
@@ -273,14 +277,18 @@ class Run:
   def _meta(self) -> dict[str, Any]:
     return self.progress.to_json() | {'config': self._identity}
 
-  def _stop(self, before: list[jax.Array], part: epoch_lib.Part) -> NoReturn:
+  def _kernels(self) -> telemetry.Kernels:
+    names = self.prepared.training.kernels
+    return telemetry.Kernels(names, self.state.params.layout)
+
+  def _stop(self, before: jax.Array, part: epoch_lib.Part) -> NoReturn:
     """Saves an interrupted epoch, and raises Stopped."""
     epoch, unreplicate = self.progress.epoch, self.prepared.parallel.unreplicate
     step = epoch * self.prepared.pipeline.steps_per_epoch + part.steps
     self._checkpoints.save(
       unreplicate(self.state),
       self._meta() | {'step': step, 'cut_short': part.to_json()},
-      kernels=unreplicate(before),
+      kernels=jax.jit(self._kernels().split)(unreplicate(before)),
     )
     self._checkpoints.wait()
     raise errors.Stopped(

@@ -22,16 +22,14 @@ def fail(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
     state: before the step, as replicated.
   """
   state = prepared.parallel.unreplicate(state)
-  tree = parallel_lib.to_host(
-    {'params': state.params, 'batch_stats': state.batch_stats}
-  )
-  step = int(parallel_lib.to_host(state.step))
+  host = parallel_lib.to_host(state.replace(key=None))
+  step = int(host.step)
   key = jax.random.key(prepared.config.seed)
   plan = prepared.pipeline.plan(key, step)
   raw = prepared.pipeline.read_host(prepared.arrays, plan)
   layer = layer_table.first_nonfinite(
     models.build_model(prepared.config.model).unrolled(),
-    fc_resnet.unroll(tree),
+    fc_resnet.unroll(host.variables()),
     prepared.pipeline.train_batch(raw, plan['key'])['image'],
     {'dropout': streams.key_at(key, 'dropout', step)},
   )

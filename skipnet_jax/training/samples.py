@@ -13,7 +13,6 @@ from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.runs import run_log
 from skipnet_jax.scores import scores
-from skipnet_jax.step import optim
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import prepare
@@ -35,10 +34,9 @@ class Samples:
     self._path, self._log = path, log
 
   def _predictor(self, state: state_lib.TrainState) -> inference.Predictor:
-    params = optim.eval_params(state.params, state.opt_state)
-    variables = {'params': params, 'batch_stats': state.batch_stats}
+    host = parallel_lib.to_host(state.averaged().replace(key=None))
     return inference.Predictor(
-      models.build_model(self._config.model), [parallel_lib.to_host(variables)]
+      models.build_model(self._config.model), [host.variables()]
     )
 
   def score(self, state: state_lib.TrainState) -> dict[str, Any]:

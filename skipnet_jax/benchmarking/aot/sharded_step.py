@@ -57,7 +57,9 @@ class Step:
     self.kind, self.gpu = devices[0].device_kind, devices[0].platform == 'gpu'
     self.hlo = ''
     self.peak = peaks.PEAKS[self.kind]
-    self._training = training = build_lib.build(config, window, steps_per_epoch)
+    self._training = training = build_lib.build(
+      config, window, steps_per_epoch, platform=devices[0].platform
+    )
     if training.model.scan:
       raise errors.InputError(
         'model.scan is True, but the compiler counts only one repetition of a '

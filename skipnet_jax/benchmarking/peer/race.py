@@ -230,7 +230,7 @@ def race(
 
   torch.manual_seed(config.seed)
   network = torch_networks.build(training.model)
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  variables = state.variables()
   torch_weights.load(network, variables)
   network.to(device)
   say('comparing outputs and gradients of the two networks')
