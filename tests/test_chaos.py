@@ -1,6 +1,5 @@
 """tools/chaos.py with few kills: what it finds, and that it would find more."""
 
-import ast
 import json
 import os
 import shutil
@@ -8,9 +7,11 @@ import subprocess
 import sys
 
 from conftest import ROOT
+from conftest import tool
 import numpy as np
 import pytest
 
+differences = tool('compare_runs').differences
 KILLS = 4
 # What one life compiled, however small, the next ones need not.
 KEEP_ALL = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
@@ -36,23 +37,6 @@ def chaos(tmp_path_factory):
   )
   assert done.returncode == 0, done.stdout
   return folder, json.loads((folder / 'chaos.json').read_text())
-
-
-def differences(a, others):
-  """What the tool finds; in a process of its own, for it defines flags."""
-  code = (
-    'import sys, pathlib, chaos; '
-    'a, *others = map(pathlib.Path, sys.argv[1:]); '
-    'print([chaos.differences(a, b) for b in others])'
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', code, str(a), *map(str, others)],
-    env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tools"}'},
-    stdout=subprocess.PIPE,
-    text=True,
-    check=True,
-  )
-  return ast.literal_eval(done.stdout)
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(chaos):
@@ -85,7 +69,7 @@ def test_differences_are_seen(chaos, tmp_path):
   both = shutil.copytree(other, tmp_path / 'both')
   path = both / 'metrics.jsonl'
   path.write_text(path.read_text().split('\n', 1)[1])
-  assert differences(whole, (same, other, both)) == [
+  assert [differences(whole, x) for x in (same, other, both)] == [
     [],
     ['flow'],
     ['records', 'flow'],
