@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from typing import NoReturn, TypeVar
+import warnings
 
 from absl import app
 from absl import flags
@@ -34,6 +35,8 @@ _ARITHMETIC = {
   'JAX_ENABLE_X64': ('0', 'false', 'f', 'no', 'n', 'off'),
   'JAX_DEFAULT_PRNG_IMPL': ('threefry2x32',),
 }
+# Variables that libraries read when they are imported.
+_VARIABLE = r'(?:JAX|FLAX|NUMBA|PROTOCOL_BUFFERS)_\w+'
 _MODEL_NAME = r'(?m)^--?config\.model\.name[=\n](.*)$'
 
 
@@ -76,6 +79,7 @@ def _parse(several: str, argv: list[str]) -> list[str]:
     _expand_home()
     return rest
   except (flags.Error, errors.InputError) as e:
+    _refuse_variable(e)
     refuse(' '.join(str(e).split()))
   except SystemExit as e:
     # absl exits with 1 after --help.
@@ -160,8 +164,30 @@ def _fix_arithmetic() -> None:
       os.environ[name] = fitting[0]
 
 
+def _check_threads() -> None:
+  """Refuses a number of threads that Numba cannot use."""
+  given = os.environ.get('NUMBA_NUM_THREADS', '1')
+  if not given.strip().isdecimal() or not int(given):
+    refuse(
+      f'NUMBA_NUM_THREADS is {given!r}, but must be an integer of at least 1: '
+      'unset or correct it.'
+    )
+
+
+def _refuse_variable(e: Exception) -> None:
+  """Refuses an environment variable that the message of an error quotes."""
+  reason = ' '.join(str(e).partition('\n')[0].split()).rstrip('.')
+  for name in re.findall(_VARIABLE, reason.replace('.', '_').upper()):
+    value = os.environ.get(name)
+    if value is not None and value in reason:
+      refuse(
+        f'{name} is {value!r}, which cannot be used ({reason}): unset or '
+        'correct it.'
+      )
+
+
 def _refuse_platforms(e: Exception) -> None:
-  """Refuses JAX_PLATFORMS if it is the reason of an error."""
+  """Refuses the variables that name JAX's devices, if they cause an error."""
   reason = ' '.join(str(e).split()).partition(' (set JAX')[0].rstrip('.')
   if isinstance(e, AssertionError):
     # JAX's error where it skips all that is named, such as cuda without a GPU.
@@ -174,10 +200,15 @@ def _refuse_platforms(e: Exception) -> None:
       reason = 'there is no such device'
   elif not any(word in reason for word in _NO_BACKEND):
     return
+  platforms = os.environ.get('JAX_PLATFORMS')
+  if not platforms:
+    refuse(
+      f'JAX cannot use any device ({reason}): unset XLA_FLAGS and '
+      'JAX_NUM_CPU_DEVICES if they are set.'
+    )
   refuse(
-    f'JAX_PLATFORMS is {os.environ.get("JAX_PLATFORMS", "")!r}, but JAX cannot '
-    f'use that ({reason}): unset it, or set it to what this machine has, such '
-    'as cpu.'
+    f'JAX_PLATFORMS is {platforms!r}, but JAX cannot use that ({reason}): '
+    'unset it, or set it to what this machine has, such as cpu.'
   )
 
 
@@ -221,6 +252,11 @@ def run(
   except errors.InputError as e:
     refuse(str(e))
   _fix_arithmetic()
+  _check_threads()
+  # Otherwise Numba warns, with a traceback, and uses its default.
+  warnings.filterwarnings('error', "Environment variable 'NUMBA_")
+  # No figure is shown, so that a wrong name of a backend does no harm.
+  os.environ['MPLBACKEND'] = 'agg'
   # Modules in a tool's folder must not hide others, as tools/profile.py would
   # hide Python's `profile`.
   if sys.path[0] == os.path.dirname(os.path.abspath(sys.argv[0])):
@@ -248,8 +284,12 @@ def run(
         'the same command again.',
         1,
       )
+    except (ValueError, RuntimeWarning) as e:
+      _refuse_variable(e)
+      raise
     except RuntimeError as e:
       _refuse_platforms(e)
+      _refuse_variable(e)
       # JAX's own error class is not named, so that JAX is not imported here.
       if not any(word in str(e) for word in _OUT_OF_MEMORY):
         raise

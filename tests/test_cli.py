@@ -237,6 +237,51 @@ def test_platforms_without_a_device_are_refused(train, monkeypatch):
   )
 
 
+def test_devices_that_no_variable_names_are_refused(train, monkeypatch):
+  monkeypatch.delenv('JAX_PLATFORMS')
+  outcome = train(RuntimeError("Unable to initialize backend 'cpu': none."))
+  assert outcome.code == 2
+  assert outcome.err.startswith(
+    "error: JAX cannot use any device (Unable to initialize backend 'cpu': "
+  )
+  assert 'unset XLA_FLAGS and JAX_NUM_CPU_DEVICES' in outcome.err
+
+
+@pytest.mark.parametrize('value', ['0', '-3', '1.5', 'many', ''])
+def test_a_number_of_threads_that_numba_cannot_use(train, monkeypatch, value):
+  monkeypatch.setenv('NUMBA_NUM_THREADS', value)
+  outcome = train(ZeroDivisionError())
+  assert (outcome.code, outcome.err.count('\n')) == (2, 1)
+  assert outcome.err.startswith(f'error: NUMBA_NUM_THREADS is {value!r}, but')
+
+
+@pytest.mark.parametrize(
+  ('name', 'error'),
+  [
+    # As JAX, Flax and Numba put it.
+    ('JAX_LOG_A', ValueError('Invalid value "so" for JAX flag jax_log_a')),
+    ('FLAX_A', ValueError("invalid truth value 'so' for environment 'FLAX_A'")),
+    ('NUMBA_OPT', RuntimeWarning("Environment variable 'NUMBA_OPT' is 'so'")),
+    ('NUMBA_A', RuntimeError("Unknown class: 'so' specified via NUMBA_A")),
+  ],
+)
+def test_a_variable_that_a_library_cannot_use(train, monkeypatch, name, error):
+  monkeypatch.setenv(name, 'so')
+  outcome = train(error)
+  assert (outcome.code, outcome.err.count('\n')) == (2, 1)
+  assert outcome.err.startswith(f"error: {name} is 'so', which cannot be used")
+  # An error that has nothing to do with it.
+  monkeypatch.setenv(name, 'another')
+  with pytest.raises(type(error)):
+    train(error)
+
+
+def test_the_backend_of_figures_is_ignored(train, monkeypatch):
+  monkeypatch.setenv('MPLBACKEND', 'nonsense')
+  train(errors.Stopped(''))
+  assert os.environ['MPLBACKEND'] == 'agg'
+
+
 def test_a_stopped_run_ends_well(train):
   outcome = train(errors.Stopped('Stopped by SIGTERM after epoch 3.'))
   assert (outcome.code, outcome.err) == (0, '')
