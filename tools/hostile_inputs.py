@@ -263,10 +263,10 @@ def meanings(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
     planes = np.resize(image, (*shape, 64, 64))
     write(name, code, planes, metadata={'axes': f'{letters}YX'}, **options)
 
-  def described(name, code, text, planes=image, **options):
+  def described(name, code, text, planes=image, encoding='utf-8', **options):
     """Pages without metadata of their own, the first with a description."""
     plain = {'metadata': None, 'contiguous': False}
-    first = plain | {'description': text.encode()}
+    first = plain | {'description': text.encode(encoding)}
     write(
       name,
       code,
@@ -379,6 +379,20 @@ def meanings(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
   described(
     'two channels in other quotes', REFUSED, ome_xml(z=5, c=2).replace('"', "'")
   )
+  for encoding in ('utf-16', 'utf-16-be'):
+    words = ome_xml(z=5, c=2).replace('UTF-8', encoding.upper())
+    described(f'two channels in {encoding}', REFUSED, words, encoding=encoding)
+  described(
+    'two channels of ImageJ in utf-16',
+    REFUSED,
+    'ImageJ=1.54f\nimages=10\nchannels=2\nslices=5\n',
+    encoding='utf-16',
+  )
+  described('two channels as bytes', REFUSED, ome_xml(z=5, c=2))
+  path = found['two channels as bytes'][0]
+  # The type of the description: bytes in place of ASCII.
+  path.write_bytes(path.read_bytes().replace(b'\x0e\1\2\0', b'\x0e\1\1\0', 1))
+  described('a text in utf-16', SOUND, 'ten slices of a fly', encoding='utf-16')
   long = f'<!--{"a" * 3000}--><OME'
   described(
     'two channels after a comment',

@@ -213,8 +213,13 @@ def _find_images(
         dims = ('I', count), *one.dims
         images = [dataclasses.replace(one, pages=pages, dims=dims)]
   else:
+    text = first.tags.valueof(270, '')
+    if isinstance(text, bytes):
+      text = text.decode('latin-1')
+    # Without its zeros, UTF-16 looks like ASCII.
+    text = str(text).replace('\0', '')
     for mark in _DESCRIPTIONS.values():
-      if mark in first.description:
+      if mark in text:
         raise errors.InputError(
           f'{path} has a description with {mark!r} that cannot be read; save '
           'it as plain TIFF'
