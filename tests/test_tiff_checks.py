@@ -99,6 +99,18 @@ def test_a_page_with_many_images_below_it(tmp_path):
   refuse(path, 'page 1 has 100 images below it, at most 64')
 
 
+@pytest.mark.parametrize('big', [False, True])
+def test_a_tag_with_a_million_numbers(tmp_path, big):
+  path = write_tiff(tmp_path / 'a.tif', make_pixels(), bigtiff=big)
+  with tifffile.TiffFile(path) as tiff:
+    at = tiff.pages[0].tags[273].offset
+  with path.open('r+b') as file:
+    file.seek(at + 4)
+    file.write(struct.pack('<Q' if big else '<I', 2**20 + 1))
+    file.truncate(2**24)
+  refuse(path, 'page 1 has 1048577 numbers in tag 273, at most 1048576')
+
+
 def test_declared_far_larger_than_stored(tmp_path):
   path = tmp_path / 'a.tif'
   for options in ({}, {'compression': 'zlib'}, {'tile': (16, 16)}):

@@ -3,7 +3,8 @@
 Works on the pages of `tiff_stack`; imports no TIFF library itself. The limits:
 uncompressed slices lie inside the file; a compressed slice larger than 64 MiB
 is at most 1000 times as large as its stored bytes; a strip or tile decodes to
-at most twice its size, or to 64 MiB; a page has at most 64 images below it.
+at most twice its size, or to 64 MiB; a page has at most 64 images below it; a
+tag holds at most 2**20 numbers.
 Every breach is an `InputError`.
 """
 
@@ -19,7 +20,9 @@ from skipnet_jax import errors
 from skipnet_jax import files
 
 COMPRESSIONS = {1: 'none', 5: 'LZW', 8: 'ZIP', 32946: 'ZIP', 32773: 'PackBits'}
-_MOST_TAGS = 4096  # of a page, of which SubIFDs are looked for
+_MOST_TAGS = 4096  # of a page, that are checked
+_PRIVATE = 2**15  # the first code of a tag that is not TIFF's own
+_TEXTS, _MOST_NUMBERS = (1, 2, 7), 2**20
 _SUBIFDS, _MOST_LEVELS = 330, 64
 _SMALL = 64 * 2**20
 _RATIO = 1000
@@ -63,7 +66,7 @@ def count_pages(path: pathlib.Path, size: int) -> int:
     order = '<' if head[:1] == b'I' else '>'
     big = b'+' in head[2:4]
     count, entry, pointer = ('Q', 20, 'Q') if big else ('H', 12, 'I')
-    pad = '8x' if big else '4x'
+    tag = f'{order}HHQ8x' if big else f'{order}HHI4x'
     seen: set[int] = set()
 
     def number(kind: str, at: int) -> int:
@@ -86,15 +89,21 @@ def count_pages(path: pathlib.Path, size: int) -> int:
       after = offset + struct.calcsize(order + count) + tags * entry
       following = number(pointer, after)
       file.seek(offset + struct.calcsize(order + count))
-      # Each image below a page is opened, which a page with many would delay.
       entries = file.read(min(tags, _MOST_TAGS) * entry)
-      for code, images in struct.iter_unpack(
-        f'{order}H2x{pointer}{pad}', entries
-      ):
-        if code == _SUBIFDS and images > _MOST_LEVELS:
+      for code, kind, values in struct.iter_unpack(tag, entries):
+        # Each image below a page is opened, which a page with many would delay.
+        if code == _SUBIFDS and values > _MOST_LEVELS:
           raise errors.InputError(
-            f'{path}: page {len(seen) + 1} has {images} images below it, at '
+            f'{path}: page {len(seen) + 1} has {values} images below it, at '
             f'most {_MOST_LEVELS} are read; save it as plain TIFF'
+          )
+        # tifffile keeps 40 bytes for each number; it ignores those that would
+        # lie outside the file.
+        loaded = code < _PRIVATE and kind not in _TEXTS
+        if loaded and _MOST_NUMBERS < values <= size:
+          raise errors.InputError(
+            f'{path}: page {len(seen) + 1} has {values} numbers in tag {code}, '
+            f'at most {_MOST_NUMBERS} are read; {_AGAIN}'
           )
       seen.add(offset)
       offset = following
