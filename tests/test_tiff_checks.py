@@ -100,15 +100,17 @@ def test_a_page_with_many_images_below_it(tmp_path):
 
 
 @pytest.mark.parametrize('big', [False, True])
-def test_a_tag_with_a_million_numbers(tmp_path, big):
+# Where the strips are, and the name of the program.
+@pytest.mark.parametrize(('code', 'most'), [(273, 2**20), (305, 2**24)])
+def test_a_tag_with_millions_of_values(tmp_path, code, most, big):
   path = write_tiff(tmp_path / 'a.tif', make_pixels(), bigtiff=big)
   with tifffile.TiffFile(path) as tiff:
-    at = tiff.pages[0].tags[273].offset
+    at = tiff.pages[0].tags[code].offset
   with path.open('r+b') as file:
     file.seek(at + 4)
-    file.write(struct.pack('<Q' if big else '<I', 2**20 + 1))
-    file.truncate(2**24)
-  refuse(path, 'page 1 has 1048577 numbers in tag 273, at most 1048576')
+    file.write(struct.pack('<Q' if big else '<I', most + 1))
+    file.truncate(2**25)
+  refuse(path, f'page 1 has {most + 1} values in tag {code}, at most {most}')
 
 
 def test_declared_far_larger_than_stored(tmp_path):

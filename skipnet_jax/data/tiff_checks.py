@@ -4,7 +4,7 @@ Works on the pages of `tiff_stack`; imports no TIFF library itself. The limits:
 uncompressed slices lie inside the file; a compressed slice larger than 64 MiB
 is at most 1000 times as large as its stored bytes; a strip or tile decodes to
 at most twice its size, or to 64 MiB; a page has at most 64 images below it; a
-tag holds at most 2**20 numbers.
+tag holds at most 2**20 numbers or 2**24 characters.
 Every breach is an `InputError`.
 """
 
@@ -22,7 +22,8 @@ from skipnet_jax import files
 COMPRESSIONS = {1: 'none', 5: 'LZW', 8: 'ZIP', 32946: 'ZIP', 32773: 'PackBits'}
 _MOST_TAGS = 4096  # of a page, that are checked
 _PRIVATE = 2**15  # the first code of a tag that is not TIFF's own
-_TEXTS, _MOST_NUMBERS = (1, 2, 7), 2**20
+_TEXTS = (1, 2, 7)  # types of bytes
+_MOST_NUMBERS, _LONGEST = 2**20, 2**24
 _SUBIFDS, _MOST_LEVELS = 330, 64
 _SMALL = 64 * 2**20
 _RATIO = 1000
@@ -97,13 +98,13 @@ def count_pages(path: pathlib.Path, size: int) -> int:
             f'{path}: page {len(seen) + 1} has {values} images below it, at '
             f'most {_MOST_LEVELS} are read; save it as plain TIFF'
           )
-        # tifffile keeps 40 bytes for each number; it ignores those that would
-        # lie outside the file.
-        loaded = code < _PRIVATE and kind not in _TEXTS
-        if loaded and _MOST_NUMBERS < values <= size:
+        # tifffile needs 40 bytes for each number, and 8 for each character. It
+        # ignores what would lie outside the file.
+        most = _LONGEST if kind in _TEXTS else _MOST_NUMBERS
+        if code < _PRIVATE and most < values <= size:
           raise errors.InputError(
-            f'{path}: page {len(seen) + 1} has {values} numbers in tag {code}, '
-            f'at most {_MOST_NUMBERS} are read; {_AGAIN}'
+            f'{path}: page {len(seen) + 1} has {values} values in tag {code}, '
+            f'at most {most} are read; {_AGAIN}'
           )
       seen.add(offset)
       offset = following
