@@ -1,7 +1,7 @@
 """Ends a command at Ctrl-C or SIGTERM, also while no Python code can run."""
 
 import atexit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 import os
 import signal
@@ -32,34 +32,37 @@ def _in_forked_process() -> None:
 os.register_at_fork(after_in_child=_in_forked_process)
 
 
-@contextlib.contextmanager
-def watching(received: Callable[[int], None]) -> Iterator[None]:
+def watch(received: Callable[[int], None]) -> Callable[[], None]:
   """Calls a function with each signal's number, in a thread and immediately.
 
   Python's own handlers wait for the main thread, which a compilation keeps busy
   for minutes. Only signals that have such a handler are seen. For the main
-  thread; such blocks may be nested.
+  thread; there may be several watchers, and all are called.
+
+  Returns:
+    Ends it; the watcher that began last must end first.
   """
   read, write = os.pipe()
   os.set_blocking(write, False)
   outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
-  def watch() -> None:
+  def run() -> None:
     while numbers := os.read(read, 64):
       if outer >= 0:
         os.write(outer, numbers)
       for number in numbers:
         received(number)
 
-  watcher = threading.Thread(target=watch, daemon=True)
+  watcher = threading.Thread(target=run, daemon=True)
   watcher.start()
-  try:
-    yield
-  finally:
+
+  def end() -> None:
     signal.set_wakeup_fd(outer)
     os.close(write)
     watcher.join()
     os.close(read)
+
+  return end
 
 
 def leave(message: str, code: int) -> None:
@@ -99,7 +102,7 @@ class Interruption:
       self._undo.callback(setattr, sys, name, getattr(sys, name))
     self._except, sys.excepthook = sys.excepthook, self._print
     self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
-    self._undo.enter_context(watching(self._end_later))
+    self._undo.callback(watch(self._end_later))
     for number in ENDING:
       before = signal.getsignal(number)
       # A shell makes a command in the background ignore Ctrl-C.

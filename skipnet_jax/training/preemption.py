@@ -42,7 +42,7 @@ class StopSignal:
       # The terminal is gone; standard output and error then discard everything.
       self._handle(signal.SIGHUP, signal.SIG_IGN)
     if jax.process_count() == 1:
-      self._undo.enter_context(signals.watching(self._receive))
+      self._undo.callback(signals.watch(self._receive))
       self._handle(signal.SIGTERM, lambda *_: None)
     return self
 

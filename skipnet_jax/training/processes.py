@@ -22,6 +22,7 @@ import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax import signals
 from skipnet_jax.training import heartbeat as heartbeat_lib
 
 # Seconds for all processes to join, and until one prints that it waits.
@@ -173,15 +174,10 @@ def _end_at_interrupt() -> None:
   ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
   if ignored or threading.current_thread() is not threading.main_thread():
     return
-  read, write = os.pipe()
-  os.set_blocking(write, False)
-  outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-  signal.signal(signal.SIGINT, lambda *_: None)
 
-  def watch():
-    while signal.SIGINT not in (numbers := os.read(read, 64)):
-      if outer >= 0:
-        os.write(outer, numbers)
+  def received(number: int) -> None:
+    if number != signal.SIGINT:
+      return
     message = (
       '\nInterrupted, with all other processes; run the same command in every '
       'process again to resume.'
@@ -191,7 +187,8 @@ def _end_at_interrupt() -> None:
     print(message, file=sys.stderr, flush=True)
     os._exit(130)
 
-  threading.Thread(target=watch, daemon=True).start()
+  signals.watch(received)
+  signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def barrier() -> None:
