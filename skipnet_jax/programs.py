@@ -21,7 +21,8 @@ from skipnet_jax import files
 _VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 # JAX's warning.
 _FAILED = 'Error (?:reading|writing) persistent compilation cache entry for '
-# Seconds of each compilation by key; 0: kept now, so that it will be shorter.
+# Least seconds of each compilation by key, so that a busy machine is forgotten;
+# 0: kept now, so that it will be shorter.
 _SECONDS = 'seconds.json'
 
 
@@ -85,7 +86,7 @@ def count() -> int:
 
 
 def expected_seconds(own: str, similar: str) -> float:
-  """How long a compilation took before, see `record`; 0 if it is unknown."""
+  """The least time that it took before, see `record`; 0 if it is unknown."""
   folder = _folder()
   seconds = files.read_json(folder / _SECONDS) if folder else {}
   expected = seconds.get(own, seconds.get(similar, 0.0))
@@ -104,7 +105,9 @@ def record(own: str, similar: str, seconds: float, *, kept: bool) -> None:
   folder = _folder()
   if folder is None:
     return
-  new = {own: seconds} if kept else {own: 0.0, similar: seconds}
+  name = own if kept else similar
+  least = min(seconds, expected_seconds(name, name) or seconds)
+  new = {own: 0.0, name: least}
   try:
     files.write_json(
       folder / _SECONDS, files.read_json(folder / _SECONDS) | new
