@@ -49,17 +49,15 @@ def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
       for one in journals:
         journal.rows |= {k: v for k, v in one.rows.items() if v['error']}
       say(f'Process {number + 1} of {processes}')
-      journals.append(_finish(journal, path, home / 'cache', say))
+      journals.append(_finish(journal, path, say))
   return journals
 
 
-def _finish(
-  journal: Journal, path: pathlib.Path, cache: pathlib.Path, say: Say
-) -> Journal:
+def _finish(journal: Journal, path: pathlib.Path, say: Say) -> Journal:
   """Runs a process for a journal, and another one each time it is killed."""
   journal.save()
   while True:
-    code, stderr = _run(path, cache, say)
+    code, stderr = _run(path, say)
     if code == 0:
       print(stderr, end='', file=sys.stderr)
       return Journal.read(path)
@@ -88,15 +86,13 @@ def _finish(
     journal.save()
 
 
-def _run(path: pathlib.Path, cache: pathlib.Path, say: Say) -> tuple[int, str]:
+def _run(path: pathlib.Path, say: Say) -> tuple[int, str]:
   """Runs a process; returns its exit code and its standard error."""
   root = str(pathlib.Path(__file__).parents[2])
   python_path = [root, os.environ.get('PYTHONPATH')]
   environment = os.environ | {
     'PYTHONPATH': os.pathsep.join(filter(None, python_path))
   }
-  # Programs that are not measured need not be compiled in each process.
-  environment.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
   command = [sys.executable, '-m', 'skipnet_jax.benchmark', f'--child={path}']
   with (
     tempfile.TemporaryFile('w+') as stderr,

@@ -143,13 +143,9 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
     )
   name, image, label, warning, remedy = _read(data, meaning)
   if data.size:
-    image, label = (
-      _centre_crop(image, data.size),
-      _centre_crop(label, data.size),
-    )
-    name += (
-      f', centre {data.size}x{data.size}' if 'synthetic' not in name else ''
-    )
+    image, label = (_centre_crop(s, data.size) for s in (image, label))
+    if 'synthetic' not in name:
+      name += f', centre {data.size}x{data.size}'
   train, valid = split(data.train, data.valid, len(image), config.seed)
   label_name = data.label if data.source == 'stack' else name
   warnings = [warning, *_check_label(label, train, valid, label_name, meaning)]

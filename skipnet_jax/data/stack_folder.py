@@ -1,7 +1,8 @@
 """A folder of slices as a stack: their order, and which belong together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 import decimal
+import itertools
 import os
 import pathlib
 import re
@@ -205,8 +206,8 @@ def _parse(names: Sequence[str]) -> list[_Parts]:
   pattern = _DECIMAL
   # A decimal that ends in 0 is written with as many digits as the others:
   # 1.9 and 1.10 are pairs of integers.
-  places = _columns(_DECIMAL.findall(stem) for stem in stems)
-  for place in places:
+  found = map(_DECIMAL.findall, stems)
+  for place in itertools.zip_longest(*found, fillvalue='0'):
     ends = [re.split('[.,]', n)[1] for n in place if not n.isdigit()]
     if len(set(map(len, ends))) > 1 and any(e[1:].endswith('0') for e in ends):
       pattern = _INTEGER
@@ -227,14 +228,3 @@ def _parse(names: Sequence[str]) -> list[_Parts]:
         if text[-1] == '-':
           values[at] = values[at].copy_negate()
   return list(zip(texts, numbers, strict=True))
-
-
-def _columns(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-  """What stands first in the rows, second, ...; rows may end early."""
-  columns: list[list[str]] = []
-  for row in rows:
-    for place, value in enumerate(row):
-      if place == len(columns):
-        columns.append([])
-      columns[place].append(value)
-  return columns

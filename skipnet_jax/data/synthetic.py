@@ -25,9 +25,8 @@ from skipnet_jax.data import synthetic_cells
 # Part of the cached file's name: increase it when a change alters the stack.
 VERSION = 1
 MIN_SIZE = 32
-MAX_PIXELS = (
-  2**28
-)  # Of the whole stack; generating it takes several bytes each.
+# Of the whole stack; generating it takes several bytes each.
+MAX_PIXELS = 2**28
 
 
 def _draw_membranes(image, distance, width, oblique, gap, dense):
