@@ -94,7 +94,9 @@ class Epoch:
     self.compiled: Any = None
     self._names = _names(config, parallel)
     device, per_epoch = parallel.devices[0], pipeline.steps_per_epoch
-    self.on_device = _fits(arrays, device, config.data.device_share)
+    size = sum(a.nbytes for a in arrays.values())
+    room = config.data.device_share * parallel_lib.memory(device)
+    self.on_device = size <= room
     if self.on_device:
       # On a CPU, XLA runs convolutions inside a scan many times slower.
       wanted = config.train.steps_per_call or (
@@ -216,9 +218,3 @@ def _names(
     [jax.__version__, where, config.model.to_dict()], sort_keys=True
   )
   return f'{config_identity.hash_of(config)} on {where}', same
-
-
-def _fits(arrays: pipeline_lib.Arrays, device: Any, share: float) -> bool:
-  """Whether the data set takes at most `share` of the device's memory."""
-  size = sum(a.nbytes for a in arrays.values())
-  return size <= share * parallel_lib.memory(device)
