@@ -22,7 +22,7 @@ _RUNS = flags.DEFINE_list(
   'runs',
   None,
   'Folders of finished runs to compare, separated by commas; a name that has '
-  'one stands in double quotes.',
+  """one stands in double quotes, and all in single ones: '--runs="A,1",B'.""",
 )
 _AT_INIT = flags.DEFINE_bool(
   'at_init', False, 'With --config: measure the networks without training.'

@@ -2,6 +2,7 @@
 
 import io
 from typing import Any
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -49,7 +50,10 @@ def to_array(figure: Any) -> np.ndarray:
     # Bytes of a file's name that are not UTF-8.
     name = label.get_text().encode(errors='backslashreplace').decode()
     label.set_text(name)
-  figure.canvas.draw()
+  with warnings.catch_warnings():
+    # A letter that the font lacks, such as a Chinese one, becomes a box.
+    warnings.filterwarnings('ignore', 'Glyph .* missing from font')
+    figure.canvas.draw()
   return np.array(figure.canvas.buffer_rgba())[..., :3].copy()
 
 

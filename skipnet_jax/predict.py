@@ -13,7 +13,7 @@ _WORKDIR = flags.DEFINE_list(
   'workdir',
   None,
   'Folder of a run, or of several to average: A,B,C; a name that has a comma '
-  'stands in double quotes.',
+  """stands in double quotes, and all in single ones: '--workdir="A,1",B'.""",
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'

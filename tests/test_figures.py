@@ -44,10 +44,10 @@ def test_names_of_runs_are_drawn_as_they_are():
   figure = plots.make_figure(2, 2, dpi=50)
   axes = figure.subplots()
   axes.plot([1, 1e4], [1, 2], label=plots.legend_label('_run'))
-  axes.set(xscale='log', title=r'a $\frac{$ ' + os.fsdecode(b'\xff'))
+  axes.set(xscale='log', title=r'漢 $\frac{$ ' + os.fsdecode(b'\xff'))
   legend = axes.legend()
   plots.to_array(figure)
-  assert axes.title.get_text() == r'a $\frac{$ \udcff'
+  assert axes.title.get_text() == r'漢 $\frac{$ \udcff'
   assert not axes.title.get_parse_math()
   assert all(label.get_parse_math() for label in axes.get_xticklabels())
   assert [text.get_text() for text in legend.get_texts()] == [' _run']
