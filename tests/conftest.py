@@ -198,6 +198,32 @@ def tool(name: str):
     sys.path.remove(str(ROOT / 'tools'))
 
 
+@pytest.fixture(scope='module')
+def drawn():
+  """First states of values that NumPy draws: no initialisation is compiled.
+
+  For tests in which any first values do; optimizers must begin at zero.
+  """
+  import small_networks
+
+  from skipnet_jax.step import build
+
+  def create(self, seed):
+    like = self.abstract_state
+    zeros = lambda x: jax.numpy.zeros(x.shape, x.dtype)  # noqa: E731
+    return like.replace(
+      step=zeros(like.step),
+      params=small_networks.fill(like.params, seed),
+      batch_stats=small_networks.fill(like.batch_stats, seed),
+      opt_state=jax.tree.map(zeros, like.opt_state),
+      key=jax.random.key(seed),
+    )
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build.Training, 'create_state', create)
+    yield
+
+
 @pytest.fixture(scope='session')
 def smoke():
   """Makes the config of a run of seconds, with changes by dotted name."""

@@ -74,6 +74,11 @@ def draw(model, shape, seed=0):
   shapes = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image
   )
+  return fill(shapes, seed)
+
+
+def fill(shapes, seed):
+  """Values for a tree of variables' shapes, as `draw` has them."""
   rng = np.random.default_rng(seed)
 
   def one(path, leaf):

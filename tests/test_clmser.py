@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -26,24 +27,19 @@ def build(**fields):
   return models.build_model(models.model_config('f_clmser_s', **fields))
 
 
-@functools.cache
-def _draw(model):
-  return jax.jit(lambda: model.init(jax.random.key(1), IMAGE, train=False))()
-
-
-def init(model):
-  # Whether the image is padded changes no parameter.
-  return _draw(model.clone(pad=0))
-
-
 def small(**fields):
   """A small network whose weights are large enough for its masks to matter."""
   model = build(**{'base_width': 4, 'pad': 0} | fields)
-  variables = jax.tree.map(np.asarray, init(model))
-  larger = jax.tree.map(
-    lambda p: 6 * p if p.ndim == 4 else p, variables['params']
+  # Whether the image is padded changes no parameter.
+  variables = small_networks.draw(model.clone(pad=0), IMAGE.shape)
+  rng = np.random.default_rng(1)
+  kernels = jax.tree.map(
+    lambda p: (
+      rng.normal(0, 0.12, p.shape).astype(p.dtype) if p.ndim == 4 else p
+    ),
+    variables['params'],
   )
-  return model, variables | {'params': larger}
+  return model, variables | {'params': kernels}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -94,7 +90,11 @@ def test_which_gates_there_are():
 
 def test_initialisation_is_that_of_the_authors():
   shapes = {}
-  variables = jax.tree.map(np.asarray, init(build(base_width=6)))
+  model = build(base_width=6, pad=0)
+  variables = jax.tree.map(
+    np.asarray,
+    jax.jit(lambda: model.init(jax.random.key(1), IMAGE, train=False))(),
+  )
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params']):
     shapes.setdefault(path[-1].key, []).append(np.ravel(leaf))
   kernels, scales, biases = (

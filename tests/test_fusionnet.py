@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from skipnet_jax import errors
 from skipnet_jax import models
@@ -48,9 +49,7 @@ def test_the_published_widths_do_not_give_31_million():
 def test_skips_add_no_parameters_and_matter():
   image = jax.random.normal(jax.random.key(0), (1, 32, 32, 1))
   both = build(base_width=2)
-  variables = jax.jit(
-    lambda: both.init(jax.random.key(1), image, train=False)
-  )()
+  variables = small_networks.draw(both, image.shape)
 
   @functools.partial(jax.jit, static_argnums=0)
   def logits(model):

@@ -1,5 +1,7 @@
 """Primitives against Flax's own, and dropout's independence of the devices."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -67,16 +69,16 @@ def test_a_convolution_of_the_repeated_image_is_computed_on_the_small_one(
   def loss(conv, image, variables, x):
     return jnp.sum(jnp.sin(conv.apply(variables, image(x))) * weights)
 
-  found = jax.value_and_grad(loss, (2, 3))(ours, lambda x: x, variables, x)
-  expected = jax.value_and_grad(loss, (2, 3))(
-    theirs, layers.upsample, variables, x
-  )
+  both = jax.jit(jax.value_and_grad(loss, (2, 3)), static_argnums=(0, 1))
+  found = both(ours, lambda x: x, variables, x)
+  expected = both(theirs, layers.upsample, variables, x)
   for a, b in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
   ):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def drop(x, rate=0.25, key=KEY):
   return layers.Dropout(rate).apply({}, x, True, rngs={'dropout': key})
 
@@ -126,7 +128,7 @@ def test_all_patterns_of_neighbouring_units_are_as_frequent():
 def test_the_number_of_dropped_units_varies_as_that_of_fair_coins():
   keys = jax.random.split(KEY, 400)
   x = jnp.ones((1, 16, 16, 4))
-  dropped = jax.vmap(lambda k: jnp.sum(drop(x, 0.5, k) == 0))(keys)
+  dropped = jax.jit(jax.vmap(lambda k: jnp.sum(drop(x, 0.5, k) == 0)))(keys)
   # Keys that only permute the units would always drop as many.
   ratio = np.var(np.asarray(dropped)) / (x.size * 0.25)
   assert 0.75 < ratio < 1.3
