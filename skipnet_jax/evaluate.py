@@ -23,6 +23,13 @@ _TTA = flags.DEFINE_bool(
 _SAMPLES = flags.DEFINE_integer(
   'mc_samples', 0, 'With --workdir: number of dropout samples to average.'
 )
+_CALIBRATION = flags.DEFINE_enum(
+  'calibration',
+  'auto',
+  ['auto', 'fit', 'off'],
+  "With --workdir: auto: use the run's calibration.json, if it has one; fit: "
+  'make it from the training slices first; off: leave it out.',
+)
 _PREDICTION = flags.DEFINE_string(
   'prediction',
   None,
@@ -79,7 +86,7 @@ def main() -> None:
   if of_run == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
   of_files = _PREDICTION_KIND, _KIND, _INVERTED, _SERIES, _CHANNEL
-  others = of_files if of_run else (_SPLIT, _TTA, _SAMPLES)
+  others = of_files if of_run else (_SPLIT, _TTA, _SAMPLES, _CALIBRATION)
   for flag in others:
     if flag.present:
       other = 'prediction' if of_run else 'workdir'
@@ -90,7 +97,9 @@ def main() -> None:
   from skipnet_jax import environment
   from skipnet_jax.data import volume
   from skipnet_jax.evaluation import report
+  from skipnet_jax.evaluation import run_scores
   from skipnet_jax.evaluation import scoring
+  from skipnet_jax.prediction import fitted
   from skipnet_jax.runs import workdir
 
   inputs = [f.value for f in (_PREDICTION, _LABELS, _IMAGE) if f.value]
@@ -108,13 +117,13 @@ def main() -> None:
   files = report.OutputFiles(pathlib.Path(output), panels)
   files.check(_OVERWRITE.value, inputs)
   if _WORKDIR.value:
-    evaluation = scoring.score_run(
+    evaluation = run_scores.score_run(
       _WORKDIR.value,
       _SPLIT.value,
       image=_IMAGE.value or '',
       labels=_LABELS.value or '',
-      tta=_TTA.value,
-      mc_samples=_SAMPLES.value,
+      averaging=fitted.Averaging(_TTA.value, _SAMPLES.value),
+      calibrate=_CALIBRATION.value,
       log=print,
     )
   else:

@@ -43,6 +43,12 @@ _TTA = flags.DEFINE_bool('tta', False, 'Average the 8 flips and rotations.')
 _SAMPLES = flags.DEFINE_integer(
   'mc_samples', 0, 'Number of dropout samples to average; 0: no dropout.'
 )
+_CALIBRATION = flags.DEFINE_enum(
+  'calibration',
+  'auto',
+  ['auto', 'off'],
+  "auto: use the run's calibration.json, if it has one; off: leave it out.",
+)
 _TILE = flags.DEFINE_integer(
   'tile', 0, 'Side of the tiles, a multiple of 32; 0: whole slices up to 1536.'
 )
@@ -58,6 +64,8 @@ def main() -> None:
   source_path, output = cli.require(_INPUT), cli.require(_OUTPUT)
   # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.data import volume
+  from skipnet_jax.prediction import calibration
+  from skipnet_jax.prediction import fitted
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import stacks
   from skipnet_jax.runs import trained
@@ -73,10 +81,16 @@ def main() -> None:
         '--std_output needs several predictions to compare: add --mc_samples, '
         '--tta or another run to --workdir.'
       )
+    averaging = fitted.Averaging(_TTA.value, _SAMPLES.value)
+    calibrated = None
+    if _CALIBRATION.value != 'off' and len(runs) == 1:
+      calibrated = calibration.of_run(runs[0], averaging)
     threshold, origin = _THRESHOLD.value, '--threshold'
     if threshold is None:
       threshold, origin = trained.best_threshold(
-        runs, plain=predictor.count == 1
+        runs,
+        plain=predictor.count == 1,
+        calibration=calibrated.for_json() if calibrated else None,
       )
     begin = time.perf_counter()
     labels_dtype = stacks.predict_stack(
@@ -86,6 +100,7 @@ def main() -> None:
       std_output=_STD.value,
       segmentation=_SEGMENTATION.value,
       threshold=threshold,
+      calibration=calibrated,
       tile=_TILE.value,
       overlap=_OVERLAP.value,
       overwrite=_OVERWRITE.value,
@@ -94,6 +109,10 @@ def main() -> None:
     seconds = time.perf_counter() - begin
     shape = ' x '.join(map(str, source.shape))
   print(f'{output}: {shape} float32, 1 inside a cell, 0 on membranes')
+  if _CALIBRATION.value != 'off' and len(runs) == 1:
+    line = calibration.describe(runs[0], averaging, calibrated)
+    if line:
+      print(line)
   if _STD.value:
     print(f'{_STD.value}: standard deviations over {predictor.count}')
   if _SEGMENTATION.value:

@@ -1,6 +1,5 @@
-"""Scores the predictions of a run, or those in a file."""
+"""Scores a file of predictions; `run_scores` scores those of a run."""
 
-from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
@@ -11,13 +10,9 @@ import numpy as np
 from skipnet_jax import errors
 from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import volume
-from skipnet_jax.prediction import run_predictor
-from skipnet_jax.prediction import stacks
-from skipnet_jax.runs import trained
 from skipnet_jax.scores import pixels
 from skipnet_jax.scores import scores
 
-Log = Callable[[str], None]
 Path = str | os.PathLike
 Shape = tuple[int, ...]
 PREDICTION_KINDS = ('probability', 'instances')
@@ -35,7 +30,9 @@ class Evaluation:
   Attributes:
     title: a line that says what was scored.
     results: name to the scores of `scores.score_stack`. If predictions were
-      averaged, the second one, 'plain', has the scores without averaging.
+      averaged, the second one, 'plain', has the scores without averaging; if
+      they were calibrated, the last one, 'uncalibrated', those of the first
+      without calibration.
     identity: what was scored, as JSON values.
     prediction: `[z, y, x]`, of the first scores.
     inside: `[z, y, x]` bool, True inside.
@@ -50,70 +47,6 @@ class Evaluation:
   inside: np.ndarray
   image: np.ndarray | None
   warning: str
-
-
-def score_run(
-  path: Path,
-  split: str,
-  *,
-  image: str,
-  labels: str,
-  tta: bool,
-  mc_samples: int,
-  log: Log,
-) -> Evaluation:
-  """Scores a run's best checkpoint on its own data, as at the end of training.
-
-  Slices whose labels have no membrane, or no cell, are left out. If predictions
-  are averaged, the plain prediction is scored too. `image` and `labels` are
-  those of `trained.load_data`, `tta` and `mc_samples` of `inference.Predictor`.
-
-  Raises:
-    InputError: a run, data or an option that cannot be used; before anything is
-      compiled.
-  """
-  if split not in ('valid', 'train'):
-    raise errors.InputError(
-      f'--split is {split!r}, but it must be valid or train: use the predict '
-      'command for slices without labels.'
-    )
-  run = trained.open_run(path)
-  data = trained.load_data(run, image, labels)
-  slices = data.drawn(getattr(data, split))
-  samples = [f'{mc_samples} samples'] if mc_samples else []
-  averaged = ' x '.join([*samples, *(['8 orientations'] if tta else [])])
-  predictors = {
-    averaged or 'plain': run_predictor.make_predictor(
-      [run], tta=tta, mc_samples=mc_samples
-    )
-  }
-  if averaged:
-    predictors['plain'] = run_predictor.make_predictor([run])
-  scored = {}
-  total = len(slices) * sum(p.count for p in predictors.values())
-  with stacks.progress(total, 'prediction') as bar:
-    for name, predictor in predictors.items():
-      scored[name] = run_predictor.score_slices(
-        predictor, data, slices, log, bar.update
-      )
-  return Evaluation(
-    title=f'{run.path.name}, {len(slices)} {split} slices of {data.name}',
-    results={name: result for name, (_, result) in scored.items()},
-    identity={
-      'dataset': run.dataset['name'],
-      'fingerprint': run.dataset['fingerprint'],
-      'workdir': str(run.path),
-      'split': split,
-      'slices': slices,
-      'best_epoch': run.best_epoch,
-      'tta': tta,
-      'mc_samples': mc_samples,
-    },
-    prediction=scored[averaged or 'plain'][0],
-    inside=data.label[slices],
-    image=data.image[slices],
-    warning=run.warning or data.warning,
-  )
 
 
 def score_files(

@@ -61,7 +61,8 @@ def predict(
 ) -> np.ndarray:
   """Predicts a stack in memory: `skipnet_jax.predict`.
 
-  Every slice is normalised by its own mean and standard deviation.
+  Every slice is normalised by its own mean and standard deviation. Nothing is
+  calibrated: `calibration.of_run` gives the map that the command uses.
 
   Args:
     runs: an opened run, or several of one network to average.
@@ -124,23 +125,40 @@ def predict(
   return probability.reshape(image.shape)
 
 
-def score_slices(
+def predict_slices(
   predictor: inference.Predictor,
   data: sources.DataSet,
   slices: Sequence[int],
   log: Callable[[str], None] = lambda _: None,
   advance: Callable[[], object] = lambda: None,
-) -> tuple[np.ndarray, dict[str, Any]]:
-  """Predicts some slices of a data set and scores them.
-
-  Returns:
-    The predictions, `[z, y, x]` float32, and the content of a scores.json,
-    whose `per_slice` has the slice numbers of the data set.
-  """
+) -> np.ndarray:
+  """Predicts some slices of a data set, `[z, y, x]` float32."""
   tiling = predictor.tiling(data.image.shape[1:], log=log)
   inputs = (data.around(z, predictor.slices) for z in slices)
-  predictions = np.stack([predictor(x, tiling, advance)[0] for x in inputs])
+  return np.stack([predictor(x, tiling, advance)[0] for x in inputs])
+
+
+def score_predictions(
+  predictions: np.ndarray, data: sources.DataSet, slices: Sequence[int]
+) -> dict[str, Any]:
+  """Scores predictions `[z, y, x]` of some slices of a data set.
+
+  Returns:
+    The content of a scores.json, whose `per_slice` has the slice numbers of the
+    data set.
+  """
   result = scores.score_stack(predictions, data.label[list(slices)])
   for z, row in zip(slices, result['per_slice'], strict=True):
     row['slice'] = int(z)
-  return predictions, result
+  return result
+
+
+def score_slices(
+  predictor: inference.Predictor,
+  data: sources.DataSet,
+  slices: Sequence[int],
+  log: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+  """Predicts some slices and scores them: the two functions above."""
+  predictions = predict_slices(predictor, data, slices, log)
+  return score_predictions(predictions, data, slices)

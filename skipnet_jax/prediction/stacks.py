@@ -17,6 +17,8 @@ from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
 from skipnet_jax.scores import thinning
 
+Calibration = Callable[[np.ndarray], np.ndarray]
+
 
 def progress(total: int, unit: str) -> tqdm.tqdm:
   """Shows a bar on standard error if that is a terminal."""
@@ -33,6 +35,7 @@ def predict_stack(
   std_output: str | os.PathLike | None = None,
   segmentation: str | os.PathLike | None = None,
   threshold: float = 0.5,
+  calibration: Calibration | None = None,
   tile: int = 0,
   overlap: int | None = None,
   overwrite: bool = False,
@@ -52,6 +55,8 @@ def predict_stack(
       `thinning.thin_borders` have numbers from 1, and their borders 0. The type
       is uint16, or uint32 if a slice has more than 65535 regions.
     threshold: a pixel is inside if its probability is larger.
+    calibration: maps the probabilities `[y, x]` of each slice, not their
+      standard deviations; None: not mapped.
     tile: see `Predictor.tiling`.
     overlap: see `Predictor.tiling`.
     overwrite: whether existing files may be replaced.
@@ -103,6 +108,8 @@ def predict_stack(
       around = sources.neighbours(np.asarray(z), len(source), predictor.slices)
       pages = np.stack([read(int(i)) for i in around])
       mean, std = predictor(pages, tiling, bar.update)
+      if calibration:
+        mean = calibration(mean)
       mean_out.write(mean)
       if std_out:
         std_out.write(std)

@@ -1,6 +1,6 @@
 """Opens a finished run: its network, parameters and data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -150,13 +150,17 @@ def load_data(run: TrainedRun, image: str = '', label: str = '') -> DataSet:
 
 
 def best_threshold(
-  runs: Sequence[TrainedRun], plain: bool
+  runs: Sequence[TrainedRun],
+  plain: bool,
+  calibration: Mapping[str, float] | None = None,
 ) -> tuple[float, str]:
   """The threshold with the best V_rand in a run's own scores.
 
   Args:
     runs: of the prediction.
     plain: whether nothing is averaged; scores.json has separate scores for it.
+    calibration: of the prediction, as scores.json has it; None: none. Scores
+      with another calibration are of no use.
 
   Returns:
     The threshold from scores.json, else from summary.json, else 0.5, which
@@ -167,6 +171,9 @@ def best_threshold(
   for path in (runs[0].path / 'scores.json', runs[0].path / 'summary.json'):
     try:
       content = json.loads(path.read_text())
+      calibrations = [*content.get('calibration', {}).values()] or [None]
+      if calibration not in calibrations:
+        continue
       if plain:
         content = content.get('plain', content)
       threshold = scores.from_json(float(content['threshold_v_rand']))
@@ -178,4 +185,6 @@ def best_threshold(
         f'{path} has no readable threshold_v_rand ({type(e).__name__}): write '
         'it again with evaluate, or give --threshold.'
       ) from e
+  if calibration is not None:
+    return 0.5, 'the best of the training slices, by calibration'
   return 0.5, f'the default, as {runs[0].path} has no scores'

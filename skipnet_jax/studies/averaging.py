@@ -67,9 +67,7 @@ def _score(
   data = runs_lib.load_data(runs[0])
   for way in missing:
     predictor = run_predictor.make_predictor(runs, **ways[way])
-    _, scored = run_predictor.score_slices(
-      predictor, data, data.drawn(data.valid)
-    )
+    scored = run_predictor.score_slices(predictor, data, data.drawn(data.valid))
     scores[way] = {key: scored[key] for key in KEYS}
     say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
     files.write_json(file, scores)

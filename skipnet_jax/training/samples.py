@@ -42,7 +42,7 @@ class Samples:
   def score(self, state: state_lib.TrainState) -> dict[str, Any]:
     """The content of a scores.json, from one copy of the state."""
     predictor, data = self._predictor(state), self._data
-    _, result = run_predictor.score_slices(
+    result = run_predictor.score_slices(
       predictor, data, data.drawn(data.valid), self._log.print
     )
     return scores.for_json(result)
