@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 
+from skipnet_jax.benchmarking.reporting import schema
 from skipnet_jax.benchmarking.timing import measure
 
 
@@ -38,6 +39,7 @@ def row(
     'hosts': 1,
     'dtype': 'bfloat16',
     'batch': batch,
+    'matmul_precision': 'default',
     'processes': len(processes),
     'error': None,
     'timing': timing,
@@ -57,7 +59,11 @@ def row(
     'hlo_bytes': 2e10,
     'tflops': 4 / timing['mean'],
     'mfu': 0.0404,
-    'mfu_peak': {'tflops': 989.0, 'source': 'a data sheet'},
+    'mfu_peak': {
+      'tflops': 989.0,
+      'arithmetic': 'bfloat16',
+      'source': 'a data sheet',
+    },
     'mfu_reason': None,
     'roofline': {
       'flops_s': 0.01,
@@ -72,8 +78,8 @@ def row(
     'energy': {'watts': 400.0, 'joules_per_image': 5.0},
   }
   if error:
-    keep = ('call', 'feed', 'mode', 'devices', 'hosts', 'dtype', 'batch')
-    blank = {name: None for name in made if name not in (*keep, 'processes')}
+    keep = (*schema.KEY, 'processes')
+    blank = {name: None for name in made if name not in keep}
     made |= blank | {'error': error}
   return made | changes
 
@@ -82,7 +88,7 @@ def report(*rows):
   """A report with these rows."""
   return copy.deepcopy(
     {
-      'schema': 1,
+      'schema': schema.VERSION,
       'identity': {
         'experiment': 'benchmark',
         'config_hash': '0123456789ab',

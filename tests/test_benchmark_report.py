@@ -38,8 +38,9 @@ def test_a_report_with_a_wrong_field_is_not_written(tmp_path):
   [
     (None, 'bench.json cannot be read .FileNotFoundError'),
     ('{"schema": ', 'bench.json cannot be read .JSONDecodeError'),
-    ('[]', r'bench.json is no report: The report is \[\]'),
-    ('{"schema": 1}', 'bench.json is no report: identity is missing'),
+    ('[]', r'bench.json cannot be used: The report is \[\]'),
+    ('{"schema": 2}', 'bench.json cannot be used: identity is missing'),
+    ('{"schema": 1}', 'its schema is 1, of an earlier version, .* measure'),
     (b'\xff\xfe', 'bench.json cannot be read .UnicodeDecodeError'),
   ],
 )
@@ -134,7 +135,7 @@ def test_a_row_shows_its_figures_in_the_units_of_the_headings():
   assert squeezed(lines[start + 4]) == (
     'compute sharded 4 bf16 32 100 0 320 80 40 4.04 20 7 5'
   )
-  assert 'MFU: of 989 TFLOP/s, a data sheet.' in text
+  assert 'MFU: of 989 TFLOP/s in bfloat16, a data sheet.' in text
 
 
 def test_rows_stand_under_their_call():

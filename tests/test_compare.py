@@ -110,7 +110,7 @@ def test_rows_are_matched_by_what_they_ran():
 
 
 def test_a_row_twice_in_a_report_is_refused():
-  with pytest.raises(errors.InputError, match=r'newer .* bfloat16 8 twice'):
+  with pytest.raises(errors.InputError, match=r'newer .* 8 default twice'):
     compare.compare(report(row()), report(row(), row()))
 
 

@@ -100,6 +100,24 @@ def test_each_row_has_its_times_by_step(measure, tmp_path):
   assert 'images/s' in said[2]
 
 
+def test_products_have_the_precision_of_the_plan(measure, monkeypatch):
+  seen = []
+
+  def rates(*_):
+    seen.append(jax.config.jax_default_matmul_precision)
+    return RATES
+
+  monkeypatch.setattr(roofline, 'measure_rates', rates)
+  journal, _ = measure({'matmul_precision': 'highest'})
+  assert seen == ['highest']
+  assert list(journal.rows) == [
+    'train compute jit x1 float32 highest batch 8',
+  ]
+  (row,) = journal.rows.values()
+  assert row['cell']['matmul_precision'] == 'highest'
+  assert jax.config.jax_default_matmul_precision is None
+
+
 def test_without_a_cache_no_warm_compile_is_measured(measure):
   journal, _ = measure()
   (row,) = journal.rows.values()

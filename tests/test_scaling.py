@@ -19,6 +19,7 @@ def measured(mode, devices, batch, rate, error=None):
     'hosts': 1,
     'dtype': 'float32',
     'batch': batch,
+    'matmul_precision': 'default',
     'images_per_second': rate,
     'error': error,
   }

@@ -19,6 +19,7 @@ SCALING = {
   'hosts': 1,
   'dtype': 'float32',
   'batch': 2,
+  'matmul_precision': 'default',
   'images_per_second': 19.0,
   'efficiency': 0.95,
 }
@@ -78,7 +79,7 @@ def test_what_does_not_apply_is_null(path):
 @pytest.mark.parametrize(
   ('path', 'value', 'message'),
   [
-    ('schema', 2, 'schema is 2; it must be one of 1.'),
+    ('schema', 3, 'schema is 3; it must be one of 2.'),
     ('identity.git', None, 'identity.git is null; it must be text.'),
     ('identity', [], 'identity is []; it must be an object.'),
     ('identity.seconds', '3', "identity.seconds is '3'; it must be a finite"),

@@ -7,6 +7,7 @@ import pytest
 from skipnet_jax.benchmarking import journal as journal_lib
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import sweep
+from skipnet_jax.benchmarking.timing import peaks
 
 CELL = plan.Cell('train', 'compute', 'sharded', 2, 'float32', 8)
 COMPILE = {
@@ -102,16 +103,43 @@ def test_an_unknown_device_has_no_utilisation_and_says_why():
 
 
 def test_utilisation_is_of_the_published_peak():
-  found = sweep.utilisation(98.95, 'NVIDIA H200', 'bfloat16')
+  found = sweep.utilisation(98.95, 'NVIDIA H200', 'bfloat16', 'default')
   assert found['mfu'] == pytest.approx(0.1)
   assert found['mfu_peak']['tflops'] == 989.5
   assert 'H200' in found['mfu_peak']['source']
   # Not clipped: above 1 something is wrong, and is to be seen.
-  assert sweep.utilisation(2000, 'NVIDIA H200', 'bfloat16')['mfu'] > 2
-  assert sweep.utilisation(67, 'NVIDIA H200', 'float32')['mfu'] == 1
-  none = sweep.utilisation(1, 'TPU v4', 'float32')
+  found = sweep.utilisation(2000, 'NVIDIA H200', 'bfloat16', 'highest')
+  assert found['mfu'] > 2
+
+
+@pytest.mark.parametrize(
+  ('kind', 'precision', 'arithmetic', 'tflops'),
+  [
+    # JAX's default of float32 is TF32 there, not plain float32.
+    ('NVIDIA H200', 'default', 'tf32', 494.5),
+    ('NVIDIA H200', 'high', 'tf32', 494.5),
+    ('NVIDIA H200', 'highest', 'float32', 67),
+    ('TPU v4', 'default', 'bfloat16', 275),
+    ('TPU v4', 'high', 'bfloat16 in 3 passes', 275 / 3),
+    ('TPU v4', 'highest', 'bfloat16 in 6 passes', 275 / 6),
+  ],
+)
+def test_float32_is_held_against_the_arithmetic_that_is_used(
+  kind, precision, arithmetic, tflops
+):
+  found = sweep.utilisation(tflops, kind, 'float32', precision)
+  assert found['mfu'] == pytest.approx(1)
+  assert found['mfu_peak']['arithmetic'] == arithmetic
+
+
+def test_an_arithmetic_without_a_published_peak_gives_no_utilisation(
+  monkeypatch,
+):
+  peak = peaks.Peak(100, 10, 1000, 40, None, 'made up')
+  monkeypatch.setitem(peaks.PEAKS, 'Some GPU', peak)
+  none = sweep.utilisation(1, 'Some GPU', 'float32', 'default')
   assert none['mfu'] is None
-  assert 'float32 peak' in none['mfu_reason']
+  assert none['mfu_reason'] == 'no tf32 peak is known of Some GPU.'
 
 
 def test_watts_give_joules_of_an_image():

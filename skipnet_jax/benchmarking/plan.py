@@ -14,6 +14,7 @@ from skipnet_jax.benchmarking.reporting import schema
 Section = ml_collections.ConfigDict
 
 DTYPES = ('float32', 'bfloat16')
+PRECISIONS = ('default', 'high', 'highest')
 SCALING = ('weak', 'strong')
 # A tiled prediction counts as this number of images.
 INFERENCE_BATCH = 4
@@ -30,6 +31,7 @@ class Cell:
     devices: number of devices, of all processes.
     dtype: of the computation.
     batch: examples, over all devices.
+    matmul_precision: JAX's name of the precision of float32 products.
   """
 
   call: str
@@ -38,11 +40,13 @@ class Cell:
   devices: int
   dtype: str
   batch: int
+  matmul_precision: str = 'default'
 
   def __str__(self) -> str:
+    exact = self.matmul_precision
     return (
       f'{self.call} {self.feed} {self.mode} x{self.devices} {self.dtype} '
-      f'batch {self.batch}'
+      f'{"" if exact == "default" else f"{exact} "}batch {self.batch}'
     )
 
 
@@ -52,6 +56,9 @@ def get_default() -> Section:
   b.calls = schema.CALLS
   b.feeds = schema.FEEDS  # Of the training step.
   b.dtypes = DTYPES
+  # Of float32 products: default (TF32 on NVIDIA GPUs since the A100, one
+  # bfloat16 pass on a TPU), high (TF32, three) or highest (float32, six).
+  b.matmul_precision = 'default'
   # Examples over all devices; for weak scaling, on each device. 0: search for
   # the largest batch that fits on one device.
   b.batches = (0,)
@@ -134,6 +141,11 @@ def _check(section: Section) -> None:
         f'benchmark.{field} is empty; name at least one of '
         f'{", ".join(choices)}.'
       )
+  if section.matmul_precision not in PRECISIONS:
+    raise errors.InputError(
+      f'benchmark.matmul_precision is {section.matmul_precision!r}; it must be '
+      f'one of {", ".join(PRECISIONS)}.'
+    )
   for field, low, values in (
     ('batches', 0, section.batches),
     ('devices', 0, section.devices),
@@ -209,7 +221,8 @@ def trial(section: Section, call: str, dtype: str) -> Cell:
   feed = 'compute'
   if call == 'train' and set(section.feeds) - {'compute'}:
     feed = 'augment'
-  return Cell(call, feed, section.modes[0], 1, dtype, 1)
+  mode, precision = section.modes[0], section.matmul_precision
+  return Cell(call, feed, mode, 1, dtype, 1, precision)
 
 
 def cells(
@@ -234,8 +247,9 @@ def cells(
   Raises:
     InputError: a given batch that a number of devices does not divide.
   """
+  precision = section.matmul_precision
   if call == 'inference':
-    return [Cell(call, 'end_to_end', 'jit', 1, dtype, batch)]
+    return [Cell(call, 'end_to_end', 'jit', 1, dtype, batch, precision)]
   rows = []
   for mode in dict.fromkeys(section.modes):
     first = mode == section.modes[0]
@@ -245,7 +259,9 @@ def cells(
     if call == 'train':
       feeds = section.feeds if first else section.feeds[:1]
     for count, size in _shapes(section, mode, batch, counts, searched):
-      rows += [Cell(call, feed, mode, count, dtype, size) for feed in feeds]
+      rows += [
+        Cell(call, feed, mode, count, dtype, size, precision) for feed in feeds
+      ]
   return list(dict.fromkeys(rows))
 
 

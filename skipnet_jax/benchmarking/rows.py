@@ -37,7 +37,8 @@ def measure_all(journal: journal_lib.Journal, say: Say) -> None:
   config = ml_collections.ConfigDict(journal.config)
   config, section = plan.split(config)
   processes.start(config.parallel)
-  _Rows(journal, config, section, say).measure_all()
+  with jax.default_matmul_precision(section.matmul_precision):
+    _Rows(journal, config, section, say).measure_all()
 
 
 class _Rows:

@@ -31,7 +31,7 @@ def table(
       if row['error'] is None and row['mode'] != 'jit':
         n = row['devices']
         size = row['batch'] // n if kind == 'weak' else row['batch']
-        key = tuple(row[k] for k in ('call', 'feed', 'mode', 'hosts', 'dtype'))
+        key = tuple(row[k] for k in schema.KEY if k not in ('devices', 'batch'))
         families.setdefault((*key, size), []).append(row)
     measured = [r['devices'] for rows in families.values() for r in rows]
     smallest = min(measured, default=0)

@@ -63,7 +63,7 @@ def run(
   rows, raw = merge(journals)
   about = journals[0].about
   report = {
-    'schema': 1,
+    'schema': schema.VERSION,
     'identity': {
       'experiment': config.experiment,
       'config_hash': config_identity.hash_of(config),
@@ -134,7 +134,10 @@ def _row(
     **{k: v and v * first['executions_per_batch'] for k, v in hlo.items()},
     'tflops': tflops,
     **utilisation(
-      tflops / devices, about['hardware']['device_kind'], cell['dtype']
+      tflops / devices,
+      about['hardware']['device_kind'],
+      cell['dtype'],
+      cell['matmul_precision'],
     ),
     'memory': {
       'predicted_bytes': predicted,
@@ -155,13 +158,16 @@ def _row(
   return row
 
 
-def utilisation(tflops: float, kind: str, dtype: str) -> dict[str, Any]:
+def utilisation(
+  tflops: float, kind: str, dtype: str, matmul_precision: str
+) -> dict[str, Any]:
   """Model FLOPs utilisation: the rate over the published peak, not clipped.
 
   Args:
     tflops: 1e12 model FLOPs per second on one device.
     kind: of the device, as JAX names it.
     dtype: of the computation.
+    matmul_precision: of products of float32.
 
   Returns:
     mfu and mfu_peak, or mfu_reason; the others are None.
@@ -171,8 +177,13 @@ def utilisation(tflops: float, kind: str, dtype: str) -> dict[str, Any]:
   if peak is None:
     reason = f'no published peak is known of the device kind {kind!r}.'
     return found | {'mfu_reason': reason}
-  best = peak.bf16_tflops if dtype == 'bfloat16' else peak.float32_tflops
+  arithmetic, best = peaks.product_rate(kind, dtype, matmul_precision)
   if best is None:
-    return found | {'mfu_reason': f'no {dtype} peak is published of {kind}.'}
-  published = {'tflops': best, 'source': peak.source}
+    reason = f'no {arithmetic} peak is known of {kind}.'
+    return found | {'mfu_reason': reason}
+  published = {
+    'tflops': best,
+    'arithmetic': arithmetic,
+    'source': peak.source,
+  }
   return found | {'mfu': tflops / best, 'mfu_peak': published}

@@ -80,9 +80,15 @@ def read(path: str | os.PathLike) -> Report:
   """
   try:
     report = json.loads(pathlib.Path(path).read_text())
+    version = report.get('schema') if isinstance(report, dict) else None
+    if version in range(1, schema.VERSION):
+      raise errors.InputError(
+        f'its schema is {version}, of an earlier version, which does not tell '
+        'the precision of matrix products: measure again.'
+      )
     schema.check(report)
   except errors.InputError as e:
-    raise errors.InputError(f'{path} is no report: {e}') from e
+    raise errors.InputError(f'{path} cannot be used: {e}') from e
   except (OSError, ValueError) as e:
     raise errors.InputError(
       f'{path} cannot be read ({type(e).__name__}): give a report that '
@@ -254,7 +260,9 @@ def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
   ]
   peaks = [row['mfu_peak'] for row in rows if row['mfu_peak']]
   notes += [
-    f'MFU: of {number(p["tflops"])} TFLOP/s, {p["source"]}.' for p in peaks
+    f'MFU: of {number(p["tflops"])} TFLOP/s in {p["arithmetic"]}, '
+    f'{p["source"]}.'
+    for p in peaks
   ]
   notes += [f'No MFU: {row["mfu_reason"]}' for row in rows if row['mfu_reason']]
   if any(row['roofline'] for row in rows):

@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 
+# The version of docs/benchmark_report.md.
+VERSION = 2
 CALLS = ('train', 'eval', 'inference')
 FEEDS = ('compute', 'augment', 'end_to_end')
 
@@ -47,7 +49,7 @@ _FIGURES = {
   'hlo_bytes': _or_null(float),
   'tflops': _or_null(float),
   'mfu': _or_null(float),
-  'mfu_peak': _or_null({'tflops': float, 'source': str}),
+  'mfu_peak': _or_null({'tflops': float, 'arithmetic': str, 'source': str}),
   'mfu_reason': _or_null(str),
   'roofline': _or_null(
     {
@@ -68,6 +70,7 @@ _SYSTEM = {
   'hosts': int,
   'dtype': str,
   'batch': int,
+  'matmul_precision': {'default', 'high', 'highest'},
 }
 # The fields that identify a row; its figures, which are null if it failed.
 KEY, FIGURES = tuple(_SYSTEM), tuple(_FIGURES)
@@ -79,10 +82,12 @@ _DTYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'float16': 'f16'}
 def key_cells(row: dict[str, Any]) -> list[str]:
   """Cells under KEY_HEADS; 8 devices in 2 processes are `8/2`."""
   hosts = f'/{row["hosts"]}' if row['hosts'] > 1 else ''
+  exact = row['matmul_precision']
   return [
     *(row[name] for name in KEY_HEADS[:3]),
     f'{row["devices"]}{hosts}',
-    _DTYPES.get(row['dtype'], row['dtype']),
+    _DTYPES.get(row['dtype'], row['dtype'])
+    + ('' if exact == 'default' else f' {exact}'),
     str(row['batch']),
   ]
 
@@ -95,7 +100,7 @@ def _row(value: Any) -> dict[str, Any]:
 
 
 SCHEMA = {
-  'schema': {1},
+  'schema': {VERSION},
   'identity': {
     **dict.fromkeys(('experiment', 'config_hash', 'git'), str),
     **dict.fromkeys(('command', 'date'), str),

@@ -24,6 +24,7 @@ class Peak:
       it. None without links or without a published figure. Optional bridges
       between two cards do not count.
     source: where the figures are published.
+    tf32_tflops: TF32 products, as `bf16_tflops`; None if not published.
   """
 
   bf16_tflops: float
@@ -32,6 +33,7 @@ class Peak:
   memory_gib: float
   link_gb_s: float | None
   source: str
+  tf32_tflops: float | None = None
 
 
 _GOOGLE = 'Google Cloud documentation, TPU'
@@ -53,15 +55,43 @@ PEAKS: dict[str, Peak] = {
   'TPU v5': _V5P,
   'TPU v5p': _V5P,
   'TPU v6 lite': Peak(918, None, 1638, 32, 400, f'{_GOOGLE} v6e'),
-  'NVIDIA A100-SXM4-40GB': Peak(312, 19.5, 1555, 40, 300, _A100),
-  'NVIDIA A100-SXM4-80GB': Peak(312, 19.5, 2039, 80, 300, _A100),
-  'NVIDIA A100 80GB PCIe': Peak(312, 19.5, 1935, 80, None, _A100),
-  'NVIDIA H100 80GB HBM3': Peak(989.5, 67, 3350, 80, 450, _H100),
-  'NVIDIA H100 PCIe': Peak(756.5, 51, 2000, 80, None, _H100),
-  'NVIDIA H200': Peak(989.5, 67, 4800, 141, 450, _H200),
+  'NVIDIA A100-SXM4-40GB': Peak(312, 19.5, 1555, 40, 300, _A100, 156),
+  'NVIDIA A100-SXM4-80GB': Peak(312, 19.5, 2039, 80, 300, _A100, 156),
+  'NVIDIA A100 80GB PCIe': Peak(312, 19.5, 1935, 80, None, _A100, 156),
+  'NVIDIA H100 80GB HBM3': Peak(989.5, 67, 3350, 80, 450, _H100, 494.5),
+  'NVIDIA H100 PCIe': Peak(756.5, 51, 2000, 80, None, _H100, 378),
+  'NVIDIA H200': Peak(989.5, 67, 4800, 141, 450, _H200, 494.5),
   'NVIDIA B200': Peak(2250, 75, 8000, 180, 900, _B200),
   'NVIDIA GB200': Peak(2500, 80, 8000, 186, 900, _GB200),
   'NVIDIA L4': Peak(121, 30.3, 300, 24, None, _L4),
   'NVIDIA L40S': Peak(362.05, 91.6, 864, 48, None, 'NVIDIA L40S datasheet'),
   'NVIDIA GeForce RTX 4090': Peak(165.2, 82.6, 1008, 24, None, _ADA),
 }
+
+# bfloat16 passes in which a TPU multiplies float32.
+_PASSES = {'default': 1, 'high': 3, 'highest': 6}
+
+
+def product_rate(
+  kind: str, dtype: str, matmul_precision: str
+) -> tuple[str, float | None]:
+  """The arithmetic of matrix products on a device, and its published peak.
+
+  Args:
+    kind: of the device, as JAX names it; a key of PEAKS.
+    dtype: of the network.
+    matmul_precision: JAX's name; it changes products of float32 only.
+
+  Returns:
+    Its name, such as tf32; 1e12 FLOPs per second, None if not published.
+  """
+  peak = PEAKS[kind]
+  if dtype == 'bfloat16':
+    return 'bfloat16', peak.bf16_tflops
+  if kind.startswith('TPU'):
+    passes = _PASSES[matmul_precision]
+    name = f'bfloat16 in {passes} passes' if passes > 1 else 'bfloat16'
+    return name, peak.bf16_tflops / passes
+  if matmul_precision == 'highest':
+    return 'float32', peak.float32_tflops
+  return 'tf32', peak.tf32_tflops

@@ -21,8 +21,8 @@ def measure_rates(device: Any, dtype: str) -> dict[str, float]:
   """Times a pass over a large array and a product of large matrices.
 
   The pass negates the array, because XLA would remove a plain copy. The product
-  has JAX's default precision, as the network has. The fastest of several calls
-  counts.
+  has the precision that JAX is set to, as the network has. The fastest of
+  several calls counts.
 
   Args:
     device: where they run.
