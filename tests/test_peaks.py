@@ -18,6 +18,9 @@ from skipnet_jax.benchmarking.timing import peaks
     ('NVIDIA H200', 989.5, 4800),
     ('NVIDIA B200', 2250, 8000),
     ('NVIDIA GB200', 2500, 8000),
+    ('AMD Instinct MI300X', 1307.4, 5300),
+    # A chip has 2,307 and is two devices.
+    ('TPU7x', 1153.5, 3700),
   ],
 )
 def test_a_device_is_found_by_the_name_that_jax_reports(
@@ -41,12 +44,18 @@ def test_the_two_names_of_v5p_have_one_peak():
 @pytest.mark.parametrize('kind', sorted(peaks.PEAKS))
 def test_every_peak_is_sourced_and_of_the_right_size(kind):
   peak = peaks.PEAKS[kind]
-  assert kind.split()[0] in ('TPU', 'NVIDIA')
-  assert peak.source.startswith(('Google Cloud documentation', 'NVIDIA'))
+  maker = 'Google' if kind.startswith('TPU') else kind.split()[0]
+  assert maker in ('Google', 'NVIDIA', 'AMD')
+  assert peak.source.startswith(maker)
   assert 100 < peak.bf16_tflops < 3000
   assert 300 <= peak.bandwidth_gb_s < 10000
   assert 16 <= peak.memory_gib < 200
   # Links carry less than memory does, and float32 units less than matrix units.
   assert (peak.link_gb_s or 0) < peak.bandwidth_gb_s
   assert (peak.float32_tflops or 0) <= peak.bf16_tflops
-  assert (peak.float32_tflops is None) == kind.startswith('TPU')
+  assert (peak.float32_tflops is not None) == kind.startswith('NVIDIA')
+  assert (peak.tf32_tflops is not None) == kind.startswith('NVIDIA')
+  # TF32 is no slower than float32, and half as fast as bfloat16 to rounding.
+  if peak.tf32_tflops and peak.float32_tflops:
+    assert peak.float32_tflops <= peak.tf32_tflops
+    assert peak.tf32_tflops == pytest.approx(peak.bf16_tflops / 2, rel=0.03)

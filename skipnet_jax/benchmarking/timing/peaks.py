@@ -1,7 +1,8 @@
 """Rates, bandwidths and memory of accelerators, as the vendors publish them.
 
 Peaks are upper bounds that no program reaches; no measured figure belongs here.
-Devices without bfloat16 units, such as NVIDIA's V100 and T4, are left out.
+Devices without bfloat16 units, such as NVIDIA's V100 and T4, are left out. If a
+data sheet has a rate with structured sparsity only, half of it is meant.
 """
 
 import dataclasses
@@ -36,36 +37,50 @@ class Peak:
   tf32_tflops: float | None = None
 
 
-_GOOGLE = 'Google Cloud documentation, TPU'
-_V5P = Peak(459, None, 2765, 95, 600, f'{_GOOGLE} v5p')
-_A100 = 'NVIDIA A100 Tensor Core GPU datasheet'
+_CLOUD = 'Google Cloud documentation, https://docs.cloud.google.com/tpu/docs/'
+_V5P = Peak(459, None, 2765, 95, 600, f'{_CLOUD}v5p')
+_TPU7X = (
+  f'{_CLOUD}tpu7x, half a chip; bandwidth: jax._src.pallas.mosaic.tpu_info'
+)
+_A100 = (
+  'NVIDIA A100 datasheet, https://www.nvidia.com/content/dam/en-zz/Solutions/'
+  'Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf'
+)
 _H100 = 'NVIDIA H100 Tensor Core GPU datasheet'
 _H200 = 'NVIDIA H200 Tensor Core GPU datasheet'
-_B200 = 'NVIDIA DGX B200 datasheet, an eighth of it'
+_B200 = (
+  'NVIDIA DGX B200 datasheet, an eighth of it; TF32: NVIDIA HGX B200 datasheet'
+)
 _GB200 = 'NVIDIA GB200 NVL72 datasheet, a 72nd of it'
 _L4 = 'NVIDIA L4 Tensor Core GPU datasheet'
+_L40S = 'NVIDIA L40S datasheet'
 _ADA = 'NVIDIA Ada GPU Architecture whitepaper'
+_MI300X = 'AMD Instinct MI300X datasheet'
 
 # By the exact device_kind that JAX reports: a part of a GPU ('NVIDIA H200 MIG
 # 1g.18gb') or a slower variant ('NVIDIA H200 NVL') has a similar name.
 PEAKS: dict[str, Peak] = {
   # One device is a chip, with both of its TensorCores.
-  'TPU v4': Peak(275, None, 1200, 32, None, f'{_GOOGLE} v4'),
-  'TPU v5 lite': Peak(197, None, 819, 16, 200, f'{_GOOGLE} v5e'),
+  'TPU v4': Peak(275, None, 1200, 32, None, f'{_CLOUD}v4'),
+  'TPU v5 lite': Peak(197, None, 819, 16, 200, f'{_CLOUD}v5e'),
   'TPU v5': _V5P,
   'TPU v5p': _V5P,
-  'TPU v6 lite': Peak(918, None, 1638, 32, 400, f'{_GOOGLE} v6e'),
+  'TPU v6 lite': Peak(918, None, 1638, 32, 400, f'{_CLOUD}v6e'),
+  # One device is one of the chip's two TensorCores, with half of its memory.
+  'TPU7x': Peak(2307 / 2, None, 7400 / 2, 192 / 2, None, _TPU7X),
   'NVIDIA A100-SXM4-40GB': Peak(312, 19.5, 1555, 40, 300, _A100, 156),
   'NVIDIA A100-SXM4-80GB': Peak(312, 19.5, 2039, 80, 300, _A100, 156),
   'NVIDIA A100 80GB PCIe': Peak(312, 19.5, 1935, 80, None, _A100, 156),
   'NVIDIA H100 80GB HBM3': Peak(989.5, 67, 3350, 80, 450, _H100, 494.5),
   'NVIDIA H100 PCIe': Peak(756.5, 51, 2000, 80, None, _H100, 378),
   'NVIDIA H200': Peak(989.5, 67, 4800, 141, 450, _H200, 494.5),
-  'NVIDIA B200': Peak(2250, 75, 8000, 180, 900, _B200),
-  'NVIDIA GB200': Peak(2500, 80, 8000, 186, 900, _GB200),
-  'NVIDIA L4': Peak(121, 30.3, 300, 24, None, _L4),
-  'NVIDIA L40S': Peak(362.05, 91.6, 864, 48, None, 'NVIDIA L40S datasheet'),
-  'NVIDIA GeForce RTX 4090': Peak(165.2, 82.6, 1008, 24, None, _ADA),
+  'NVIDIA B200': Peak(2250, 75, 8000, 180, 900, _B200, 1100),
+  'NVIDIA GB200': Peak(2500, 80, 8000, 186, 900, _GB200, 1250),
+  'NVIDIA L4': Peak(121, 30.3, 300, 24, None, _L4, 60),
+  'NVIDIA L40S': Peak(362.05, 91.6, 864, 48, None, _L40S, 183),
+  'NVIDIA GeForce RTX 4090': Peak(165.2, 82.6, 1008, 24, None, _ADA, 82.6),
+  # In which arithmetic XLA multiplies float32 here is not documented.
+  'AMD Instinct MI300X': Peak(1307.4, None, 5300, 192, None, _MI300X),
 }
 
 # bfloat16 passes in which a TPU multiplies float32.
