@@ -36,7 +36,7 @@ SMOKE = {
   'benchmark.scaling': ('weak',),
   'benchmark.warmup': 1,
   'benchmark.repetitions': 5,
-  'benchmark.processes': 2,
+  'benchmark.processes': 3,
 }
 PRESETS = {'full': {'train.batch_size': 8}, 'cpu': CPU, 'smoke': SMOKE}
 

@@ -31,6 +31,9 @@ _AOT = flags.DEFINE_string(
 _COMPARE = flags.DEFINE_multi_string(
   'compare', None, 'Two reports, the older one first; exits 1 on a slowdown.'
 )
+_DESCRIBE = flags.DEFINE_bool(
+  'describe', False, 'Print the layer table and what is measured, and exit.'
+)
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace a report that exists.'
 )
@@ -73,6 +76,17 @@ def main() -> None:
     return
   config = _CONFIG.value
   cli.require_config(config)
+  if _DESCRIBE.value:
+    import jax
+
+    from skipnet_jax.training import prepare
+
+    print(prepare.describe(config))
+    if 'benchmark' in config:
+      _, section = plan.split(config)
+      devices = jax.devices()
+      print(plan.describe(section, len(devices), devices[0].platform))
+    return
   path = report_lib.check_output(
     cli.require(_OUTPUT), overwrite=_OVERWRITE.value, raw=not _AOT.value
   )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 import textwrap
 
 WIDTH = 100
+_PREFIXES = (('T', 1e12), ('G', 1e9), ('M', 1e6))
 # Columns of words, aligned to the left.
 _WORDS = ('scaling', 'call', 'feed', 'mode', 'dtype')
 
@@ -20,6 +21,24 @@ def number(value: float | None, scale: float = 1) -> str:
   if abs(value) >= 0.1 or value == 0:
     return f'{value:.4g}'
   return f'{value:.2g}'
+
+
+def scale(values: Iterable[float | None]) -> tuple[str, float]:
+  """The metric prefix that fits the largest of some values, and its factor.
+
+  T, G or M, with 1e12, 1e9 or 1e6; G for no values.
+  """
+  largest = max((value for value in values if value), default=1e9)
+  fitting = [one for one in _PREFIXES if largest >= one[1]]
+  return (fitting or _PREFIXES[-1:])[0]
+
+
+def shorten(text: str, width: int) -> str:
+  """Replaces the middle of a text that is longer than `width`, at least 3."""
+  if len(text) <= width:
+    return text
+  end = (width - 1) // 2
+  return f'{text[: width - 1 - end]}…{text[-end:]}'
 
 
 def layout(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

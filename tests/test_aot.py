@@ -143,7 +143,8 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
   assert kernel == [['20', '0', '0.040', '100.0%', 'dot']]
   assert '6 images on each device do not fit: 6 GiB of 5 GiB' in table
   assert 'predictions: compiled ahead of time' in table
-  assert 'predicted weak scaling' in table
+  assert 'bound of weak scaling' in table
+  assert 'images/s below' in table
   assert max(map(len, table.splitlines())) <= 100
 
 

@@ -45,6 +45,7 @@ def test_a_report_on_eight_devices(command, folder):
       feeds="('augment', 'end_to_end')",
       modes="('jit', 'sharded')",
       repetitions=2,
+      processes=2,
     ),
     f'--output={path}',
   )
@@ -119,6 +120,38 @@ def test_a_slowdown_ends_with_code_1(command, reports):
   assert done.code == 0
   assert '1 faster' in done.out
   assert command('benchmark', '--compare', old, old).code == 0
+
+
+def test_one_process_never_ends_with_code_1(command, reports, folder):
+  one = json.loads(reports[1].read_text())
+  one['results'][0]['processes'] = 1
+  path = folder / 'one.json'
+  path.write_text(json.dumps(one))
+  done = command('benchmark', '--compare', str(reports[0]), str(path))
+  assert done.code == 0
+  assert '1 undecided' in done.out
+
+
+def test_describe_prints_layers_and_rows_and_measures_nothing(command):
+  done = command('benchmark', SMOKE, '--describe')
+  assert done.code == 0, done
+  assert 'up_1/block_1/' in done.out
+  lines = done.out.splitlines()
+  start = lines.index(
+    'Measured in 3 new process(es), each row 5 times after 1 untimed calls:'
+  )
+  assert lines[start + 1] == '  train compute jit x1 float32 batch 8'
+  assert '  train compute sharded x8 float32 batch 64' in lines
+  done = command(
+    'benchmark', SMOKE, '--describe', '--config.benchmark.batches=(0,)'
+  )
+  assert 'train compute jit x1 float32 batch: the largest that fits' in done.out
+  # Any other experiment has its layers.
+  done = command(
+    'benchmark', f'--config={ROOT}/experiments/unet.py', '--describe'
+  )
+  assert done.code == 0
+  assert done.out.splitlines()[-1].startswith('23 convolutions')
 
 
 def test_reports_of_other_workloads_are_not_compared(command, reports, folder):

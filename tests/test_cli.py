@@ -50,6 +50,14 @@ def test_describe_counts_the_parameters_of_every_system(command, name):
   assert systems.SYSTEMS[name].sentence() in outcome.out.splitlines()[-1]
 
 
+@pytest.mark.parametrize('name', ['gradient_flow', 'depth_sweep', 'benchmark'])
+def test_describe_has_a_table_for_each_network_compared(command, name):
+  outcome = command('train', f'{CONFIG}/{name}.py:smoke', '--describe')
+  assert outcome.code == 0
+  tables = outcome.out.count('GFLOPs forward')
+  assert tables == (1 if name == 'benchmark' else 4)
+
+
 def test_fields_are_set_by_name(command):
   outcome = command(
     'train',

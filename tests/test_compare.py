@@ -62,7 +62,7 @@ def test_one_restless_side_is_enough_to_doubt():
 
 
 def test_deviation_within_a_process_counts_as_well():
-  one = (1.0,)
+  one = (1.0, 1.0, 1.0)
   old, new = row(processes=one), row(median=0.103, processes=one)
   assert compare.compare(report(old), report(new)).slower
   # Of -4 %, 0, 4 %, 0 the median distance is 2 %.
@@ -163,21 +163,46 @@ def test_the_table_shows_ratio_spread_and_verdict():
   # A range of 5 %, a median deviation of 2.5 %.
   assert lines[4].split()[-2:] == ['1.000', '5.6']
   assert lines[5] == (
-    '3 rows in both: 1 slower, 1 faster, by more than the spread.'
+    '3 rows in both: 1 slower, 1 faster, by more than the spread; 0 undecided.'
   )
   assert all(len(line) <= 100 for line in lines)
 
 
-def test_a_single_process_is_said_to_show_too_little():
-  several, single = report(row()), report(row(processes=(1.0,)))
-  text = compare.format(compare.compare(several, single))
-  assert 'single process' in text
-  assert 'single process' not in compare.format(
-    compare.compare(several, several)
-  )
+@pytest.mark.parametrize('processes', [(1.0,), (1.0, 1.0)])
+def test_fewer_than_three_processes_decide_nothing(processes):
+  several, few = report(row()), report(row(median=0.2, processes=processes))
+  for a, b in ((several, few), (few, several)):
+    found = compare.compare(a, b)
+    assert only(found).undecided
+    assert not found.slower
+    assert not only(found).faster
+    text = compare.format(found)
+    assert text.splitlines()[2].endswith(' undecided')
+    assert '0 slower, 0 faster, by more than the spread; 1 undecided' in text
+    assert 'fewer than 3 processes' in text
+
+
+def test_a_machine_with_more_processes_than_cores_decides_nothing():
+  old, new = report(row()), report(row(median=0.2))
+  assert compare.compare(old, new).slower
+  new['hardware'] |= {'load_average': [16.5, 0.0, 0.0], 'cores': 16}
+  assert only(compare.compare(old, new)).undecided
+  assert only(compare.compare(new, old)).undecided
+  new['hardware']['load_average'] = [16.0, 20.0, 20.0]
+  assert compare.compare(old, new).slower
+
+
+def test_a_failure_in_one_process_decides_nothing():
+  works, fails = report(row()), report(row(error='Out of memory.'))
+  fails['results'][0]['processes'] = 1
+  found = compare.compare(works, fails)
+  assert only(found).undecided
+  assert not found.slower
+  assert not only(compare.compare(fails, works)).faster
+  assert not only(compare.compare(fails, fails)).undecided
 
 
 def test_reports_without_a_row_in_both_are_no_slower():
   found = compare.compare(report(row()), report(row(batch=1)))
   assert not found.slower
-  assert compare.format(found).endswith('by more than the spread.')
+  assert compare.format(found).endswith('the spread; 0 undecided.')

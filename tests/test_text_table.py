@@ -60,6 +60,7 @@ def test_a_row_is_named_by_what_it_ran():
     'hosts': 2,
     'dtype': 'float32',
     'batch': 64,
+    'matmul_precision': 'default',
   }
   assert schema.key_cells(row) == [
     'train',
@@ -69,13 +70,24 @@ def test_a_row_is_named_by_what_it_ran():
     'f32',
     '64',
   ]
-  assert schema.key_cells(row | {'hosts': 1, 'dtype': 'fp8'})[3:5] == [
-    '8',
-    'fp8',
-  ]
+  other = {'hosts': 1, 'dtype': 'fp8', 'matmul_precision': 'highest'}
+  assert schema.key_cells(row | other)[3:5] == ['8', 'fp8 highest']
 
 
 def test_long_texts_are_wrapped():
   lines = tables.paragraph('word ' * 60, 4)
   assert all(len(line) <= 100 for line in lines)
   assert lines[1].startswith('    word')
+
+
+def test_a_unit_fits_the_largest_value():
+  assert tables.scale([6e7, None]) == ('M', 1e6)
+  assert tables.scale([6e7, 2e9]) == ('G', 1e9)
+  assert tables.scale([4e14, 1.0]) == ('T', 1e12)
+  assert tables.scale([None]) == ('G', 1e9)
+
+
+def test_a_long_name_loses_its_middle():
+  assert tables.shorten('down_1/conv', 11) == 'down_1/conv'
+  assert tables.shorten('encoder/block_12/conv', 11) == 'encod…/conv'
+  assert len(tables.shorten('x' * 99, 48)) == 48

@@ -202,6 +202,35 @@ def device_counts(
   return tuple(counts)
 
 
+def describe(section: Section, available: int, platform: str) -> str:
+  """What is measured, a line for each row.
+
+  Args:
+    section: `config.benchmark`, from `split`.
+    available: number of devices of this process.
+    platform: of the devices.
+
+  Raises:
+    InputError: as `device_counts` and `cells`.
+  """
+  counts = device_counts(section, available, 1, platform)
+  lines = [
+    f'Measured in {section.processes} new process(es), each row '
+    f'{section.repetitions} times after {section.warmup} untimed calls:'
+  ]
+  for call, dtype, batch in groups(section):
+    # The size of a batch that is searched for is not known.
+    found = cells(
+      section, call, dtype, batch or math.lcm(*counts), counts, searched=False
+    )
+    for cell in dict.fromkeys(found):
+      words = str(cell)
+      if not batch:
+        words = words.rpartition(' ')[0] + ': the largest that fits'
+      lines.append(f'  {words}')
+  return '\n'.join(dict.fromkeys(lines))
+
+
 def groups(section: Section) -> Iterator[tuple[str, str, int]]:
   """Call, dtype and batch of each group of rows; batch 0: search for it."""
   for dtype in dict.fromkeys(section.dtypes):

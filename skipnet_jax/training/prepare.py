@@ -90,9 +90,19 @@ def _check_memory(
 def describe(config: ml_collections.ConfigDict) -> str:
   """The layer table of a config's network, and its number of parameters.
 
+  A comparison of several networks has a table for each, at the config's depth;
+  a benchmark that of the network that it measures.
+
   Raises:
     InputError: a config that cannot be used.
   """
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for section in {'benchmark', 'depths'} & set(config):
+      del config[section]
+  if 'variants' in config:
+    variants = config_checks.variants(config).items()
+    return '\n\n'.join(f'{name}:\n{describe(one)}' for name, one in variants)
   config_checks.validate(config)
   side = config.data.crop or config.data.size or 512
   training = build_lib.build(config, (side, side), 1)

@@ -280,10 +280,10 @@ def format_table(report: dict[str, Any]) -> str:
   if report['weak_scaling']:
     lines += [
       '',
-      f'predicted weak scaling, {largest} images on each device, if '
+      f'bound of weak scaling, {largest} images on each device, if '
       'communication does not overlap computation:',
     ]
-    cells = [['devices', 'collectives, ms', 'efficiency', 'images/s']]
+    cells = [['devices', 'collectives, ms', 'efficiency', 'images/s below']]
     cells += [
       [
         str(row['devices']),
@@ -293,7 +293,7 @@ def format_table(report: dict[str, Any]) -> str:
       ]
       for row in report['weak_scaling']
     ]
-    lines += [tables.line(row, (8, 18, 12, 12), '') for row in cells]
+    lines += [tables.line(row, (8, 18, 12, 17), '') for row in cells]
   return '\n'.join(lines)
 
 

@@ -151,7 +151,7 @@ def format_table(rows: list[dict[str, Any]], wall: float, busy: float) -> str:
           *_figures([row], whole),
           tables.number(row['runs']),
           row['kind'],
-          row['layer'][-48:],
+          tables.shorten(row['layer'], 48),
         ]
         for row in sorted(rows, key=lambda r: -r[key])[:_TOP]
       ],

@@ -11,7 +11,8 @@ from skipnet_jax.benchmarking.reporting import schema
 
 Report = dict[str, Any]
 
-
+# Fewer do not show how processes differ.
+PROCESSES = 3
 # Fields that do not explain a ratio.
 _IGNORED = {'experiment', 'config', 'command', 'date', 'seconds'}
 _IGNORED |= {'device_count', 'local_device_count', 'load_average'}
@@ -29,7 +30,8 @@ class Row:
     slower: the ratio exceeds 1 by more than the spread, or only the newer row
       failed.
     faster: the inverse ratio does, or only the older row failed.
-    single: at least one was measured in a single process.
+    undecided: too few processes or other work on the machine, so that neither
+      can be said.
   """
 
   row: dict[str, Any]
@@ -39,7 +41,7 @@ class Row:
   spread: float | None
   slower: bool
   faster: bool
-  single: bool
+  undecided: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +83,10 @@ def compare(old: Report, new: Report) -> Comparison:
       'one workload.'
     )
   before, after = _by_key(old, 'older'), _by_key(new, 'newer')
+  busy = any(map(_busy, (old, new)))
   return Comparison(
     rows=tuple(
-      _compare_rows(before[key], row)
+      _compare_rows(before[key], row, busy)
       for key, row in after.items()
       if key in before
     ),
@@ -114,6 +117,12 @@ def spread(row: dict[str, Any]) -> float:
   return math.hypot(between, timing['mad']) / timing['p50']
 
 
+def _busy(report: Report) -> bool:
+  """Whether more processes ran than the machine has cores."""
+  hardware = report['hardware']
+  return hardware['load_average'][0] > hardware['cores']
+
+
 def _by_key(report: Report, which: str) -> dict[tuple, dict[str, Any]]:
   rows: dict[tuple, dict[str, Any]] = {}
   for row in report['results']:
@@ -127,19 +136,25 @@ def _by_key(report: Report, which: str) -> dict[tuple, dict[str, Any]]:
   return rows
 
 
-def _compare_rows(old: dict[str, Any], new: dict[str, Any]) -> Row:
+def _compare_rows(old: dict[str, Any], new: dict[str, Any], busy: bool) -> Row:
   was, now = (
     None if row['error'] is not None else row['timing']['p50']
     for row in (old, new)
   )
+  processes = min(old['processes'], new['processes'])
   if was is None or now is None:
-    slower, faster = was is not None, now is not None
-    return Row(new, was, now, None, None, slower, faster, single=False)
+    # One process may have run out of memory for want of luck.
+    undecided = processes == 1 and was != now
+    slower = was is not None and not undecided
+    faster = now is not None and not undecided
+    return Row(new, was, now, None, None, slower, faster, undecided)
   ratio = now / was
   both = math.hypot(spread(old), spread(new))
+  undecided = processes < PROCESSES or busy
   slower, faster = ratio > 1 + both, 1 / ratio > 1 + both
-  single = min(old['processes'], new['processes']) < 2
-  return Row(new, was, now, ratio, both, slower, faster, single)
+  if undecided:
+    slower = faster = False
+  return Row(new, was, now, ratio, both, slower, faster, undecided)
 
 
 def format(comparison: Comparison) -> str:
@@ -159,18 +174,19 @@ def format(comparison: Comparison) -> str:
     for row in rows:
       cells = ' '.join(schema.key_cells(row))
       lines.append(f'Only in the {name} report: {cells}')
-  slower, faster = (
+  slower, faster, undecided = (
     sum(getattr(row, verdict) for row in comparison.rows)
-    for verdict in ('slower', 'faster')
+    for verdict in ('slower', 'faster', 'undecided')
   )
   lines.append(
     f'{len(comparison.rows)} rows in both: {slower} slower, {faster} faster, '
-    'by more than the spread.'
+    f'by more than the spread; {undecided} undecided.'
   )
-  if any(row.single for row in comparison.rows):
+  if undecided:
     lines += tables.paragraph(
-      'A row measured in a single process does not show how processes differ: '
-      'its spread is too small. Measure in three processes or more.'
+      f'undecided: measured in fewer than {PROCESSES} processes, which do not '
+      'show how processes differ, or while more processes ran than the machine '
+      'has cores. Measure again in an idle machine.'
     )
   return '\n'.join(lines)
 
@@ -184,5 +200,5 @@ def _cells(row: Row) -> list[str]:
     ),
     '' if row.ratio is None else f'{row.ratio:.3f}',
     '' if row.spread is None else f'{100 * row.spread:.1f}',
-    'slower' if row.slower else 'faster' if row.faster else '',
+    next((v for v in ('slower', 'faster', 'undecided') if getattr(row, v)), ''),
   ]

@@ -104,7 +104,7 @@ def format_table(report: Report) -> str:
   lines = [
     *_header(report),
     '',
-    *_table_by_call(rows, _SPEED),
+    *_table_by_call(rows, _speed(good)),
     *(
       line
       for row in rows
@@ -117,7 +117,7 @@ def format_table(report: Report) -> str:
   ]
   compiled = [row for row in good if row['compile']]
   if compiled:
-    lines += ['', *_table_by_call(compiled, _COMPILE), *_COMPILE_NOTES]
+    lines += ['', *_table_by_call(compiled, _compile(good)), *_COMPILE_NOTES]
   if report['scaling']:
     lines += [
       '',
@@ -193,35 +193,47 @@ def _percent(value: float | None) -> str:
   return '' if value is None else number(100 * value)
 
 
-# Heading of a column to its cell, for a row that did not fail.
-_SPEED: dict[str, Callable[[dict[str, Any]], str]] = {
-  'ms p50': lambda r: number(r['timing']['p50'], 1e-3),
-  '+-MAD': lambda r: number(r['timing']['mad'], 1e-3),
-  'img/s': lambda r: number(r['images_per_second']),
-  '/dev': lambda r: (
-    number(r['images_per_second_per_device']) if r['devices'] > 1 else ''
-  ),
-  'TFLOP/s': lambda r: number(r['tflops']),
-  'MFU%': lambda r: _percent(r['mfu']),
-  'roof%': lambda r: _percent(r['roofline'] and r['roofline']['fraction']),
-  'GB': lambda r: number(r['memory']['peak_bytes'], 1e9),
-  'J/img': lambda r: number(r['energy'] and r['energy']['joules_per_image']),
-}
-_COMPILE: dict[str, Callable[[dict[str, Any]], str]] = {
-  'trace': lambda r: number(r['compile']['trace_s']),
-  'lower': lambda r: number(r['compile']['lower_s']),
-  'compile': lambda r: number(r['compile']['compile_s']),
-  'warm': lambda r: number(r['compile']['warm_compile_s']),
-  'HLO': lambda r: number(r['compile']['hlo_instructions']),
-  'HLO TF': lambda r: number(r['hlo_flops'], 1e12),
-  'model TF': lambda r: number(r['model_flops'], 1e12),
-  'plan GB': lambda r: number(r['memory']['predicted_bytes'], 1e9),
-}
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+
+
+def _speed(rows: list[dict[str, Any]]) -> Columns:
+  """Heading of each column to its cell, for rows that did not fail."""
+  prefix, factor = tables.scale(1e12 * (r['tflops'] or 0) for r in rows)
+  return {
+    'ms p50': lambda r: number(r['timing']['p50'], 1e-3),
+    '+-MAD': lambda r: number(r['timing']['mad'], 1e-3),
+    'img/s': lambda r: number(r['images_per_second']),
+    '/dev': lambda r: (
+      number(r['images_per_second_per_device']) if r['devices'] > 1 else ''
+    ),
+    f'{prefix}FLOP/s': lambda r: number(r['tflops'], factor / 1e12),
+    'MFU%': lambda r: _percent(r['mfu']),
+    'roof%': lambda r: _percent(r['roofline'] and r['roofline']['fraction']),
+    'GB': lambda r: number(r['memory']['peak_bytes'], 1e9),
+    'J/img': lambda r: number(r['energy'] and r['energy']['joules_per_image']),
+  }
+
+
+def _compile(rows: list[dict[str, Any]]) -> Columns:
+  prefix, factor = tables.scale(r['model_flops'] for r in rows)
+  return {
+    'trace': lambda r: number(r['compile']['trace_s']),
+    'lower': lambda r: number(r['compile']['lower_s']),
+    'compile': lambda r: number(r['compile']['compile_s']),
+    'warm': lambda r: number(r['compile']['warm_compile_s']),
+    'HLO': lambda r: number(r['compile']['hlo_instructions']),
+    f'HLO {prefix}F': lambda r: number(r['hlo_flops'], factor),
+    f'model {prefix}F': lambda r: number(r['model_flops'], factor),
+    'plan GB': lambda r: number(r['memory']['predicted_bytes'], 1e9),
+  }
+
+
 _COMPILE_NOTES = tables.paragraph(
   'trace, lower, compile: seconds, without a cached executable. warm: seconds '
   "to compile from the persistent cache. Of one device's program: HLO, its "
-  'instructions; HLO TF, its 1e12 FLOPs as XLA counts them; plan GB, its '
-  'memory as XLA plans it. model TF: 1e12 FLOPs of the whole call, by formula.'
+  'instructions; HLO TF (GF, MF), its FLOPs in 1e12 (1e9, 1e6) as XLA counts '
+  'them; plan GB, its memory as XLA plans it. model TF (GF, MF): FLOPs of the '
+  'whole call, by formula.'
 )
 
 
