@@ -51,7 +51,9 @@ def row(
       'warm_compile_s': 0.75,
       'hlo_instructions': 12345,
     },
+    'blocked': {'batches': 60, 'seconds': 0.08, 'host_share': 0.25},
     'images_per_second': rate,
+    'images_per_second_p50': batch / timing['p50'],
     'images_per_second_per_device': rate / changes.get('devices', 1),
     'model_flops': 4e12,
     'model_bytes': 1e10,
@@ -75,7 +77,18 @@ def row(
       'matrix_tflops': 600.0,
     },
     'memory': {'predicted_bytes': 6 * 10**9, 'peak_bytes': 7 * 10**9},
-    'energy': {'watts': 400.0, 'joules_per_image': 5.0},
+    'energy': {'watts': 400.0, 'joules_per_image': 5.0, 'seconds': 6.0},
+    'device_state': {
+      'sm_mhz': 1755,
+      'sm_mhz_highest': 1980,
+      'memory_mhz': 3201,
+      'throttle_reasons': ['software power cap'],
+      'temperature_c': 60,
+      'power_limit_w': 700.0,
+      'ecc': True,
+      'mig': False,
+      'slow': False,
+    },
   }
   if error:
     keep = (*schema.KEY, 'processes')

@@ -124,18 +124,35 @@ def test_a_row_shows_its_figures_in_the_units_of_the_headings():
   lines = text.splitlines()
   start = next(i for i, one in enumerate(lines) if one.startswith('feed'))
   assert squeezed(lines[start]) == (
-    'feed mode dev dtype batch ms p50 +-MAD img/s /dev TFLOP/s MFU% roof% GB '
-    'J/img'
+    'feed mode dev dtype batch ms p50 +-MAD block img/s /dev TFLOP/s '
+    'MFU% roof% GB J/img'
   )
   assert lines[start + 2] == 'train:'
   assert squeezed(lines[start + 3]) == (
-    'compute jit 1 bf16 8 100 1 80 40 4.04 20 7 5'
+    'compute jit 1 bf16 8 100 1 80 80 40 4.04 20 7 5'
   )
   # The rate of one device only where there are several.
   assert squeezed(lines[start + 4]) == (
-    'compute sharded 4 bf16 32 100 0 320 80 40 4.04 20 7 5'
+    'compute sharded 4 bf16 32 100 0 80 320 80 40 4.04 20 7 5'
   )
   assert 'MFU: of 989 TFLOP/s in bfloat16, a data sheet.' in text
+
+
+def test_a_mean_far_from_the_median_is_said():
+  # 19, 54 and 56 ms: the median absolute deviation is 2.
+  steady, unsteady = row(), row(batch=1)
+  unsteady |= {'images_per_second': 23.26, 'images_per_second_p50': 18.52}
+  text = ' '.join(table(steady, unsteady).split())
+  assert 'train compute jit 1 bf16 1: 23.26 img/s by the mean, 18.52' in text
+  assert text.count('unsteady') == 1
+
+
+def test_a_slow_clock_is_flagged_with_its_reason():
+  state = row()['device_state']
+  slow = state | {'sm_mhz': 1500, 'slow': True}
+  text = ' '.join(table(row(), row(batch=1, device_state=slow)).split())
+  assert 'bf16 1: SLOW CLOCK, 1500 of 1980 MHz (software power cap).' in text
+  assert text.count('SLOW CLOCK') == 1
 
 
 def test_rows_stand_under_their_call():
@@ -184,10 +201,10 @@ def test_compile_times_have_a_table_of_their_own():
   text = table(row())
   second = text[text.index('\nfeed', text.index('\nfeed') + 1) + 1 :]
   assert squeezed(second.splitlines()[3]) == (
-    'compute jit 1 bf16 8 1.5 2.25 30 0.75 12345 3.5 4 6'
+    'compute jit 1 bf16 8 1.5 2.25 30 0.75 12345 3.5 4 6 25'
   )
   assert squeezed(second.splitlines()[0]).endswith(
-    'batch trace lower compile warm HLO HLO TF model TF plan GB'
+    'batch trace lower compile warm HLO HLO TF model TF plan GB host%'
   )
   assert found['img/s'] == '80'
 

@@ -92,6 +92,10 @@ def test_each_row_has_its_times_by_step(measure, tmp_path):
     assert len(row['seconds']) == 3
     assert all(0 < s < 10 for s in row['seconds'])
     assert row['flops'] == 7 * batch
+    # As many calls again, of two batches each.
+    assert row['blocked']['batches'] == 6
+    assert 0 < row['blocked']['host_seconds'] <= row['blocked']['seconds']
+    assert row['joules'] is row['state'] is None
     assert row['compile']['compile_s'] > 0
     assert row['compile']['warm_compile_s'] > 0
   assert journal.about['workload'] == {'model': 'fake'}
@@ -116,6 +120,31 @@ def test_products_have_the_precision_of_the_plan(measure, monkeypatch):
   (row,) = journal.rows.values()
   assert row['cell']['matmul_precision'] == 'highest'
   assert jax.config.jax_default_matmul_precision is None
+
+
+class Gpu:
+  """A meter of devices that use 3 J."""
+
+  def __init__(self, devices):
+    self.readable, self.joules, self.state = True, 3.0, {'sm_mhz': 1755}
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+
+def test_energy_is_counted_for_two_seconds(measure, monkeypatch):
+  monkeypatch.setattr(rows.nvml, 'Meter', Gpu)
+  half = rows.measure.Timing(0, (0.5, 0.25, 0.5))
+  monkeypatch.setattr(rows.measure, 'time_calls', lambda *_, **__: half)
+  journal, _ = measure()
+  (row,) = journal.rows.values()
+  # Eight calls of a quarter of a second; a call has two batches.
+  assert row['blocked']['batches'] == 16
+  assert row['joules'] == 3.0
+  assert row['state'] == {'sm_mhz': 1755}
 
 
 def test_without_a_cache_no_warm_compile_is_measured(measure):

@@ -33,7 +33,9 @@ def measured(cell, seconds, **changes):
     'flops': 8_000_000_000,
     'min_bytes': 8_000_000_000,
     'peak_bytes': None,
-    'watts': None,
+    'blocked': {'batches': 4, 'seconds': 6.0, 'host_seconds': 1.5},
+    'joules': None,
+    'state': None,
   } | changes
 
 
@@ -142,17 +144,42 @@ def test_an_arithmetic_without_a_published_peak_gives_no_utilisation(
   assert none['mfu_reason'] == 'no tf32 peak is known of Some GPU.'
 
 
-def test_watts_give_joules_of_an_image():
+def test_the_counter_gives_joules_of_an_image():
   (row,), _ = sweep.merge(
     [
-      journal(measured(CELL, [2.0], watts=100.0)),
-      journal(measured(CELL, [4.0], watts=300.0)),
+      journal(measured(CELL, [2.0], joules=600.0)),
+      journal(measured(CELL, [4.0], joules=1800.0)),
     ]
   )
-  # 200 W over 3 s for 8 images.
-  assert row['energy'] == {'watts': 200.0, 'joules_per_image': 75.0}
-  (row,), _ = sweep.merge([journal(measured(CELL, [2.0], watts=9.0), hosts=2)])
+  # 2,400 J in 12 s, for 8 batches of 8 images.
+  assert row['energy'] == {
+    'watts': 200.0,
+    'joules_per_image': 37.5,
+    'seconds': 12.0,
+  }
+  (row,), _ = sweep.merge([journal(measured(CELL, [2.0], joules=9.0), hosts=2)])
   assert row['energy'] is None
+
+
+def test_the_worst_state_of_the_processes_is_the_rows():
+  state = dict.fromkeys(
+    ('memory_mhz', 'temperature_c', 'power_limit_w', 'ecc', 'mig')
+  )
+  state |= {'sm_mhz_highest': 2000, 'slow': False}
+  cool = state | {'sm_mhz': 1900, 'throttle_reasons': []}
+  hot = state | {'sm_mhz': 1500, 'throttle_reasons': ['hardware slowdown']}
+  (row,), _ = sweep.merge(
+    [journal(measured(CELL, [2.0], state=one)) for one in (cool, hot, cool)]
+  )
+  assert row['device_state'] == hot | {'slow': True}
+
+
+def test_blocked_calls_and_the_median_have_rates_of_their_own():
+  (row,), _ = sweep.merge([journal(measured(CELL, [1.0, 1.0, 4.0]))])
+  # The host needed 1.5 of 6 s for 4 batches.
+  assert row['blocked'] == {'batches': 4, 'seconds': 1.5, 'host_share': 0.25}
+  assert row['images_per_second'] == 4.0
+  assert row['images_per_second_p50'] == 8.0
 
 
 def test_a_row_that_failed_in_any_process_has_no_figures():

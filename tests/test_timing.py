@@ -64,6 +64,16 @@ def test_no_call_waits_in_the_queue_of_another():
   assert device.waited_after == [1, 2, 3]
 
 
+def test_blocked_calls_are_waited_for_once():
+  device = Device()
+  found = measure.time_blocked(device.call, calls=3, clock=device.clock)
+  assert device.waited_after == [3]
+  # The device works without a pause; the host is done after three dispatches.
+  assert found.seconds == DISPATCH + 3 * WORK
+  assert found.host_seconds == 3 * DISPATCH
+  assert (found.calls, found.result['loss']) == (3, 0.0)
+
+
 def test_a_real_call_takes_as_long_as_its_work():
   x = jnp.ones((512, 512))
   call = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: y @ x, x))

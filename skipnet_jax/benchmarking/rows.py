@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -17,12 +18,14 @@ from skipnet_jax.benchmarking import workload
 from skipnet_jax.benchmarking.timing import hardware
 from skipnet_jax.benchmarking.timing import largest
 from skipnet_jax.benchmarking.timing import measure
-from skipnet_jax.benchmarking.timing import power
+from skipnet_jax.benchmarking.timing import nvml
 from skipnet_jax.benchmarking.timing import roofline
 from skipnet_jax.training import processes
 
 Say = Callable[[str], None]
 _NOTHING = (None, None, None)
+# Energy counters are slow: they count for this many seconds.
+_ENERGY_S = 2.0
 
 
 def measure_all(journal: journal_lib.Journal, say: Say) -> None:
@@ -196,10 +199,17 @@ class _Rows:
       return None, ''
     for _ in range(self._section.warmup):
       jax.block_until_ready(call())
-    with power.Meter(devices) as meter:
-      timing = measure.time_calls(
-        call, warmup=0, repetitions=self._section.repetitions
-      )
+    timing = measure.time_calls(
+      call, warmup=0, repetitions=self._section.repetitions
+    )
+    calls = self._section.repetitions
+    meter = nvml.Meter(devices)
+    # Several hosts must agree on the number of calls.
+    if meter.readable and jax.process_count() == 1:
+      calls = max(calls, math.ceil(_ENERGY_S / min(timing.seconds)))
+    with meter:
+      blocked = measure.time_blocked(call, calls=calls)
+    batches = calls * work.steps
     peak = hardware.peak_bytes(devices)
     return {
       'cell': dataclasses.asdict(cell),
@@ -212,7 +222,13 @@ class _Rows:
       'min_bytes': work.min_bytes,
       # If the peak did not rise, it is that of an earlier row.
       'peak_bytes': peak if (peak or 0) > (before or 0) else None,
-      'watts': meter.watts,
+      'blocked': {
+        'batches': batches,
+        'seconds': blocked.seconds,
+        'host_seconds': blocked.host_seconds,
+      },
+      'joules': meter.joules,
+      'state': meter.state,
     }, ''
 
   def _compile(self, work: workload.Work, trial: bool) -> tuple[Any, Any]:

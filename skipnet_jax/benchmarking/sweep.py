@@ -18,6 +18,7 @@ from skipnet_jax.benchmarking import rows as rows_lib
 from skipnet_jax.benchmarking import scaling
 from skipnet_jax.benchmarking.reporting import schema
 from skipnet_jax.benchmarking.timing import measure
+from skipnet_jax.benchmarking.timing import nvml
 from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.benchmarking.timing import roofline
 
@@ -121,13 +122,23 @@ def _row(
   hlo = {name: compilation.pop(name) for name in ('hlo_flops', 'hlo_bytes')}
   predicted = compilation.pop('predicted_bytes')
   tflops = first['flops'] / mean / 1e12
+  blocked = [one['blocked'] for one in measured]
+  batches = sum(one['batches'] for one in blocked)
+  seconds_blocked = sum(one['seconds'] for one in blocked)
   peak_bytes = [one['peak_bytes'] for one in measured if one['peak_bytes']]
   rates = [journal.about['rates'][cell['dtype']] for journal in journals]
   row |= {
     'timing': timing,
     'process_p50': [float(np.median(one['seconds'])) for one in measured],
     'compile': compilation,
+    'blocked': {
+      'batches': batches,
+      'seconds': seconds_blocked / batches,
+      'host_share': sum(one['host_seconds'] for one in blocked)
+      / seconds_blocked,
+    },
     'images_per_second': batch / mean,
+    'images_per_second_p50': batch / timing['p50'],
     'images_per_second_per_device': batch / mean / devices,
     'model_flops': first['flops'],
     'model_bytes': first['min_bytes'],
@@ -150,11 +161,17 @@ def _row(
       {name: max(r[name] for r in rates) for name in rates[0]},
     ),
   }
-  watts = [one['watts'] for one in measured]
+  joules = [one['joules'] for one in measured]
   # With several hosts, each process reads only its own devices.
-  if None not in watts and about['hosts'] == 1:
-    power = float(np.mean(watts))
-    row['energy'] = {'watts': power, 'joules_per_image': power * mean / batch}
+  if None not in joules and about['hosts'] == 1:
+    row['energy'] = {
+      'watts': sum(joules) / seconds_blocked,
+      'joules_per_image': sum(joules) / (batches * batch),
+      'seconds': seconds_blocked,
+    }
+  states = [one['state'] for one in measured]
+  if None not in states:
+    row['device_state'] = nvml.combine(states)
   return row
 
 

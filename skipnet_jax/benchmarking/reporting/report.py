@@ -193,6 +193,8 @@ def _percent(value: float | None) -> str:
   return '' if value is None else number(100 * value)
 
 
+# Relative difference of mean and median that is said.
+_UNSTEADY = 0.1
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 
 
@@ -202,6 +204,7 @@ def _speed(rows: list[dict[str, Any]]) -> Columns:
   return {
     'ms p50': lambda r: number(r['timing']['p50'], 1e-3),
     '+-MAD': lambda r: number(r['timing']['mad'], 1e-3),
+    'block': lambda r: number(r['blocked']['seconds'], 1e-3),
     'img/s': lambda r: number(r['images_per_second']),
     '/dev': lambda r: (
       number(r['images_per_second_per_device']) if r['devices'] > 1 else ''
@@ -225,6 +228,7 @@ def _compile(rows: list[dict[str, Any]]) -> Columns:
     f'HLO {prefix}F': lambda r: number(r['hlo_flops'], factor),
     f'model {prefix}F': lambda r: number(r['model_flops'], factor),
     'plan GB': lambda r: number(r['memory']['predicted_bytes'], 1e9),
+    'host%': lambda r: _percent(r['blocked']['host_share']),
   }
 
 
@@ -233,7 +237,8 @@ _COMPILE_NOTES = tables.paragraph(
   "to compile from the persistent cache. Of one device's program: HLO, its "
   'instructions; HLO TF (GF, MF), its FLOPs in 1e12 (1e9, 1e6) as XLA counts '
   'them; plan GB, its memory as XLA plans it. model TF (GF, MF): FLOPs of the '
-  'whole call, by formula.'
+  'whole call, by formula. host%: share of the blocked calls until the last of '
+  'them returned.'
 )
 
 
@@ -268,8 +273,25 @@ def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
   each = '; '.join(f'{n} calls in {p} process(es)' for p, n in counts)
   notes = [
     f'Each row: {each}. Each call is timed until its result is ready; img/s = '
-    'batch / mean seconds.'
+    'batch / mean seconds. block: ms of a batch where calls are waited for '
+    'together.'
   ]
+  for row in rows:
+    name = ' '.join(schema.key_cells(row))
+    mean, p50 = row['images_per_second'], row['images_per_second_p50']
+    if abs(p50 / mean - 1) > _UNSTEADY:
+      notes.append(
+        f'{name}: {number(mean)} img/s by the mean, {number(p50)} by the '
+        'median: the calls were unsteady.'
+      )
+    state = row['device_state']
+    if state and state['slow']:
+      reasons = ', '.join(state['throttle_reasons'])
+      notes.append(
+        f'{name}: SLOW CLOCK, {number(state["sm_mhz"])} of '
+        f'{number(state["sm_mhz_highest"])} MHz ({reasons or "no reason given"}'
+        ').'
+      )
   peaks = [row['mfu_peak'] for row in rows if row['mfu_peak']]
   notes += [
     f'MFU: of {number(p["tflops"])} TFLOP/s in {p["arithmetic"]}, '

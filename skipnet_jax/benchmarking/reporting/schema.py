@@ -15,6 +15,7 @@ _TYPE_NAMES = {
   int: 'a whole number',
   float: 'a finite number',
   str: 'text',
+  bool: 'true or false',
   dict: 'an object',
   list: 'a list',
 }
@@ -34,6 +35,7 @@ _FIGURES = {
     'std': _or_null(float),
   },
   'process_p50': [float],
+  'blocked': {'batches': int, 'seconds': float, 'host_share': float},
   'compile': _or_null(
     {
       **dict.fromkeys(('trace_s', 'warm_compile_s'), _or_null(float)),
@@ -42,6 +44,7 @@ _FIGURES = {
     }
   ),
   'images_per_second': float,
+  'images_per_second_p50': float,
   'images_per_second_per_device': float,
   'model_flops': _or_null(float),
   'model_bytes': _or_null(float),
@@ -59,7 +62,19 @@ _FIGURES = {
     }
   ),
   'memory': dict.fromkeys(('predicted_bytes', 'peak_bytes'), _or_null(int)),
-  'energy': _or_null(dict.fromkeys(('watts', 'joules_per_image'), float)),
+  'energy': _or_null(
+    dict.fromkeys(('watts', 'joules_per_image', 'seconds'), float)
+  ),
+  'device_state': _or_null(
+    {
+      **dict.fromkeys(('sm_mhz', 'sm_mhz_highest'), _or_null(float)),
+      **dict.fromkeys(('memory_mhz', 'temperature_c'), _or_null(float)),
+      'power_limit_w': _or_null(float),
+      'throttle_reasons': [str],
+      **dict.fromkeys(('ecc', 'mig'), _or_null(bool)),
+      'slow': bool,
+    }
+  ),
 }
 
 _SYSTEM = {

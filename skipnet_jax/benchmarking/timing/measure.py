@@ -78,6 +78,44 @@ def time_calls(
   return Timing(warmup, tuple(seconds))
 
 
+@dataclasses.dataclass(frozen=True)
+class Blocked:
+  """Calls in a row with one wait at their end.
+
+  Attributes:
+    calls: how many.
+    seconds: from the first call to the last result.
+    host_seconds: of them, until the last call returned: what the host needs.
+    result: of the last call.
+  """
+
+  calls: int
+  seconds: float
+  host_seconds: float
+  result: Any
+
+
+def time_blocked(
+  call: Callable[[], Any],
+  *,
+  calls: int,
+  clock: Clock = time.perf_counter,
+) -> Blocked:
+  """Times calls that are waited for together, as a training loop does.
+
+  Args:
+    call: as in `time_calls`.
+    calls: at least 1.
+    clock: returns seconds.
+  """
+  start = clock()
+  for _ in range(calls):
+    result = call()
+  dispatched = clock()
+  jax.block_until_ready(result)
+  return Blocked(calls, clock() - start, dispatched - start, result)
+
+
 def compile_phases(
   jitted: Any,
   *args: Any,
