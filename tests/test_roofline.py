@@ -34,6 +34,23 @@ def test_rates_are_those_of_a_computer(monkeypatch, dtype):
   assert 1e-6 < found['matrix_tflops'] < 1e3
 
 
+def test_the_data_are_random_and_on_the_device(monkeypatch):
+  monkeypatch.setattr(roofline, '_CPU', {'copy_mib': 8, 'matrix': 128})
+  seen = []
+
+  def look(call, *, warmup, repetitions):
+    seen.append(call())
+    return roofline.measure.Timing(warmup, (1.0,))
+
+  monkeypatch.setattr(roofline.measure, 'time_calls', look)
+  roofline.measure_rates(jax.devices()[3], 'float32')
+  for result in seen:
+    assert result.devices() == {jax.devices()[3]}
+    assert result.std() > 0.9
+  # The array, and a product whose entries are sums of 128 products.
+  assert [result.size for result in seen] == [2**21, 128**2]
+
+
 def test_work_is_counted_from_the_sizes(monkeypatch):
   monkeypatch.setattr(roofline, '_CPU', {'copy_mib': 8, 'matrix': 128})
 

@@ -15,14 +15,16 @@ from skipnet_jax.benchmarking.timing import measure
 _CPU = {'copy_mib': 256, 'matrix': 2048}
 _ACCELERATOR = {'copy_mib': 2048, 'matrix': 8192}
 _REPETITIONS = 10
+_DRAWN = 2**20  # Random numbers, repeated.
 
 
 def measure_rates(device: Any, dtype: str) -> dict[str, float]:
   """Times a pass over a large array and a product of large matrices.
 
   The pass negates the array, because XLA would remove a plain copy. The product
-  has the precision that JAX is set to, as the network has. The fastest of
-  several calls counts.
+  has the precision that JAX is set to, as the network has. Both have random
+  numbers: a GPU multiplies constants with less power, and so at a higher clock.
+  The fastest of several calls counts.
 
   Args:
     device: where they run.
@@ -36,8 +38,10 @@ def measure_rates(device: Any, dtype: str) -> dict[str, float]:
   kind = jnp.dtype(dtype)
   length = sizes['copy_mib'] * 2**20 // kind.itemsize
   side = sizes['matrix']
-  array = jax.device_put(jnp.ones((length,), kind), device)
-  matrix = jax.device_put(jnp.ones((side, side), kind), device)
+  key = jax.device_put(jax.random.key(0), device)
+  # A CPU takes seconds to draw them all.
+  array = jnp.tile(jax.random.normal(key, (_DRAWN,), kind), length // _DRAWN)
+  matrix = jax.random.normal(key, (side, side), kind)
 
   def fastest(function, x):
     timing = measure.time_calls(
