@@ -52,6 +52,7 @@ def row(
       'hlo_instructions': 12345,
     },
     'blocked': {'batches': 60, 'seconds': 0.08, 'host_share': 0.25},
+    'programs': ['0123456789ab'] * len(processes),
     'images_per_second': rate,
     'images_per_second_p50': batch / timing['p50'],
     'images_per_second_per_device': rate / changes.get('devices', 1),
@@ -110,6 +111,7 @@ def report(*rows):
         'command': 'benchmark.py --config=experiments/benchmark.py',
         'date': '2025-11-21T13:00:00+00:00',
         'seconds': 61.5,
+        'processes_compile': 'anew',
       },
       'software': {
         'python': '3.12.3',

@@ -185,7 +185,7 @@ def test_reports_of_other_workloads_are_not_compared(command, reports, folder):
     ((SMOKE, '--output=o.json', *fields(reps=1)), 'field reps'),
     (
       (SMOKE, '--output=o.json', *fields(matmul_precision='exact')),
-      'one of default, high, highest',
+      "one of 'default', 'high', 'highest'",
     ),
     (
       (SMOKE, '--output=o.json', *fields(modes="('gpu',)")),

@@ -147,6 +147,14 @@ def test_a_mean_far_from_the_median_is_said():
   assert text.count('unsteady') == 1
 
 
+def test_different_programs_are_said():
+  two = row(batch=1, programs=['a', 'b', 'a'])
+  text = ' '.join(table(row(), two).split())
+  assert 'in 3 process(es), which compile their programs anew' in text
+  assert 'jit 1 bf16 1: 2 different programs in 3 processes.' in text
+  assert text.count('different programs') == 1
+
+
 def test_a_slow_clock_is_flagged_with_its_reason():
   state = row()['device_state']
   slow = state | {'sm_mhz': 1500, 'slow': True}

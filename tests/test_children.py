@@ -32,6 +32,7 @@ def child(tmp_path, monkeypatch):
 def test_each_process_starts_from_what_the_first_one_found(child):
   child(
     "print('measuring', flush=True)\n"
+    "journal['about']['hardware'] = {'platform': 'cpu'}\n"
     "journal['about']['seen'] = [journal['first'], journal['largest'],"
     " sorted(journal['rows'])]\n"
     "journal['largest'] = {'train float32': 5}\n"
@@ -48,6 +49,15 @@ def test_each_process_starts_from_what_the_first_one_found(child):
   assert [j.about['seen'] for j in journals] == [[True, {}, []], later, later]
   # They share one folder for compiled programs.
   assert len({j.cache for j in journals}) == 1
+
+
+def test_later_processes_may_compile_anew(child):
+  child("journal['about'] = {'hardware': {'platform': 'gpu'}}; save()")
+  seen = []
+  journals = children.measure({}, 3, print, lambda p: not seen.append(p))
+  assert seen == ['gpu'] * 2
+  # Only the first has a folder for programs, to time the cache with.
+  assert [bool(j.cache) for j in journals] == [True, False, False]
 
 
 def test_the_process_runs_this_package(child):

@@ -50,6 +50,20 @@ def test_a_mode_alone_measures_every_feed_on_all_counts():
   assert found == [*train, ('compute', 2, 8), ('compute', 4, 8)]
 
 
+@pytest.mark.parametrize(
+  ('given', 'platform', 'again'),
+  [
+    ('', 'gpu', True),
+    ('', 'cpu', False),
+    ('reuse', 'gpu', False),
+    ('anew', 'cpu', True),
+  ],
+)
+def test_programs_are_compiled_anew_on_a_gpu(given, platform, again):
+  section = make(processes_compile=given)
+  assert plan.compile_again(section, platform) is again
+
+
 def test_each_dtype_and_batch_has_its_rows():
   section = make(
     dtypes=('float32', 'bfloat16'),

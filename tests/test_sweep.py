@@ -18,6 +18,7 @@ COMPILE = {
   'hlo_instructions': 77,
   'hlo_flops': 5e9,
   'hlo_bytes': 4e9,
+  'hlo_hash': '0123456789ab',
   'predicted_bytes': 1234,
 }
 
@@ -69,7 +70,7 @@ def test_a_row_is_of_the_times_of_all_processes():
   assert row['compile'] == {
     k: v
     for k, v in COMPILE.items()
-    if k not in ('hlo_flops', 'hlo_bytes', 'predicted_bytes')
+    if k not in ('hlo_flops', 'hlo_bytes', 'hlo_hash', 'predicted_bytes')
   }
   assert row['memory'] == {'predicted_bytes': 1234, 'peak_bytes': 300}
   # One device: 4e9 FLOPs at 0.1 TFLOP/s, 4e9 bytes at the faster 20 GB/s.
@@ -88,6 +89,17 @@ def test_a_row_is_of_the_times_of_all_processes():
     for process, times in enumerate(([0.5, 1.0, 1.5], [2.0, 2.0, 5.0]))
     for i, seconds in enumerate(times)
   ]
+
+
+def test_the_programs_of_all_processes_are_named():
+  other = COMPILE | {'hlo_hash': 'ba9876543210'}
+  (row,), _ = sweep.merge(
+    [
+      journal(measured(CELL, [1.0])),
+      journal(measured(CELL, [1.0], compile=other)),
+    ]
+  )
+  assert row['programs'] == ['0123456789ab', 'ba9876543210']
 
 
 def test_executions_of_a_program_multiply_what_xla_counts():

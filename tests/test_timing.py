@@ -162,6 +162,28 @@ ENTRY main.3 (x: f32[2]) -> (f32[2]) {
   assert measure.count_instructions(hlo) == 5
 
 
+def test_a_program_is_known_by_its_instructions():
+  def hash_of(line, kernel):
+    return measure.program_hash(
+      'HloModule a\n\nFileNames\n1 "/some/y.py"\n\nENTRY main {\n'
+      f'  x = f32[] parameter(0), metadata={{op_name="a" source_line={line}}}\n'
+      f'  ROOT y = f32[] custom-call(x), backend_config={{"algo":{kernel}}}\n}}'
+    )
+
+  assert hash_of(1, 7) == hash_of(2, 7)
+  # Another kernel of the autotuner's.
+  assert hash_of(1, 7) != hash_of(1, 8)
+
+
+def test_equal_programs_have_one_hash():
+  x = jnp.ones((8, 8))
+  compiled = [
+    measure.compile_phases(jax.jit(product(n)), x, x)[1] for n in (1, 1, 2)
+  ]
+  first, second, other = (one['hlo_hash'] for one in compiled)
+  assert first == second != other
+
+
 def ways():
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   sharding = NamedSharding(mesh, PartitionSpec('data'))
@@ -208,6 +230,7 @@ def test_every_mode_is_compiled_by_phases(way):
     'compile_s',
     'warm_compile_s',
     'hlo_instructions',
+    'hlo_hash',
     'hlo_flops',
     'hlo_bytes',
     'predicted_bytes',

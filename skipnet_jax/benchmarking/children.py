@@ -21,16 +21,22 @@ Say = Callable[[str], None]
 Journal = journal_lib.Journal
 
 
-def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
+def measure(
+  config: dict[str, Any],
+  processes: int,
+  say: Say,
+  compile_again: Callable[[str], bool] = lambda platform: False,
+) -> list[Journal]:
   """Measures everything in each of several new processes.
 
   All use what the first one found: the largest batches, the rows that do not
-  fit, and the compiled programs.
+  fit, and usually the compiled programs.
 
   Args:
     config: of the whole experiment, as JSON values.
     processes: how many.
     say: receives every line that they print.
+    compile_again: whether each compiles its programs, by the devices' platform.
 
   Returns:
     Their journals.
@@ -46,6 +52,8 @@ def measure(config: dict[str, Any], processes: int, say: Say) -> list[Journal]:
       journal.cache = str(home / 'programs')
       if journals:
         journal.largest = journals[0].largest
+        if compile_again(journals[0].about['hardware']['platform']):
+          journal.cache = ''
       for one in journals:
         journal.rows |= {k: v for k, v in one.rows.items() if v['error']}
       say(f'Process {number + 1} of {processes}')

@@ -14,6 +14,7 @@ from skipnet_jax.benchmarking.reporting import schema
 Section = ml_collections.ConfigDict
 
 DTYPES = ('float32', 'bfloat16')
+COMPILE = ('reuse', 'anew')
 PRECISIONS = ('default', 'high', 'highest')
 SCALING = ('weak', 'strong')
 # A tiled prediction counts as this number of images.
@@ -73,6 +74,10 @@ def get_default() -> Section:
   b.warmup = 3  # Untimed calls before the timed ones.
   b.repetitions = 20  # Timed calls in each process.
   b.processes = 3  # New processes, each of which measures everything.
+  # The programs of the processes after the first: reuse (load its programs) or
+  # anew (compile again, so that a GPU's kernels are chosen again). '': anew on
+  # a GPU, else reuse.
+  b.processes_compile = ''
   return b
 
 
@@ -141,11 +146,15 @@ def _check(section: Section) -> None:
         f'benchmark.{field} is empty; name at least one of '
         f'{", ".join(choices)}.'
       )
-  if section.matmul_precision not in PRECISIONS:
-    raise errors.InputError(
-      f'benchmark.matmul_precision is {section.matmul_precision!r}; it must be '
-      f'one of {", ".join(PRECISIONS)}.'
-    )
+  for field, choices in (
+    ('matmul_precision', PRECISIONS),
+    ('processes_compile', ('', *COMPILE)),
+  ):
+    if section[field] not in choices:
+      raise errors.InputError(
+        f'benchmark.{field} is {section[field]!r}; it must be one of '
+        f'{", ".join(map(repr, choices))}.'
+      )
   for field, low, values in (
     ('batches', 0, section.batches),
     ('devices', 0, section.devices),
@@ -200,6 +209,13 @@ def device_counts(
       'processes.'
     )
   return tuple(counts)
+
+
+def compile_again(section: Section, platform: str) -> bool:
+  """Whether the processes after the first compile their programs anew."""
+  if section.processes_compile:
+    return section.processes_compile == 'anew'
+  return platform == 'gpu'
 
 
 def describe(section: Section, available: int, platform: str) -> str:

@@ -1,6 +1,7 @@
 """Runs a benchmark: measures the rows of a config and makes the report."""
 
 from collections.abc import Callable, Sequence
+import functools
 import json
 import time
 from typing import Any
@@ -60,7 +61,12 @@ def run(
       return None
     journals = [journal]
   else:
-    journals = children.measure(whole, section.processes, say)
+    journals = children.measure(
+      whole,
+      section.processes,
+      say,
+      functools.partial(plan.compile_again, section),
+    )
   rows, raw = merge(journals)
   about = journals[0].about
   report = {
@@ -73,6 +79,9 @@ def run(
       'command': environment.command(),
       'date': environment.now(),
       'seconds': time.perf_counter() - start,
+      'processes_compile': plan.COMPILE[
+        plan.compile_again(section, about['hardware']['platform'])
+      ],
     },
     **{name: about[name] for name in ('software', 'hardware', 'workload')},
     'results': rows,
@@ -119,6 +128,7 @@ def _row(
   seconds = tuple(s for one in measured for s in one['seconds'])
   timing = measure.Timing(first['warmup'], seconds).summary()
   mean, compilation = timing['mean'], dict(first['compile'])
+  del compilation['hlo_hash']
   hlo = {name: compilation.pop(name) for name in ('hlo_flops', 'hlo_bytes')}
   predicted = compilation.pop('predicted_bytes')
   tflops = first['flops'] / mean / 1e12
@@ -131,6 +141,7 @@ def _row(
     'timing': timing,
     'process_p50': [float(np.median(one['seconds'])) for one in measured],
     'compile': compilation,
+    'programs': [one['compile']['hlo_hash'] for one in measured],
     'blocked': {
       'batches': batches,
       'seconds': seconds_blocked / batches,

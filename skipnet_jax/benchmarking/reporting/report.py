@@ -113,7 +113,7 @@ def format_table(report: Report) -> str:
         f'failed: {" ".join(schema.key_cells(row))}: {row["error"]}', 2
       )
     ),
-    *_speed_notes(good),
+    *_speed_notes(good, report['identity']['processes_compile']),
   ]
   compiled = [row for row in good if row['compile']]
   if compiled:
@@ -193,6 +193,10 @@ def _percent(value: float | None) -> str:
   return '' if value is None else number(100 * value)
 
 
+_PROGRAMS = {
+  'reuse': 'load the programs of the first one',
+  'anew': 'compile their programs anew',
+}
 # Relative difference of mean and median that is said.
 _UNSTEADY = 0.1
 Columns = dict[str, Callable[[dict[str, Any]], str]]
@@ -266,11 +270,15 @@ def _table_by_call(
   return lines
 
 
-def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
+def _speed_notes(
+  rows: list[dict[str, Any]], processes_compile: str
+) -> list[str]:
   if not rows:
     return []
   counts = sorted({(row['processes'], row['timing']['n']) for row in rows})
   each = '; '.join(f'{n} calls in {p} process(es)' for p, n in counts)
+  if max(processes for processes, _ in counts) > 1:
+    each += ', which ' + _PROGRAMS[processes_compile]
   notes = [
     f'Each row: {each}. Each call is timed until its result is ready; img/s = '
     'batch / mean seconds. block: ms of a batch where calls are waited for '
@@ -283,6 +291,12 @@ def _speed_notes(rows: list[dict[str, Any]]) -> list[str]:
       notes.append(
         f'{name}: {number(mean)} img/s by the mean, {number(p50)} by the '
         'median: the calls were unsteady.'
+      )
+    different = len(set(row['programs']))
+    if different > 1:
+      notes.append(
+        f'{name}: {different} different programs in {row["processes"]} '
+        'processes.'
       )
     state = row['device_state']
     if state and state['slow']:

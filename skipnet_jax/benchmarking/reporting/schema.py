@@ -43,6 +43,7 @@ _FIGURES = {
       'hlo_instructions': int,
     }
   ),
+  'programs': [str],
   'images_per_second': float,
   'images_per_second_p50': float,
   'images_per_second_per_device': float,
@@ -121,6 +122,7 @@ SCHEMA = {
     **dict.fromkeys(('command', 'date'), str),
     'config': dict,
     'seconds': float,
+    'processes_compile': {'reuse', 'anew'},
   },
   'software': {
     **dict.fromkeys(('python', 'jax', 'jaxlib', 'flax', 'optax', 'numpy'), str),

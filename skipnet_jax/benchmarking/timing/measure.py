@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import hashlib
 import re
 import time
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 Clock = Callable[[], float]
 # An instruction in an HLO text: `ROOT %add.3 = f32[] add(...)`.
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?[\w.-]+ = ', re.MULTILINE)
+_METADATA = re.compile(r',? ?metadata=\{[^}]*\}')
+# Tables at the beginning of an HLO text that its metadata point to.
+_SOURCES = ('FileNames', 'FunctionNames', 'FileLocations', 'StackFrames')
 _CACHE_HIT = '/jax/compilation_cache/cache_hits'
 
 
@@ -146,8 +150,9 @@ def compile_phases(
     cache had no executable). Of one device's program, hlo_instructions (number
     in the optimised HLO, including those in fusions), hlo_flops and hlo_bytes
     (FLOPs, and bytes read and written, as XLA counts them; None if it does
-    not), predicted_bytes (memory that XLA plans: arguments, outputs and
-    temporaries, minus aliased buffers; None if it does not).
+    not), hlo_hash (see `program_hash`), predicted_bytes (memory that XLA plans:
+    arguments, outputs and temporaries, minus aliased buffers; None if it does
+    not).
   """
   warm = None
   with _persistent_cache(cache):
@@ -159,6 +164,7 @@ def compile_phases(
         _, (_, _, warm) = _phases(jitted, args, options, clock)
       if events != {_CACHE_HIT}:
         warm = None
+  hlo = compiled.as_text()
   memory = compiled.memory_analysis()
   cost = compiled.cost_analysis() or {}
 
@@ -171,7 +177,8 @@ def compile_phases(
     'lower_s': lower_s,
     'compile_s': compile_s,
     'warm_compile_s': warm,
-    'hlo_instructions': count_instructions(compiled.as_text()),
+    'hlo_instructions': count_instructions(hlo),
+    'hlo_hash': program_hash(hlo),
     'hlo_flops': figure('flops'),
     'hlo_bytes': figure('bytes accessed'),
     'predicted_bytes': memory
@@ -204,6 +211,16 @@ def _phases(
 def count_instructions(hlo: str) -> int:
   """Number of instructions in an HLO text, those of all computations."""
   return len(_INSTRUCTION.findall(hlo))
+
+
+def program_hash(hlo: str) -> str:
+  """Twelve hex digits of an HLO text without its places in the source.
+
+  The kernels that a GPU's autotuner chose are part of the text.
+  """
+  parts = [part for part in hlo.split('\n\n') if not part.startswith(_SOURCES)]
+  text = _METADATA.sub('', '\n\n'.join(parts))
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
