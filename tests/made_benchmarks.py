@@ -124,8 +124,9 @@ def report(*rows):
         'driver': '580.1',
         'cuda': '13.0.96',
         'cudnn': '9.19',
-        'xla_flags': '',
-        'glibc_tunables': '',
+        'packages': 'abcdef012345',
+        'container': None,
+        'environment': {},
       },
       'hardware': {
         'platform': 'gpu',

@@ -97,7 +97,9 @@ def cells(text, heading, line):
 
 
 def test_the_header_says_what_ran_on_what():
-  text = table(row(), software={'xla_flags': '--a=b ' + 'c ' * 99})
+  text = table(
+    row(), software={'environment': {'XLA_FLAGS': '--a=b ' + 'c ' * 99}}
+  )
   head = ' '.join(text.split('\n\n')[0].split())
   for part in (
     'benchmark, config 0123456789ab, git dfc8d5b',
@@ -223,6 +225,11 @@ def test_scaling_shows_the_efficiency():
   lines = report_lib.format_table(made).splitlines()[-4:]
   assert lines[0].split()[-1] == 'efficiency%'
   assert squeezed(lines[3]) == ('weak train compute sharded 2 f32 2 19 95')
+
+
+def test_rows_of_pmap_say_what_it_is():
+  assert 'jit(shard_map) inside' in table(row(mode='pmap'))
+  assert 'shard_map' not in table(row())
 
 
 def test_several_hosts_are_said():

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import types
 
 import flax
@@ -20,8 +21,52 @@ def test_versions_are_those_that_the_packages_give_themselves():
   for module in (jax, jaxlib, flax, optax, np):
     assert found[module.__name__] == module.__version__
   assert found['python'] == platform.python_version()
-  assert found['xla_flags'] == os.environ['XLA_FLAGS']
-  assert found['glibc_tunables'] == os.environ['GLIBC_TUNABLES']
+  for name in ('XLA_FLAGS', 'GLIBC_TUNABLES', 'JAX_PLATFORMS'):
+    assert found['environment'][name] == os.environ[name]
+  assert re.fullmatch('[0-9a-f]{12}', found['packages'])
+
+
+def test_variables_are_those_of_the_list_without_private_folders(monkeypatch):
+  for name in list(os.environ):
+    monkeypatch.delenv(name)
+  for name, value in (
+    ('XLA_FLAGS', '--xla_dump_to=/home/me/secret/dump --xla_b=1,2 --xla_c=~/d'),
+    ('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9'),
+    ('LIBTPU_INIT_ARGS', '--xla_tpu_a=true'),
+    ('NCCL_DEBUG', 'INFO'),
+    ('JAX_COMPILATION_CACHE_DIR', '/tmp/x'),
+    ('HOME', '/home/me'),
+    ('API_KEY', 'secret'),
+  ):
+    monkeypatch.setenv(name, value)
+  assert hardware.software()['environment'] == {
+    'LIBTPU_INIT_ARGS': '--xla_tpu_a=true',
+    'NCCL_DEBUG': 'INFO',
+    'XLA_FLAGS': '--xla_dump_to=…/dump --xla_b=1,2 --xla_c=…/d',
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '.9',
+  }
+
+
+@pytest.mark.parametrize(
+  ('name', 'text'),
+  [
+    ('cgroup', '5:cpu:/docker/{id}\n'),
+    ('cgroup', '0::/system.slice/docker-{id}.scope\n'),
+    (
+      'mountinfo',
+      f'1 / overlay upperdir=/var/lib/docker/overlay2/{64 * "e"}/diff\n'
+      '9 8 0:1 /var/lib/docker/containers/{id}/hostname /etc\n',
+    ),
+    ('mountinfo', '9 8 0:1 /var/lib/docker/containers/{id}/hostname /etc\n'),
+    ('mountinfo', '9 8 0:1 /containers/overlay-containers/{id}/userdata /x\n'),
+  ],
+)
+def test_a_container_is_known_by_its_id(tmp_path, name, text):
+  assert hardware._container(tmp_path) is None
+  (tmp_path / name).write_text(
+    '0::/\n' + text.format(id='0123456789ab' + 52 * 'c')
+  )
+  assert hardware._container(tmp_path) == '0123456789ab'
 
 
 def pretend(monkeypatch, **packages):

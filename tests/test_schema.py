@@ -83,6 +83,11 @@ def test_what_does_not_apply_is_null(path):
   [
     ('schema', 3, 'schema is 3; it must be one of 2.'),
     ('identity.git', None, 'identity.git is null; it must be text.'),
+    (
+      'software.environment',
+      {'A': 1},
+      'software.environment.A is 1; it must be',
+    ),
     ('identity', [], 'identity is []; it must be an object.'),
     ('identity.seconds', '3', "identity.seconds is '3'; it must be a finite"),
     (

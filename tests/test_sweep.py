@@ -40,13 +40,16 @@ def measured(cell, seconds, **changes):
   } | changes
 
 
-def journal(*rows, kind='cpu', copy=10.0, hosts=1):
+def journal(
+  *rows, kind='cpu', platform='cpu', environment=None, copy=10.0, hosts=1
+):
   return journal_lib.Journal(
     None,
     rows={str(plan.Cell(**row['cell'])): row for row in rows},
     about={
       'hosts': hosts,
-      'hardware': {'device_kind': kind},
+      'hardware': {'device_kind': kind, 'platform': platform},
+      'software': {'environment': environment or {}},
       'rates': {'float32': {'copy_gb_s': copy, 'matrix_tflops': 0.1}},
     },
   )
@@ -144,6 +147,21 @@ def test_float32_is_held_against_the_arithmetic_that_is_used(
   found = sweep.utilisation(tflops, kind, 'float32', precision)
   assert found['mfu'] == pytest.approx(1)
   assert found['mfu_peak']['arithmetic'] == arithmetic
+
+
+def test_tf32_that_is_switched_off_is_not_the_arithmetic():
+  for value, arithmetic in (('0', 'float32'), ('1', 'tf32')):
+    (row,), _ = sweep.merge(
+      [
+        journal(
+          measured(CELL, [1.0]),
+          kind='NVIDIA H200',
+          platform='gpu',
+          environment={'NVIDIA_TF32_OVERRIDE': value},
+        )
+      ]
+    )
+    assert row['mfu_peak']['arithmetic'] == arithmetic
 
 
 def test_an_arithmetic_without_a_published_peak_gives_no_utilisation(

@@ -132,6 +132,12 @@ def _row(
   hlo = {name: compilation.pop(name) for name in ('hlo_flops', 'hlo_bytes')}
   predicted = compilation.pop('predicted_bytes')
   tflops = first['flops'] / mean / 1e12
+  # NVIDIA's libraries then use no TF32, whatever they are asked for.
+  variables = about['software']['environment']
+  no_tf32 = (
+    about['hardware']['platform'] == 'gpu'
+    and variables.get('NVIDIA_TF32_OVERRIDE') == '0'
+  )
   blocked = [one['blocked'] for one in measured]
   batches = sum(one['batches'] for one in blocked)
   seconds_blocked = sum(one['seconds'] for one in blocked)
@@ -159,7 +165,7 @@ def _row(
       tflops / devices,
       about['hardware']['device_kind'],
       cell['dtype'],
-      cell['matmul_precision'],
+      'highest' if no_tf32 else cell['matmul_precision'],
     ),
     'memory': {
       'predicted_bytes': predicted,

@@ -169,8 +169,9 @@ def _header(report: Report) -> list[str]:
       for name, label in _SOFTWARE.items()
       if software[name]
     ),
-    'XLA_FLAGS': software['xla_flags'],
-    'GLIBC_TUNABLES': software['glibc_tunables'],
+    **software['environment'],
+    'packages': software['packages']
+    + (f', container {software["container"]}' if software['container'] else ''),
     'command': identity['command'],
     'date': f'{identity["date"]}, {number(identity["seconds"])} s',
   }
@@ -178,7 +179,7 @@ def _header(report: Report) -> list[str]:
     line
     for name, text in parts.items()
     if text
-    for line in tables.paragraph(f'{name:<16}{text}', 16)
+    for line in tables.paragraph(f'{name:<15} {text}', 16)
   ]
 
 
@@ -312,6 +313,10 @@ def _speed_notes(
     f'{p["source"]}.'
     for p in peaks
   ]
+  if any(row['mode'] == 'pmap' for row in rows):
+    notes.append(
+      'pmap: since JAX 0.10 it is jit(shard_map) inside, no other way to run.'
+    )
   notes += [f'No MFU: {row["mfu_reason"]}' for row in rows if row['mfu_reason']]
   if any(row['roofline'] for row in rows):
     notes.append(

@@ -115,6 +115,11 @@ def _row(value: Any) -> dict[str, Any]:
   return _SYSTEM | {'processes': int, 'error': _or_null(str)} | figures
 
 
+def _texts(value: Any) -> Any:
+  """The form of an object with texts of any names."""
+  return dict.fromkeys(value, str) if isinstance(value, dict) else dict
+
+
 SCHEMA = {
   'schema': {VERSION},
   'identity': {
@@ -127,7 +132,9 @@ SCHEMA = {
   'software': {
     **dict.fromkeys(('python', 'jax', 'jaxlib', 'flax', 'optax', 'numpy'), str),
     **dict.fromkeys(('plugin', 'driver', 'cuda', 'cudnn'), _or_null(str)),
-    **dict.fromkeys(('xla_flags', 'glibc_tunables'), str),
+    'packages': str,
+    'container': _or_null(str),
+    'environment': _texts,
   },
   'hardware': {
     **dict.fromkeys(('platform', 'device_kind', 'cpu'), str),

@@ -1,9 +1,12 @@
 """Describes what a benchmark runs on: software, processors, memory, load."""
 
 from collections.abc import Sequence
+import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from typing import Any
 
@@ -19,13 +22,29 @@ _PLUGINS = {
 }
 
 
-def software() -> dict[str, str | None]:
+_PREFIXES = ('JAX_', 'XLA_', 'NCCL_')
+_VARIABLES = ('LIBTPU_INIT_ARGS', 'GLIBC_TUNABLES', 'NVIDIA_TF32_OVERRIDE')
+# The cache of what is not measured.
+_OWN_VARIABLES = ('JAX_COMPILATION_CACHE_DIR',)
+# The folders of a path, which may be private: `/home/me/` of `/home/me/dump`.
+_FOLDERS = re.compile(r'(?<![\w.])[~/][^\s,:;=]*/')
+# Where a container's id stands: in its control group, else in the place of the
+# files that are mounted for it. Other hashes there are those of its layers.
+_CONTAINER = {
+  'cgroup': re.compile(r'[/:-]([0-9a-f]{12})[0-9a-f]{52}'),
+  'mountinfo': re.compile(r'containers/([0-9a-f]{12})[0-9a-f]{52}/'),
+}
+
+
+def software() -> dict[str, Any]:
   """Versions, and the flags that affect speed; uses no device.
 
   Returns:
     python, jax, jaxlib, flax, optax, numpy; plugin (name and version), driver
     (NVIDIA's, from nvidia-smi), cuda, cudnn (of the packages installed with the
-    plugin), each None if there is none; xla_flags, glibc_tunables.
+    plugin), each None if there is none; packages (a hash of all that are
+    installed, with their versions); container (the beginning of its id; None
+    outside of one); environment, see `_environment`.
   """
   plugins = {k: v for k, v in environment.versions(_PLUGINS).items() if v}
   libraries = [_PLUGINS[name] for name in plugins if _PLUGINS[name]]
@@ -39,8 +58,9 @@ def software() -> dict[str, str | None]:
     'driver': _nvidia_driver(),
     'cuda': cuda,
     'cudnn': cudnn,
-    'xla_flags': os.environ.get('XLA_FLAGS', ''),
-    'glibc_tunables': os.environ.get('GLIBC_TUNABLES', ''),
+    'packages': _packages(),
+    'container': _container(),
+    'environment': _environment(),
   }
 
 
@@ -89,6 +109,34 @@ def _nvidia_driver() -> str | None:
   except (OSError, subprocess.SubprocessError):
     return 'unknown'
   return answer.strip().partition('\n')[0]
+
+
+def _packages() -> str:
+  installed = {
+    f'{one.metadata["Name"]}=={one.version}'
+    for one in importlib.metadata.distributions()
+  }
+  text = '\n'.join(sorted(installed))
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _container(proc: pathlib.Path = pathlib.Path('/proc/self')) -> str | None:
+  for name, pattern in _CONTAINER.items():
+    path = proc / name
+    text = path.read_text(errors='replace') if path.exists() else ''
+    if found := pattern.search(text):
+      return found[1]
+  return None
+
+
+def _environment() -> dict[str, str]:
+  """Variables that change speed, by name; of a path, its last part only."""
+  return {
+    name: _FOLDERS.sub('…/', value)
+    for name, value in sorted(os.environ.items())
+    if (name.startswith(_PREFIXES) or name in _VARIABLES)
+    and name not in _OWN_VARIABLES
+  }
 
 
 def _cpu() -> str:
