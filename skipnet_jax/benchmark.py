@@ -28,6 +28,12 @@ _AOT = flags.DEFINE_string(
   'Measure nothing: compile for a TPU slice such as v5e:2x2, or for GPUs such '
   'as h100:1 or h100:8, and predict the speed. Neither is needed.',
 )
+_UNTIL_BCE = flags.DEFINE_float(
+  'until_bce',
+  None,
+  'Afterwards, also train three seeds until the validation BCE is this low.',
+  lower_bound=0,
+)
 _COMPARE = flags.DEFINE_multi_string(
   'compare', None, 'Two reports, the older one first; exits 1 on a slowdown.'
 )
@@ -52,13 +58,18 @@ def main() -> None:
         f'--compare names {len(_COMPARE.value)} report(s); give two, the older '
         'one first.'
       )
-  if _AOT.value and _PEER.value:
-    cli.refuse('Give either --aot, which measures nothing, or --peer.')
+  if _AOT.value and (_PEER.value or _UNTIL_BCE.value is not None):
+    cli.refuse(
+      'Give either --aot, which measures nothing, or --peer and --until_bce.'
+    )
   # Imported here, so that --help does not wait for JAX.
+  import jax
+
   from skipnet_jax import config_checks
   from skipnet_jax import files
   from skipnet_jax.benchmarking import journal
   from skipnet_jax.benchmarking import plan
+  from skipnet_jax.benchmarking import quality
   from skipnet_jax.benchmarking import rows
   from skipnet_jax.benchmarking import sweep
   from skipnet_jax.benchmarking.reporting import compare
@@ -77,8 +88,6 @@ def main() -> None:
   config = _CONFIG.value
   cli.require_config(config)
   if _DESCRIBE.value:
-    import jax
-
     from skipnet_jax.training import prepare
 
     print(prepare.describe(config))
@@ -110,6 +119,10 @@ def main() -> None:
     if bare.parallel.coordinator:
       cli.refuse('--peer runs in one process: leave out parallel.coordinator.')
     race.check_config(bare)
+  if _UNTIL_BCE.value is not None and bare.parallel.coordinator:
+    cli.refuse(
+      '--until_bce runs in one process: leave out parallel.coordinator.'
+    )
   measured = sweep.run(config, say)
   if measured is None:
     return
@@ -121,6 +134,12 @@ def main() -> None:
     report['peer'] = race.race(bare, rounds=section.repetitions, say=say)
     report_lib.write(path, report, raw)
     print(race.format_table(report['peer']))
+  if _UNTIL_BCE.value is not None:
+    with jax.default_matmul_precision(section.matmul_precision):
+      found = quality.measure(bare, _UNTIL_BCE.value, say)
+    report['quality'] = found
+    report_lib.write(path, report, raw)
+    print(quality.format_result(found))
   print(f'report: {path}, raw times: {path.with_suffix(".csv")}')
 
 

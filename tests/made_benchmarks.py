@@ -52,6 +52,7 @@ def row(
       'hlo_instructions': 12345,
     },
     'blocked': {'batches': 60, 'seconds': 0.08, 'host_share': 0.25},
+    'loss': {'steps': 60, 'value': 0.5},
     'programs': ['0123456789ab'] * len(processes),
     'images_per_second': rate,
     'images_per_second_p50': batch / timing['p50'],
@@ -151,6 +152,7 @@ def report(*rows):
       'results': list(rows),
       'scaling': [],
       'peer': None,
+      'quality': None,
     }
   )
 

@@ -171,6 +171,7 @@ def test_reports_of_other_workloads_are_not_compared(command, reports, folder):
     ((SMOKE,), 'No --output given'),
     ((f'{EXPERIMENT}:fast', '--output=o.json'), 'full, cpu, smoke'),
     ((SMOKE, '--output=o.txt'), '.json'),
+    ((SMOKE, '--output=o.json', '--until_bce=-1'), 'until_bce'),
     ((SMOKE, '--output=no/o.json'), 'missing or cannot'),
     (('--compare', 'a.json'), '--compare names 1 report'),
     (('--compare', 'a.json', 'b.json'), 'a.json cannot be read'),

@@ -211,10 +211,10 @@ def test_compile_times_have_a_table_of_their_own():
   text = table(row())
   second = text[text.index('\nfeed', text.index('\nfeed') + 1) + 1 :]
   assert squeezed(second.splitlines()[3]) == (
-    'compute jit 1 bf16 8 1.5 2.25 30 0.75 12345 3.5 4 6 25'
+    'compute jit 1 bf16 8 1.5 2.25 30 0.75 12345 3.5 4 6 25 0.5'
   )
   assert squeezed(second.splitlines()[0]).endswith(
-    'batch trace lower compile warm HLO HLO TF model TF plan GB host%'
+    'batch trace lower XLA warm HLO HLO TF model TF plan GB host loss'
   )
   assert found['img/s'] == '80'
 

@@ -14,6 +14,7 @@ import pytest
 
 from skipnet_jax import errors
 from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import progress as progress_lib
 from skipnet_jax.step import flat
 from skipnet_jax.step import state as state_lib
 
@@ -379,3 +380,10 @@ def test_orbax_takes_no_part_in_the_agreement_on_sigterm(tmp_path, monkeypatch):
   monkeypatch.setattr(multihost_utils, name, reached)
   save(tmp_path, [2, 4], best=[2])
   assert int(read(tmp_path, 'restore_latest', print)[0].step) == 4
+
+
+def test_progress_of_an_earlier_version_does_not_tell_the_whole_time():
+  value = progress_lib.Progress(seconds=3.0, wall_seconds=4.0).to_json()
+  assert progress_lib.Progress.from_json(value).wall_seconds == 4.0
+  del value['wall_seconds']
+  assert progress_lib.Progress.from_json(value).wall_seconds is None

@@ -304,7 +304,7 @@ def stop(name, first=lambda *_, **__: None):
 def stopping(monkeypatch, stack):
   """Stops commands as STOPS says; the ISBI 2012 stacks are `stack`."""
 
-  def plan_rows(config, processes, say):
+  def plan_rows(config, processes, say, *_):
     del processes
     rows.measure_all(journal.Journal(None, config=config), say)
 

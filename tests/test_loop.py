@@ -69,6 +69,7 @@ def test_the_summary_is_of_the_best_epoch(finished):
   for score in ('v_rand', 'v_info'):
     assert 0 < summary[score] <= 1
   assert summary['images_per_second'] > 0
+  assert 0 < summary['goodput'] < 1
 
 
 def test_samples_show_image_label_and_prediction(finished):

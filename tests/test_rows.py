@@ -29,6 +29,7 @@ class Fake:
   """Work whose memory has room for `limit` examples on a device."""
 
   limit = 10**9
+  loss = 0.25
   message = 'RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.'
 
   def __init__(self, config):
@@ -56,6 +57,7 @@ class Fake:
       flops=7 * cell.batch,
       min_bytes=3 * cell.batch,
       steps=2,
+      loss=lambda result: self.loss,
     )
 
 
@@ -92,6 +94,8 @@ def test_each_row_has_its_times_by_step(measure, tmp_path):
     assert len(row['seconds']) == 3
     assert all(0 < s < 10 for s in row['seconds'])
     assert row['flops'] == 7 * batch
+    # Two warm-up calls, three timed ones and three in a row, of two batches.
+    assert row['loss'] == {'steps': 16, 'value': 0.25}
     # As many calls again, of two batches each.
     assert row['blocked']['batches'] == 6
     assert 0 < row['blocked']['host_seconds'] <= row['blocked']['seconds']
@@ -120,6 +124,14 @@ def test_products_have_the_precision_of_the_plan(measure, monkeypatch):
   (row,) = journal.rows.values()
   assert row['cell']['matmul_precision'] == 'highest'
   assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_speed_with_a_loss_that_is_not_finite_is_no_speed(
+  measure, monkeypatch
+):
+  monkeypatch.setattr(Fake, 'loss', float('nan'))
+  with pytest.raises(errors.RunError, match='is not finite: lower optim'):
+    measure()
 
 
 class Gpu:

@@ -1,5 +1,6 @@
 """The form of a report: what it must have, and how what is wrong is named."""
 
+import copy
 import re
 
 import conftest
@@ -23,11 +24,19 @@ SCALING = {
   'images_per_second': 19.0,
   'efficiency': 0.95,
 }
+QUALITY = {
+  'until_bce': 0.4,
+  'seconds': 2.5,
+  'runs': [
+    {'seed': 0, 'seconds': 2.5, 'epochs': 2, 'steps': 4, 'valid_bce': 0.35}
+  ],
+}
 
 
 def made():
   found = report(row(), row(error='Out of memory at batch 512.'))
   found['scaling'] = [dict(SCALING)]
+  found['quality'] = copy.deepcopy(QUALITY)
   return found
 
 
@@ -47,7 +56,7 @@ def refusal(found):
 
 def test_a_whole_report_passes():
   schema.check(made())
-  schema.check(made() | {'peer': {'anything': [1]}})
+  schema.check(made() | {'peer': {'anything': [1]}, 'quality': None})
 
 
 NULLABLE = [
@@ -62,6 +71,9 @@ NULLABLE = [
   'results[0].roofline',
   'results[0].memory.peak_bytes',
   'results[0].energy',
+  'results[0].loss',
+  'quality.seconds',
+  'quality.runs[0].seconds',
   'results[0].device_state',
   'results[0].device_state.mig',
   'software.plugin',
@@ -148,7 +160,7 @@ FIELDS = list(fields(schema.SCHEMA))
 
 @pytest.mark.parametrize('path', FIELDS)
 def test_a_missing_field_is_named(path):
-  path = re.sub(r'^(results|scaling)\.', r'\1[0].', path)
+  path = re.sub(r'^(results|scaling|quality\.runs)\.', r'\1[0].', path)
   found = made()
   container, name = place(found, path)
   del container[name]

@@ -35,6 +35,7 @@ def measured(cell, seconds, **changes):
     'min_bytes': 8_000_000_000,
     'peak_bytes': None,
     'blocked': {'batches': 4, 'seconds': 6.0, 'host_seconds': 1.5},
+    'loss': None,
     'joules': None,
     'state': None,
   } | changes
@@ -58,7 +59,14 @@ def journal(
 def test_a_row_is_of_the_times_of_all_processes():
   (row,), raw = sweep.merge(
     [
-      journal(measured(CELL, [0.5, 1.0, 1.5], peak_bytes=100)),
+      journal(
+        measured(
+          CELL,
+          [0.5, 1.0, 1.5],
+          peak_bytes=100,
+          loss={'steps': 9, 'value': 0.5},
+        )
+      ),
       journal(measured(CELL, [2.0, 2.0, 5.0], peak_bytes=300), copy=20.0),
     ]
   )
@@ -87,6 +95,7 @@ def test_a_row_is_of_the_times_of_all_processes():
     'matrix_tflops': 0.1,
   }
   assert row['energy'] is None
+  assert row['loss'] == {'steps': 9, 'value': 0.5}
   assert raw == [
     (0, process, i, seconds)
     for process, times in enumerate(([0.5, 1.0, 1.5], [2.0, 2.0, 5.0]))

@@ -40,7 +40,7 @@ def test_a_step_is_repeated_on_the_same_batch_in_each_mode(bench):
   losses = {}
   for mode, devices in (('jit', 1), ('pmap', 2), ('sharded', 2)):
     cell = dataclasses.replace(TRAIN, mode=mode, devices=devices)
-    _, call = start(bench, cell)
+    work, call = start(bench, cell)
     losses[mode] = []
     for count in (1, 2, 3):
       state, metrics = call()
@@ -48,7 +48,7 @@ def test_a_step_is_repeated_on_the_same_batch_in_each_mode(bench):
       assert len(state.step.devices()) == devices
       # The record that train keeps is part of the step.
       assert metrics['flow'].shape[-2] == 4
-      losses[mode].append(loss(metrics))
+      losses[mode].append(work.loss((state, metrics)))
     assert losses[mode][2] < losses[mode][0]
   for mode in ('pmap', 'sharded'):
     np.testing.assert_allclose(losses[mode], losses['jit'], rtol=1e-4)
@@ -68,7 +68,9 @@ def test_an_epoch_is_as_many_steps_as_it_says(bench):
   augment, call = start(bench, dataclasses.replace(TRAIN, feed='augment'))
   state, first = call()
   assert int(state.step) == augment.steps == 1
-  _, second = call()
+  second_result = call()
+  _, second = second_result
+  assert augment.loss(second_result) == pytest.approx(loss(second))
   work = bench.build(dataclasses.replace(TRAIN, feed='end_to_end'))
   # Eight slices by four: two steps, one by one on a CPU.
   assert work.steps == 2
@@ -76,6 +78,8 @@ def test_an_epoch_is_as_many_steps_as_it_says(bench):
   call = work.start(work.jitted.lower(*work.arguments).compile())
   state, done = call()
   assert int(state.step) == done.sums['steps'] == 2
+  # The mean of its steps.
+  assert work.loss((state, done)) == pytest.approx(done.sums['loss'] / 2)
   # The same batches as two calls with augmentation inside.
   np.testing.assert_allclose(
     done.sums['loss'], loss(first) + loss(second), rtol=1e-5

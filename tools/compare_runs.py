@@ -16,7 +16,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
   from skipnet_jax.runs import trained
   from skipnet_jax.runs import workdir
 
-  clock = ('seconds', 'images_per_second')
+  clock = ('seconds', 'images_per_second', 'goodput')
 
   def read(folder):
     records = run_log.read_records(folder / 'metrics.jsonl')

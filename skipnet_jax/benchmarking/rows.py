@@ -210,6 +210,13 @@ class _Rows:
     with meter:
       blocked = measure.time_blocked(call, calls=calls)
     batches = calls * work.steps
+    loss = None
+    if work.loss:
+      value = work.loss(blocked.result)
+      if not math.isfinite(value):
+        workload.refuse_nonfinite(blocked.result)
+      done = (self._section.warmup + self._section.repetitions) * work.steps
+      loss = {'steps': done + batches, 'value': value}
     peak = hardware.peak_bytes(devices)
     return {
       'cell': dataclasses.asdict(cell),
@@ -227,6 +234,7 @@ class _Rows:
         'seconds': blocked.seconds,
         'host_seconds': blocked.host_seconds,
       },
+      'loss': loss,
       'joules': meter.joules,
       'state': meter.state,
     }, ''

@@ -87,6 +87,7 @@ def run(
     'results': rows,
     'scaling': scaling.table(section, rows),
     'peer': None,
+    'quality': None,
   }
   return report, raw
 
@@ -154,6 +155,7 @@ def _row(
       'host_share': sum(one['host_seconds'] for one in blocked)
       / seconds_blocked,
     },
+    'loss': first['loss'],
     'images_per_second': batch / mean,
     'images_per_second_p50': batch / timing['p50'],
     'images_per_second_per_device': batch / mean / devices,

@@ -47,6 +47,7 @@ class Work:
     min_bytes: the fewest bytes that one batch reads and writes, by formula.
     steps: batches in one timed call.
     executions_per_batch: how often one batch runs the compiled program.
+    loss: the mean training loss in a call's result; None if it trains nothing.
   """
 
   program: tuple
@@ -57,6 +58,7 @@ class Work:
   min_bytes: int
   steps: int = 1
   executions_per_batch: int = 1
+  loss: Callable[[Any], float] | None = None
 
 
 class Bench:
@@ -135,7 +137,7 @@ class Bench:
         self._arrays,
         log=lambda _: None,
         advance=lambda *_: None,
-        on_nonfinite=_refuse,
+        on_nonfinite=refuse_nonfinite,
       )
       jitted, arguments = epoch.program(state)
       steps = pipeline.steps_per_epoch
@@ -170,6 +172,7 @@ class Bench:
         self.table, jnp.dtype(cell.dtype).itemsize, training.discriminator
       ),
       steps=steps,
+      loss=functools.partial(_loss, parallel),
     )
 
   def _forward_bytes(self, cell: plan.Cell, images: int) -> int:
@@ -232,6 +235,15 @@ class Bench:
     )
 
 
+def _loss(parallel: parallel_lib.Parallel, result: tuple[Any, Any]) -> float:
+  _, done = result
+  if isinstance(done, epoch_lib.Part):
+    sums = done.sums
+  else:
+    sums = parallel_lib.to_host(parallel.unreplicate(done))
+  return float(sums['loss'] / sums['steps'])
+
+
 @jax.jit
 def _copy(tree: Any) -> Any:
   return jax.tree.map(jnp.copy, tree)
@@ -259,7 +271,8 @@ def _repeat(
   return call
 
 
-def _refuse(state: state_lib.TrainState) -> None:
+def refuse_nonfinite(state: Any) -> None:
+  """Raises RunError for a loss that is not finite, as `Epoch.on_nonfinite`."""
   del state
   raise errors.RunError(
     'The loss of the benchmarked network is not finite: lower '

@@ -20,6 +20,8 @@ class Progress:
     best_epoch: the epoch with that loss; None before the first.
     best_record: the record of that epoch.
     seconds: training time of all epochs, without compiling.
+    wall_seconds: time of the processes that trained them, compiling, validation
+      and checkpoints included; None if an earlier version trained some.
     records: the newest ones, in case metrics.jsonl loses its end.
   """
 
@@ -29,10 +31,15 @@ class Progress:
   best_epoch: int | None = None
   best_record: dict[str, Any] | None = None
   seconds: float = 0.0
+  wall_seconds: float | None = 0.0
   records: Sequence[dict[str, Any]] = ()
 
   def after(
-    self, record: dict[str, Any], seconds: float, every: int
+    self,
+    record: dict[str, Any],
+    seconds: float,
+    every: int,
+    wall: float | None = None,
   ) -> 'Progress':
     """The progress after the next epoch.
 
@@ -40,6 +47,7 @@ class Progress:
       record: of the epoch.
       seconds: its training time.
       every: epochs between two checkpoints.
+      wall: `wall_seconds` after it.
     """
     best = self.best_record
     if best is None or record['valid_loss'] < self.best_loss:
@@ -52,6 +60,7 @@ class Progress:
       best_epoch=best['epoch'],
       best_record=best,
       seconds=self.seconds + seconds,
+      wall_seconds=wall,
       records=[*self.records, record][-(every + _SPARE) :],
     )
 
@@ -61,5 +70,9 @@ class Progress:
 
   @classmethod
   def from_json(cls, value: dict[str, Any]) -> 'Progress':
-    """Reads the values of `to_json`; ignores other names."""
+    """Reads the values of `to_json`; ignores other names.
+
+    An earlier version did not save `wall_seconds`.
+    """
+    value = {'wall_seconds': None} | value
     return cls(**{f.name: value[f.name] for f in dataclasses.fields(cls)})

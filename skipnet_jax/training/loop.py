@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import os
 import pathlib
+import time
 from typing import Any, NoReturn
 
 import jax
@@ -216,10 +218,16 @@ class Run:
     """
     prepared, log = self.prepared, self._log
     training, parallel = prepared.training, prepared.parallel
+    begin, before_it = time.perf_counter(), self.progress.wall_seconds
     epochs = prepared.config.train.epochs
     every = prepared.config.train.checkpoint_every
     if self.progress.epoch >= epochs:
       return
+
+    def wall() -> float | None:
+      spent = time.perf_counter() - begin
+      return None if before_it is None else before_it + spent
+
     part, before = self._part, self._before
     train_epoch = epoch_lib.Epoch(
       prepared.config,
@@ -249,13 +257,14 @@ class Run:
         before = copy_kernels(self.state.params)
       self.state, part = train_epoch(self.state, part)
       if part.stopped:
+        self.progress = dataclasses.replace(self.progress, wall_seconds=wall())
         self._stop(before, part)
       change = parallel.unreplicate(net_change(before, self.state.params))
       record = validation.make_record(
         prepared, self.progress.epoch + 1, part, validate(self.state)
       )
       best = record['valid_loss'] < self.progress.best_loss
-      self.progress = self.progress.after(record, part.seconds, every)
+      self.progress = self.progress.after(record, part.seconds, every, wall())
       if log.active:
         flow = part.sums['flow'] / part.sums['steps']
         self._flow.append(parallel_lib.to_host(change), flow)

@@ -78,6 +78,7 @@ def content(
     **losses,
     **{k: scores[k] for k in ('v_rand', 'v_info', 'threshold_v_rand')},
     'seconds': round(last.seconds, 3),
+    'goodput': last.wall_seconds and round(last.seconds / last.wall_seconds, 4),
     'images_per_second': float(np.median(rates)),
     **({'warning': data.warning} if data.warning else {}),
   }

@@ -190,6 +190,10 @@ _SOFTWARE = {
 }
 
 
+def _short(value: float | None) -> str:
+  return '' if value is None else f'{value:.3g}'
+
+
 def _percent(value: float | None) -> str:
   return '' if value is None else number(100 * value)
 
@@ -225,25 +229,26 @@ def _speed(rows: list[dict[str, Any]]) -> Columns:
 def _compile(rows: list[dict[str, Any]]) -> Columns:
   prefix, factor = tables.scale(r['model_flops'] for r in rows)
   return {
-    'trace': lambda r: number(r['compile']['trace_s']),
-    'lower': lambda r: number(r['compile']['lower_s']),
-    'compile': lambda r: number(r['compile']['compile_s']),
-    'warm': lambda r: number(r['compile']['warm_compile_s']),
+    'trace': lambda r: _short(r['compile']['trace_s']),
+    'lower': lambda r: _short(r['compile']['lower_s']),
+    'XLA': lambda r: _short(r['compile']['compile_s']),
+    'warm': lambda r: _short(r['compile']['warm_compile_s']),
     'HLO': lambda r: number(r['compile']['hlo_instructions']),
     f'HLO {prefix}F': lambda r: number(r['hlo_flops'], factor),
     f'model {prefix}F': lambda r: number(r['model_flops'], factor),
     'plan GB': lambda r: number(r['memory']['predicted_bytes'], 1e9),
-    'host%': lambda r: _percent(r['blocked']['host_share']),
+    'host': lambda r: _short(100 * r['blocked']['host_share']),
+    'loss': lambda r: _short(r['loss'] and r['loss']['value']),
   }
 
 
 _COMPILE_NOTES = tables.paragraph(
-  'trace, lower, compile: seconds, without a cached executable. warm: seconds '
-  "to compile from the persistent cache. Of one device's program: HLO, its "
-  'instructions; HLO TF (GF, MF), its FLOPs in 1e12 (1e9, 1e6) as XLA counts '
-  'them; plan GB, its memory as XLA plans it. model TF (GF, MF): FLOPs of the '
-  'whole call, by formula. host%: share of the blocked calls until the last of '
-  'them returned.'
+  'trace, lower, XLA: seconds to compile, without a cache. warm: XLA with the '
+  "persistent cache. Of one device's program: HLO, its instructions; "
+  'HLO TF (GF, MF), its FLOPs in 1e12 (1e9, 1e6) as XLA counts them; plan GB, '
+  'its memory as XLA plans it. model TF (GF, MF): FLOPs of the whole call, by '
+  'formula. host: percent of the blocked calls until the last one returned. '
+  'loss: of the training batch, after all of these steps.'
 )
 
 

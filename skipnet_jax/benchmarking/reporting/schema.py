@@ -44,6 +44,7 @@ _FIGURES = {
     }
   ),
   'programs': [str],
+  'loss': _or_null({'steps': int, 'value': float}),
   'images_per_second': float,
   'images_per_second_p50': float,
   'images_per_second_per_device': float,
@@ -158,6 +159,19 @@ SCHEMA = {
     }
   ],
   'peer': _or_null(dict),
+  'quality': _or_null(
+    {
+      'until_bce': float,
+      'seconds': _or_null(float),
+      'runs': [
+        {
+          **dict.fromkeys(('seed', 'epochs', 'steps'), int),
+          'seconds': _or_null(float),
+          'valid_bce': float,
+        }
+      ],
+    }
+  ),
 }
 
 
