@@ -1,10 +1,13 @@
 """The suite with pieces that take no time, and the parity piece."""
 
+import dataclasses
 import json
 import sys
 
+from conftest import ROOT
 import pytest
 
+from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking.suite import accelerator
@@ -86,6 +89,16 @@ def test_a_spent_budget_stops_a_piece_and_keeps_what_it_found(run, tmp_path):
   assert log.read_text() == 'a '
 
 
+def test_a_piece_that_takes_too_long_leaves_time_for_the_next(run, tmp_path):
+  log = tmp_path / 'log'
+  slow = piece('a', log, f'exec({WRITE!r}); import time; time.sleep(60)')
+  slow = dataclasses.replace(slow, limit=1.5)
+  summary = run([slow, piece('b', log)])
+  assert statuses(summary) == [suite.FAILED, suite.DONE]
+  assert summary['pieces'][0]['error'] == 'stopped after 2 s, its limit'
+  assert summary['pieces'][0]['lines'] == ['fine']
+
+
 def test_the_rest_is_marked_when_no_time_is_left(run, tmp_path):
   log = tmp_path / 'log'
   ticks = iter(range(0, 1000, 40))
@@ -109,12 +122,17 @@ def test_a_budget_of_nothing_is_refused(run):
 
 def test_the_pieces_are_in_order_of_worth():
   names = list(accelerator.PIECES)
+  limits = [piece.limit for piece in accelerator.PIECES.values()]
+  # The first five fit into nine minutes.
+  assert sum(limits[:5]) <= 500
   assert names == [
     'parity',
     'throughput',
+    'nvidia_unet',
     'peer',
-    'systems',
+    'predictions',
     'scan',
+    'systems',
     'epoch',
     'determinism',
   ]
@@ -130,3 +148,40 @@ def test_parity_of_a_device_with_itself(smoke):
   assert set(found['fc_resnet']) == parts | {'statistics'}
   assert set(found['unet']) == parts
   assert max(max(found[n].values()) for n in ('fc_resnet', 'unet')) == 0
+
+
+def test_nvidias_unet_is_theirs_beside_their_rates(monkeypatch):
+  config = accelerator.adapt(
+    config_lib.load_experiment(ROOT / 'experiments/benchmark.py', 'full'), False
+  )
+  measured, results = [], []
+
+  def run(one, say):
+    measured.append(one)
+    return {'results': []}, []
+
+  monkeypatch.setattr(accelerator.sweep, 'run', run)
+  monkeypatch.setattr(accelerator.report_lib, 'format_table', lambda _: 'table')
+  accelerator.nvidia_unet(config, results.append)
+  rows = [(c.benchmark.batches, c.benchmark.dtypes) for c in measured]
+  dtypes = ('bfloat16', 'float32')
+  assert rows == [((b,), (d,)) for d in dtypes for b in (8, 1)]
+  one = measured[0]
+  # 388 pixels of 572, cross-entropy and Dice, Adam.
+  assert (one.model.up_kernel, one.data.crop) == (3, 388)
+  assert (one.train.loss, one.optim.name) == ('bce_dice', 'adam')
+  assert one.data.border_weight == 0
+  assert '  A100 40GB, TF32, batch 8: 46.26 images/s' in results[-1]['lines']
+  assert results[-1]['lines'].count('table') == 4
+
+
+def test_a_committed_prediction_is_found_by_its_device():
+  config = config_lib.load_experiment(
+    ROOT / 'experiments/long_short.py', 'paper'
+  )
+  config.model.dtype, config.train.batch_size = 'bfloat16', 8
+  row = accelerator._predicted('NVIDIA H100 80GB HBM3', config)
+  assert row['kernels']['kernels'] == 5038
+  assert accelerator._predicted('NVIDIA H200', config) is None
+  config.train.batch_size = 4
+  assert accelerator._predicted('NVIDIA H100 80GB HBM3', config) is None

@@ -4,25 +4,33 @@ Each calls `save(result)` after every step, so that what it measured is kept
 when the time is over. `lines` of a result are shown in the table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import importlib.util
-from typing import Any
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from skipnet_jax import config as config_lib
 from skipnet_jax import environment
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax import models
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import sweep
 from skipnet_jax.benchmarking import workload
+from skipnet_jax.benchmarking.aot import bounds
+from skipnet_jax.benchmarking.hlo import kernels
+from skipnet_jax.benchmarking.hlo import program
 from skipnet_jax.benchmarking.peer import race
 from skipnet_jax.benchmarking.reporting import report as report_lib
+from skipnet_jax.benchmarking.suite import published
 from skipnet_jax.benchmarking.timing import measure
+from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.step import agreement
 
 Config = ml_collections.ConfigDict
@@ -30,6 +38,7 @@ Result = dict[str, Any]
 Save = Callable[[Result], None]
 SIDE = 128  # Pixels of the parity check, which also runs on a CPU.
 ROUNDS = 10
+EXPERIMENTS = pathlib.Path(__file__).parents[3] / 'experiments'
 # Other networks to measure: fields of `model`, and the loss.
 OTHERS = {
   'unet': ({'padding': 'VALID'}, 'bce'),
@@ -112,14 +121,89 @@ def throughput(config: Config, save: Save) -> None:
   )
 
 
+def nvidia_unet(config: Config, save: Save) -> None:
+  """Training rows of the U-Net that NVIDIA published rates of."""
+  small = bool(config.data.size)
+  theirs = config_lib.load_experiment(EXPERIMENTS / 'unet.py', 'gpu_benchmark')
+  one = config.copy_and_resolve_references()
+  with one.unlocked():
+    one.model, one.optim = theirs.model, theirs.optim
+    one.train.loss = theirs.train.loss
+    if small:
+      one.model.base_width = 2
+    else:
+      one.data = theirs.data
+      one.data.source = 'synthetic'
+  rows = [(one, b, d) for d in config.benchmark.dtypes for b in (8, 1)]
+  _measure(rows[-1:] if small else rows, save, published.lines())
+
+
+def predictions(config: Config, save: Save) -> None:
+  """What the compiled step must take and was predicted to, and what it takes.
+
+  The bound is that of its kernels one after the other, see
+  `bounds.one_by_one`; the prediction is the committed one for one such device.
+  """
+  bare, section = plan.split(config)
+  work = workload.Bench(bare).build(_cell(bare, 'compute'))
+  compiled, found = measure.compile_phases(work.jitted, *work.arguments)
+  timing = measure.time_calls(
+    work.start(compiled),
+    warmup=section.warmup,
+    repetitions=section.repetitions,
+  )
+  table = kernels.table(program.Program(compiled.as_text()))
+  kind, p50 = jax.devices()[0].device_kind, timing.summary()['p50']
+  peak = peaks.PEAKS.get(kind)
+  here = {
+    'kernels': kernels.count(table)['kernels'],
+    'GB of the kernels': kernels.count(table)['bytes'] / 1e9,
+    'GiB of memory': (found['predicted_bytes'] or 0) / 2**30,
+  }
+  result: Result = {'device': kind, 'p50': p50, 'here': here, 'ahead': None}
+  lines = [f'{kind}: a step takes {p50 * 1e3:.4g} ms']
+  if peak:
+    bound = bounds.one_by_one(table, peak)
+    result['bound_s'] = bound
+    lines.append(
+      f'its kernels one after the other at least {bound * 1e3:.4g} ms, '
+      f'{bound / p50:.1%} of that'
+    )
+  ahead = _predicted(kind, bare)
+  if ahead:
+    memory = ahead['memory']['peak'] / 2**30
+    figures = ahead['kernels']['kernels'], ahead['kernels']['bytes'] / 1e9
+    result['ahead'] = dict(zip(here, (*figures, memory), strict=True))
+  for name, value in here.items():
+    predicted = f', predicted {result["ahead"][name]:,.4g}' if ahead else ''
+    lines.append(f'{name}: {value:,.4g}{predicted}')
+  save({**result, 'lines': lines})
+
+
+def _predicted(kind: str, bare: Config) -> dict[str, Any] | None:
+  """The committed prediction for one device of a kind and this config."""
+  work = (bare.model.name, bare.train.batch_size, bare.model.dtype)
+  for path in sorted((EXPERIMENTS / 'results/benchmark').glob('aot_*.json')):
+    report = files.read_json(path)
+    place, about = report['topology'], report['workload']
+    row = report['rows'][0]
+    if (place['device_kind'], place['devices']) == (kind, 1) and work == (
+      *(about['model'], row['batch'], about['dtype']),
+    ):
+      return row
+  return None
+
+
 def systems(config: Config, save: Save) -> None:
   """The first of these rows for each of the other networks."""
   batch, dtype = config.benchmark.batches[0], config.benchmark.dtypes[0]
   _measure([(other, batch, dtype) for other in _others(config)], save)
 
 
-def _measure(rows: list[tuple[Config, int, str]], save: Save) -> None:
-  reports, lines = [], []
+def _measure(
+  rows: list[tuple[Config, int, str]], save: Save, more: Sequence[str] = ()
+) -> None:
+  reports, lines = [], list(more)
   for config, batch, dtype in rows:
     one = config.copy_and_resolve_references()
     one.benchmark.batches, one.benchmark.dtypes = (batch,), (dtype,)
@@ -217,15 +301,25 @@ def determinism(config: Config, save: Save) -> None:
   save({'images_per_second': rates, 'ratio': ratio, 'lines': lines})
 
 
-# The most important first.
-PIECES: dict[str, Callable[[Config, Save], None]] = {
-  'parity': parity,
-  'throughput': throughput,
-  'peer': peer,
-  'systems': systems,
-  'scan': scan,
-  'epoch': epoch,
-  'determinism': determinism,
+class Piece(NamedTuple):
+  """A measurement, and the seconds that it may take."""
+
+  run: Callable[[Config, Save], None]
+  limit: float
+
+
+# The most important first. A limit keeps one piece from taking the time of all
+# that follow; the first five take at most 500 of 540 seconds.
+PIECES: dict[str, Piece] = {
+  'parity': Piece(parity, 60),
+  'throughput': Piece(throughput, 170),
+  'nvidia_unet': Piece(nvidia_unet, 90),
+  'peer': Piece(peer, 130),
+  'predictions': Piece(predictions, 50),
+  'scan': Piece(scan, 60),
+  'systems': Piece(systems, 60),
+  'epoch': Piece(epoch, 45),
+  'determinism': Piece(determinism, 60),
 }
 
 

@@ -36,10 +36,12 @@ class Piece:
     command: gets a path as its last argument and writes a JSON object there.
       `lines` of it are shown in the table; `skipped` is a reason for having
       measured nothing.
+    limit: seconds that it may take.
   """
 
   name: str
   command: tuple[str, ...]
+  limit: float = float('inf')
 
 
 def code_hash() -> str:
@@ -66,7 +68,8 @@ def run(
   Args:
     pieces: the most important first.
     folder: created if it is missing.
-    budget: seconds for all pieces; each may use all that is left.
+    budget: seconds for all pieces; each may use all that is left, up to its own
+      limit.
     identity: JSON values; a finished piece with another identity runs again.
     say: called with each progress message.
     clock: gives seconds.
@@ -135,7 +138,8 @@ def _read(folder: pathlib.Path, piece: Piece, identity: dict) -> Entry:
   return {'status': LEFT, 'seconds': None, 'error': None, 'result': None}
 
 
-def _run(piece: Piece, limit: float) -> Entry:
+def _run(piece: Piece, left: float) -> Entry:
+  limit = min(left, piece.limit)
   with files.temporary_folder('skipnet_jax-suite-') as home:
     path, log = home / 'result.json', home / 'log'
     error = None
@@ -151,7 +155,8 @@ def _run(piece: Piece, limit: float) -> Entry:
       try:
         code = process.wait(limit)
       except subprocess.TimeoutExpired:
-        error = f'stopped after {limit:.0f} s, when the budget was spent'
+        why = 'its limit' if limit < left else 'when the budget was spent'
+        error = f'stopped after {limit:.0f} s, {why}'
       finally:
         # The error means that all of them have ended.
         with contextlib.suppress(ProcessLookupError):
