@@ -144,7 +144,7 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
   assert '6 images on each device do not fit: 6 GiB of 5 GiB' in table
   assert 'predictions: compiled ahead of time' in table
   assert 'bound of weak scaling' in table
-  assert 'images/s below' in table
+  assert 'images/s at most' in table
   assert max(map(len, table.splitlines())) <= 100
 
 

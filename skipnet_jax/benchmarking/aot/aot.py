@@ -283,7 +283,7 @@ def format_table(report: dict[str, Any]) -> str:
       f'bound of weak scaling, {largest} images on each device, if '
       'communication does not overlap computation:',
     ]
-    cells = [['devices', 'collectives, ms', 'efficiency', 'images/s below']]
+    cells = [['devices', 'collectives, ms', 'efficiency', 'images/s at most']]
     cells += [
       [
         str(row['devices']),
