@@ -130,7 +130,7 @@ def nvidia_unet(config: Config, save: Save) -> None:
     one.model, one.optim = theirs.model, theirs.optim
     one.train.loss = theirs.train.loss
     if small:
-      one.model.base_width = 2
+      one.model.update(base_width=2, padding='SAME')
     else:
       one.data = theirs.data
       one.data.source = 'synthetic'
