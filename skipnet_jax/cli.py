@@ -99,7 +99,10 @@ def _parse(several: str, argv: list[str]) -> list[str]:
 
 
 def _expand_home() -> None:
-  """Expands `~` in all flags; a shell does not do so after `--flag=`."""
+  """Expands `~` in all flags; a shell does not do so after `--flag=`.
+
+  A comma too many gives an empty name, which is left out of its list.
+  """
   for name in flags.FLAGS:
     flag = flags.FLAGS[name]
     if isinstance(flag.value, str):
@@ -108,6 +111,7 @@ def _expand_home() -> None:
       flag.value = [
         environment.expand_home(value) if isinstance(value, str) else value
         for value in flag.value
+        if value != ''
       ]
 
 

@@ -123,8 +123,7 @@ def open_runs(
     InputError: fewer than two runs, one named twice, one that cannot be read,
       or runs that differ in more than their networks.
   """
-  # A comma too many gives an empty name.
-  folders = [pathlib.Path(path) for path in paths if os.fspath(path)]
+  folders = [pathlib.Path(path) for path in paths]
   if len(folders) < 2:
     raise errors.InputError(
       f'--runs names {len(folders) or "no"} run'
