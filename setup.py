@@ -42,7 +42,11 @@ setuptools.setup(
       'pytest-xdist>=3.7',
       'ruff>=0.9',
     ],
-    'peer': ['torch>=2.6'],
+    'peer': [
+      'torch>=2.6',
+      # No wheels for Linux on Arm.
+      'bioimage-cpp>=0.10; platform_machine != "aarch64"',
+    ],
   },
   classifiers=[
     'Programming Language :: Python :: 3.11',

@@ -142,7 +142,7 @@ def _inside_instances(
   label: np.ndarray, name: str, meaning: Meaning
 ) -> np.ndarray:
   _check_numbers(label, name, meaning)
-  inside = _outside_borders(label, both=True)
+  inside = outside_borders(label, both=True)
   for ok, what in (
     (inside.any(), 'cell of which a pixel is left: every pixel is 0 or'),
     (not inside.all(), 'membrane: no pixel is 0, and no pixel'),
@@ -174,7 +174,7 @@ def draw_instances(
   """
   volume.check_finite(label, name)
   _check_numbers(label, name, meaning)
-  inside = _outside_borders(label, both=False)
+  inside = outside_borders(label, both=False)
   if 2 * np.count_nonzero(inside) < np.count_nonzero(label):
     raise errors.InputError(
       f'{name} has {label.dtype} values that differ between most neighbours, '
@@ -184,7 +184,7 @@ def draw_instances(
   return inside
 
 
-def _outside_borders(label: np.ndarray, *, both: bool) -> np.ndarray:
+def outside_borders(label: np.ndarray, *, both: bool) -> np.ndarray:
   """`[z, y, x]` bool: False where 0 is, and where two cells touch.
 
   Of two pixels that touch, both are False, or only the left or upper one.

@@ -1,1 +1,4 @@
-"""An image in, a map out: slices and stacks of any size."""
+"""An image in, a map or cells out: slices and stacks of any size."""
+
+# Decides where Numba keeps compiled functions, before any is made here.
+from skipnet_jax import scores as _scores  # noqa: F401
