@@ -199,9 +199,22 @@ def split_merge_errors(
     return_counts=True,
   )
   split[overlap], merge[overlap] = (
-    ~_largest_in_group(group, counts)[inverse] for group in pairs
+    ~largest_in_group(group, counts)[inverse] for group in pairs
   )
   return split, merge
+
+
+def largest_in_group(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """Marks the first largest count of each group, `[n]` bool.
+
+  Args:
+    group: `[n]`, of each count.
+    counts: `[n]`.
+  """
+  order = np.lexsort((-counts, group))
+  largest = np.zeros(len(group), bool)
+  largest[order[np.unique(group[order], return_index=True)[1]]] = True
+  return largest
 
 
 def _score_slice(
@@ -241,11 +254,3 @@ def _number(value: float) -> float | None:
 
 def _named(row: np.ndarray) -> dict[str, float | None]:
   return dict(zip(counting.COLUMNS, map(_number, row), strict=True))
-
-
-def _largest_in_group(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Marks the first largest count of each group."""
-  order = np.lexsort((-counts, group))
-  largest = np.zeros(len(group), bool)
-  largest[order[np.unique(group[order], return_index=True)[1]]] = True
-  return largest
