@@ -30,6 +30,13 @@ _CALIBRATION = flags.DEFINE_enum(
   "With --workdir: auto: use the run's calibration.json, if it has one; fit: "
   'make it from the training slices first; off: leave it out.',
 )
+_SEGMENT = flags.DEFINE_enum(
+  'segment',
+  None,
+  ['multicut', 'lifted_multicut'],
+  'With --workdir: score the cells of this method too. The run keeps in '
+  'edges.json what this fits to its training slices.',
+)
 _PREDICTION = flags.DEFINE_string(
   'prediction',
   None,
@@ -72,7 +79,7 @@ _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'JSON file of the scores, with their curves beside it as PNG; by default '
-  'scores.json in --workdir.',
+  'scores.json in --workdir, with --segment=multicut scores_multicut.json.',
 )
 _PANELS = flags.DEFINE_string(
   'panels', None, 'Folder for a picture of each slice.'
@@ -86,7 +93,9 @@ def main() -> None:
   if of_run == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
   of_files = _PREDICTION_KIND, _KIND, _INVERTED, _SERIES, _CHANNEL
-  others = of_files if of_run else (_SPLIT, _TTA, _SAMPLES, _CALIBRATION)
+  others = (
+    of_files if of_run else (_SPLIT, _TTA, _SAMPLES, _CALIBRATION, _SEGMENT)
+  )
   for flag in others:
     if flag.present:
       other = 'prediction' if of_run else 'workdir'
@@ -109,7 +118,12 @@ def main() -> None:
       environment.expand_home(p) for p in (data.image, data.label) if p
     ]
     inputs.append(os.path.join(_WORKDIR.value, 'config.json'))
-    name = 'scores.json' if _SPLIT.value == 'valid' else 'scores_train.json'
+    parts = [
+      'scores',
+      *(['train'] if _SPLIT.value == 'train' else []),
+      *([_SEGMENT.value] if _SEGMENT.value else []),
+    ]
+    name = f'{"_".join(parts)}.json'
     output = _OUTPUT.value or pathlib.Path(_WORKDIR.value, name)
   else:
     labels, output = cli.require(_LABELS), cli.require(_OUTPUT)
@@ -124,6 +138,7 @@ def main() -> None:
       labels=_LABELS.value or '',
       averaging=fitted.Averaging(_TTA.value, _SAMPLES.value),
       calibrate=_CALIBRATION.value,
+      segment=_SEGMENT.value or '',
       log=print,
     )
   else:

@@ -31,7 +31,19 @@ _STD = flags.DEFINE_string(
   'std_output', None, "TIFF of the averaged predictions' standard deviations."
 )
 _SEGMENTATION = flags.DEFINE_string(
-  'segmentation', None, 'TIFF of labels: the thinned regions of each slice.'
+  'segmentation', None, 'TIFF of labels: the cells of each slice.'
+)
+_METHOD = flags.DEFINE_enum(
+  'method',
+  'threshold',
+  ['threshold', 'multicut', 'lifted_multicut'],
+  'For --segmentation: the regions above a threshold; or superpixels, joined '
+  'by what evaluate --segment=multicut fitted to the training slices.',
+)
+_LINK = flags.DEFINE_bool(
+  'link',
+  False,
+  'For --segmentation: one number for a cell in all slices that it passes.',
 )
 _THRESHOLD = flags.DEFINE_float(
   'threshold',
@@ -62,11 +74,15 @@ def main() -> None:
   """Predicts a stack."""
   workdirs = cli.require(_WORKDIR)
   source_path, output = cli.require(_INPUT), cli.require(_OUTPUT)
+  for flag in (_METHOD, _LINK):
+    if flag.present and not _SEGMENTATION.value:
+      cli.refuse(f'--{flag.name} goes with --segmentation: name its TIFF too.')
   # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.data import volume
   from skipnet_jax.prediction import calibration
   from skipnet_jax.prediction import fitted
   from skipnet_jax.prediction import run_predictor
+  from skipnet_jax.prediction import segmenters
   from skipnet_jax.prediction import stacks
   from skipnet_jax.runs import trained
 
@@ -85,13 +101,9 @@ def main() -> None:
     calibrated = None
     if _CALIBRATION.value != 'off' and len(runs) == 1:
       calibrated = calibration.of_run(runs[0], averaging)
-    threshold, origin = _THRESHOLD.value, '--threshold'
-    if threshold is None:
-      threshold, origin = trained.best_threshold(
-        runs,
-        plain=predictor.count == 1,
-        calibration=calibrated.for_json() if calibrated else None,
-      )
+    segmenter = segmenters.choose(
+      runs, averaging, _METHOD.value, _THRESHOLD.value, calibrated
+    )
     begin = time.perf_counter()
     labels_dtype = stacks.predict_stack(
       predictor,
@@ -99,7 +111,8 @@ def main() -> None:
       output,
       std_output=_STD.value,
       segmentation=_SEGMENTATION.value,
-      threshold=threshold,
+      segmenter=segmenter,
+      link=_LINK.value,
       calibration=calibrated,
       tile=_TILE.value,
       overlap=_OVERLAP.value,
@@ -117,8 +130,9 @@ def main() -> None:
     print(f'{_STD.value}: standard deviations over {predictor.count}')
   if _SEGMENTATION.value:
     print(
-      f'{_SEGMENTATION.value}: {labels_dtype} labels of each slice, 0 on '
-      f'borders, at threshold {threshold:.3g} ({origin})'
+      f'{_SEGMENTATION.value}: {labels_dtype} labels of '
+      f'{"cells through the slices" if _LINK.value else "each slice"}, 0 on '
+      f'borders, {segmenter.how}'
     )
   for run in runs:
     print(

@@ -130,3 +130,9 @@ def test_evaluate_fits_it_and_both_commands_use_it(command, run, tmp_path):
   refuses(json.dumps(content | {'fits': broken}), 'no readable fit')
   broken = {'plain': {'log_odds': 1, 'scale': -1}}
   refuses(json.dumps(content | {'fits': broken}), 'unusable fit')
+
+  (copy / 'calibration.json').unlink()
+  (copy / 'calibration.json').mkdir()
+  done = command(*arguments, '--calibration=fit')
+  assert (done.code, done.err.count('\n')) == (2, 1)
+  assert 'calibration.json is a folder' in done.err

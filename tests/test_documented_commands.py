@@ -43,6 +43,7 @@ from skipnet_jax.data import border_weight
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import pipeline
 from skipnet_jax.data import volume
+from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import inference
 from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.studies import speed
@@ -65,6 +66,7 @@ STOPS = (
   (loop, 'train_and_evaluate', 'test_loop; first the run is prepared'),
   (prepare, 'describe', 'test_cli; first the config is checked'),
   (inference.Predictor, '__call__', 'test_predict; it gives a constant'),
+  (edge_fit, 'of_run', 'test_edge_fit; as if edges were fitted'),
   (border_weight, 'border_weight', 'test_border_weight; it gives ones'),
   (isbi2012, 'download', 'test_isbi2012'),
   (comparison, 'at_init', 'test_gradflow'),
@@ -316,6 +318,7 @@ def stopping(monkeypatch, stack):
     'train_and_evaluate': stop('training', check),
     'describe': stop('the table', config_checks.validate),
     '__call__': constant,
+    'of_run': lambda *_: (None, {'slices': [], 'training_scores': {}}),
     'border_weight': lambda label, *_: np.ones(label.shape, np.float32),
     'download': lambda folder, *_, **__: folder,
     'race': stop('race', lambda config, **_: race.check_config(config)),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
+import os
 from typing import Any
 
 import jax
@@ -69,6 +70,20 @@ def network_of(run: trained.TrainedRun) -> str:
   for leaf in jax.tree.leaves(run.variables):
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()[:16]
+
+
+def check_writable(run: trained.TrainedRun, kind: Kind) -> None:
+  """Checks that a fit can be kept; call it before any work.
+
+  Raises:
+    InputError: the file is a folder, or the run's folder is not writable.
+  """
+  files.check_outputs([run.path / kind.file], overwrite=True)
+  if not os.access(run.path, os.W_OK):
+    raise errors.InputError(
+      f'The folder {run.path} is not writable, but {kind.flag} keeps '
+      f'{kind.file} there: change its permissions, or copy the run.'
+    )
 
 
 def read(

@@ -15,7 +15,8 @@ from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
-from skipnet_jax.scores import thinning
+from skipnet_jax.prediction import linking
+from skipnet_jax.prediction import segmenters
 
 Calibration = Callable[[np.ndarray], np.ndarray]
 
@@ -34,7 +35,8 @@ def predict_stack(
   *,
   std_output: str | os.PathLike | None = None,
   segmentation: str | os.PathLike | None = None,
-  threshold: float = 0.5,
+  segmenter: segmenters.Segmenter = segmenters.ByThreshold(0.5),  # noqa: B008
+  link: bool = False,
   calibration: Calibration | None = None,
   tile: int = 0,
   overlap: int | None = None,
@@ -51,31 +53,29 @@ def predict_stack(
     source: an open stack.
     output: TIFF of probabilities, float32, 1 inside a cell, 0 on membranes.
     std_output: TIFF of their standard deviations, float32.
-    segmentation: TIFF of labels: in every slice, the regions of
-      `thinning.thin_borders` have numbers from 1, and their borders 0. The type
-      is uint16, or uint32 if a slice has more than 65535 regions.
-    threshold: a pixel is inside if its probability is larger.
+    segmentation: TIFF of labels: in every slice, the cells have numbers from 1,
+      and their borders 0. The type is uint16, or uint32 if a slice has more
+      than 65535 cells, or they have more numbers in all if `link`.
+    segmenter: finds the cells.
+    link: whether a cell has one number in all slices that it passes, see
+      `linking.Linker`.
     calibration: maps the probabilities `[y, x]` of each slice, not their
       standard deviations; None: not mapped.
     tile: see `Predictor.tiling`.
     overlap: see `Predictor.tiling`.
     overwrite: whether existing files may be replaced.
     log: called with a message on tiles that overlap by less than the receptive
-      field, and on slices of a single region.
+      field, and on slices of a single cell.
 
   Returns:
     Type of the labels; '' without `segmentation`.
 
   Raises:
     InputError: files that cannot be read or written, an output that is the
-      input or lies in its folder, an invalid tile or threshold, pixels that are
-      not finite, fewer slices than the network needs at a time; all before
-      anything is compiled.
+      input or lies in its folder, an invalid tile, pixels that are not finite,
+      fewer slices than the network needs at a time; all before anything is
+      compiled.
   """
-  if not 0 <= threshold <= 1:
-    raise errors.InputError(
-      f'--threshold is {threshold:g}; it must be in 0..1, as probabilities are.'
-    )
   if len(source) < predictor.slices:
     raise errors.InputError(
       f'{source.path} has {len(source)} slice(s), but the network needs '
@@ -104,29 +104,27 @@ def predict_stack(
     # Neighbours are wanted again by the next slice.
     read = functools.lru_cache(predictor.slices)(source.read)
     single = []
+    linker = linking.Linker() if link else None
     for z in range(len(source)):
       around = sources.neighbours(np.asarray(z), len(source), predictor.slices)
       pages = np.stack([read(int(i)) for i in around])
-      mean, std = predictor(pages, tiling, bar.update)
-      if calibration:
-        mean = calibration(mean)
+      probability, std = predictor(pages, tiling, bar.update)
+      mean = calibration(probability) if calibration else probability
       mean_out.write(mean)
       if std_out:
         std_out.write(std)
       if labels_out:
-        # In float64, or the last threshold would round to 1.
-        inside = mean.astype(np.float64) > threshold
-        regions = thinning.thin_borders(inside)
-        count = regions.max()
-        if count < 2:
+        regions = segmenter(probability, read(z))
+        if regions.max() < 2:
           single.append(z)
-        if count > np.iinfo(np.uint16).max:
+        if linker:
+          regions = linker(regions)
+        if regions.max() > np.iinfo(np.uint16).max:
           labels_out.widen()
         labels_out.write(regions.astype(labels_out.dtype))
   if single:
     log(
       f'{segmentation} has only one region in slices '
-      f'{labels_lib.ranges(single)} (counted from 0) at threshold '
-      f'{threshold:.3g}: try another --threshold.'
+      f'{labels_lib.ranges(single)} (counted from 0) {segmenter.remedy}.'
     )
   return labels_out.dtype.name if labels_out else ''
