@@ -48,12 +48,18 @@ ELSEWHERE = 4 * 2**30
 SMOKE = 'experiments/long_short.py'
 
 
-def change_times(folder: pathlib.Path) -> dict[str, int]:
-  """Modification time of every file below a folder, except caches."""
+def change_times(
+  folder: pathlib.Path, but: pathlib.Path | None = None
+) -> dict[str, int]:
+  """Modification times of the files below a folder, but of no cache.
+
+  Those below `but` are left out: the tool writes there itself.
+  """
   found = {}
   for path in folder.rglob('*'):
     passed = {'.git', '__pycache__', '.venv'} & set(path.parts)
-    if path.is_file() and not passed:
+    ours = but is not None and path.is_relative_to(but)
+    if path.is_file() and not passed and not ours:
       found[str(path)] = path.stat().st_mtime_ns
   return found
 
@@ -253,7 +259,7 @@ def main() -> None:
   rows, least = [], 0
   home = output / 'home'
   home.mkdir()
-  before = [change_times(ROOT), change_times(output / 'corpus')]
+  before = [change_times(ROOT, output), change_times(output / 'corpus')]
   for number, (name, wanted, arguments) in enumerate(todo):
     work = output / 'runs' / str(number)
     config = SMOKE
@@ -294,7 +300,7 @@ def main() -> None:
     'rows': rows,
   }
   # Commands may write to their workdir and the cache only.
-  after = [change_times(ROOT), change_times(output / 'corpus')]
+  after = [change_times(ROOT, output), change_times(output / 'corpus')]
   stray = [
     p for p in change_times(home) if not p.startswith(str(home / 'cache'))
   ]
