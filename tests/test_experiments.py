@@ -53,6 +53,9 @@ def count(config):
 @functools.cache
 def _count(model, side):
   """Once for presets that have the same network."""
+  if isinstance(model, models.fc_resnet.FCResNet):
+    # Traced in a tenth of the time; as many, says test_scan.
+    model = model.clone(scan=True)
   image = jnp.zeros(model.input_shape((side, side)))
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), image, train=False)
