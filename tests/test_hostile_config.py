@@ -1,9 +1,10 @@
 """Any value of any field is used, or refused in one sentence."""
 
+import functools
 import json
 import math
 
-from conftest import experiment
+import conftest
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -24,6 +25,8 @@ from skipnet_jax.step import losses
 from skipnet_jax.step import optim
 from skipnet_jax.step import parallel
 
+# Each file is read once.
+experiment = functools.cache(conftest.experiment)
 WORDS = st.sampled_from(
   [
     *config_lib.LOSSES,
