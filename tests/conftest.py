@@ -5,6 +5,7 @@ synthetic stacks, and no start over for large memory pages.
 """
 
 import atexit
+import contextlib
 import dataclasses
 import gc
 import importlib
@@ -49,17 +50,19 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
-# Files of a minute and more, the longest first: where several processes share
+# The files that take longest, these first: where several processes share
 # the tests, none is left with one of them at the end.
 LONG = (
-  *('test_systems', 'test_processes', 'test_preemption', 'test_scan'),
-  *('test_fc_resnet', 'test_parallel', 'test_chaos', 'test_benchmark'),
-  *('test_build', 'test_depth', 'test_addn', 'test_loop', 'test_gradflow'),
-  *('test_torch_agreement', 'test_torch_training', 'test_torch_peer'),
+  *('test_systems', 'test_processes', 'test_chaos', 'test_gradflow'),
+  *('test_preemption', 'test_torch_agreement', 'test_documented_commands'),
+  *('test_benchmark', 'test_torch_peer', 'test_torch_training', 'test_depth'),
+  *('test_fc_resnet', 'test_parallel', 'test_scan', 'test_api'),
+  *('test_own_model', 'test_build', 'test_loop', 'test_evaluate'),
 )
 # Added to the smoke preset: quick to compile, and quiet.
 SHORT = {
@@ -198,8 +201,8 @@ def tool(name: str):
     sys.path.remove(str(ROOT / 'tools'))
 
 
-@pytest.fixture(scope='module')
-def drawn():
+@contextlib.contextmanager
+def numpy_draws():
   """First states of values that NumPy draws: no initialisation is compiled.
 
   For tests in which any first values do; optimizers must begin at zero.
@@ -208,9 +211,12 @@ def drawn():
 
   from skipnet_jax.step import build
 
+  def zeros(like):
+    # An array of jax.numpy would be compiled for each shape.
+    return jax.numpy.asarray(np.zeros(like.shape, like.dtype))
+
   def create(self, seed):
     like = self.abstract_state
-    zeros = lambda x: jax.numpy.zeros(x.shape, x.dtype)  # noqa: E731
     return like.replace(
       step=zeros(like.step),
       params=small_networks.fill(like.params, seed),
@@ -221,6 +227,13 @@ def drawn():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(build.Training, 'create_state', create)
+    yield
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  """See `numpy_draws`."""
+  with numpy_draws():
     yield
 
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 import small_networks
 from small_networks import make_batch
+import systems
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_checks
@@ -138,8 +139,9 @@ def settings(**changes):
   return config.optim
 
 
-def test_each_has_its_optimizer():
+def test_each_has_its_optimizer(drawn):
   config = conftest.experiment('addn').get_config('smoke')
+  config.model.update(systems.SYSTEMS['addn'].small)
   config.optim.update(learning_rate=1e-3, discriminator_learning_rate=4e-3)
   training = build.build(config, (32, 32), 1, record=False)
   state = training.create_state(0)

@@ -39,7 +39,7 @@ def make(**changes):
 
 
 @pytest.fixture(scope='module')
-def swept(tmp_path_factory):
+def swept(tmp_path_factory, drawn):
   folder = tmp_path_factory.mktemp('depth')
   said = []
   return folder, depth.sweep(make(), folder, said.append), said

@@ -49,7 +49,7 @@ def two(tmp_path):
 
 
 @pytest.fixture
-def few_seeds(monkeypatch):
+def few_seeds(monkeypatch, drawn):
   monkeypatch.setattr(measure, 'SEEDS', (0, 1))
 
 

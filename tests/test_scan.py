@@ -209,7 +209,7 @@ def test_an_interceptor_changes_the_gradient_inside_the_scan():
 
 
 @pytest.fixture(scope='module')
-def scanned_run(smoke, tmp_path_factory):
+def scanned_run(smoke, drawn, tmp_path_factory):
   config = smoke(
     {'model.scan': True, 'model.repetitions': (1, 1, 1, 4, 1, 1, 4)}
   )

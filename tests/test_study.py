@@ -10,7 +10,7 @@ from skipnet_jax.training import study
 
 
 @pytest.fixture
-def variants(smoke):
+def variants(smoke, drawn):
   config = smoke(
     {
       'train.epochs': 1,

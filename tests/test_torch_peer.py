@@ -9,6 +9,7 @@ import sys
 import conftest
 import jax
 import pytest
+import systems
 
 from skipnet_jax import environment
 from skipnet_jax import errors
@@ -24,7 +25,7 @@ def _memory(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def raced(smoke):
+def raced(smoke, drawn):
   # A batch that does not divide the eight training slices.
   config = smoke({'train.batch_size': 3})
   said = []
@@ -70,7 +71,7 @@ def test_a_result_is_json_and_a_table_of_100_columns(raced):
 
 
 @pytest.mark.peer
-def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
+def test_another_network_is_raced_with_its_loss_and_weights(drawn, monkeypatch):
   from skipnet_jax.benchmarking.peer import parity
 
   seen = []
@@ -82,6 +83,7 @@ def test_another_network_is_raced_with_its_loss_and_weights(monkeypatch):
     ),
   )
   config = conftest.experiment('f_clmser_s').get_config('smoke')
+  config.model.update(systems.SYSTEMS['f_clmser_s'].small)
   config.data.border_weight = 10.0
   # optax's Adam mixes dtypes.
   with jax.numpy_dtype_promotion('standard'):

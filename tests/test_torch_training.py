@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from small_networks import make_batch
+import systems
 
 from skipnet_jax import environment
 from skipnet_jax import models
@@ -123,9 +124,17 @@ TWO_RATES = {
 }
 
 
+def small(name):
+  return {f'model.{k}': v for k, v in systems.SYSTEMS[name].small.items()}
+
+
 @pytest.mark.parametrize(
   ('name', 'changes'),
-  [('long_short', RMSPROP), ('addn', TWO_RATES), ('m2fcn', {})],
+  [
+    ('long_short', RMSPROP),
+    ('addn', TWO_RATES | small('addn')),
+    ('m2fcn', small('m2fcn')),
+  ],
 )
 def test_a_step_leaves_the_parameters_of_the_package(
   name, changes, smoke, torch_training

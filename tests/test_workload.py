@@ -23,7 +23,7 @@ EVAL = dataclasses.replace(TRAIN, call='eval')
 
 
 @pytest.fixture(scope='module')
-def bench(smoke):
+def bench(smoke, drawn):
   return workload.Bench(smoke(QUICK))
 
 
