@@ -368,6 +368,34 @@ EVALUATION = (
       '::test_dropout_samples_and_checkpoints_are_averaged',
     ),
   ),
+  Mutation(
+    'calibration-divides-the-wrong-way',
+    'skipnet_jax/prediction/calibration.py',
+    '(odds - self.log_odds)',
+    '(odds + self.log_odds)',
+    'Calibration moves the best threshold away from 0.5.',
+    ('tests/test_calibration.py::test_the_best_threshold_becomes_a_half',),
+  ),
+  Mutation(
+    'moves-do-not-change-gains',
+    'skipnet_jax/prediction/multicut.py',
+    'gains[node] += 2 * costs[place]',
+    'gains[node] += costs[place]',
+    'After a move, the gains of its neighbours are wrong.',
+    ('tests/test_multicut.py::test_against_all_partitions',),
+  ),
+  Mutation(
+    'edges-of-any-network',
+    'skipnet_jax/prediction/fitted.py',
+    'if network != network_of(run):',
+    'if not network:',
+    'Edges and calibrations of another network are used.',
+    (
+      'tests/test_edge_fit.py::test_evaluate_fits_edges_and_predict_uses_them',
+      'tests/test_calibration.py'
+      '::test_evaluate_fits_it_and_both_commands_use_it',
+    ),
+  ),
 )
 
 OTHERS = (

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 from scipy import special
 
-# Fixed before any score was seen, PAPERS.md section 6. Smoothing in pixels.
+# The same for all networks and slices. Smoothing in pixels.
 _MEMBRANE_SMOOTHING = (0.0, 1.6, 4.0)
 _IMAGE_SMOOTHING = (0.0, 1.6)
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-# Fixed before any score was seen, PAPERS.md section 6.
+# The same for all networks and slices.
 _L2 = 10.0
 _MAX_STEPS = 100
 _TOLERANCE = 1e-8

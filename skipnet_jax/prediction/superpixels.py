@@ -6,7 +6,7 @@ from skimage import segmentation
 
 from skipnet_jax import errors
 
-# Fixed before any score was seen, PAPERS.md section 6.
+# The same for all networks and slices.
 _MEMBRANE = 0.25  # Least probability of a membrane that ends a distance.
 _SMOOTHING = 2.0  # Pixels; of the distance and of the flooded relief.
 _PROBABILITY_SHARE = 0.9  # Of the relief; the rest is the distance.
