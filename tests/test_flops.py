@@ -26,6 +26,7 @@ def test_the_fewest_bytes_by_hand():
   table = [row('a', 10), row('norm', 0), row('b', 100)]
   # Two kernels read 40 elements and write 16; three layers' 5 parameters.
   assert flops.forward_bytes(table, 2) == 2 * 2 * (40 + 16) + 4 * 15
+  assert flops.forward_bytes(table, 2, 8) == 2 * 16 * (40 + 16) + 4 * 15
   # Backward: 16 and 40 read, 40 written, but not for the image.
   backward = 2 * (16 + 40 + 40) - 40
   assert flops.training_bytes(table, 2) == (

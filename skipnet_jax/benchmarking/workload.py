@@ -167,18 +167,16 @@ class Bench:
       arguments=arguments,
       start=start,
       flops=cell.batch * flops.training(self.table, training.discriminator),
-      min_bytes=cell.batch
+      min_bytes=cell.devices
       * flops.training_bytes(
-        self.table, jnp.dtype(cell.dtype).itemsize, training.discriminator
+        self.table,
+        jnp.dtype(cell.dtype).itemsize,
+        training.discriminator,
+        cell.batch // cell.devices,
       ),
       steps=steps,
       loss=functools.partial(_loss, parallel),
     )
-
-  def _forward_bytes(self, cell: plan.Cell, images: int) -> int:
-    # Counts the parameters once per image; they are a small part.
-    itemsize = jnp.dtype(cell.dtype).itemsize
-    return images * flops.forward_bytes(self.table, itemsize)
 
   def pipeline(self, batch: int) -> pipeline_lib.Pipeline:
     """The pipeline of the data set, for batches of any size."""
@@ -209,7 +207,10 @@ class Bench:
       arguments=arguments,
       start=lambda compiled: lambda: compiled(*arguments),
       flops=cell.batch * flops.forward(self.table),
-      min_bytes=self._forward_bytes(cell, cell.batch),
+      min_bytes=cell.devices
+      * flops.forward_bytes(
+        self.table, jnp.dtype(cell.dtype).itemsize, cell.batch // cell.devices
+      ),
     )
 
   def _inference(self, cell, model) -> Work:
@@ -230,7 +231,9 @@ class Bench:
       arguments=(model, False, variables, tile, jax.random.key(0)),
       start=lambda compiled: lambda: predictor(image, tiling),
       flops=tiles * flops.forward(self.table),
-      min_bytes=self._forward_bytes(cell, tiles),
+      # Each tile is a call, which reads the parameters.
+      min_bytes=tiles
+      * flops.forward_bytes(self.table, jnp.dtype(cell.dtype).itemsize),
       executions_per_batch=tiles,
     )
 

@@ -55,16 +55,19 @@ def _first(table: Sequence[layer_table.Layer]) -> layer_table.Layer:
   return next(row for row in table if row.flops)
 
 
-def forward_bytes(table: Sequence[layer_table.Layer], itemsize: int) -> int:
+def forward_bytes(
+  table: Sequence[layer_table.Layer], itemsize: int, images: int = 1
+) -> int:
   """Fewest bytes of a prediction: activations, and the float32 parameters.
 
   Args:
     table: as in `forward`.
     itemsize: bytes of an activation, 4 in float32.
+    images: how many times the images of the table; the parameters count once.
   """
   kernels = [row for row in table if row.flops]
   activations = sum(row.read + math.prod(row.shape) for row in kernels)
-  return itemsize * activations + _FLOAT32 * _parameters(table)
+  return itemsize * images * activations + _FLOAT32 * _parameters(table)
 
 
 def training_bytes(
@@ -79,7 +82,7 @@ def training_bytes(
     table: as in `forward`.
     itemsize: as in `forward_bytes`.
     judge: as in `training`.
-    images: how many times the images of the table; the parameters count once.
+    images: as in `forward_bytes`.
   """
   kernels = [row for row in table if row.flops]
   activations = sum(3 * row.read + 2 * math.prod(row.shape) for row in kernels)
