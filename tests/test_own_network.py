@@ -171,7 +171,12 @@ OUTPUTS = {
   ),
   'half': (
     '{"logits": x * self.param("p", nn.initializers.ones, (), jnp.bfloat16)}',
-    'its parameter p is bfloat16; it must be float32',
+    r'its variable params\.p is bfloat16; it must be float32',
+  ),
+  'counter': (
+    '{"logits": x * self.param("p", nn.initializers.ones, ()) + '
+    'self.variable("batch_stats", "n", jnp.int32, 0).value.astype("float32")}',
+    r'its variable batch_stats\.n is int32; it must be float32',
   ),
 }
 

@@ -159,12 +159,10 @@ def _contract_violation(model: network.Network) -> str:
       f'its variables are {", ".join(sorted(variables)) or "none"}; they must '
       'be params, and batch_stats if it has BatchNorm'
     )
-  for path, leaf in jax.tree.leaves_with_path(variables['params']):
+  for path, leaf in jax.tree.leaves_with_path(variables):
     if leaf.dtype != jnp.float32:
-      return (
-        f'its parameter {jax.tree_util.keystr(path, simple=True)} is '
-        f'{leaf.dtype}; it must be float32'
-      )
+      name = jax.tree_util.keystr(path, simple=True, separator='.')
+      return f'its variable {name} is {leaf.dtype}; it must be float32'
   images = image(y, 2 * x, batch=2)
   labels = jax.ShapeDtypeStruct((*images.shape[:3], 1), jnp.float32)
   for train, sample in ((True, False), (False, False), (False, True)):
