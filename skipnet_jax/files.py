@@ -49,7 +49,8 @@ def check_outputs(
 
   Raises:
     InputError: an output is an input, would be one more slice in its folder, is
-      another output or a folder, or exists although `overwrite` is False.
+      another output or a folder, has too long a name, or exists although
+      `overwrite` is False.
   """
   read: set[tuple[Any, ...]] = set()
   folders: set[tuple[Any, ...]] = set()
@@ -83,6 +84,13 @@ def check_outputs(
       raise errors.InputError(f'{path} is a folder: choose another name.')
     if os.path.lexists(path) and not overwrite:
       raise errors.InputError(f'{path} exists: {remedy}.')
+    try:
+      os.lstat(_part(path))
+    except OSError as e:
+      if e.errno == errno.ENAMETOOLONG:
+        raise errors.InputError(
+          f'The name of {path} is too long: choose a shorter one.'
+        ) from e
 
 
 def _place(path: pathlib.Path) -> tuple[Any, ...]:
@@ -125,10 +133,15 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     raise
 
 
+def _part(path: pathlib.Path) -> pathlib.Path:
+  """A name for the new file that will replace `path`."""
+  return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+
+
 def _open_part(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
   """A new file beside `path`, locked as long as this process has it open."""
   while True:
-    part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+    part = _part(path)
     # 'x' follows no link; unlike mkstemp, it respects the umask.
     file = part.open('x+b')
     _lock(file.fileno())

@@ -150,6 +150,10 @@ def test_refuses_a_run_before_it_compiles(command, run, tmp_path, monkeypatch):
   refuses(
     here, given, f'--panels={tmp_path}/slice_004.png', words=['name a folder']
   )
+  below = f'--panels={tmp_path}/slice_004.png/below'
+  refuses(here, given, below, words=['below of --panels cannot be made'])
+  refuses(here, given, f'--panels={"x" * 300}', words=['is too long'])
+  refuses(here, f'--output={"s" * 245}.json', words=['is too long'])
   refuses(here, '--output=s.txt', words=['.json'])
   refuses(here, '--output=no/s.json', words=['folder no'])
   refuses(here, given, '--split=test', words=["'test'", 'predict'])

@@ -190,5 +190,11 @@ def test_a_folder_is_no_output(tmp_path):
   (tmp_path / 'a.json').mkdir()
   with pytest.raises(errors.InputError, match='is a folder: choose another'):
     files.check_outputs([tmp_path / 'a.json'], overwrite=True)
-  # The system's own limits are met when the file is written.
-  files.check_outputs([tmp_path / ('a' * 300)], overwrite=False)
+
+
+# The hidden file that replaces the second has too long a name.
+@pytest.mark.parametrize('length', [300, 245])
+def test_a_name_that_is_too_long(tmp_path, length):
+  with pytest.raises(errors.InputError, match='too long: choose a shorter'):
+    files.check_outputs([tmp_path / ('a' * length)], overwrite=True)
+  files.check_outputs([tmp_path / ('a' * 200)], overwrite=False)

@@ -191,8 +191,9 @@ def test_odd_names_need_proc(tmp_path, monkeypatch, name):
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'file').write_text('not a folder')
-  with pytest.raises(errors.InputError, match='cannot be written'):
-    workdir.check(tmp_path / 'file' / 'run', make(), DATA)
+  for folder in (tmp_path / 'file' / 'run', tmp_path / ('a' * 300)):
+    with pytest.raises(errors.InputError, match='cannot be written'):
+      workdir.check(folder, make(), DATA)
 
 
 def test_a_config_without_a_field_has_its_default(tmp_path):

@@ -46,13 +46,15 @@ class OutputFiles:
   def check(self, overwrite: bool, inputs: Iterable[str | os.PathLike]) -> None:
     """Checks that all files can be written; call it before any work.
 
+    It makes the folder of the panels.
+
     Args:
       overwrite: whether files that exist may be replaced.
       inputs: the files and folders of slices that are read.
 
     Raises:
       InputError: a file exists or is an input, its name has another ending, or
-        its folder does not exist.
+        its folder does not exist or cannot be made.
     """
     if self.scores.suffix != '.json':
       raise errors.InputError(
@@ -70,10 +72,18 @@ class OutputFiles:
         raise errors.InputError(
           f'--panels is {self.panels}, a file: name a folder.'
         )
-      outputs += sorted(self.panels.glob('slice_*.png')) or [
-        self.panels / 'slice_000.png'
-      ]
+      there = os.path.isdir(self.panels)
+      slices = self.panels.glob('slice_*.png') if there else ()
+      outputs += sorted(slices) or [self.panels / 'slice_000.png']
     files.check_outputs(outputs, overwrite=overwrite, inputs=inputs)
+    try:
+      if self.panels is not None:
+        self.panels.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+      raise errors.InputError(
+        f'The folder {self.panels} of --panels cannot be made ({e.strerror}): '
+        'choose another.'
+      ) from e
 
   def write(self, evaluation: scoring.Evaluation) -> list[str]:
     """Writes all files; returns a line on each."""
@@ -92,7 +102,6 @@ class OutputFiles:
     ]
     if self.panels is None:
       return lines
-    self.panels.mkdir(parents=True, exist_ok=True)
     threshold = result['threshold_v_rand']
     for place, row in enumerate(result['per_slice']):
       picture = panels.slice_panel(

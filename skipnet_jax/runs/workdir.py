@@ -123,7 +123,6 @@ def check(
       f'The path of the workdir {str(path)!r} has one of * ? [ ] \\ : or is '
       'not UTF-8, which needs Linux with /proc: choose another --workdir.'
     )
-  _check_kinds(path)
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path) as probe:
@@ -134,6 +133,7 @@ def check(
       f'The workdir {path} cannot be written ({e.strerror}): choose another '
       '--workdir, or free some space.'
     ) from e
+  _check_kinds(path)
   if not (path / 'config.json').exists():
     found = [name for name in _WRITTEN if os.path.lexists(path / name)]
     if any(checkpoint.steps_on_disk(path).values()):
