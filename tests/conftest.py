@@ -7,6 +7,7 @@ synthetic stacks, and no start over for large memory pages.
 import atexit
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import importlib.metadata
@@ -50,7 +51,6 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -205,25 +205,17 @@ def tool(name: str):
 def numpy_draws():
   """First states of values that NumPy draws: no initialisation is compiled.
 
-  For tests in which any first values do; optimizers must begin at zero.
+  For tests in which any first values do.
   """
   import small_networks
 
   from skipnet_jax.step import build
-
-  def zeros(like):
-    # An array of jax.numpy would be compiled for each shape.
-    return jax.numpy.asarray(np.zeros(like.shape, like.dtype))
+  from skipnet_jax.step import state as state_lib
 
   def create(self, seed):
-    like = self.abstract_state
-    return like.replace(
-      step=zeros(like.step),
-      params=small_networks.fill(like.params, seed),
-      batch_stats=small_networks.fill(like.batch_stats, seed),
-      opt_state=jax.tree.map(zeros, like.opt_state),
-      key=jax.random.key(seed),
-    )
+    variables = small_networks.fill(self.abstract_state.variables(), seed)
+    begin = jax.jit(functools.partial(state_lib.begin, self.optimizer))
+    return begin(variables, jax.random.key(seed))
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(build.Training, 'create_state', create)
