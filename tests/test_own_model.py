@@ -32,29 +32,33 @@ def test_the_page_s_network_trains_is_analysed_and_predicts(
   blocks = re.findall(r'```bash\n(.*?)```', PAGE, re.S)
   commands = ''.join(blocks).replace('\\\n', '').splitlines()
   assert len(commands) == 5
-  # The trainings run in this process; what reads the runs again has a new one.
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [*sys.path])
-  for text in commands[:2]:
-    start, *arguments = text.removeprefix('python -m skipnet_jax.').split()
-    # As in a process of its own: Adam mixes dtypes.
-    with jax.numpy_dtype_promotion('standard'):
-      ended = command(start, *arguments)
-    assert ended.code == 0, ended
-  del sys.modules['my_nets']
-  for text in commands[2:]:
+  for text in commands:
     program, *arguments = text.split()
     assert program == 'python'
-    ended = subprocess.run(
-      [sys.executable, *arguments],
-      cwd=tmp_path,
-      env=os.environ | {'PYTHONPATH': str(ROOT)},
-      capture_output=True,
-      text=True,
-      timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
-  assert 'up_conv_2' in ended.stdout  # Of --describe.
+    # One has a process of its own, which reads the run of another; in this
+    # process each imports the network anew.
+    if 'skipnet_jax.predict' in arguments:
+      ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+      )
+      assert ended.returncode == 0, ended.stderr
+      continue
+    dash_m, module, *arguments = arguments
+    assert dash_m == '-m'
+    sys.modules.pop('my_nets', None)
+    # As in a process of its own: Adam mixes dtypes.
+    with jax.numpy_dtype_promotion('standard'):
+      ended = command(module.removeprefix('skipnet_jax.'), *arguments)
+    assert ended.code == 0, ended
+  sys.modules.pop('my_nets', None)
+  assert 'up_conv_2' in ended.out  # Of --describe.
 
   found = tifffile.imread(tmp_path / 'probabilities.tif')
   assert found.shape[-2:] == (50, 70)
