@@ -377,12 +377,12 @@ EVALUATION = (
     ('tests/test_calibration.py::test_the_best_threshold_becomes_a_half',),
   ),
   Mutation(
-    'moves-do-not-change-gains',
-    'skipnet_jax/prediction/multicut.py',
-    'gains[node] += 2 * costs[place]',
-    'gains[node] += costs[place]',
-    'After a move, the gains of its neighbours are wrong.',
-    ('tests/test_multicut.py::test_against_all_partitions',),
+    'cuts-cost-the-opposite',
+    'skipnet_jax/prediction/cells.py',
+    'return -np.clip(log_odds, -limit, limit)',
+    'return np.clip(log_odds, -limit, limit)',
+    'Superpixels are joined where a membrane is likely.',
+    ('tests/test_cells.py::test_cells_are_found_and_drawn',),
   ),
   Mutation(
     'edges-of-any-network',
