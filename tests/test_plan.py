@@ -145,11 +145,14 @@ def test_a_batch_that_devices_do_not_divide():
     ({'dtypes': ('float16',)}, 'among float32, bfloat16'),
     ({'modes': ('tpu',)}, 'among jit, pmap, sharded'),
     ({'scaling': ('linear',)}, 'among weak, strong'),
-    ({'repetitions': 0}, 'benchmark.repetitions is 0; it must be at least 1'),
+    ({'repetitions': 0}, 'benchmark.repetitions is 0; .* and at least 1'),
+    ({'repetitions': 2.5}, r'repetitions is 2\.5; it must be a whole number'),
     ({'warmup': 0}, 'benchmark.warmup is 0'),
     ({'processes': 0}, 'benchmark.processes is 0'),
     ({'batches': ()}, 'benchmark.batches is empty'),
     ({'batches': (8, -1)}, 'benchmark.batches is -1'),
+    ({'batches': ('8',)}, "batches is '8'; it must be a whole number"),
+    ({'batches': 8}, 'batches is 8; it must be a tuple of whole numbers'),
     ({'devices': (-2,)}, 'benchmark.devices is -2'),
     ({'modes': ('pmap',)}, 'inference, which runs on one device: add jit'),
   ],
@@ -157,7 +160,7 @@ def test_a_batch_that_devices_do_not_divide():
 def test_plans_that_cannot_be_carried_out(smoke, changes, words):
   config = smoke()
   with config.unlocked():
-    config.benchmark = make(**changes)
+    config.benchmark = changes
   with pytest.raises(errors.InputError, match=words):
     plan.split(config)
 

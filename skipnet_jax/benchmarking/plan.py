@@ -162,10 +162,15 @@ def _check(section: Section) -> None:
     ('repetitions', 1, [section.repetitions]),
     ('processes', 1, [section.processes]),
   ):
+    if not isinstance(values, tuple | list):
+      raise errors.InputError(
+        f'benchmark.{field} is {values!r}; it must be a tuple of whole numbers.'
+      )
     for value in values:
-      if value < low:
+      if type(value) is not int or value < low:
         raise errors.InputError(
-          f'benchmark.{field} is {value}; it must be at least {low}.'
+          f'benchmark.{field} is {value!r}; it must be a whole number and at '
+          f'least {low}.'
         )
   if not section.batches:
     raise errors.InputError(
