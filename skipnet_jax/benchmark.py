@@ -32,7 +32,6 @@ _UNTIL_BCE = flags.DEFINE_float(
   'until_bce',
   None,
   'Afterwards, also train three seeds until the validation BCE is this low.',
-  lower_bound=0,
 )
 _COMPARE = flags.DEFINE_multi_string(
   'compare', None, 'Two reports, the older one first; exits 1 on a slowdown.'
@@ -62,6 +61,9 @@ def main() -> None:
     cli.refuse(
       'Give either --aot, which measures nothing, or --peer and --until_bce.'
     )
+  bce = _UNTIL_BCE.value
+  if bce is not None and not 0 < bce < float('inf'):
+    cli.refuse(f'--until_bce is {bce:g}; give a number above 0, such as 0.3.')
   # Imported here, so that --help does not wait for JAX.
   import jax
 
