@@ -38,6 +38,7 @@ def test_a_report_with_a_wrong_field_is_not_written(tmp_path):
   [
     (None, 'bench.json cannot be read .FileNotFoundError'),
     ('{"schema": ', 'bench.json cannot be read .JSONDecodeError'),
+    ('[' * 100_000, 'bench.json cannot be read .RecursionError'),
     ('[]', r'bench.json cannot be used: The report is \[\]'),
     ('{"schema": 2}', 'bench.json cannot be used: identity is missing'),
     ('{"schema": 1}', 'its schema is 1, of an earlier version, .* measure'),

@@ -89,7 +89,7 @@ def read(path: str | os.PathLike) -> Report:
     schema.check(report)
   except errors.InputError as e:
     raise errors.InputError(f'{path} cannot be used: {e}') from e
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise errors.InputError(
       f'{path} cannot be read ({type(e).__name__}): give a report that '
       'python -m skipnet_jax.benchmark wrote.'

@@ -1,6 +1,6 @@
 """Checks the fields of a report; docs/benchmark_report.md explains them."""
 
-import math
+import sys
 from typing import Any, NoReturn
 
 from skipnet_jax import config as config_lib
@@ -21,9 +21,13 @@ _TYPE_NAMES = {
 }
 
 
-# A form describes what a value must be: a type; a set of choices; [form] for a
-# list of any length; a dict for an object with these fields; None for null; the
-# result of `_or_null`; or a function that maps a value to its form.
+# A form describes what a value must be: a type; _POSITIVE; a set of choices;
+# [form] for a list of any length, [form, form] for one of two; a dict for an
+# object with these fields; None for null; the result of `_or_null`; or a
+# function that maps a value to its form.
+_POSITIVE = 'a number above 0'
+
+
 def _or_null(form: Any) -> tuple[Any]:
   return (form,)
 
@@ -31,10 +35,11 @@ def _or_null(form: Any) -> tuple[Any]:
 _FIGURES = {
   'timing': {
     **dict.fromkeys(('warmup', 'n'), int),
-    **dict.fromkeys(('mean', 'min', 'p50', 'p90', 'p95', 'p99', 'mad'), float),
+    **dict.fromkeys(('mean', 'min', 'p50', 'p90', 'p95', 'p99'), _POSITIVE),
+    'mad': float,
     'std': _or_null(float),
   },
-  'process_p50': [float],
+  'process_p50': [_POSITIVE],
   'blocked': {'batches': int, 'seconds': float, 'host_share': float},
   'compile': _or_null(
     {
@@ -45,8 +50,8 @@ _FIGURES = {
   ),
   'programs': [str],
   'loss': _or_null({'steps': int, 'value': float}),
-  'images_per_second': float,
-  'images_per_second_p50': float,
+  'images_per_second': _POSITIVE,
+  'images_per_second_p50': _POSITIVE,
   'images_per_second_per_device': float,
   'model_flops': _or_null(float),
   'model_bytes': _or_null(float),
@@ -142,12 +147,12 @@ SCHEMA = {
     **dict.fromkeys(('device_count', 'local_device_count', 'cores'), int),
     'device_memory_bytes': _or_null(int),
     'memory_bytes': int,
-    'load_average': [float],
+    'load_average': [float, float, float],
   },
   'workload': {
     **dict.fromkeys(('model', 'dataset', 'loss', 'optimizer'), str),
     **dict.fromkeys(('parameters', 'convolutions'), int),
-    'image_size': [int],
+    'image_size': [int, int],
   },
   'results': [_row],
   'scaling': [
@@ -212,15 +217,22 @@ def _check(value: Any, form: Any, path: str) -> None:
       _check(value[name], one, prefix + name)
   elif isinstance(form, list):
     _check_type(value, list, path)
+    if len(form) > 1 and len(value) != len(form):
+      _refuse(path, value, f'a list of {len(form)}')
     for i, item in enumerate(value):
       _check(item, form[0], f'{path}[{i}]')
+  elif form == _POSITIVE:
+    _check_type(value, float, path)
+    if value <= 0:
+      _refuse(path, value, _POSITIVE)
   else:
     _check_type(value, form, path)
 
 
 def _check_type(value: Any, kind: type, path: str) -> None:
   if kind is float:
-    ok = type(value) in (int, float) and math.isfinite(value)
+    # A whole number may be too large for `math.isfinite`.
+    ok = type(value) in (int, float) and abs(value) <= sys.float_info.max
   else:
     ok = type(value) is kind
   if not ok:
