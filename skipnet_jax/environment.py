@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,8 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def command() -> str:
-  """The command of this process, without the folder of its program."""
-  return ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+  """The command of this process, without its program's folder, for a shell."""
+  return shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def now() -> str:

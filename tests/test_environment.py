@@ -25,6 +25,9 @@ def test_versions_are_those_of_the_packages():
 def test_the_command_is_named_without_its_folder(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['/somewhere/else/train.py', '--a=1'])
   assert environment.command() == 'train.py --a=1'
+  # A shell reads what it prints: without quotes, brackets are refused.
+  monkeypatch.setattr(sys, 'argv', ['train.py', '--sizes=(1, 2)'])
+  assert environment.command() == "train.py '--sizes=(1, 2)'"
 
 
 def test_the_date_is_of_now_in_utc():
