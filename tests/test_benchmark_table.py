@@ -7,6 +7,7 @@ from made_benchmarks import report
 from made_benchmarks import row
 import pytest
 
+from skipnet_jax import errors
 from skipnet_jax import files
 
 
@@ -59,3 +60,16 @@ def test_a_row_is_shown_with_its_report(tool, tmp_path):
   assert text.endswith(f'{tool.END}\nz')
   assert 'old' not in text
   assert '| A100 40GB | TF32 | 8 | 46.26 |' in text
+
+
+def test_a_damaged_report_is_named(tool, tmp_path):
+  files.write_json(tmp_path / 'one.json', report(row(loss=3)))
+  with pytest.raises(errors.InputError, match=r'one\.json .*loss is 3; it'):
+    tool.rows(tmp_path)
+
+
+def test_rows_without_a_peak_say_their_precision(tool, tmp_path):
+  unknown = {'mfu': None, 'mfu_peak': None, 'dtype': 'float32'}
+  exact = row(matmul_precision='highest', **unknown)
+  files.write_json(tmp_path / 'one.json', report(row(**unknown), exact))
+  assert [cells[3] for cells in tool.rows(tmp_path)] == ['f32', 'f32 highest']

@@ -28,7 +28,12 @@ MADE = ('report', 'command', 'code', 'software', 'date')
 
 
 def reports(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Name and content of each report in a folder and its folders."""
+  """Name and content of each report in a folder and its folders.
+
+  Raises:
+    InputError: names the file of a report that `schema.check` refuses.
+  """
+  from skipnet_jax import errors
   from skipnet_jax import files
   from skipnet_jax.benchmarking.reporting import schema
 
@@ -37,13 +42,17 @@ def reports(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     pieces = (content.get('result') or {}).get('reports', ())
     for report in (content, *pieces):
       if report.get('schema') == schema.VERSION:
-        schema.check(report)
+        try:
+          schema.check(report)
+        except errors.InputError as e:
+          raise errors.InputError(f'{path} cannot be used: {e}') from e
         yield str(path.relative_to(folder)), report
 
 
 def rows(folder: pathlib.Path) -> list[list[str]]:
   """Cells under HEADS for each row of the reports that did not fail."""
   from skipnet_jax import tables
+  from skipnet_jax.benchmarking.reporting import schema
 
   number = tables.number
   cells = []
@@ -61,7 +70,7 @@ def rows(folder: pathlib.Path) -> list[list[str]]:
           f'{row["devices"]} x {machine["device_kind"]}',
           f'{work["model"]}, {size}',
           f'{row["call"]} {row["feed"]} {row["mode"]}',
-          peak['arithmetic'] if peak else row['dtype'],
+          peak['arithmetic'] if peak else schema.key_cells(row)[4],
           str(row['batch']),
           number(row['images_per_second']),
           number(row['images_per_second_p50']),
