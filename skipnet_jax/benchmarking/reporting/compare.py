@@ -186,7 +186,7 @@ def format(comparison: Comparison) -> str:
     lines += tables.paragraph(
       f'undecided: measured in fewer than {PROCESSES} processes, which do not '
       'show how processes differ, or while more processes ran than the machine '
-      'has cores. Measure again in an idle machine.'
+      f'has cores. Measure again in {PROCESSES} processes, on an idle machine.'
     )
   return '\n'.join(lines)
 
