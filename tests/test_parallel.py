@@ -22,7 +22,6 @@ from skipnet_jax.step import calls
 from skipnet_jax.step import flat
 from skipnet_jax.step import parallel as parallel_lib
 
-pytestmark = pytest.mark.usefixtures('drawn')
 STEPS = 5
 # Measured: up to 1.3e-7 of the parameters and 1e-5 of their change.
 OF_PARAMETERS, OF_CHANGE = 1e-6, 1e-4

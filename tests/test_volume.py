@@ -231,7 +231,7 @@ def test_writer_refuses_and_leaves_nothing_half(tmp_path):
     ('a.png', 'must end in .tif or .tiff'),
     ('no/such/a.tif', 'no/such does not exist'),
     ('a.tif/b.tif', 'does not exist'),
-    (f'{"x" * 300}.tif', 'cannot be written'),
+    (f'{"x" * 300}.tif', 'is too long: choose a shorter one'),
   ]:
     with pytest.raises(errors.InputError, match=words):
       volume.write_stack(tmp_path / name, array)

@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy import ndimage
-from skimage import segmentation
 
 from skipnet_jax import errors
 
@@ -27,6 +26,9 @@ def superpixels(inside: np.ndarray) -> np.ndarray:
   Raises:
     InputError: a probability is not in 0..1.
   """
+  # Imported late: a training need not wait for it.
+  from skimage import segmentation
+
   low, high = inside.min(), inside.max()
   # This form also refuses NaN, which min and max return.
   if not (low >= 0 and high <= 1):
