@@ -70,7 +70,9 @@ def leave(message: str, code: int) -> None:
   # The reader of standard output may be stuck.
   late = threading.Timer(1, os._exit, [code])
   late.daemon = True
-  late.start()
+  # Since Python 3.12 no thread starts at exit, where nothing is printed.
+  with contextlib.suppress(RuntimeError):
+    late.start()
   try:
     print(message, end='', flush=True)
     sys.stderr.flush()
