@@ -23,11 +23,11 @@ from typing import Any
 import warnings
 
 from absl import flags
-from hostile_inputs import CONFIGS
+from hostile_configs import CONFIGS
+from hostile_configs import STATEMENTS
+from hostile_configs import VALUES
 from hostile_inputs import REFUSED
 from hostile_inputs import SOUND
-from hostile_inputs import STATEMENTS
-from hostile_inputs import VALUES
 from hostile_inputs import corpus
 from hostile_inputs import meanings
 from hostile_inputs import pixels
