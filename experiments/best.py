@@ -26,8 +26,21 @@ from skipnet_jax import config as config_lib
 BASE = pathlib.Path(__file__).with_name('long_short.py')
 
 
+# On the network of `quick`.
+FOLDS = {
+  'train.batch_size': 2,
+  'train.steps_per_epoch': 100,
+  'train.epochs': 60,
+  'optim.cooldown_epochs': 15,
+  'log.sample_every': 0,
+}
+
+
 def get_config(preset='paper'):
-  config = config_lib.load_experiment(BASE, preset)
+  base = 'quick' if preset == 'folds' else preset
+  config = config_lib.load_experiment(BASE, base)
+  if preset == 'folds':
+    config.update_from_flattened_dict(FOLDS)
   config.experiment = 'best'
   config.data.augment.update(contrast=0.2, brightness=0.2, noise=0.1)
   return config

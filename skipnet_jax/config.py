@@ -135,6 +135,7 @@ def get_default() -> ConfigDict:
   o.step_at = ()
   o.step_factor = 0.1
   o.warmup_epochs = 0  # Linear, from zero.
+  o.cooldown_epochs = 0  # Linear, to zero, at the end of the run.
   o.accumulate = 1  # Batches whose gradients are averaged for one update.
   # Decay of the averaged parameters that evaluation uses; 0: no averaging.
   o.ema = 0.0
@@ -151,7 +152,9 @@ def get_default() -> ConfigDict:
   # loss.
   t.adversarial = 0.1
   t.batch_size = 5  # Over all devices, whose number must divide it.
-  # Of as many whole batches as the training slices fill, at least one.
+  # Steps in an epoch; 0: as many whole batches as the training slices fill, at
+  # least one.
+  t.steps_per_epoch = 0
   t.epochs = 500
   # Steps in one compiled call; 0: one on a CPU, an epoch elsewhere.
   t.steps_per_call = 0

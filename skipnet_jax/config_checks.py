@@ -24,7 +24,8 @@ _LOWEST = {
     *('data.augment.elastic', 'data.augment.contrast'),
     *('data.augment.brightness', 'data.augment.noise'),
     *('optim.l2', 'optim.eps', 'optim.warmup_epochs'),
-    *('train.steps_per_call', 'train.adversarial', 'parallel.devices'),
+    *('optim.cooldown_epochs', 'train.steps_per_epoch', 'train.steps_per_call'),
+    *('train.adversarial', 'parallel.devices'),
     *('log.sample_every', 'log.samples'),
   ),
   1: (

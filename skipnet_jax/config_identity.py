@@ -44,10 +44,10 @@ def identity(config: ConfigDict) -> dict[str, Any]:
   """The flat fields that affect the parameters after a given epoch.
 
   These are all but the fields that may change when a run resumes. A cosine
-  schedule depends on the number of epochs.
+  schedule and a cooldown depend on the number of epochs.
   """
   free: tuple[str, ...] = _FREE
-  if config.optim.schedule == 'cosine':
+  if config.optim.schedule == 'cosine' or config.optim.cooldown_epochs:
     free = tuple(name for name in free if name != 'train.epochs')
   return {
     name: value

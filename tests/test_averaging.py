@@ -1,6 +1,5 @@
 """Predictions averaged for a study's tables."""
 
-import dataclasses
 import json
 import shutil
 
@@ -63,23 +62,3 @@ def test_every_finished_run_is_scored_once_in_each_way(
   monkeypatch.setattr(runs_lib, 'open_run', refuse)
   averaging.measure(study, folder, WAYS, lambda _: None)
   assert averaging.table(study, folder, WAYS).rows == rows
-
-
-def test_the_networks_of_a_fold_are_averaged(study, finished):
-  study, folder = study
-  table = averaging.ensemble_table(study, folder, {'plain': {}}, lambda _: None)
-  # Only fold 5 has two; the same network twice is that network.
-  assert [row[:3] for row in table.rows] == [['a; b', 'plain', 1]]
-  v_rand = float(table.rows[0][3])
-  assert v_rand == pytest.approx(finished[2]['v_rand'], abs=1e-4)
-  kept = list(folder.glob('together_5_*.json'))
-  assert len(kept) == 1
-
-
-def test_another_network_is_left_out(study):
-  study, folder = study
-  other = study.runs['b_5'].copy_and_resolve_references()
-  other.model.slices = 3
-  study = dataclasses.replace(study, runs=study.runs | {'b_5': other})
-  table = averaging.ensemble_table(study, folder, {'plain': {}}, lambda _: None)
-  assert not table.rows

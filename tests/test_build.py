@@ -233,6 +233,8 @@ def test_equal_configs_share_one_step_and_others_do_not(smoke):
   for changes, window, steps, axis in (
     ({'train.epochs': 9, 'optim.schedule': 'cosine'}, (64, 64), 2, None),
     ({'optim.schedule': 'cosine'}, (64, 64), 2, None),
+    ({'train.epochs': 9, 'optim.cooldown_epochs': 1}, (64, 64), 2, None),
+    ({'optim.cooldown_epochs': 1}, (64, 64), 2, None),
     ({'optim.l2': 0.5}, (64, 64), 2, None),
     ({'train.loss': 'dice'}, (64, 64), 2, None),
     ({'train.auxiliary': (0.5,)}, (64, 64), 2, None),

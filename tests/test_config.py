@@ -148,9 +148,14 @@ def test_identity_leaves_out_what_a_run_may_continue_with():
   ]
 
 
-def test_the_number_of_epochs_matters_to_a_cosine():
+@pytest.mark.parametrize(
+  ('field', 'value'), [('schedule', 'cosine'), ('cooldown_epochs', 2)]
+)
+def test_the_number_of_epochs_matters_to_a_rate_that_falls_at_the_end(
+  field, value
+):
   a, b = make(), make()
-  a.optim.schedule = b.optim.schedule = 'cosine'
+  a.optim[field] = b.optim[field] = value
   b.train.epochs = 900
   assert config_identity.hash_of(a) != config_identity.hash_of(b)
 

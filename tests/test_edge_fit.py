@@ -10,9 +10,14 @@ from scipy import ndimage
 import tifffile
 
 from skipnet_jax.data import volume
+from skipnet_jax.prediction import cells
+from skipnet_jax.prediction import edge_fit
+from skipnet_jax.prediction import edges as edges_lib
+from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import linking
 from skipnet_jax.runs import trained
+from skipnet_jax.studies import segmentation
 
 
 @pytest.fixture(scope='module')
@@ -59,11 +64,29 @@ def refused(done, *words):
     assert word in done.err
 
 
+def test_a_superpixel_is_in_the_region_that_shares_most_pixels_with_it():
+  # Two cells with a membrane between them, and five superpixels.
+  inside = np.array([[True] * 4 + [False] + [True] * 5])
+  labels = np.array([[0, 0, 0, 1, 1, 2, 3, 3, 3, 4]], np.int32)
+  graph = edges_lib.build_graph(labels)
+  left, right = 1, 2
+  assert edge_fit.nearest_regions(graph, inside).tolist() == [
+    *(left, left, right, right, right)
+  ]
+  # Half of a superpixel is not most of it.
+  assert edge_fit.true_regions(graph, inside).tolist() == [
+    *(left, 0, right, right, right)
+  ]
+  # One without a cell is a cell of its own.
+  alone = edge_fit.nearest_regions(graph, inside & (labels != 2))
+  assert alone.tolist() == [left, left, 2 + 1 + 2, right, right]
+
+
 def test_evaluate_fits_edges_and_predict_uses_them(
   command, made, pictures, tmp_path
 ):
   evaluate = 'evaluate', f'--workdir={made}', '--overwrite'
-  source, cells, labels = (tmp_path / f'{n}.tif' for n in ('i', 'c', 'l'))
+  source, cut, labels = (tmp_path / f'{n}.tif' for n in ('i', 'c', 'l'))
   volume.write_stack(source, pictures)
 
   def predict(*more, run=made):
@@ -72,7 +95,7 @@ def test_evaluate_fits_edges_and_predict_uses_them(
       f'--workdir={run}',
       f'--input={source}',
       f'--output={tmp_path / "o.tif"}',
-      f'--segmentation={cells}',
+      f'--segmentation={cut}',
       '--overwrite',
       *more,
     )
@@ -109,7 +132,7 @@ def test_evaluate_fits_edges_and_predict_uses_them(
     assert (
       f'labels of each slice, 0 on borders, by {method} ({file})' in done.out
     )
-    numbered = tifffile.imread(cells)
+    numbered = tifffile.imread(cut)
     assert numbered.dtype == np.uint16
     volume.write_stack(tmp_path / 'v.tif', numbered[4:], overwrite=True)
     done = command(
@@ -127,7 +150,7 @@ def test_evaluate_fits_edges_and_predict_uses_them(
   assert 'uint16 labels of cells through the slices' in done.out
   linker = linking.Linker()
   linked = [linker(page) for page in numbered]
-  assert np.array_equal(tifffile.imread(cells), np.stack(linked))
+  assert np.array_equal(tifffile.imread(cut), np.stack(linked))
   refused(predict('--link', '--segmentation='), '--link goes with')
   refused(predict(multicut, '--threshold=0.5'), '--threshold is 0.5')
   refused(predict(multicut, run=f'{made},{made}'), 'names 2')
@@ -149,6 +172,34 @@ def test_evaluate_fits_edges_and_predict_uses_them(
   file.write_text(json.dumps(kept | {'fits': {'plain': fit}}))
   refused(predict('--method=lifted_multicut'), 'no fit for lifted edges')
   assert predict(multicut).code == 0
+
+
+def test_a_study_scores_as_evaluate_does(command, made):
+  found = {}
+  for method in cells.METHODS:
+    done = command(
+      'evaluate',
+      f'--workdir={made}',
+      f'--segment={method}',
+      '--calibration=fit',
+      '--overwrite',
+    )
+    assert done.code == 0, done.err
+    found[method] = json.loads((made / f'scores_{method}.json').read_text())
+  kept = found['multicut']
+  run = trained.open_run(made)
+  data = trained.load_data(run)
+  scores = segmentation.score(run, data, fitted.Averaging())
+  by_method = dict(zip(segmentation.METHODS, scores, strict=True))
+  *methods, ceiling = segmentation.METHODS
+  for name, row in zip(
+    methods, (kept['uncalibrated'], kept['plain'], *found.values()), strict=True
+  ):
+    assert by_method[name] == pytest.approx(
+      {key: row[key] for key in ('v_rand', 'v_info')}, abs=1e-6
+    )
+  for key, value in by_method[ceiling].items():
+    assert 1 > value > by_method['multicut'][key]
 
 
 def test_slices_without_cells(command, made, pictures, tmp_path, monkeypatch):

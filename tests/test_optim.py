@@ -172,6 +172,16 @@ def test_cosine_schedule_ends_at_zero_and_warm_up_is_linear():
   )
 
 
+def test_a_cooldown_falls_to_zero_over_the_last_epochs():
+  config = settings(cooldown_epochs=2, warmup_epochs=1, learning_rate=1.0)
+  schedule = optim.make_schedule(config, 5, 6)
+  np.testing.assert_allclose(
+    [float(schedule(n)) for n in (0, 4, 20, 21, 25, 29, 30, 31)],
+    [0.2, 1, 1, 0.9, 0.5, 0.1, 0, 0],
+    rtol=1e-6,
+  )
+
+
 def test_schedules_count_updates_not_batches():
   config = settings(
     schedule='step',

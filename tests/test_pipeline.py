@@ -26,10 +26,19 @@ def make_data(shape=(10, 48, 40), dtype=np.uint8):
   )
 
 
-def make(data, batch_size=4, crop=0, shards=1, slices=1, **augment):
+def make(
+  data,
+  batch_size=4,
+  crop=0,
+  shards=1,
+  slices=1,
+  steps_per_epoch=0,
+  **augment,
+):
   config = config_lib.get_default()
   config.model.slices = slices
   config.train.batch_size = batch_size
+  config.train.steps_per_epoch = steps_per_epoch
   config.data.crop = crop
   config.data.augment.update(augment)
   return pipeline_lib.make_pipeline(config, data, shards)
@@ -83,6 +92,15 @@ def test_an_epoch_is_as_many_whole_batches_as_the_slices_fill(
   batch_size, steps
 ):
   assert make(make_data(), batch_size=batch_size).steps_per_epoch == steps
+
+
+def test_an_epoch_is_as_many_steps_as_asked_for():
+  pipe = make(make_data(), batch_size=3, steps_per_epoch=5)
+  assert pipe.steps_per_epoch == 5
+  # The slices go on from where the epoch before ended.
+  seen = [i for s in range(8) for i in np.asarray(pipe.plan(KEY, s)['index'])]
+  counts = np.unique(seen, return_counts=True)[1]
+  assert counts.tolist() == [3] * 8
 
 
 def test_a_plan_is_a_pure_function_of_key_and_step():

@@ -14,6 +14,7 @@ from skipnet_jax.runs import run_log
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
 from skipnet_jax.studies import runner
+from skipnet_jax.studies import segmentation
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 
@@ -169,6 +170,27 @@ def test_every_row_is_drawn_in_a_colour_of_its_own(tmp_path):
   assert sorted(drawn) == sorted(2 * rows[1:])
   # Losses differ, so all are compared in BCE; each row once.
   assert len(made.rows) == len(rows) * 4 * 2
+
+
+def test_segmentations_are_compared_run_by_run(tmp_path):
+  study = study_of('recipe', 2)
+  ways = segmentation.WAYS[2], segmentation.WAYS[7]
+  assert ways == ('multicut', 'multicut, 8 orientations')
+  for label, values in {'base': (0.5, 0.7), 'EMA': (0.6, 0.6)}.items():
+    for fold, value in zip((5, 4), values, strict=True):
+      path = tmp_path / f'{label}_{fold}'
+      path.mkdir()
+      scores = {way: {'v_rand': value, 'v_info': 0.9} for way in ways}
+      (path / segmentation.FILE).write_text(json.dumps(scores))
+  table = segmentation.table(study, tmp_path)
+  assert [row[:2] for row in table.rows] == [
+    [label, way] for label in ('base', 'EMA') for way in ways
+  ]
+  assert table.rows[2][2:] == [
+    *(2, '0.6000 (0.6000 to 0.6000)', '1 of 2'),
+    *('0.9000 (0.9000 to 0.9000)', '0 of 2'),
+  ]
+  assert table.rows[0][4] == '-'
 
 
 def test_the_paired_test_is_student_s():

@@ -17,13 +17,15 @@ from absl import flags
 from skipnet_jax import cli
 
 _STUDY = flags.DEFINE_string(
-  'study', None, 'table_3, table_2, figure_4, gates, systems or recipe.'
+  'study',
+  None,
+  'table_3, table_2, figure_4, gates, systems, recipe or segmentation.',
 )
 _SCALE = flags.DEFINE_string('scale', 'small', 'small, paper or smoke.')
 _SEEDS = flags.DEFINE_integer(
   'seeds',
   3,
-  'Runs of each row: seeds, or folds in table_2 and recipe.',
+  'Runs of each row: seeds, or folds in table_2, recipe and segmentation.',
   lower_bound=1,
 )
 _BUDGET = flags.DEFINE_float('budget_minutes', None, 'Stop after this time.')
@@ -71,6 +73,7 @@ def main() -> None:
   from skipnet_jax.studies import averaging
   from skipnet_jax.studies import results
   from skipnet_jax.studies import runner
+  from skipnet_jax.studies import segmentation
   from skipnet_jax.studies import speed
 
   def change(config):
@@ -100,11 +103,12 @@ def main() -> None:
     say(runner.format_status(study, folder))
     return
   more = []
-  if ways := averaging.WAYS.get(study.name):
-    averaging.measure(study, folder, ways, say)
-    more.append(averaging.table(study, folder, ways))
-  if study.name == 'recipe':
-    more.append(averaging.ensemble_table(study, folder, ways, say))
+  if study.name == 'table_2':
+    averaging.measure(study, folder, averaging.WAYS, say)
+    more.append(averaging.table(study, folder, averaging.WAYS))
+  if study.name in segmentation.STUDIES:
+    segmentation.measure(study, folder, say)
+    more.append(segmentation.table(study, folder))
   if measured := files.read_json(folder / speed.FILE):
     more.append(speed.table(measured))
   if _LABELS.value:

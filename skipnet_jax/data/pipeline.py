@@ -43,6 +43,7 @@ class Pipeline:
     count: slices of the stack.
     slices: slices in the image of an example.
     widen: pixels by which membranes are widened in training labels.
+    epoch_steps: batches in an epoch; 0: as many as the training slices fill.
   """
 
   train: tuple[int, ...]
@@ -54,11 +55,12 @@ class Pipeline:
   count: int
   slices: int = 1
   widen: int = 0
+  epoch_steps: int = 0
 
   @property
   def steps_per_epoch(self) -> int:
     """Number of batches in an epoch."""
-    return steps_per_epoch(len(self.train), self.batch_size)
+    return self.epoch_steps or one_pass(len(self.train), self.batch_size)
 
   def plan(self, key: Array, step: Array | int) -> Arrays:
     """Draws the contents of a step's batch: a pure function of (key, step).
@@ -222,10 +224,10 @@ def _cover(size: int, window: int) -> list[tuple[int, int]]:
   return [(s, max(0, e - s)) for s, e in zip(starts, ends, strict=True)]
 
 
-def steps_per_epoch(slices: int, batch_size: int) -> int:
-  """Number of batches in an epoch: those that the slices fill, at least one.
+def one_pass(slices: int, batch_size: int) -> int:
+  """Number of batches that the slices fill, at least one.
 
-  Slices that are left over come first in the next epoch.
+  Slices that are left over come first in the next pass.
   """
   return max(1, slices // batch_size)
 
@@ -274,6 +276,7 @@ def make_pipeline(
     count=len(data.image),
     slices=slices,
     widen=config.data.widen,
+    epoch_steps=config.train.steps_per_epoch,
   )
 
 

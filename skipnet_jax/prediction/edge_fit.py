@@ -29,16 +29,39 @@ def true_regions(graph: edges_lib.Graph, inside: np.ndarray) -> np.ndarray:
     graph: the superpixels.
     inside: `[y, x]` bool, the labels, True inside a cell.
   """
+  node, region, shared = _overlaps(graph, inside)
+  most = 2 * shared > np.bincount(graph.labels.ravel())[node]
+  found = np.zeros(graph.nodes, np.int64)
+  found[node[most]] = region[most]
+  return found
+
+
+def nearest_regions(graph: edges_lib.Graph, inside: np.ndarray) -> np.ndarray:
+  """The true region that shares most pixels with each superpixel.
+
+  No segmentation by these superpixels comes much closer to the labels. One
+  without a true region has a number of its own. Arguments and result are those
+  of `true_regions`.
+  """
+  node, region, shared = _overlaps(graph, inside)
+  found = region.max() + 1 + np.arange(graph.nodes)
+  order = np.argsort(shared, kind='stable')
+  order = order[region[order] > 0]
+  # The last value that is written to a place stays.
+  found[node[order]] = region[order]
+  return found
+
+
+def _overlaps(
+  graph: edges_lib.Graph, inside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Each pair of a superpixel and a true region, and the pixels they share."""
   regions = thinning.label_regions(inside)
   count = int(regions.max()) + 1
   keys, shared = np.unique(
     graph.labels.astype(np.int64) * count + regions, return_counts=True
   )
-  sizes = np.bincount(graph.labels.ravel())
-  most = 2 * shared > sizes[keys // count]
-  found = np.zeros(graph.nodes, np.int64)
-  found[keys[most] // count] = keys[most] % count
-  return found
+  return keys // count, keys % count, shared
 
 
 def fit(

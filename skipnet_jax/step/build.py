@@ -145,6 +145,7 @@ def build(
   """
   sections = json.loads(config.to_json())
   optim_, train = sections['optim'], sections['train']
+  constant = optim_['schedule'] == 'constant' and not optim_['cooldown_epochs']
   settings = {
     'model': sections['model'],
     'optim': optim_,
@@ -153,7 +154,7 @@ def build(
       for name in ('loss', 'auxiliary', 'auxiliary_at', 'adversarial')
     },
     # A constant rate does not depend on the length of the run.
-    'epochs': 0 if optim_['schedule'] == 'constant' else train['epochs'],
+    'epochs': 0 if constant else train['epochs'],
   }
   text = json.dumps(settings, sort_keys=True)
   y, x = window

@@ -79,7 +79,9 @@ def make_eval_call(
 ) -> jax.stages.Wrapped:
   """Compiles `(state, raw, seen) -> metrics` for one evaluation batch."""
   # An evaluation batch depends neither on the split nor on the batch size.
-  any_split = dataclasses.replace(pipeline, train=(), valid=(), batch_size=1)
+  any_split = dataclasses.replace(
+    pipeline, train=(), valid=(), batch_size=1, epoch_steps=0
+  )
   return _eval_call(step, any_split, parallel)
 
 

@@ -34,13 +34,14 @@ def make_schedule(
 ) -> optax.Schedule:
   """Learning rate by the number of updates, of the config's `optim` section.
 
-  `epochs` is the length of the run, at whose end a cosine is zero.
+  `epochs` is the length of the run, at whose end a cosine and a cooldown are
+  zero.
   """
 
   def updates(epoch_count: int) -> int:
     return epoch_count * steps_per_epoch // config.accumulate
 
-  rate, warmup = config.learning_rate, updates(config.warmup_epochs)
+  rate = config.learning_rate
   if config.schedule == 'step':
     every = range(config.step_epochs, epochs + 1, config.step_epochs)
     bounds = config.step_at or every
@@ -51,9 +52,16 @@ def make_schedule(
     schedule = optax.cosine_decay_schedule(rate, max(1, updates(epochs)))
   else:
     schedule = optax.constant_schedule(rate)
-  if not warmup:
-    return schedule
-  return lambda n: schedule(n) * jnp.minimum(1.0, (n + 1) / warmup)
+  if warmup := updates(config.warmup_epochs):
+    schedule = _scaled(schedule, lambda n: (n + 1) / warmup)
+  if cooldown := updates(config.cooldown_epochs):
+    end = updates(epochs)
+    schedule = _scaled(schedule, lambda n: jnp.maximum(0, end - n) / cooldown)
+  return schedule
+
+
+def _scaled(schedule: optax.Schedule, ramp: optax.Schedule) -> optax.Schedule:
+  return lambda n: schedule(n) * jnp.minimum(1.0, ramp(n))
 
 
 class EmaState(NamedTuple):

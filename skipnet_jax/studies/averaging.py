@@ -1,11 +1,7 @@
-"""Scores of averaged predictions: dropout samples, orientations, networks.
+"""Scores of averaged predictions: Table 2 of Drozdzal et al. 2016."""
 
-Dropout samples are Table 2 of Drozdzal et al. 2016.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
@@ -24,19 +20,15 @@ from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
 
 Say = Callable[[str], None]
-# Ways to predict: the name in the tables, and options of `make_predictor`.
+# Ways to predict: the name in the table, and options of `make_predictor`.
 Ways = dict[str, dict[str, Any]]
-# The ways that each study compares.
-WAYS: dict[str, Ways] = {
-  'table_2': {
-    'no dropout': {},
-    **{f'dropout, N = {n}': {'mc_samples': n} for n in (1, 5, 10, 30, 100)},
-  },
-  'recipe': {'one prediction': {}, '8 orientations': {'tta': True}},
+# Those of Table 2.
+WAYS: Ways = {
+  'no dropout': {},
+  **{f'dropout, N = {n}': {'mc_samples': n} for n in (1, 5, 10, 30, 100)},
 }
 FILE = 'averaging.json'
 KEYS = ('v_rand', 'v_info')
-_COLUMNS = ('predicted by', 'folds', 'V_rand', 'V_info')
 
 
 def measure(
@@ -48,41 +40,20 @@ def measure(
   validation slices.
   """
   for name in results.read(study, folder):
-    _score(folder / name / FILE, [folder / name], ways, say, name)
-
-
-def _score(
-  file: pathlib.Path,
-  paths: Sequence[pathlib.Path],
-  ways: Ways,
-  say: Say,
-  label: str,
-) -> dict[str, Any]:
-  """Adds missing scores of the runs' averaged prediction to a JSON file."""
-  scores = files.read_json(file)
-  missing = [way for way in ways if way not in scores]
-  if not missing:
-    return scores
-  runs = [runs_lib.open_run(path) for path in paths]
-  data = runs_lib.load_data(runs[0])
-  for way in missing:
-    predictor = run_predictor.make_predictor(runs, **ways[way])
-    scored = run_predictor.score_slices(predictor, data, data.drawn(data.valid))
-    scores[way] = {key: scored[key] for key in KEYS}
-    say(f'{label}, {way}: V_rand {scored["v_rand"]:.4f}')
-    files.write_json(file, scores)
-  return scores
-
-
-def _lines(label: str, folds: Sequence[dict[str, Any]], ways: Ways) -> list:
-  """Table rows of a label: one for each way, over the scores of its folds."""
-  lines = []
-  for way in ways:
-    scored = [scores[way] for scores in folds if way in scores]
-    if scored:
-      cells = (results.mean_and_range([s[key] for s in scored]) for key in KEYS)
-      lines.append([label, way, len(scored), *cells])
-  return lines
+    file = folder / name / FILE
+    scores = files.read_json(file)
+    missing = [way for way in ways if way not in scores]
+    if not missing:
+      continue
+    run = runs_lib.open_run(folder / name)
+    data = runs_lib.load_data(run)
+    for way in missing:
+      predictor = run_predictor.make_predictor([run], **ways[way])
+      slices = data.drawn(data.valid)
+      scored = run_predictor.score_slices(predictor, data, slices)
+      scores[way] = {key: scored[key] for key in KEYS}
+      say(f'{name}, {way}: V_rand {scored["v_rand"]:.4f}')
+      files.write_json(file, scores)
 
 
 def table(study: plan.Study, folder: pathlib.Path, ways: Ways) -> report.Table:
@@ -91,48 +62,18 @@ def table(study: plan.Study, folder: pathlib.Path, ways: Ways) -> report.Table:
   for label in study.rows:
     names = [name for name, row in study.row_of.items() if row == label]
     folds = [files.read_json(folder / name / FILE) for name in names]
-    lines += _lines(label, folds, ways)
+    for way in ways:
+      scored = [scores[way] for scores in folds if way in scores]
+      if scored:
+        cells = (
+          results.mean_and_range([s[key] for s in scored]) for key in KEYS
+        )
+        lines.append([label, way, len(scored), *cells])
   return report.Table(
     'Averaging',
     'Mean, minimum and maximum over the folds, on the validation slices of '
     'each fold.',
-    ['row', *_COLUMNS],
-    lines,
-  )
-
-
-def ensemble_table(
-  study: plan.Study, folder: pathlib.Path, ways: Ways, say: Say
-) -> report.Table:
-  """Scores of the averaged prediction of all rows' networks, in each fold.
-
-  Only rows whose `config.model` equals that of the first row take part. The
-  scores are kept in the study's folder, in a file for each fold and set of
-  rows.
-  """
-  first = next(iter(study.runs.values())).model
-  members: dict[str, list[str]] = {}
-  for name in results.read(study, folder):
-    if study.runs[name].model == first:
-      members.setdefault(name.rsplit('_', 1)[1], []).append(name)
-  folds_of: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-  for fold, names in members.items():
-    rows = tuple(study.row_of[name] for name in names)
-    if len(rows) > 1:
-      label = re.sub(r'[^a-z0-9]+', '_', '_'.join(rows).lower())
-      file = folder / f'together_{fold}_{label}'[:200]
-      paths = [folder / name for name in names]
-      folds_of.setdefault(rows, []).append(
-        _score(file.with_suffix('.json'), paths, ways, say, f'fold {fold}')
-      )
-  lines = []
-  for rows, folds in folds_of.items():
-    lines += _lines('; '.join(rows), folds, ways)
-  return report.Table(
-    'Averaged networks',
-    'The prediction is the average of all networks of a fold, none of which '
-    'was trained on its validation slices.',
-    ['rows', *_COLUMNS],
+    ['row', 'predicted by', 'folds', 'V_rand', 'V_info'],
     lines,
   )
 

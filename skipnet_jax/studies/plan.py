@@ -92,6 +92,7 @@ RECIPE = {
   ),
   'EMA': Row(changes={'optim.ema': 0.99}),
   'cosine': Row(changes=_COSINE),
+  'cooldown': Row(changes={'optim.cooldown_epochs': 10}),
   'AdamW, cosine': Row(
     changes={
       'optim.name': 'adamw',
@@ -105,6 +106,7 @@ RECIPE = {
   'borders weighted': Row(changes={'data.border_weight': 10.0}),
   'three slices': Row(changes={'model.slices': 3}),
 }
+SEGMENTATION = {'best': Row('best')}
 # Labels are names of the experiment's variants.
 FIGURE_4 = dict.fromkeys(
   ('a_long_short_r9', 'b_long_r9', 'c_long_r3', 'd_long_r7_no_norm'),
@@ -155,14 +157,14 @@ _STUDIES = {
   'table_3': (
     'Long and short skips (Drozdzal et al. 2016, Table 3)',
     TABLE_3,
-    'small',
+    'centre',
     'best_val_loss',
     _beats('long and short', TABLE_3),
   ),
   'table_2': (
     'Losses and averaging (Drozdzal et al. 2016, Table 2)',
     TABLE_2,
-    'small',
+    'centre',
     'v_rand',
     (('Dice', 'BCE'),),
   ),
@@ -170,8 +172,15 @@ _STUDIES = {
     'The recipe, one change at a time',
     RECIPE,
     'quick',
-    'v_rand',
+    'best_val_bce',
     tuple((row, 'base') for row in RECIPE if row != 'base'),
+  ),
+  'segmentation': (
+    'From probabilities to cells',
+    SEGMENTATION,
+    'folds',
+    'best_val_bce',
+    (),
   ),
   'gates': (
     'Gated skips (Guo et al. 2019, Table 1)',
@@ -197,7 +206,7 @@ _STUDIES = {
 }
 NAMES = tuple(_STUDIES)
 # Their repeats are folds; those of the other studies are seeds.
-_IN_FOLDS = ('table_2', 'recipe')
+_IN_FOLDS = ('table_2', 'recipe', 'segmentation')
 
 
 def make(

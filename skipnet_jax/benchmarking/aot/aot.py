@@ -209,15 +209,17 @@ def _window(config: ml_collections.ConfigDict) -> tuple[int, int]:
 
 
 def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
-  """Batches in an epoch of the run; 1 if only the data could tell."""
+  """Batches in an epoch of the run; 1 where only the data could tell."""
   source = config.data.source
+  if asked := config.train.steps_per_epoch:
+    return asked
   if source == 'stack' or source.startswith('tfds:'):
     return 1
   count = config.data.slices if source == 'synthetic' else isbi2012.SHAPE[0]
   train, _ = sources.split(
     config.data.train, config.data.valid, count, config.seed
   )
-  return pipeline.steps_per_epoch(len(train), config.train.batch_size)
+  return pipeline.one_pass(len(train), config.train.batch_size)
 
 
 def format_table(report: dict[str, Any]) -> str:
