@@ -189,8 +189,7 @@ def test_a_study_scores_as_evaluate_does(command, made):
   kept = found['multicut']
   run = trained.open_run(made)
   data = trained.load_data(run)
-  scores = segmentation.score(run, data, fitted.Averaging())
-  by_method = dict(zip(segmentation.METHODS, scores, strict=True))
+  by_method = segmentation.score(run, data, fitted.Averaging())
   *methods, ceiling = segmentation.METHODS
   for name, row in zip(
     methods, (kept['uncalibrated'], kept['plain'], *found.values()), strict=True
@@ -229,6 +228,12 @@ def test_slices_without_cells(command, made, pictures, tmp_path, monkeypatch):
   (made / 'edges.json').unlink()
   refused(command(*evaluate, '--overwrite'), '0 of the 0 edges', 'train longer')
   assert not (made / 'edges.json').exists()
+  run = trained.open_run(made)
+  data = _replaced(trained.load_data(run), pictures)
+  scores = segmentation.score(run, data, fitted.Averaging())
+  assert [method for method, row in scores.items() if row is None] == [
+    *cells.METHODS
+  ]
   refused(command('evaluate', '--prediction=p.tif', *evaluate[2:]), '--segment')
 
 

@@ -5,10 +5,12 @@ is fitted here, the calibration and the edges, sees training slices alone.
 """
 
 from collections.abc import Callable
+import contextlib
 import pathlib
 
 import numpy as np
 
+from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.analysis.page import report
 from skipnet_jax.data import sources
@@ -42,7 +44,7 @@ def measure(
   """Scores every finished run in each way that is not in its file yet.
 
   `segmentation.json` in the run's folder: way to v_rand and v_info on the run's
-  validation slices.
+  validation slices, or null, see `score`.
   """
   for name in results.read(study, folder):
     file = folder / name / FILE
@@ -52,18 +54,21 @@ def measure(
       if not set(ways) <= set(known):
         run = trained.open_run(folder / name)
         found = score(run, trained.load_data(run), each)
-        known |= dict(zip(ways, found, strict=True))
+        known |= dict(zip(ways, found.values(), strict=True))
         files.write_json(file, known)
-        say(f'{name}, {each.name}: multicut {known[ways[2]]["v_rand"]:.4f}')
+        for way, row in zip(ways, found.values(), strict=True):
+          rand = f'V_rand {row["v_rand"]:.4f}' if row else 'not possible'
+          say(f'{name}, {way}: {rand}')
 
 
 def score(
   run: trained.TrainedRun, data: sources.DataSet, averaging_: fitted.Averaging
-) -> list[dict[str, float]]:
-  """`v_rand` and `v_info` on the validation slices, for each of METHODS.
+) -> dict[str, dict[str, float] | None]:
+  """Scores on the validation slices by each of METHODS.
 
-  Raises:
-    InputError: see `edge_fit.fit`.
+  Returns:
+    Method to `v_rand` and `v_info`; None where the training slices have too few
+    edges between superpixels for a fit, as after a few steps of training.
   """
   predictor = run_predictor.make_predictor([run], tta=averaging_.tta)
   pages, measured, inside = {}, {}, {}
@@ -75,27 +80,31 @@ def score(
       for z, page in zip(slices, pages[split], strict=True)
     ]
     inside[split] = data.label[slices]
+  valid = measured['valid']
   calibrate = calibration.fit(pages['train'], inside['train'])
-  regressions = edge_fit.fit(measured['train'], inside['train'])
-
-  valid = list(zip(measured['valid'], inside['valid'], strict=True))
-  by_cells = [
-    [cells.segment(each, regressions, method) for each, _ in valid]
-    for method in cells.METHODS
-  ]
-  by_cells.append(
+  drawn = {
+    'thresholds': pages['valid'],
+    'calibrated thresholds': calibrate(pages['valid']),
+  }
+  methods: tuple[str, ...] = ()
+  with contextlib.suppress(errors.InputError):
+    regressions = edge_fit.fit(measured['train'], inside['train'])
+    methods = cells.METHODS if regressions.lifted else cells.METHODS[:1]
+  for method in methods:
+    drawn[method] = np.stack(
+      [cells.draw(cells.segment(each, regressions, method)) for each in valid]
+    )
+  drawn[CEILING] = np.stack(
     [
-      edge_fit.nearest_regions(each.graph, page)[each.graph.labels]
-      for each, page in valid
+      cells.draw(edge_fit.nearest_regions(each.graph, page)[each.graph.labels])
+      for each, page in zip(valid, inside['valid'], strict=True)
     ]
   )
-  predictions = [
-    pages['valid'],
-    calibrate(pages['valid']),
-    *(np.stack([cells.draw(page) for page in each]) for each in by_cells),
-  ]
-  scored = (scores.score_stack(each, inside['valid']) for each in predictions)
-  return [{key: each[key] for key in averaging.KEYS} for each in scored]
+  found = dict.fromkeys(METHODS)
+  for method, pictures in drawn.items():
+    scored = scores.score_stack(pictures, inside['valid'])
+    found[method] = {key: scored[key] for key in averaging.KEYS}
+  return found
 
 
 def table(study: plan.Study, folder: pathlib.Path) -> report.Table:
@@ -108,7 +117,7 @@ def table(study: plan.Study, folder: pathlib.Path) -> report.Table:
     return {
       name.rsplit('_', 1)[1]: scores_[way]
       for name, scores_ in found.items()
-      if study.row_of[name] == label and way in scores_
+      if study.row_of[name] == label and scores_.get(way)
     }
 
   lines = []
