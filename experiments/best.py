@@ -10,7 +10,9 @@ Command: python -m skipnet_jax.train --config=experiments/best.py \
            --workdir=runs/best
          python -m skipnet_jax.evaluate --workdir=runs/best --tta \
            --output=runs/best/scores.json
-Presets: as in long_short.py, with the same durations.
+Presets: as in long_short.py, with the same durations; folds (the network of
+         quick, 6,000 steps of two 256x256 crops, as in
+         `tools/reproduce.py --study=segmentation`).
 Expect:  quick, three folds of isbi2012, seed 0 on a CPU, jax 0.10.2,
          2026-11-22: V_rand .932, V_info .947, with `--tta` .948 and .955;
          long_short has .919, .948, .945 and .952. small, the papers' split,
