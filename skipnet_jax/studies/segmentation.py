@@ -25,17 +25,25 @@ from skipnet_jax.studies import averaging
 from skipnet_jax.studies import plan
 from skipnet_jax.studies import results
 
-STUDIES = ('segmentation', 'recipe')
 FILE = 'segmentation.json'
 CEILING = 'labels on superpixels'
-AVERAGINGS = (fitted.Averaging(), fitted.Averaging(tta=True))
+_PLAIN, _TURNED = fitted.Averaging(), fitted.Averaging(tta=True)
+# What each study compares. Eight orientations of every system would take longer
+# than their training.
+STUDIES = {
+  'segmentation': (_PLAIN, _TURNED),
+  'recipe': (_PLAIN, _TURNED),
+  'systems': (_PLAIN,),
+}
 METHODS = ('thresholds', 'calibrated thresholds', *cells.METHODS, CEILING)
+
+
+def _ways(each: fitted.Averaging) -> list[str]:
+  return [m if each == _PLAIN else f'{m}, {each.name}' for m in METHODS]
+
+
 # The ways of the tables: each method with each averaging.
-WAYS = tuple(
-  method if each.name == 'plain' else f'{method}, {each.name}'
-  for each in AVERAGINGS
-  for method in METHODS
-)
+WAYS = (*_ways(_PLAIN), *_ways(_TURNED))
 
 
 def measure(
@@ -49,8 +57,8 @@ def measure(
   for name in results.read(study, folder):
     file = folder / name / FILE
     known = files.read_json(file)
-    for number, each in enumerate(AVERAGINGS):
-      ways = WAYS[number * len(METHODS) :][: len(METHODS)]
+    for each in STUDIES[study.name]:
+      ways = _ways(each)
       if not set(ways) <= set(known):
         run = trained.open_run(folder / name)
         found = score(run, trained.load_data(run), each)
