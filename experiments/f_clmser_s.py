@@ -35,7 +35,7 @@ def get_config(preset='paper'):
   config = config_lib.get_default()
   config.experiment = 'f_clmser_s'
   config.model = models.model_config('f_clmser_s')
-  config.data.crop = 448
+  config.data.update(crop=448, normalise='range')
   config.data.augment.update(
     rotation=0.0, shear=0.0, warp=0.0, rot90=True, elastic=300.0
   )

@@ -18,6 +18,7 @@ from skipnet_jax import errors
 ConfigDict = ml_collections.ConfigDict
 
 LOSSES = ('bce', 'dice', 'bce_dice', 'smooth_l1')
+NORMALISATIONS = ('slice', 'range')
 MODES = ('jit', 'pmap', 'sharded')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
 SCHEDULES = ('constant', 'step', 'cosine')
@@ -104,6 +105,9 @@ def get_default() -> ConfigDict:
   d.label_kind = 'binary'
   d.label_inverted = False  # binary: the smaller value is inside cells instead.
   d.slices = 30  # source=synthetic: number of slices.
+  # slice: each slice gets zero mean and unit variance. range: the range of the
+  # stack's integer type becomes -1..1, for uint8 grey / 127.5 - 1.
+  d.normalise = 'slice'
   d.size = 0  # Centre crop of every slice, in pixels; 0: whole slices.
   d.crop = 0  # Random crop of each training example, in pixels; 0: none.
   d.train = 'rest'  # Slices for training: 'rest' or a list such as '0-11,14'.

@@ -43,6 +43,7 @@ _POSITIVE = (
   *('optim.step_factor', 'data.augment.elastic_sigma', 'data.border_sigma'),
 )
 _CHOICES = {
+  'data.normalise': config_lib.NORMALISATIONS,
   'optim.name': config_lib.OPTIMIZERS,
   'optim.schedule': config_lib.SCHEDULES,
   'train.loss': config_lib.LOSSES,

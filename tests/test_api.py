@@ -1,6 +1,7 @@
 """The seven names of `import skipnet_jax`, and the examples they document."""
 
 import ast
+import dataclasses
 import doctest
 import subprocess
 import sys
@@ -133,6 +134,23 @@ def test_averages_runs_turns_and_samples(run):
   assert not np.allclose(averaged, plain, atol=1e-3)
   sampled = skipnet_jax.predict(run, image, mc_samples=2)
   assert not np.allclose(sampled, plain, atol=1e-3)
+
+
+def test_slices_are_normalised_as_in_training(run):
+  config = run.config.copy_and_resolve_references()
+  config.data.normalise = 'range'
+  other, image = dataclasses.replace(run, config=config), pixels(32, 32)
+  # Half as bright, with half the contrast: only `slice` takes it away.
+  dark = image // 2
+  found = [
+    skipnet_jax.predict(r, x) for r in (run, other) for x in (2 * dark, dark)
+  ]
+  assert np.allclose(*found[:2], atol=1e-3)
+  assert not np.allclose(*found[2:], atol=1e-2)
+  with pytest.raises(errors.InputError, match=r'differ in data\.normalise'):
+    skipnet_jax.predict([run, other], image)
+  with pytest.raises(errors.InputError, match='the image has dtype float32'):
+    skipnet_jax.predict(other, image.astype(np.float32))
 
 
 def test_tiles_cover_the_slice(run, capsys):

@@ -279,12 +279,16 @@ def test_an_identity_comes_back_in_place():
   predictor = inference.Predictor(
     Identity(), [{'params': {'one': jnp.float32(1)}}], tta=True
   )
-  image = noise(45, 70).astype(np.float32)
-  expected = jax.nn.sigmoid((image - image.mean()) / image.std())
-  for tiling in (Tiling((64, 96)), Tiling((64, 32), 0, 0)):
-    mean, std = predictor(image, tiling)
-    np.testing.assert_allclose(mean, expected, atol=1e-4)
-    assert std.max() < 1e-5
+  image = noise(45, 70).astype(np.uint16)
+  for normalise, expected in {
+    'slice': (image - image.mean()) / image.std(),
+    'range': image / 32767.5 - 1,
+  }.items():
+    predictor.normalise = normalise
+    for tiling in (Tiling((64, 96)), Tiling((64, 32), 0, 0)):
+      mean, std = predictor(image, tiling)
+      np.testing.assert_allclose(mean, jax.nn.sigmoid(expected), atol=1e-4)
+      assert std.max() < 1e-5
 
 
 def test_dropout_samples_and_checkpoints_are_averaged():

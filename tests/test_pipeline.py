@@ -10,6 +10,7 @@ import pytest
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import streams
+from skipnet_jax.data import normalisation
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 
@@ -130,9 +131,11 @@ def test_crops_lie_inside_and_reach_both_ends():
   assert offsets.max(0).tolist() == [48 - 32, 40 - 32]
 
 
-@pytest.mark.parametrize('crop', [0, 16])
-def test_a_batch_is_the_normalised_window(crop):
-  data = make_data()
+@pytest.mark.parametrize(
+  ('crop', 'normalise'), [(0, 'slice'), (16, 'slice'), (16, 'range')]
+)
+def test_a_batch_is_the_normalised_window(crop, normalise):
+  data = dataclasses.replace(make_data(), normalise=normalise)
   pipe = still(data, crop=crop)
   arrays = pipeline_lib.host_arrays(data)
   plan = pipe.plan(KEY, 1)
@@ -144,9 +147,10 @@ def test_a_batch_is_the_normalised_window(crop):
     plan['index'], plan['offset'], batch['image'], batch['label'], strict=True
   ):
     page = data.image[i].astype(np.float64)
-    expected = ((page - page.mean()) / page.std())[
-      top : top + y, left : left + x
-    ]
+    expected = (page - page.mean()) / page.std()
+    if normalise == 'range':
+      expected = page / 127.5 - 1
+    expected = expected[top : top + y, left : left + x]
     np.testing.assert_allclose(image[..., 0], expected, atol=1e-5)
     np.testing.assert_array_equal(
       label[..., 0], data.label[i][top : top + y, left : left + x]
@@ -322,9 +326,21 @@ def test_pixels_that_are_not_finite_are_refused():
   image = np.ones((3, 4, 4), np.float32)
   image[1, 2, 3] = np.nan
   with pytest.raises(errors.InputError, match='slice 2 '):
-    pipeline_lib.statistics(image)
+    normalisation.statistics(image)
 
 
 def test_an_empty_slice_becomes_zeros():
-  stats = pipeline_lib.statistics(np.full((1, 4, 4), 9, np.uint8))
+  stats = normalisation.statistics(np.full((1, 4, 4), 9, np.uint8))
   assert (stats['mean'][0], stats['std'][0]) == (9, 1)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_the_range_is_that_of_the_integer_type(dtype):
+  largest = np.iinfo(dtype).max
+  image = np.array([[[0, largest]], [[largest // 3, 9]]], dtype)
+  stats = normalisation.statistics(image, 'range')
+  mean, std = (stats[name][:, None, None] for name in ('mean', 'std'))
+  # As (grey - grey's half range) / that half: -1, 1 and, of a third, -1/3.
+  found = (image.astype(np.float32) - mean) / std
+  np.testing.assert_allclose(found[..., 0].ravel(), [-1, -1 / 3], atol=1e-6)
+  assert found[0, 0, 1] == 1

@@ -238,6 +238,18 @@ def test_weights_of_borders_are_those_of_the_config(tmp_path):
   np.testing.assert_array_equal(data.weight, expected)
 
 
+def test_a_range_needs_integers(tmp_path):
+  label = np.eye(32, dtype=np.uint8)[None].repeat(2, 0)
+  fields = {'valid': '0', 'normalise': 'range'}
+  grey = write_stack(tmp_path, label, label)
+  assert sources.load(config_of(**grey, **fields)).normalise == 'range'
+  floats = write_stack(tmp_path, label.astype(np.float32), label)
+  with pytest.raises(
+    errors.InputError, match=r'dtype float32.*normalise=slice'
+  ):
+    sources.load(config_of(**floats, **fields))
+
+
 def test_a_centre_crop_larger_than_the_slices_is_refused(tmp_path):
   stack = np.zeros((2, 40, 60), np.uint8)
   label = stack.copy()

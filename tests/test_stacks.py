@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from skipnet_jax import errors
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import stacks
@@ -15,6 +16,7 @@ class Grey:
   """Predicts the image itself."""
 
   count = slices = 1
+  normalise = 'slice'
 
   def tiling(self, size, *_):
     return inference.Tiling(size)
@@ -71,9 +73,22 @@ def test_memory_does_not_grow_with_the_slices(tmp_path):
   assert peaks[1] < 1.1 * peaks[0]
 
 
+def test_floats_have_no_range_to_normalise_by(tmp_path):
+  volume.write_stack(tmp_path / 'in.tif', np.zeros((2, 32, 32), np.float32))
+  predictor = Grey()
+  predictor.normalise = 'range'
+  with (
+    volume.open_stack(tmp_path / 'in.tif') as reader,
+    pytest.raises(errors.InputError, match=r'in\.tif has dtype float32'),
+  ):
+    stacks.predict_stack(predictor, reader, tmp_path / 'out.tif')
+  assert [p.name for p in tmp_path.iterdir()] == ['in.tif']
+
+
 def test_files_appear_only_when_all_is_done(tmp_path):
   class Broken:
     count = slices = 1
+    normalise = 'slice'
 
     def tiling(self, size, *_):
       return inference.Tiling(size)

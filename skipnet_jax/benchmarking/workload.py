@@ -222,7 +222,9 @@ class Bench:
     overlap = min(y, x) // 4
     tiling = inference.Tiling((y, x), overlap, overlap * 3 // 8)
     variables = self._first.variables()
-    predictor = inference.Predictor(model, [variables])
+    predictor = inference.Predictor(
+      model, [variables], normalise=self.data.normalise
+    )
     tile = np.zeros((y, x, slices), np.float32)
     tiles = len(tiling.starts(image.shape[1:]))
     return Work(

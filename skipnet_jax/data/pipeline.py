@@ -22,8 +22,8 @@ import numpy as np
 from skipnet_jax import errors
 from skipnet_jax import streams
 from skipnet_jax.data import augment
+from skipnet_jax.data import normalisation
 from skipnet_jax.data import sources
-from skipnet_jax.data import volume
 
 Array = jax.Array
 Arrays = dict[str, Any]
@@ -295,30 +295,16 @@ def batch_shapes(
   return shapes
 
 
-def statistics(image: volume.Stack) -> Arrays:
-  """Mean and standard deviation of each slice, `[z]` float32.
-
-  With them, uint8, uint16 and float32 stacks give equal inputs up to rounding.
+def host_arrays(data: sources.DataSet) -> Arrays:
+  """The data set as `Pipeline.read` takes it, on the host.
 
   Raises:
     InputError: NaN or infinite pixels.
   """
-  table = []
-  for z, page in enumerate(image):
-    volume.check_finite(page, 'the image stack', z)
-    mean, std = page.mean(dtype=np.float64), page.std(dtype=np.float64)
-    # A constant slice becomes zeros.
-    table.append((mean, std or 1.0))
-  mean, std = np.asarray(table, np.float32).T
-  return {'mean': mean, 'std': std}
-
-
-def host_arrays(data: sources.DataSet) -> Arrays:
-  """The data set as `Pipeline.read` takes it, on the host."""
   arrays = {
     'image': data.image,
     'label': data.label.view(np.uint8),
-    **statistics(data.image),
+    **normalisation.statistics(data.image, data.normalise),
   }
   return arrays if data.weight is None else arrays | {'weight': data.weight}
 

@@ -17,6 +17,7 @@ from skipnet_jax.data import border_weight
 from skipnet_jax.data import fingerprint as fingerprint_lib
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import labels
+from skipnet_jax.data import normalisation
 from skipnet_jax.data import synthetic
 from skipnet_jax.data import volume
 
@@ -36,6 +37,8 @@ class DataSet:
     remedy: why the real data were not found, and what to do.
     weight: `[z, y, x]` float32, by which the losses count pixels; None: alike.
     state: of the files, see `fingerprint.state_of`; '' where there are none.
+    normalise: how slices are normalised, one of
+      `config.NORMALISATIONS`.
   """
 
   name: str
@@ -47,6 +50,7 @@ class DataSet:
   remedy: str = ''
   weight: np.ndarray | None = None
   state: str = ''
+  normalise: str = 'slice'
 
   def around(self, z: int, slices: int) -> np.ndarray:
     """Slice `z` in the middle of its neighbours, `[slices, y, x]`."""
@@ -129,7 +133,8 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
 
   Raises:
     InputError: missing or unusable files, an empty or overlapping split, a
-      centre crop larger than the slices.
+      centre crop larger than the slices, a stack of floats where
+      `data.normalise` is 'range'.
   """
   data = config.data
   meaning = labels.Meaning(data.label_kind, data.label_inverted)
@@ -142,6 +147,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
       *(data.label_kind, data.label_inverted),
     )
   name, image, label, warning, remedy = _read(data, meaning)
+  normalisation.check(data.normalise, image.dtype, name)
   if data.size:
     image, label = (_centre_crop(s, data.size) for s in (image, label))
     if 'synthetic' not in name:
@@ -164,6 +170,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
     remedy,
     weight,
     state,
+    data.normalise,
   )
 
 

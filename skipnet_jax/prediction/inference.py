@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax.data import pipeline
+from skipnet_jax.data import normalisation
 from skipnet_jax.models import network
 from skipnet_jax.prediction import gate_maps
 from skipnet_jax.step import losses
@@ -130,6 +130,11 @@ class Predictor:
     seed: of the dropout samples.
     multiple: both sides of a tile are multiples of it and of the model's
       `size_multiple`.
+    normalise: how slices were normalised in training, see `normalisation`.
+
+  Attributes:
+    normalise: the argument.
+    slices: neighbouring slices in the network's input.
   """
 
   def __init__(
@@ -141,6 +146,7 @@ class Predictor:
     mc_samples: int = 0,
     seed: int = 0,
     multiple: int = 32,
+    normalise: str = 'slice',
   ):
     self._model = model
     device = jax.local_devices()[0]
@@ -150,6 +156,7 @@ class Predictor:
     self._keys = jax.random.split(jax.random.key(seed), max(1, mc_samples))
     self._multiple = math.lcm(multiple, model.size_multiple)
     self.slices = model.slices
+    self.normalise = normalise
 
   @property
   def count(self) -> int:
@@ -163,7 +170,7 @@ class Predictor:
     pixels in y and x.
 
     Raises:
-      InputError: NaN or infinite pixels.
+      InputError: NaN or infinite pixels; floats that cannot be normalised.
     """
     prepared, (y, x) = self._cropped(image)
     masks = gate_maps.gate_maps(self._model, self._variables[0], prepared)
@@ -175,7 +182,7 @@ class Predictor:
     It is `[y, x]` float32, of the size that `gates` has.
 
     Raises:
-      InputError: NaN or infinite pixels.
+      InputError: NaN or infinite pixels; floats that cannot be normalised.
     """
     if not self._model.normalises:
       return None
@@ -188,7 +195,7 @@ class Predictor:
     image = image[..., :_MAX_WHOLE, :_MAX_WHOLE]
     y, x = image.shape[-2:]
     m = self._multiple
-    return _prepare(image, (_round_up(y, m), _round_up(x, m))), (y, x)
+    return self._prepare(image, (_round_up(y, m), _round_up(x, m))), (y, x)
 
   def receptive_field(self) -> int | None:
     """How far, in pixels, a pixel of the image affects the prediction.
@@ -296,11 +303,11 @@ class Predictor:
       probability that a pixel is inside a cell, each `[y, x]` float32.
 
     Raises:
-      InputError: NaN or infinite pixels.
+      InputError: NaN or infinite pixels; floats that cannot be normalised.
     """
     size = image.shape[-2:]
     sides = tiling.padded(size)
-    image = _prepare(image, sides)
+    image = self._prepare(image, sides)
     mean, std, weights = np.zeros((3, *sides), np.float32)
     for y, x in tiling.starts(size):
       where = slice(y, y + tiling.tile[0]), slice(x, x + tiling.tile[1])
@@ -313,6 +320,16 @@ class Predictor:
     # Clipped, since rounding errors could exceed the range.
     mean = np.clip(mean[crop] / weights[crop], 0, 1)
     return mean, std[crop] / weights[crop]
+
+  def _prepare(self, image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Normalises, and pads by reflection: `[*sides, slices]` float32."""
+    image = image.reshape(-1, *image.shape[-2:])
+    found = normalisation.statistics(image, self.normalise)
+    mean, std = (x[:, None, None] for x in found.values())
+    normalised = np.moveaxis((image.astype(np.float32) - mean) / std, 0, -1)
+    y, x = image.shape[1:]
+    padding = (0, sides[0] - y), (0, sides[1] - x), (0, 0)
+    return np.pad(normalised, padding, 'symmetric')
 
   def _average(
     self, tile: np.ndarray, advance: Callable[[], object]
@@ -333,16 +350,6 @@ class Predictor:
       squared += delta * (value - mean)
       advance()
     return mean, np.sqrt(squared / np.float32(self.count))
-
-
-def _prepare(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-  """Normalises, and pads by reflection: `[*sides, slices]` float32."""
-  image = image.reshape(-1, *image.shape[-2:])
-  mean, std = (x[:, None, None] for x in pipeline.statistics(image).values())
-  normalised = np.moveaxis((image.astype(np.float32) - mean) / std, 0, -1)
-  y, x = image.shape[1:]
-  padding = (0, sides[0] - y), (0, sides[1] - x), (0, 0)
-  return np.pad(normalised, padding, 'symmetric')
 
 
 def _turn(image: np.ndarray, turn: int) -> np.ndarray:

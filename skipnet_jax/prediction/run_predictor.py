@@ -8,6 +8,7 @@ import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax.data import normalisation
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
@@ -21,20 +22,21 @@ def make_predictor(
   """A predictor that averages over the runs, see `inference.Predictor`.
 
   Raises:
-    InputError: runs of different networks, or dropout samples of a network
-      without dropout.
+    InputError: runs of different networks or normalisations, or dropout samples
+      of a network without dropout.
   """
   first = runs[0]
   for other in runs[1:]:
-    models = (
+    fields = (
       {f'model.{name}': value for name, value in run.config.model.items()}
+      | {'data.normalise': run.config.data.normalise}
       for run in (first, other)
     )
-    changed = config_identity.differences(*models)
+    changed = config_identity.differences(*fields)
     if changed:
       raise errors.InputError(
-        f'{first.path} and {other.path} have different networks: '
-        f'{", ".join(changed)}. Give runs of one network.'
+        f'{first.path} and {other.path} differ in {", ".join(changed)}: give '
+        'runs of one network and one normalisation.'
       )
   if mc_samples < 0:
     raise errors.InputError(
@@ -46,7 +48,11 @@ def make_predictor(
       'dropout (model.dropout is 0): omit --mc_samples, or train with dropout.'
     )
   return inference.Predictor(
-    first.model, [r.variables for r in runs], tta=tta, mc_samples=mc_samples
+    first.model,
+    [r.variables for r in runs],
+    tta=tta,
+    mc_samples=mc_samples,
+    normalise=first.config.data.normalise,
   )
 
 
@@ -61,8 +67,8 @@ def predict(
 ) -> np.ndarray:
   """Predicts a stack in memory: `skipnet_jax.predict`.
 
-  Every slice is normalised by its own mean and standard deviation. Nothing is
-  calibrated: `calibration.of_run` gives the map that the command uses.
+  Every slice is normalised as in training. Nothing is calibrated:
+  `calibration.of_run` gives the map that the command uses.
 
   Args:
     runs: an opened run, or several of one network to average.
@@ -112,6 +118,7 @@ def predict(
       f'The image has {len(stack)} slice(s), but the network needs '
       f'{predictor.slices}: give a larger stack.'
     )
+  normalisation.check(predictor.normalise, stack.dtype, 'the image')
   volume.check_finite(stack, 'The image')
   tiling = predictor.tiling(
     stack.shape[1:], tile, overlap, lambda text: print(text, file=sys.stderr)

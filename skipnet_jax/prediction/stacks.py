@@ -12,6 +12,7 @@ import tqdm
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.data import labels as labels_lib
+from skipnet_jax.data import normalisation
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
@@ -72,15 +73,16 @@ def predict_stack(
 
   Raises:
     InputError: files that cannot be read or written, an output that is the
-      input or lies in its folder, an invalid tile, pixels that are not finite,
-      fewer slices than the network needs at a time; all before anything is
-      compiled.
+      input or lies in its folder, an invalid tile, pixels that are not finite
+      or cannot be normalised, fewer slices than the network needs at a time;
+      all before anything is compiled.
   """
   if len(source) < predictor.slices:
     raise errors.InputError(
       f'{source.path} has {len(source)} slice(s), but the network needs '
       f'{predictor.slices} at a time: give a larger stack.'
     )
+  normalisation.check(predictor.normalise, source.dtype, str(source.path))
   paths = [p for p in (output, std_output, segmentation) if p]
   files.check_outputs(paths, overwrite=overwrite, inputs=[source.path])
   with contextlib.ExitStack() as stack:

@@ -36,7 +36,9 @@ class Samples:
   def _predictor(self, state: state_lib.TrainState) -> inference.Predictor:
     host = parallel_lib.to_host(state.averaged().replace(key=None))
     return inference.Predictor(
-      models.build_model(self._config.model), [host.variables()]
+      models.build_model(self._config.model),
+      [host.variables()],
+      normalise=self._config.data.normalise,
     )
 
   def score(self, state: state_lib.TrainState) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""How the grey values of a slice become the input of a network.
+
+`slice`: each slice gets zero mean and unit variance. `range`: the range of the
+integer type becomes -1..1, grey / 127.5 - 1 for uint8, whatever values a slice
+has (Guo et al. 2019). Floats have no such range.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from skipnet_jax import errors
+from skipnet_jax.data import volume
+
+
+def check(method: str, dtype: Any, name: str) -> None:
+  """Checks that a stack can be normalised in this way.
+
+  Args:
+    method: one of `config.NORMALISATIONS`, the field `data.normalise`.
+    dtype: of the stack.
+    name: of the stack, for the message.
+
+  Raises:
+    InputError: `range` of a stack of floats.
+  """
+  if method == 'range' and np.dtype(dtype).kind != 'u':
+    raise errors.InputError(
+      f'data.normalise is range, but {name} has dtype {np.dtype(dtype)}, whose '
+      'grey values have no fixed range: convert it to uint8 or uint16, or '
+      'train with data.normalise=slice.'
+    )
+
+
+def statistics(
+  image: volume.Stack, method: str = 'slice'
+) -> dict[str, np.ndarray]:
+  """What is subtracted from each slice, and then divides it.
+
+  With `slice`, uint8, uint16 and float32 stacks give equal inputs up to
+  rounding. `range` reads no pixels.
+
+  Returns:
+    `mean` and `std`, each `[z]` float32: those of the slice's pixels, or, with
+    `range`, both half the largest value of the integer type.
+
+  Raises:
+    InputError: NaN or infinite pixels; `range` of a stack of floats.
+  """
+  check(method, image.dtype, 'the image stack')
+  if method == 'range':
+    half = np.full(len(image), np.iinfo(image.dtype).max / 2, np.float32)
+    return {'mean': half, 'std': half}
+  table = []
+  for z, page in enumerate(image):
+    volume.check_finite(page, 'the image stack', z)
+    mean, std = page.mean(dtype=np.float64), page.std(dtype=np.float64)
+    # A constant slice becomes zeros.
+    table.append((mean, std or 1.0))
+  mean, std = np.asarray(table, np.float32).T
+  return {'mean': mean, 'std': std}
