@@ -55,7 +55,7 @@ class Augmentation:
   warp: float = 10.0
   rot90: bool = False  # 0 to 3 quarter turns; square examples only.
   # Pixels; each pixel's displacement is uniform in +- elastic, then smoothed
-  # by a Gaussian, which makes it small. 0: none.
+  # by a Gaussian, with zeros beyond the edge, which makes it small. 0: none.
   elastic: float = 0.0
   elastic_sigma: float = 15.0  # Pixels; of that Gaussian.
   elastic_share: float = 0.5  # Share of the examples that it is applied to.

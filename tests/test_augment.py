@@ -140,9 +140,20 @@ def test_elastic_displacements_are_those_of_scipy():
   k_noise, _ = jax.random.split(jax.random.fold_in(key, 1))
   noise = jax.random.uniform(k_noise, (2, *SIZE), minval=-1.0, maxval=1.0)
   for found, drawn in zip(moved, np.asarray(noise, np.float64), strict=True):
-    smooth = scipy.ndimage.gaussian_filter(drawn, 6.0, mode='reflect')
+    smooth = scipy.ndimage.gaussian_filter(drawn, 6.0, mode='constant')
     np.testing.assert_allclose(found, 300 * smooth, atol=1e-3)
     assert np.abs(found).max() > 3
+
+
+def test_elastic_displacements_are_smallest_at_the_edge():
+  smoothing = augment._smoothing(448, 15.0)
+  # Of uniform noise in +-300, smoothed along y and x.
+  along = np.sqrt(np.square(smoothing.astype(np.float64)).sum(1))
+  std = 300 / np.sqrt(3) * np.outer(along, along)
+  centre = 300 / np.sqrt(3) / (2 * np.sqrt(np.pi) * 15)
+  assert std[224, 224] == pytest.approx(centre, rel=1e-3)
+  # Half of the Gaussian's weights lie beyond the edge.
+  assert std[0, 224] == pytest.approx(centre / np.sqrt(2), rel=0.03)
 
 
 def test_half_of_the_examples_are_displaced():

@@ -18,9 +18,9 @@ Settings = config_lib.Augmentation
 
 
 def _smoothing(side: int, sigma: float) -> np.ndarray:
-  """The matrix that smooths a vector by a Gaussian, with reflected ends."""
+  """The matrix that smooths a vector by a Gaussian, with zeros beyond it."""
   return scipy.ndimage.gaussian_filter1d(
-    np.eye(side, dtype=np.float32), sigma, axis=0, mode='reflect'
+    np.eye(side, dtype=np.float32), sigma, axis=0, mode='constant'
   )
 
 
