@@ -96,7 +96,10 @@ def test_initialisation_is_that_of_the_authors():
     jax.jit(lambda: model.init(jax.random.key(1), IMAGE, train=False))(),
   )
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params']):
-    shapes.setdefault(path[-1].key, []).append(np.ravel(leaf))
+    kind = path[-1].key
+    if kind == 'bias' and path[-2].key in ('reduce', 'expand'):
+      kind = 'bias of a channel gate'
+    shapes.setdefault(kind, []).append(np.ravel(leaf))
   kernels, scales, biases = (
     np.concatenate(shapes[name]) for name in ('kernel', 'scale', 'bias')
   )
@@ -105,6 +108,8 @@ def test_initialisation_is_that_of_the_authors():
   assert scales.mean() == pytest.approx(1, abs=5e-3)
   assert scales.std() == pytest.approx(0.02, rel=0.1)
   assert not biases.any()
+  # PyTorch's default, see test_gates.
+  assert np.concatenate(shapes['bias of a channel gate']).any()
 
 
 def test_the_sigmoid_of_the_logits_is_the_tanh_in_0_to_1():

@@ -38,6 +38,17 @@ def test_a_channel_gate_weighs_channels_by_their_means():
   np.testing.assert_allclose(result, X * mask, rtol=1e-6)
 
 
+def test_biases_of_a_channel_gate_start_as_in_pytorch():
+  channels = 4096
+  shape = jnp.zeros((1, 1, 1, channels))
+  params = gates.ChannelGate().init(jax.random.key(1), shape)['params']
+  for name, inputs in (('reduce', channels), ('expand', channels // 8)):
+    limit, bias = inputs**-0.5, np.asarray(params[name]['bias'])
+    assert limit >= np.abs(bias).max() > 0.98 * limit
+    assert bias.mean() == pytest.approx(0, abs=0.1 * limit)
+    assert bias.std() == pytest.approx(limit / np.sqrt(3), rel=0.05)
+
+
 def test_a_pixel_gate_weighs_pixels_by_their_neighbourhood():
   result, mask, p = apply(gates.PixelGate())
   assert mask.shape == (2, 8, 6, 1)

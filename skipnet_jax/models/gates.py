@@ -5,6 +5,9 @@ the collection `gates`: a call with `mutable=['gates']` returns it, and for all
 other calls it costs nothing.
 """
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,19 @@ def _sow(module: nn.Module, mask: jax.Array) -> None:
     module.sow(GATES, 'value', mask, lambda _, new: new, lambda: None)
 
 
+def uniform(inputs: int) -> Any:
+  """Initialises biases uniformly in +-1 / sqrt(inputs), PyTorch's default.
+
+  `inputs` is the number of weights of each output.
+  """
+  limit = 1 / math.sqrt(inputs)
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+  return init
+
+
 def _one_channel_conv(dtype: layers.Dtype) -> layers.Conv:
   return layers.Conv(
     1, use_bias=False, kernel_init=KERNEL_INIT, dtype=dtype, name='conv'
@@ -31,7 +47,7 @@ class ChannelGate(nn.Module):
   """A weight for each channel, from the channels' means over the image.
 
   1x1 convolution to an eighth of the channels, ReLU, 1x1 convolution, sigmoid;
-  both convolutions have a bias.
+  both convolutions have a bias, which starts as in the authors' code.
   """
 
   dtype: layers.Dtype = jnp.float32
@@ -40,15 +56,20 @@ class ChannelGate(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[b, y, x, c]` to the same shape."""
 
-    def conv(features, name):
+    def conv(name, x, features):
       return layers.Conv(
-        features, 1, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name
-      )
+        features,
+        1,
+        kernel_init=KERNEL_INIT,
+        bias_init=uniform(x.shape[-1]),
+        dtype=self.dtype,
+        name=name,
+      )(x)
 
     channels = x.shape[-1]
     mask = jnp.mean(layers.at_least_float32(x), (1, 2), keepdims=True)
-    mask = nn.relu(conv(channels // 8, 'reduce')(mask.astype(self.dtype)))
-    mask = nn.sigmoid(conv(channels, 'expand')(mask))
+    mask = nn.relu(conv('reduce', mask.astype(self.dtype), channels // 8))
+    mask = nn.sigmoid(conv('expand', mask, channels))
     _sow(self, mask)
     return x * mask
 

@@ -19,7 +19,7 @@ Dtype = Any
 
 
 class Conv(nn.Module):
-  """A convolution with he_normal kernel and zero bias.
+  """A convolution, by default with he_normal kernel and zero bias.
 
   A 1x1 convolution is a matrix product over the decimated input: the same
   numbers as a strided convolution, and faster on every backend.
@@ -44,6 +44,7 @@ class Conv(nn.Module):
   padding: str = 'SAME'
   dilation: int = 1
   normalised: bool = False
+  bias_init: Any = nn.initializers.zeros_init()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -69,18 +70,23 @@ class Conv(nn.Module):
         x, kernel.astype(self.dtype), s, self.padding, dilation=self.dilation
       )
     if self.use_bias:
-      bias = make_bias(self, self.features, self.normalised)
+      bias = make_bias(self, self.features, self.normalised, self.bias_init)
       x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return x
 
 
-def make_bias(module: nn.Module, features: int, normalised: bool) -> jax.Array:
-  """The parameter `bias`, `[features]`, at first zero.
+def make_bias(
+  module: nn.Module,
+  features: int,
+  normalised: bool,
+  init: Any = nn.initializers.zeros_init(),  # noqa: B008
+) -> jax.Array:
+  """The parameter `bias`, `[features]`, at first zero or drawn by `init`.
 
   `normalised` says whether a BatchNorm by batch statistics follows at once. It
   takes the bias away again, so that its gradient is zero and not computed.
   """
-  bias = module.param('bias', nn.initializers.zeros_init(), (features,))
+  bias = module.param('bias', init, (features,))
   return lax.stop_gradient(bias) if normalised else bias
 
 
