@@ -34,7 +34,8 @@ PRESETS = {
 def get_config(preset='paper'):
   config = config_lib.get_default()
   config.experiment = 'f_clmser_s'
-  config.model = models.model_config('f_clmser_s')
+  # As the authors' code, here and below: it never leaves training.
+  config.model = models.model_config('f_clmser_s', use_running_average=False)
   config.data.update(crop=448, normalise='range')
   config.data.augment.update(
     rotation=0.0, shear=0.0, warp=0.0, rot90=True, elastic=300.0

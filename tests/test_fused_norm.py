@@ -21,9 +21,11 @@ def form(fused):
   return fused_norm.instead_of_flax() if fused else contextlib.nullcontext()
 
 
-def measured(fused, dtype, shape=(4, 3, 5, 6), axis_name=None):
+def measured(
+  fused, dtype, shape=(4, 3, 5, 6), axis_name=None, make=nn.BatchNorm
+):
   """Outputs, running statistics, gradients of some function of the outputs."""
-  module = layers.batch_norm('norm', True, dtype, axis_name)
+  module = layers.batch_norm('norm', True, dtype, axis_name, make=make)
   rng = np.random.default_rng(0)
 
   def draw(*size):
@@ -60,12 +62,14 @@ def measured(fused, dtype, shape=(4, 3, 5, 6), axis_name=None):
   return jax.pmap(call, axis_name, devices=jax.devices()[:2])(*halves)
 
 
+@pytest.mark.parametrize('make', [nn.BatchNorm, layers.UnbiasedBatchNorm])
 @pytest.mark.parametrize('axis_name', [None, 'data'])
-def test_it_is_flax_s_to_rounding(axis_name):
+def test_it_is_flax_s_to_rounding(axis_name, make):
   # Flax's BatchNorm mixes dtypes for any compute dtype but float32.
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
     found, expected = (
-      measured(fused, 'float64', axis_name=axis_name) for fused in (True, False)
+      measured(fused, 'float64', axis_name=axis_name, make=make)
+      for fused in (True, False)
     )
   for a, b in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True

@@ -1,5 +1,6 @@
 """F-CLmser-S: gated long skips (Guo et al. 2019), and its ablations."""
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -37,6 +38,9 @@ class F_CLmser_S(network.Network):
     base_width: channels of encoder_1.
     deconv_kernel: side of the transposed convolutions' kernels: 2 as in the
       authors' code, 3 as in the paper's text.
+    use_running_average: False: a prediction uses the BatchNorm statistics of
+      each padded image alone, as the authors' code, which never leaves
+      training.
     pad: pixels of reflection padding on each side, which the prediction is
       cropped by. 64 in the paper, in training and at test time.
   """
@@ -47,6 +51,7 @@ class F_CLmser_S(network.Network):
   short_skips: bool = True
   base_width: int = 12
   deconv_kernel: int = 2
+  use_running_average: bool = True
   pad: int = 64
   # Five downsamplings: four stages and the bridge.
   size_multiple = 32
@@ -78,7 +83,14 @@ class F_CLmser_S(network.Network):
     kernel = dict(
       use_bias=False, kernel_init=gates_lib.KERNEL_INIT, dtype=dtype
     )
-    settings = dict(**kernel, scale_init=_scale_init, axis_name=self.axis_name)
+    settings = dict(
+      **kernel,
+      scale_init=_scale_init,
+      make_norm=functools.partial(
+        layers.UnbiasedBatchNorm, per_image=not self.use_running_average
+      ),
+      axis_name=self.axis_name,
+    )
     gates = self.gates.split('+') if self.long_skips else []
     channel_gate, pixel_gate = gates_lib.ChannelGate, gates_lib.PixelGate
 

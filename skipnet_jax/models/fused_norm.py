@@ -121,7 +121,8 @@ def instead_of_flax() -> Any:
     y, mean, variance = normalise(
       x, params['scale'], params['bias'], module.epsilon, module.axis_name
     )
-    for name, value in (('mean', mean), ('var', variance)):
+    kept = layers.unbiased(module, x, variance)
+    for name, value in (('mean', mean), ('var', kept)):
       old = module.variables['batch_stats'][name]
       new = module.momentum * old + (1 - module.momentum) * value
       module.put_variable('batch_stats', name, new)

@@ -6,7 +6,7 @@ the number of output channels, `dtype` the compute dtype, and `axis_name` the
 mapped axis of a pmapped call, or None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 import zlib
 
@@ -252,13 +252,14 @@ def batch_norm(
   dtype: Dtype,
   axis_name: str | None,
   scale_init: Any = nn.initializers.ones,
+  make: Callable[..., nn.BatchNorm] = nn.BatchNorm,
 ) -> nn.BatchNorm:
   """BatchNorm as in the paper: scale, bias, momentum 0.9; float32 statistics.
 
   It uses batch statistics, averaged over `axis_name`, if `train`, and running
-  statistics otherwise.
+  statistics otherwise. `make` is the class, perhaps with fields of its own.
   """
-  return nn.BatchNorm(
+  return make(
     use_running_average=not train,
     momentum=0.9,
     epsilon=1e-5,
@@ -267,6 +268,66 @@ def batch_norm(
     scale_init=scale_init,
     name=name,
   )
+
+
+class UnbiasedBatchNorm(nn.BatchNorm):
+  """BatchNorm with PyTorch's running variance, which is the unbiased one.
+
+  Attributes:
+    per_image: whether a prediction uses each image's own statistics instead of
+      the running ones.
+  """
+
+  per_image: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    use_running_average: bool | None = None,
+    *,
+    mask: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps `[b, y, x, c]` to the same shape; the options are not used."""
+    shape, wide = x.shape[-1:], at_least_float32(x)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    scale = self.param('scale', self.scale_init, shape)
+    bias = self.param('bias', self.bias_init, shape)
+
+    def channels(values):
+      return values.reshape(1, 1, 1, -1)
+
+    if self.use_running_average and not self.per_image:
+      mean, variance = map(channels, (running_mean.value, running_var.value))
+    else:
+      axes = (1, 2) if self.use_running_average else (0, 1, 2)
+      mean, square = (
+        jnp.mean(power, axes, keepdims=True)
+        for power in (wide, jnp.square(wide))
+      )
+      if not self.use_running_average and self.axis_name is not None:
+        mean, square = lax.pmean((mean, square), self.axis_name)
+      variance = jnp.maximum(0.0, square - jnp.square(mean))
+    if not self.use_running_average:
+      kept = unbiased(self, x, variance)
+      for running, new in ((running_mean, mean), (running_var, kept)):
+        old = self.momentum * running.value
+        running.value = old + (1 - self.momentum) * new.ravel()
+    inverse = lax.rsqrt(variance + self.epsilon) * channels(scale)
+    y = (wide - mean) * inverse + channels(bias)
+    return y.astype(self.dtype or x.dtype)
+
+
+def unbiased(
+  module: nn.BatchNorm, x: jax.Array, variance: jax.Array
+) -> jax.Array:
+  """What a BatchNorm keeps of the variance `[..., c]` of its input `x`."""
+  if not isinstance(module, UnbiasedBatchNorm):
+    return variance
+  devices = 1 if module.axis_name is None else lax.psum(1, module.axis_name)
+  count = devices * (x.size // x.shape[-1])
+  return variance * (count / max(1, count - 1))
 
 
 def max_pool(x: jax.Array) -> jax.Array:

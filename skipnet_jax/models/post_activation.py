@@ -11,13 +11,17 @@ from skipnet_jax.models import skips
 
 
 class ConvNorm(nn.Module):
-  """A 3x3 convolution, BatchNorm and, if `relu`, ReLU."""
+  """A 3x3 convolution, BatchNorm and, if `relu`, ReLU.
+
+  `make_norm` is the argument `make` of `layers.batch_norm`.
+  """
 
   features: int
   relu: bool = True
   use_bias: bool = True
   kernel_init: Any = nn.initializers.he_normal()
   scale_init: Any = nn.initializers.ones_init()
+  make_norm: Any = nn.BatchNorm
   dtype: layers.Dtype = jnp.float32
   axis_name: str | None = None
 
@@ -33,7 +37,12 @@ class ConvNorm(nn.Module):
       name='conv',
     )(x)
     x = layers.batch_norm(
-      'norm', train, self.dtype, self.axis_name, self.scale_init
+      'norm',
+      train,
+      self.dtype,
+      self.axis_name,
+      self.scale_init,
+      self.make_norm,
     )(x)
     return nn.relu(x) if self.relu else x
 

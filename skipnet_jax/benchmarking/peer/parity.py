@@ -91,6 +91,7 @@ def theirs(
           {name: output.numel() // output.shape[1]}
         )
       )
+  unbiased = getattr(network, 'unbiased_variance', False)
   before = _arrays(dict(network.named_buffers()))
   weights = float(terms.auxiliary(jnp.zeros((), int))), terms.adversarial
   outputs = torch_losses.apply(network, image, tensors['label'])
@@ -104,8 +105,9 @@ def theirs(
   statistics = {}
   for name, after in _arrays(dict(network.named_buffers())).items():
     layer, _, kind = name.rpartition('.')
-    if kind == 'running_var':
-      # PyTorch averages the unbiased variance, Flax the biased one.
+    if kind == 'running_var' and not unbiased:
+      # PyTorch averages the unbiased variance, most Flax networks the biased
+      # one.
       kept = 0.9 * before[name]
       after = kept + (after - kept) * (count[layer] - 1) / count[layer]
     if kind in ('running_mean', 'running_var'):

@@ -56,6 +56,8 @@ class ConfidenceMask(nn.Module):
 class TorchFCLmserS(nn.Module):
   """F-CLmser-S (Guo et al. 2019) and its ablations."""
 
+  unbiased_variance = True  # The Flax network's running variance.
+
   def __init__(self, model: clmser.F_CLmser_S):
     super().__init__()
     d = model.base_width

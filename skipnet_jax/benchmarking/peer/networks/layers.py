@@ -25,7 +25,8 @@ class Outputs(TypedDict, total=False):
 def norm(channels: int) -> nn.BatchNorm2d:
   """BatchNorm with the epsilon and momentum of the Flax networks."""
   # PyTorch's momentum is one minus Flax's 0.9. Its running variance is the
-  # unbiased one, Flax's is biased; neither enters a training step.
+  # unbiased one, Flax's is biased but in F-CLmser-S; neither enters a training
+  # step.
   return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
 
 
