@@ -49,7 +49,7 @@ class PlainFCResNet(nn.Module):
         features,
         (size, size),
         (stride, stride),
-        padding='SAME',
+        padding=size // 2,
         kernel_init=nn.initializers.he_normal(),
         name=name,
       )(x)

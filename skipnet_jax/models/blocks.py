@@ -82,9 +82,16 @@ class BasicBlock(Block):
   """Two 3x3 convolutions; the stride of the first downsamples."""
 
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
-    """BN, ReLU, 3x3, dropout, BN, ReLU, [upsample], 3x3."""
+    """BN, ReLU, 3x3, dropout, BN, ReLU, [upsample], 3x3.
+
+    With stride 2, 'SAME' would pad after the last pixel only. The authors pad
+    one pixel before the first too.
+    """
     x = self._act(x, 1, train)
-    x = self._conv(x, 1, self.features, 3, strides=self._strides())
+    padding = ((1, 1), (1, 1))
+    x = self._conv(
+      x, 1, self.features, 3, strides=self._strides(), padding=padding
+    )
     x = self._act(self._drop(x, drop), 2, train)
     return self._conv(self._upsample(x), 2, self.features, 3)
 

@@ -29,7 +29,8 @@ class Conv(nn.Module):
     strides: decimation in y and x.
     upsampled: whether to convolve `upsample(x)`; only for 3x3 kernels, which
       then cost 4 products a pixel instead of 9.
-    padding: 'SAME', or 'VALID': k - 1 pixels fewer in y and x.
+    padding: 'SAME'; 'VALID': k - 1 pixels fewer in y and x; or the pixels
+      before and after, in y and x.
     dilation: distance in pixels between the kernel's taps.
     normalised: see `make_bias`.
   """
@@ -41,7 +42,7 @@ class Conv(nn.Module):
   kernel_init: Any = nn.initializers.he_normal()
   dtype: Dtype = jnp.float32
   upsampled: bool = False
-  padding: str = 'SAME'
+  padding: str | Sequence[tuple[int, int]] = 'SAME'
   dilation: int = 1
   normalised: bool = False
   bias_init: Any = nn.initializers.zeros_init()

@@ -82,11 +82,7 @@ class Block(nn.Module):
       self.conv_1 = nn.Conv2d(channels, features, 3, padding=1)
       self.drop, self.repeat = drop, repeat
     elif kind == 'basic':
-      # 'SAME' with stride 2 pads at the bottom and on the right only.
-      self.pad = nn.ZeroPad2d((0, 1, 0, 1)) if down else None
-      self.conv_1 = nn.Conv2d(
-        channels, features, 3, 1 + down, padding=0 if down else 1
-      )
+      self.conv_1 = nn.Conv2d(channels, features, 3, 1 + down, padding=1)
       self.drop = drop
       relu(2, features)
       self.repeat = repeat
