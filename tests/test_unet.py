@@ -58,6 +58,7 @@ class Plain(nn.Module):
       x = nn.ConvTranspose(
         features, (2, 2), (2, 2), padding='VALID', transpose_kernel=False
       )(x)
+      x = nn.relu(x)
       cut = (kept[i].shape[1] - x.shape[1]) // 2
       side = slice(cut, cut + x.shape[1])
       x = two(jnp.concatenate([kept[i][:, side, side], x], -1), features)

@@ -33,7 +33,8 @@ def contract_and_expand(model: 'UNet', x: jax.Array, drop: bool) -> jax.Array:
   """All layers of a U-Net but its classifier; call it in a compact method.
 
   It maps `[b, y, x, c]` to `[b, y, x, base_width]`; 'VALID' removes
-  `VALID_BORDER` on each side. `drop` switches dropout on.
+  `VALID_BORDER` on each side. `drop` switches dropout on. A ReLU follows each
+  up-convolution too, as in the authors' definition for Caffe.
   """
   dtype = jnp.dtype(model.dtype)
 
@@ -58,6 +59,7 @@ def contract_and_expand(model: 'UNet', x: jax.Array, drop: bool) -> jax.Array:
     x = layers.ConvTranspose(
       features, model.up_kernel, dtype=dtype, name=f'up_{i}_up'
     )(x)
+    x = nn.relu(x)
     if model.long_skips:
       x = skips.LongConcatenation(name=f'long_skip_{i}')(x, down[i])
     x = level(f'up_{i}', x, features)

@@ -69,6 +69,7 @@ class ContractAndExpand(nn.Module):
     x = self.drop(self._level('down_4', x))
     for i in (3, 2, 1, 0):
       x = self.get_submodule(f'up_{i}_up')(x)
+      x = functional.relu(x, inplace=True)
       if self.long_skips:
         skipped = torch_layers.centre(down[i], x.shape[2:])
         x = torch.cat([skipped, x], 1)
