@@ -52,11 +52,20 @@ def main() -> None:
   if _COMPARE.value:
     if _CONFIG.value is not None or _OUTPUT.value:
       cli.refuse('Give either --compare or --config and --output.')
+    cli.refuse_given(
+      'does nothing with --compare, which only reads reports: leave it out.',
+      *(_PEER, _AOT, _UNTIL_BCE, _DESCRIBE, _OVERWRITE),
+    )
     if len(_COMPARE.value) != 2:
       cli.refuse(
         f'--compare names {len(_COMPARE.value)} report(s); give two, the older '
         'one first.'
       )
+  if _DESCRIBE.value:
+    cli.refuse_given(
+      'is no part of what --describe prints, the rows: leave one of them out.',
+      *(_PEER, _AOT, _UNTIL_BCE),
+    )
   if _AOT.value and (_PEER.value or _UNTIL_BCE.value is not None):
     cli.refuse(
       'Give either --aot, which measures nothing, or --peer and --until_bce.'

@@ -326,6 +326,18 @@ def run(
     app.run(call, flags_parser=functools.partial(_parse, several))
 
 
+def refuse_given(why: str, *holders: flags.FlagHolder) -> None:
+  """Refuses flags that are given although they would do nothing.
+
+  Args:
+    why: the rest of the sentence that begins with the flag.
+    *holders: the flags.
+  """
+  for flag in holders:
+    if flag.present:
+      refuse(f'--{flag.name} {why}')
+
+
 def require(flag: flags.FlagHolder[Value | None]) -> Value:
   """The value of a flag; refuses a missing one with its help text."""
   if not flag.value:

@@ -93,13 +93,13 @@ def main() -> None:
   if of_run == bool(_PREDICTION.value):
     cli.refuse('Give either --workdir, or --prediction and --labels.')
   of_files = _PREDICTION_KIND, _KIND, _INVERTED, _SERIES, _CHANNEL
-  others = (
-    of_files if of_run else (_SPLIT, _TTA, _SAMPLES, _CALIBRATION, _SEGMENT)
-  )
-  for flag in others:
-    if flag.present:
-      other = 'prediction' if of_run else 'workdir'
-      cli.refuse(f'--{flag.name} goes with --{other}.')
+  if of_run:
+    cli.refuse_given('goes with --prediction.', *of_files)
+  else:
+    for_runs = _SPLIT, _TTA, _SAMPLES, _CALIBRATION, _SEGMENT
+    cli.refuse_given('goes with --workdir.', *for_runs)
+    if not _PANELS.value:
+      cli.refuse_given('goes with --panels, the pictures that show it.', _IMAGE)
   if not _IMAGE.value and (_SERIES.present or _CHANNEL.present):
     cli.refuse('--series and --channel go with --image.')
   # Imported late, so that --help does not wait for JAX.

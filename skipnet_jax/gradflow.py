@@ -125,8 +125,8 @@ def _check_flags() -> None:
     (_AT_INIT, '--config', _RUNS.value is None),
     (_ALLOW, '--runs', _RUNS.value is not None),
   ):
-    if flag.present and not fits:
-      cli.refuse(f'--{flag.name} goes with {mode}.')
+    if not fits:
+      cli.refuse_given(f'goes with {mode}.', flag)
 
 
 if __name__ == '__main__':

@@ -74,9 +74,11 @@ def main() -> None:
   """Predicts a stack."""
   workdirs = cli.require(_WORKDIR)
   source_path, output = cli.require(_INPUT), cli.require(_OUTPUT)
-  for flag in (_METHOD, _LINK):
-    if flag.present and not _SEGMENTATION.value:
-      cli.refuse(f'--{flag.name} goes with --segmentation: name its TIFF too.')
+  if not _SEGMENTATION.value:
+    cli.refuse_given(
+      'goes with --segmentation: name its TIFF too.',
+      *(_METHOD, _LINK, _THRESHOLD),
+    )
   # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.data import volume
   from skipnet_jax.prediction import calibration

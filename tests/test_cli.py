@@ -151,6 +151,42 @@ def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   assert f'{tmp_path}/a.json' in outcome.err
 
 
+@pytest.mark.parametrize(
+  ('words', 'said'),
+  [
+    ('benchmark --compare a.json b.json --peer=torch', 'peer does nothing'),
+    ('benchmark --compare a.json b.json --nooverwrite', 'overwrite does'),
+    (f'benchmark {CONFIG}/benchmark.py --describe --aot=h100:1', 'aot is no'),
+    (
+      'evaluate --prediction=a --labels=b --image=c',
+      'image goes with --panels',
+    ),
+    (
+      'predict --workdir=a --input=b --output=c --threshold=0.5',
+      'threshold goes with --segmentation',
+    ),
+    (
+      f'tools/profile.py {CONFIG}/unet.py --output=a --aot=h100:1 --steps=5',
+      'steps does nothing with --aot',
+    ),
+    ('tools/reproduce.py --study=gates --rounds=1 --status', 'status does'),
+    (
+      'tools/reproduce.py --study=gates --scale=smoke --source=auto',
+      'source does nothing with --scale=smoke',
+    ),
+    ('tools/hostile.py --output=a --fuzz=9', 'fuzz goes with --stack'),
+  ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(
+  command, monkeypatch, tmp_path, words, said
+):
+  monkeypatch.chdir(tmp_path)
+  outcome = command(*words.split())
+  assert outcome.code == 2
+  assert outcome.err.startswith(f'error: --{said}')
+  assert not os.listdir()
+
+
 @pytest.mark.parametrize('flag', ['--help', '--helpshort', '--helpfull', '-?'])
 @pytest.mark.parametrize('before', [[], [f'{CONFIG}/long_short.py:smoke']])
 def test_help_exits_with_0(command, flag, before):

@@ -395,13 +395,14 @@ def test_refuses_bad_files(score, pair, tmp_path):
   refused(score(None, None, '--overwrite'), 'labels.tif', 'cut short')
   (tmp_path / 'labels.tif').unlink()
   refused(score(None, None, '--overwrite'), 'labels.tif')
+  panels = '--overwrite', f'--panels={tmp_path}/panels'
   refused(
-    score(prediction, labels, '--overwrite', f'--image={tmp_path}/none.tif'),
+    score(prediction, labels, *panels, f'--image={tmp_path}/none.tif'),
     'none.tif',
   )
   volume.write_stack(tmp_path / 'image.tif', labels[:, :8])
   refused(
-    score(prediction, labels, '--overwrite', f'--image={tmp_path}/image.tif'),
+    score(prediction, labels, *panels, f'--image={tmp_path}/image.tif'),
     'image.tif has shape (3, 8, 52)',
     '(3, 40, 52)',
   )

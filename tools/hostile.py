@@ -228,6 +228,8 @@ def main() -> None:
   from skipnet_jax.data import volume
 
   cli.require(_OUTPUT)
+  if not _STACK.value:
+    cli.refuse_given('goes with --stack, whose copies it counts.', _FUZZ)
   output = pathlib.Path(_OUTPUT.value).absolute()
   if os.path.lexists(output):
     cli.refuse(f'{output} exists: name a new --output.')

@@ -40,6 +40,8 @@ def main() -> None:
   """Compiles and traces the step, and prints the table."""
   cli.require_config(_CONFIG.value)
   cli.require(_OUTPUT)
+  if _AOT.value:
+    cli.refuse_given('does nothing with --aot, which runs no step.', _STEPS)
   # Imported late: JAX takes seconds, which --help need not wait for.
   import jax
 

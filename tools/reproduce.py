@@ -66,6 +66,17 @@ def main() -> None:
     cli.refuse(
       f'--test_labels is for --study=table_2, not {_STUDY.value}: leave it out.'
     )
+  if _ROUNDS.value:
+    cli.refuse_given(
+      'does nothing with --rounds, which only measures speed: leave it out.',
+      *(_OUTPUT, _LABELS, _BUDGET, _STATUS),
+    )
+  if _SCALE.value == 'smoke':
+    cli.refuse_given(
+      'does nothing with --scale=smoke, which has data of its own: leave it '
+      'out.',
+      _SOURCE,
+    )
   if _BUDGET.value is not None and _BUDGET.value <= 0:
     cli.refuse(f'--budget_minutes is {_BUDGET.value}; it must be above 0.')
   say = functools.partial(print, flush=True)
