@@ -32,8 +32,16 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def command() -> str:
-  """The command of this process, without its program's folder, for a shell."""
-  return shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+  """The command of this process, as a user types it in the checkout."""
+  root = pathlib.Path(__file__).resolve().parents[1]
+  path = pathlib.Path(sys.argv[0]).resolve()
+  words = [path.name]
+  if path.suffix == '.py' and path.is_relative_to(root):
+    path = path.relative_to(root)
+    words = ['python', str(path)]
+    if path.parts[0] == 'skipnet_jax':
+      words = ['python', '-m', '.'.join(path.with_suffix('').parts)]
+  return shlex.join([*words, *sys.argv[1:]])
 
 
 def now() -> str:

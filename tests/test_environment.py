@@ -22,11 +22,20 @@ def test_versions_are_those_of_the_packages():
   assert found == {'numpy': np.__version__, 'no-such-package': None}
 
 
-def test_the_command_is_named_without_its_folder(monkeypatch):
-  monkeypatch.setattr(sys, 'argv', ['/somewhere/else/train.py', '--a=1'])
-  assert environment.command() == 'train.py --a=1'
+def test_the_command_is_what_a_user_types(monkeypatch):
+  root, train = conftest.ROOT, 'python -m skipnet_jax.train'
+  for program, typed in {
+    # `python -m` puts the whole path there.
+    str(root / 'skipnet_jax/train.py'): train,
+    # Relative to the present folder, as a shell has it.
+    os.path.relpath(root / 'tools/soak.py'): 'python tools/soak.py',
+    '/somewhere/else/train.py': 'train.py',
+    '/usr/bin/pytest': 'pytest',
+  }.items():
+    monkeypatch.setattr(sys, 'argv', [program, '--a=1'])
+    assert environment.command() == f'{typed} --a=1'
   # A shell reads what it prints: without quotes, brackets are refused.
-  monkeypatch.setattr(sys, 'argv', ['train.py', '--sizes=(1, 2)'])
+  monkeypatch.setattr(sys, 'argv', ['/else/train.py', '--sizes=(1, 2)'])
   assert environment.command() == "train.py '--sizes=(1, 2)'"
 
 
