@@ -1,6 +1,7 @@
 """The suite with pieces that take no time, and the parity piece."""
 
 import dataclasses
+import errno
 import json
 import sys
 
@@ -97,6 +98,42 @@ def test_a_piece_that_takes_too_long_leaves_time_for_the_next(run, tmp_path):
   assert statuses(summary) == [suite.FAILED, suite.DONE]
   assert summary['pieces'][0]['error'] == 'stopped after 2 s, its limit'
   assert summary['pieces'][0]['lines'] == ['fine']
+
+
+def test_an_interrupted_piece_keeps_what_it_found(run, tmp_path):
+  log = tmp_path / 'log'
+  # The suite is its parent.
+  code = f'{WRITE}; import os, signal, time; '
+  code += 'os.kill(os.getppid(), signal.SIGINT); time.sleep(60)'
+  with pytest.raises(KeyboardInterrupt):
+    run([piece('a', log), piece('b', log, code), piece('c', log)])
+  assert log.read_text() == 'a b '
+  summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+  assert statuses(summary) == [suite.DONE, suite.FAILED, suite.LEFT]
+  assert summary['pieces'][1]['error'] == suite.INTERRUPTED
+  assert summary['pieces'][1]['lines'] == ['fine']
+
+
+def test_two_suites_do_not_share_a_folder(run, tmp_path):
+  (tmp_path / 'out').mkdir()
+  with (
+    suite._locked(tmp_path / 'out'),
+    pytest.raises(errors.InputError, match='wait until it ends'),
+  ):
+    run([piece('a', tmp_path / 'log')])
+  run([piece('a', tmp_path / 'log')])
+
+
+def test_a_full_disk_is_found_before_anything_is_measured(
+  run, tmp_path, monkeypatch
+):
+  def full(path, value):
+    raise OSError(errno.ENOSPC, 'No space left on device', path)
+
+  monkeypatch.setattr(suite.files, 'write_json', full)
+  with pytest.raises(OSError, match='No space left'):
+    run([piece('a', tmp_path / 'log')])
+  assert not (tmp_path / 'log').exists()
 
 
 def test_the_rest_is_marked_when_no_time_is_left(run, tmp_path):

@@ -48,14 +48,17 @@ def test_the_data_are_random_and_on_the_device(monkeypatch):
     assert result.devices() == {jax.devices()[3]}
     assert result.std() > 0.9
   # The array, and a product whose entries are sums of 128 products.
-  assert [result.size for result in seen] == [2**21, 128**2]
+  assert [result.size for result in seen[::2]] == [2**21, 128**2]
 
 
 def test_work_is_counted_from_the_sizes(monkeypatch):
   monkeypatch.setattr(roofline, '_CPU', {'copy_mib': 8, 'matrix': 128})
 
+  calls = []
+
   def took_a_second(call, *, warmup, repetitions):
     call()
+    calls.append((warmup, repetitions))
     return roofline.measure.Timing(warmup, (2.0, 1.0, 3.0))
 
   monkeypatch.setattr(roofline.measure, 'time_calls', took_a_second)
@@ -64,3 +67,9 @@ def test_work_is_counted_from_the_sizes(monkeypatch):
     # 8 MiB read and written; 128^3 multiplications and additions.
     assert found['copy_gb_s'] == pytest.approx(2 * 8 * 2**20 / 1e9)
     assert found['matrix_tflops'] == pytest.approx(2 * 128**3 / 1e12)
+  # A second is too long for more than one.
+  assert calls == [(1, 1), (0, 1)] * 4
+  monkeypatch.setattr(roofline, '_SECONDS', 3.5)
+  calls.clear()
+  roofline.measure_rates(jax.devices()[0], 'float32')
+  assert calls == [(1, 1), (0, 3)] * 2

@@ -5,9 +5,11 @@ runs. The folder gets a JSON file for each piece, summary.json and table.txt. A
 piece that has finished with the same identity is not run again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ from skipnet_jax import files
 from skipnet_jax import tables
 
 DONE, FAILED, SKIPPED, LEFT = 'done', 'failed', 'skipped', 'no time left'
+INTERRUPTED = 'interrupted'
 SUMMARY, TABLE = 'summary.json', 'table.txt'
 Entry = dict[str, Any]
 
@@ -63,7 +66,9 @@ def run(
   say: Callable[[str], None],
   clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-  """Runs the unfinished pieces, and writes the summary after each.
+  """Runs the unfinished pieces, and writes the summary before and after each.
+
+  Ctrl-C keeps what the running piece has found.
 
   Args:
     pieces: the most important first.
@@ -79,8 +84,9 @@ def run(
     status, seconds, error and lines.
 
   Raises:
-    InputError: the budget is not positive, the folder cannot be created, or it
-      has files of these names that are not of a suite.
+    InputError: the budget is not positive, the folder cannot be created,
+      another suite runs there, or it has files of these names that are not of
+      a suite.
   """
   if not budget > 0:
     raise errors.InputError(
@@ -94,8 +100,42 @@ def run(
       '--output.'
     ) from e
   _check_files(folder, pieces)
+  with _locked(folder):
+    return _run_all(pieces, folder, budget, identity, say, clock)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """Locks a folder; its lock ends with this process in any case."""
+  opened = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as e:
+    # Some file systems of clusters have no locks.
+    if e.errno in (errno.EAGAIN, errno.EACCES):
+      os.close(opened)
+      raise errors.InputError(
+        f'Another process measures for {folder}: wait until it ends, or choose '
+        'another --output.'
+      ) from e
+  try:
+    yield
+  finally:
+    os.close(opened)
+
+
+def _run_all(
+  pieces: Sequence[Piece],
+  folder: pathlib.Path,
+  budget: float,
+  identity: dict[str, Any],
+  say: Callable[[str], None],
+  clock: Callable[[], float],
+) -> dict[str, Any]:
   end = clock() + budget
   entries = {piece.name: _read(folder, piece, identity) for piece in pieces}
+  # A full disk is found before anything is measured.
+  _summarise(folder, identity, entries)
   for piece in pieces:
     if entries[piece.name]['status'] == DONE:
       say(f'{piece.name}: already finished')
@@ -112,6 +152,8 @@ def run(
     files.write_json(folder / f'{piece.name}.json', record)
     say(f'{piece.name}: {entry["status"]} {entry["error"] or ""}'.rstrip())
     _summarise(folder, identity, entries)
+    if entry['error'] == INTERRUPTED:
+      raise KeyboardInterrupt
   return _summarise(folder, identity, entries)
 
 
@@ -157,6 +199,8 @@ def _run(piece: Piece, left: float) -> Entry:
       except subprocess.TimeoutExpired:
         why = 'its limit' if limit < left else 'when the budget was spent'
         error = f'stopped after {limit:.0f} s, {why}'
+      except KeyboardInterrupt:
+        error = INTERRUPTED
       finally:
         # The error means that all of them have ended.
         with contextlib.suppress(ProcessLookupError):

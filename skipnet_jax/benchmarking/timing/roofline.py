@@ -4,6 +4,7 @@ The rates are measured, not read from a data sheet: a step that takes longer
 than its least time loses the rest in its program, not in the device.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from skipnet_jax.benchmarking.timing import measure
 _CPU = {'copy_mib': 256, 'matrix': 2048}
 _ACCELERATOR = {'copy_mib': 2048, 'matrix': 8192}
 _REPETITIONS = 10
+_SECONDS = 0.5  # After this time, a slow device repeats no more.
 _DRAWN = 2**20  # Random numbers, repeated.
 
 
@@ -44,10 +46,10 @@ def measure_rates(device: Any, dtype: str) -> dict[str, float]:
   matrix = jax.random.normal(key, (side, side), kind)
 
   def fastest(function, x):
-    timing = measure.time_calls(
-      lambda: function(x), warmup=2, repetitions=_REPETITIONS
-    )
-    return min(timing.seconds)
+    times = functools.partial(measure.time_calls, lambda: function(x))
+    once = min(times(warmup=1, repetitions=1).seconds)
+    fitting = max(1, min(_REPETITIONS, int(_SECONDS / once)))
+    return min(times(warmup=0, repetitions=fitting).seconds)
 
   copy_s = fastest(jax.jit(jnp.negative), array)
   del array
