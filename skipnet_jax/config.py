@@ -141,7 +141,9 @@ def get_default() -> ConfigDict:
   o.warmup_epochs = 0  # Linear, from zero.
   o.cooldown_epochs = 0  # Linear, to zero, at the end of the run.
   o.accumulate = 1  # Batches whose gradients are averaged for one update.
-  # Decay of the averaged parameters that evaluation uses; 0: no averaging.
+  # Decay of the averaged parameters that evaluation uses; 0: no averaging. With
+  # BatchNorm, each epoch ends with as many as 50 forward passes, which estimate
+  # the statistics for these parameters.
   o.ema = 0.0
   # For networks with a discriminator: its rate, with the same schedule.
   o.discriminator_learning_rate = 2e-4

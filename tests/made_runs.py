@@ -60,6 +60,11 @@ def small_state(config):
     step=jax.numpy.asarray(0, like.step.dtype),
     params=flat.join(drawn['params']),
     batch_stats=flat.join(drawn['batch_stats']),
+    averaged_stats=flat.join(
+      jax.tree.map(lambda x: x + 1, drawn['batch_stats'])
+      if config.optim.ema
+      else {}
+    ),
     opt_state=jax.tree.map(
       lambda x: jax.numpy.asarray(np.zeros(x.shape, x.dtype)), like.opt_state
     ),

@@ -8,8 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skipnet_jax import config as config_lib
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import layers
+from skipnet_jax.models import network
 from skipnet_jax.step import losses
+from skipnet_jax.step import optim
+from skipnet_jax.step import state as state_lib
 
 
 def bce(outputs, batch):
@@ -90,6 +95,47 @@ def fill(shapes, seed):
     return jnp.asarray(drawn, leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+class Normalised(network.Network):
+  """Twice a 1x1 convolution, BatchNorm and ReLU."""
+
+  @nn.compact
+  def __call__(self, image, train, sample=False):
+    x = image
+    for i in range(2):
+      x = layers.Conv(2, 1, name=f'conv_{i}')(x)
+      x = layers.batch_norm(f'norm_{i}', train, jnp.float32, self.axis_name)(x)
+      x = nn.relu(x)
+    return {'logits': x[..., :1]}
+
+
+def averaging_state(model):
+  """A state of an optimizer with `ema`, and its averaged parameters."""
+  settings = config_lib.get_default().optim
+  settings.update(name='sgd', ema=0.9)
+  optimizer = optim.make_optimizer(settings, lambda _: 0.1)
+  state = state_lib.create_state(model, optimizer, 0)
+  averaged = jax.tree.map(lambda x: x + 0.5, state.params)
+  *first, last = state.opt_state
+  last = last._replace(ema_params=averaged)
+  return state.replace(opt_state=(*first, last)), averaged
+
+
+def batch_statistics(params, batches):
+  """Means over batches of what each BatchNorm of `Normalised` normalises by."""
+  params, each = jax.tree.map(np.asarray, params), []
+  for batch in batches:
+    x, found = np.asarray(batch['image'], np.float64), {}
+    for i in range(2):
+      conv, norm = params[f'conv_{i}'], params[f'norm_{i}']
+      x = x @ conv['kernel'][0, 0] + conv['bias']
+      mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+      found[f'norm_{i}'] = {'mean': mean, 'var': var}
+      x = (x - mean) / np.sqrt(var + 1e-5) * norm['scale'] + norm['bias']
+      x = np.maximum(x, 0)
+    each.append(found)
+  return jax.tree.map(lambda *x: np.mean(x, 0), *each)
 
 
 class LinearChain(nn.Module):

@@ -45,6 +45,7 @@ def make(step, width=3):
     step=jnp.asarray(step, jnp.int32),
     params=params,
     batch_stats=flat.join({'norm': {'mean': array(width)}}),
+    averaged_stats=flat.join({}),
     opt_state=opt_state,
     key=jax.random.key(step + 7),
   )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax.runs import trained
+from skipnet_jax.step import flat
 from skipnet_jax.step import parallel
 
 
@@ -34,9 +35,17 @@ def test_averaged_parameters_are_used(tmp_path):
   averaged = jax.tree.map(lambda x: x + 1, state.params)
   *first, last = state.opt_state
   state = state.replace(opt_state=(*first, last._replace(ema_params=averaged)))
-  path = made_runs.make_run(tmp_path / 'run', state, **{'optim.ema': 0.9})
-  found = trained.open_run(path).variables['params']
-  for new, old in zip(
-    jax.tree.leaves(found), jax.tree.leaves(averaged.tree()), strict=True
+  # An earlier version estimated no statistics for them.
+  earlier = state.replace(averaged_stats=flat.join({}))
+  for name, saved, stats in (
+    ('run', state, state.averaged_stats),
+    ('earlier', earlier, state.batch_stats),
   ):
-    assert np.array_equal(new, old)
+    path = made_runs.make_run(tmp_path / name, saved, **{'optim.ema': 0.9})
+    found = trained.open_run(path).variables
+    for new, old in zip(
+      jax.tree.leaves((found['params'], found['batch_stats'])),
+      jax.tree.leaves((averaged.tree(), stats.tree())),
+      strict=True,
+    ):
+      assert np.array_equal(new, old)

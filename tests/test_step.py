@@ -204,6 +204,42 @@ def test_each_step_drops_other_units():
   assert int(again.step) == 2
 
 
+def test_statistics_are_estimated_for_the_averaged_parameters(monkeypatch):
+  model, loss = small_networks.Normalised(), losses.LOSSES['bce']
+  state, averaged = small_networks.averaging_state(model)
+  # Of the second epoch of five steps, the last three.
+  monkeypatch.setattr(step_lib, '_ESTIMATE_BATCHES', 3)
+  estimate = jax.jit(step_lib.make_estimate_step(model, 5))
+  batches = [make_batch(noise=0.2 + 0.4 * i) for i in range(3)]
+  new = state.replace(step=jnp.int32(7))
+  for batch in batches:
+    new, metrics = estimate(new, batch)
+    assert not metrics
+  expected = small_networks.batch_statistics(averaged.tree(), batches)
+  for a, b in zip(
+    jax.tree.leaves(new.averaged_stats.tree()),
+    jax.tree.leaves(expected),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, 1e-4, 1e-6)
+  # Nothing else changes.
+  assert int(new.step) == 10
+  back = new.replace(step=state.step, averaged_stats=state.averaged_stats)
+  for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+    assert jnp.array_equal(a, b)
+  # Evaluation uses them.
+  evaluate = jax.jit(step_lib.make_eval_step(model, loss))
+  plain = new.replace(
+    opt_state=(),
+    averaged_stats=flat.join({}),
+    params=averaged,
+    batch_stats=new.averaged_stats,
+  )
+  bce = float(evaluate(new, batches[0])['bce'])
+  assert bce == pytest.approx(float(evaluate(plain, batches[0])['bce']))
+  assert abs(bce - float(evaluate(state, batches[0])['bce'])) > 0.01 * bce
+
+
 def test_bfloat16_trains_with_float32_parameters():
   model, optimizer = (
     make_model(dtype='bfloat16', base_width=4),

@@ -77,6 +77,7 @@ def _train(
     log=lambda _: None,
     advance=lambda *_: None,
     on_nonfinite=workload.refuse_nonfinite,
+    estimate_step=training.estimate_step,
   )
   train_epoch.compile(state)
   validate = validation.Validation(prepared, state)

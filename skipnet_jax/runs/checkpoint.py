@@ -466,8 +466,15 @@ class Checkpoints:
     tree = packing.to_tree(like)
     if 'cut_short' in meta:
       tree['kernels'] = kernels
+    saved = meta.pop('arrays')
+    # A checkpoint of an earlier version has none: see below.
+    lacks = bool(like.averaged_stats.vectors) and not any(
+      name.startswith('averaged_stats.') for name, *_ in saved
+    )
+    if lacks:
+      del tree['averaged_stats']
     table = packing.table(tree)
-    packing.check_table(meta.pop('arrays'), table)
+    packing.check_table(saved, table)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     data = self._read_bytes(manager, step, size)
     if packing.checksum(data, meta | {'arrays': table}) != meta['crc32']:
@@ -475,6 +482,10 @@ class Checkpoints:
     tree = packing.unpack(data, tree)
     tree['key'] = jax.random.wrap_key_data(tree['key'])
     kernels = tree.pop('kernels', None)
+    if lacks:
+      # That version evaluated with the running statistics.
+      running = packing.pack(tree['batch_stats'])
+      tree['averaged_stats'] = packing.unpack(running, like.averaged_stats)
     return TrainState(**tree), meta, kernels
 
   def close(self) -> None:

@@ -36,6 +36,7 @@ class Training:
     loss: sums over pixels, and their value.
     terms: weights of the losses of auxiliary outputs and a discriminator.
     window: sides y and x of an example, in pixels.
+    steps_per_epoch: number of batches in an epoch.
     l2: coefficient of the reported L2 term.
     axis_name: mapped axis of a pmapped call, or None.
     record: whether a training step records the update of each kernel.
@@ -48,6 +49,7 @@ class Training:
   loss: losses.Loss
   terms: losses.Terms
   window: tuple[int, int]
+  steps_per_epoch: int
   l2: float
   axis_name: str | None
   record: bool
@@ -96,6 +98,13 @@ class Training:
       terms=self.terms,
       fused_norm=self.fused_norm,
     )
+
+  @functools.cached_property
+  def estimate_step(self) -> step_lib.Step | None:
+    """See `step.make_estimate_step`; None without averages or BatchNorm."""
+    if not self.abstract_state.averaged_stats.vectors:
+      return None
+    return step_lib.make_estimate_step(self.model, self.steps_per_epoch)
 
   @functools.cached_property
   def eval_step(self) -> Callable:
@@ -185,6 +194,7 @@ def _build(
     loss=losses.LOSSES[c.train.loss],
     terms=losses.make_terms(c.train, steps_per_epoch),
     window=window,
+    steps_per_epoch=steps_per_epoch,
     l2=c.optim.l2,
     axis_name=axis_name,
     record=record,

@@ -21,6 +21,8 @@ class TrainState(flax.struct.PyTreeNode):
     step: number of finished steps, int32 scalar.
     params: parameters, float32, as vectors; `params.tree()` is Flax's tree.
     batch_stats: BatchNorm's running statistics, likewise; empty without it.
+    averaged_stats: those of the averaged parameters, estimated by
+      `step.make_estimate_step`; empty if the optimizer keeps none.
     opt_state: optax's state, averaged parameters included, on vectors.
     key: the run's random key, which never changes.
   """
@@ -28,6 +30,7 @@ class TrainState(flax.struct.PyTreeNode):
   step: jax.Array
   params: flat.Flat
   batch_stats: flat.Flat
+  averaged_stats: flat.Flat
   opt_state: Any
   key: jax.Array
 
@@ -39,9 +42,14 @@ class TrainState(flax.struct.PyTreeNode):
     }
 
   def averaged(self) -> 'TrainState':
-    """The state with averaged parameters, if the optimizer keeps them."""
+    """The state with averaged parameters, if the optimizer keeps them.
+
+    BatchNorm's statistics are then those of the averaged parameters.
+    """
     params = optim.eval_params(self.params, self.opt_state)
-    return self.replace(params=params)
+    if not self.averaged_stats.vectors:
+      return self.replace(params=params)
+    return self.replace(params=params, batch_stats=self.averaged_stats)
 
 
 def _draw(model: network.Network, key: jax.Array) -> Any:
@@ -55,11 +63,18 @@ def begin(
   """The state before the first step, of a network's variables."""
   # Optax has no type for other trees than its own.
   params: Any = flat.join(variables['params'])
+  batch_stats = flat.join(variables.get('batch_stats', {}))
+  opt_state = optimizer.init(params)
+  averages = optim.eval_params(params, opt_state) is not params
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=flat.join(variables.get('batch_stats', {})),
-    opt_state=optimizer.init(params),
+    batch_stats=batch_stats,
+    # A copy, because a call that reuses the state's buffers takes each once.
+    averaged_stats=(
+      jax.tree.map(jnp.copy, batch_stats) if averages else flat.join({})
+    ),
+    opt_state=opt_state,
     key=key,
   )
 

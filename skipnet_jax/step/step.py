@@ -1,13 +1,15 @@
 """One pure training step and one pure evaluation step.
 
 `(state, batch) -> (state, metrics)`. Metrics are sums with counts; `metrics`
-makes means of them. `parallel` has the three ways to run a step.
+makes means of them. `parallel` has the three ways to run a step. A third step
+estimates BatchNorm's statistics for averaged parameters.
 """
 
 from collections.abc import Callable, Sequence
 import contextlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -26,6 +28,14 @@ TrainState = state_lib.TrainState
 Batch = losses.Batch
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+# An epoch's last batches, by which statistics are estimated, are at most these.
+_ESTIMATE_BATCHES = 50
+
+
+def _rngs(state: TrainState) -> dict[str, jax.Array]:
+  """The random keys of a step."""
+  return {'dropout': streams.key_at(state.key, 'dropout', state.step)}
 
 
 def apply_training(
@@ -76,7 +86,6 @@ def make_train_step(
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    rngs = {'dropout': streams.key_at(state.key, 'dropout', state.step)}
     variables = state.variables()
 
     def objective(params):
@@ -84,7 +93,7 @@ def make_train_step(
         norm_lib.instead_of_flax() if fused_norm else contextlib.nullcontext()
       ):
         outputs, batch_stats = apply_training(
-          model, params, variables['batch_stats'], batch, rngs
+          model, params, variables['batch_stats'], batch, _rngs(state)
         )
       sums = (
         losses.training_sums(loss, outputs, batch),
@@ -136,6 +145,60 @@ def make_train_step(
   return step
 
 
+def estimate_batches(steps_per_epoch: int) -> int:
+  """From how many batches, the last of an epoch, statistics are estimated."""
+  return min(steps_per_epoch, _ESTIMATE_BATCHES)
+
+
+def _with_momentum(momentum: jax.Array) -> Any:
+  """In this context, every BatchNorm has this momentum instead of its own."""
+
+  def intercept(
+    next_fun: Callable, args: tuple, kwargs: dict, context: Any
+  ) -> Any:
+    module = context.module
+    if not isinstance(module, nn.BatchNorm):
+      return next_fun(*args, **kwargs)
+    own = module.momentum
+    # Flax lets nobody assign to a module's fields.
+    object.__setattr__(module, 'momentum', momentum)
+    try:
+      return next_fun(*args, **kwargs)
+    finally:
+      object.__setattr__(module, 'momentum', own)
+
+  return nn.intercept_methods(intercept)
+
+
+def make_estimate_step(model: network.Network, steps_per_epoch: int) -> Step:
+  """Makes the step that estimates statistics for the averaged parameters.
+
+  Stochastic weight averaging (Izmailov et al. 2018, section 3.2) needs it: the
+  running statistics are those of the parameters of each step. After an epoch it
+  is called with the epoch's last `estimate_batches` batches, and `state.step`
+  as they were trained. `averaged_stats` are then the means of BatchNorm's
+  statistics over these batches, with dropout as in training.
+
+  Returns:
+    `(state, batch) -> (state, metrics)`, without metrics. It changes
+    `averaged_stats` and adds one to `step`.
+  """
+  first = steps_per_epoch - estimate_batches(steps_per_epoch)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    before = (state.step % steps_per_epoch - first).astype(jnp.float32)
+    variables = state.averaged().variables()
+    # Of n earlier batches, the mean has the weight n / (n + 1).
+    with _with_momentum(before / (before + 1)):
+      _, averaged_stats = apply_training(
+        model, **variables, batch=batch, rngs=_rngs(state)
+      )
+    averaged = flat.join(averaged_stats, state.averaged_stats.layout)
+    return state.replace(step=state.step + 1, averaged_stats=averaged), {}
+
+  return step
+
+
 def make_eval_step(
   model: network.Network,
   loss: losses.Loss,
@@ -143,9 +206,10 @@ def make_eval_step(
   l2: float = 0.0,
   axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], Metrics]:
-  """Makes the evaluation step: running statistics, no dropout, averaged params.
+  """Makes the evaluation step: averaged parameters, no dropout.
 
-  The arguments are those of `make_train_step`.
+  BatchNorm uses running statistics, or those of the averaged parameters. The
+  arguments are those of `make_train_step`.
 
   Returns:
     `(state, batch) -> metrics`: sums over the pixels whose mask is 1, those of

@@ -55,6 +55,9 @@ class Part:
 class Epoch:
   """Trains one epoch per call; the first call compiles unless `compile` did.
 
+  At the end of an epoch, it estimates BatchNorm's statistics for the averaged
+  parameters, if there is a step for that.
+
   Attributes:
     on_device: whether the data set is on the devices.
     steps_per_call: steps in one compiled call.
@@ -62,7 +65,7 @@ class Epoch:
 
   Args:
     config: a whole config.
-    step: from `build.Training`.
+    step: `train_step` of `build.Training`.
     pipeline: makes the batches.
     parallel: where to run.
     arrays: the data set on the host, from `pipeline.host_arrays`.
@@ -70,6 +73,7 @@ class Epoch:
     advance: shows progress: steps, loss, images per second.
     on_nonfinite: called with the state when a loss or gradient is not finite;
       raises.
+    estimate_step: of `build.Training`.
     done: finished steps of the first epoch, if it was interrupted.
     should_stop: asked after each call whether to stop there.
   """
@@ -85,6 +89,7 @@ class Epoch:
     log: Callable[[str], None],
     advance: Callable[[int, float, float], None],
     on_nonfinite: Callable[[TrainState], None],
+    estimate_step: step_lib.Step | None = None,
     done: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
   ):
@@ -97,27 +102,39 @@ class Epoch:
     size = sum(a.nbytes for a in arrays.values())
     room = config.data.device_share * parallel_lib.memory(device)
     self.on_device = size <= room
+    # On a CPU, XLA runs convolutions inside a scan many times slower.
+    self._wanted = config.train.steps_per_call or (
+      1 if device.platform == 'cpu' else per_epoch
+    )
     if self.on_device:
-      # On a CPU, XLA runs convolutions inside a scan many times slower.
-      wanted = config.train.steps_per_call or (
-        1 if device.platform == 'cpu' else per_epoch
-      )
-      # All calls have the same number of steps, so that one is compiled.
-      common = math.gcd(per_epoch, done)
-      self.steps_per_call = max(
-        k for k in range(1, min(wanted, common) + 1) if common % k == 0
-      )
-      self._call = calls.make_train_call(
-        step, pipeline, parallel, self.steps_per_call
-      )
       self._data = parallel.replicate(pipeline_lib.in_memory(arrays))
     else:
-      self.steps_per_call = 1
-      self._call = calls.make_host_train_call(step, pipeline, parallel)
       log(
         'The data set stays on the host: it exceeds '
         f'data.device_share={config.data.device_share} of the device.'
       )
+    self._call, self.steps_per_call = self._make_call(
+      step, math.gcd(per_epoch, done)
+    )
+    self._estimates: range | None = None
+    self._estimate: Any = None
+    if estimate_step is not None:
+      batches = step_lib.estimate_batches(per_epoch)
+      self._estimate_call, steps = self._make_call(estimate_step, batches)
+      self._estimates = range(0, batches, steps)
+
+  def _make_call(
+    self, step: step_lib.Step, count: int
+  ) -> tuple[jax.stages.Wrapped, int]:
+    """A call of several steps, and their number, which divides `count`."""
+    pipeline, parallel = self._pipeline, self._parallel
+    if not self.on_device:
+      return calls.make_host_train_call(step, pipeline, parallel), 1
+    # All calls have the same number of steps, so that one is compiled.
+    steps = max(
+      k for k in range(1, min(self._wanted, count) + 1) if count % k == 0
+    )
+    return calls.make_train_call(step, pipeline, parallel, steps), steps
 
   def program(
     self, state: TrainState
@@ -127,7 +144,7 @@ class Epoch:
     return self._call, (state, data)
 
   def compile(self, state: TrainState) -> None:
-    """Compiles the program and prints how long that takes."""
+    """Compiles what an epoch runs; prints how long its program takes."""
     call, arguments = self.program(state)
     expected = programs.expected_seconds(*self._names)
     about = f', about {expected:.0f} s.' if expected else ' ...'
@@ -137,6 +154,8 @@ class Epoch:
     seconds = time.perf_counter() - begin
     self._log(f'Compiled the training step in {seconds:.1f} s.')
     programs.record(*self._names, seconds, kept=programs.count() == kept)
+    if self._estimates:
+      self._estimate = self._estimate_call.lower(*arguments).compile()
 
   def __call__(
     self, state: TrainState, before: Part | None = None
@@ -153,10 +172,16 @@ class Epoch:
     part = before or Part()
     per_epoch = self._pipeline.steps_per_epoch
     left = range(part.steps, per_epoch, self.steps_per_call)
-    if not left:
-      return state, part
     if self.compiled is None:
       self.compile(state)
+    if left:
+      state = self._train(state, part, left)
+    if self._estimates and not part.stopped:
+      state = self._estimate_statistics(state, self._estimates)
+    return state, part
+
+  def _train(self, state: TrainState, part: Part, left: range) -> TrainState:
+    """Trains the calls that are left of an epoch, and updates `part`."""
 
     def add(metrics: Any) -> None:
       metrics = parallel_lib.to_host(metrics)
@@ -172,12 +197,7 @@ class Epoch:
       if part.sums['nonfinite']:
         self._on_nonfinite(state)
 
-    with contextlib.ExitStack() as stack:
-      if self.on_device:
-        arguments: Iterator[Any] = itertools.repeat(self._data)
-      else:
-        feed = pipeline_lib.read_ahead(self._read, self._step(state))
-        arguments = stack.enter_context(contextlib.closing(feed))
+    with self._feed(state) as arguments:
       # The first batch is read before the clock starts.
       arguments = itertools.chain([next(arguments)], arguments)
       begin = time.perf_counter() - part.seconds
@@ -195,7 +215,28 @@ class Epoch:
           break
       for metrics in pending:
         add(metrics)
-    return state, part
+    return state
+
+  def _estimate_statistics(self, state: TrainState, left: range) -> TrainState:
+    """Runs the estimating calls on the last batches of a finished epoch."""
+    first = np.asarray(self._step(state) - left.stop, np.int32)
+    state = state.replace(step=self._parallel.replicate(first))
+    with self._feed(state) as arguments:
+      for _, argument in zip(left, arguments, strict=False):
+        state, _ = self._estimate(state, argument)
+        # On a CPU, devices that wait for each other need a thread a call.
+        jax.block_until_ready(state.step)
+    return state
+
+  @contextlib.contextmanager
+  def _feed(self, state: TrainState) -> Iterator[Iterator[Any]]:
+    """The second arguments of the calls that follow a state."""
+    if self.on_device:
+      yield itertools.repeat(self._data)
+      return
+    feed = pipeline_lib.read_ahead(self._read, self._step(state))
+    with contextlib.closing(feed):
+      yield feed
 
   def _step(self, state: TrainState) -> int:
     step = self._parallel.unreplicate(state.step)

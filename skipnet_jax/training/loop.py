@@ -238,6 +238,7 @@ class Run:
       log=log.print,
       advance=log.advance,
       on_nonfinite=lambda state: nonfinite.fail(prepared, state),
+      estimate_step=training.estimate_step,
       done=part.steps if part else 0,
       should_stop=self._stop_signal.should_stop,
     )
