@@ -1,11 +1,11 @@
 """Measures everything that needs an accelerator, the most important first.
 
-PYTHONPATH=. python tools/accelerator_suite.py --budget_minutes=9 --output=DIR
+python tools/accelerator_suite.py --budget_minutes=9 --output=DIR
 
 Each piece has a limit of its own. When the budget is used up, run the same
 command again: it skips finished pieces. DIR gets a JSON file for each piece,
 summary.json and table.txt. --smoke runs every piece on a CPU with a small
-network. Exit code 1 if a piece failed.
+network, in minutes. Exit code 1 if a piece failed.
 """
 
 import functools
