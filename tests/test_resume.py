@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+import types
 
 import jax
 import numpy as np
@@ -57,15 +58,21 @@ def four(smoke, tmp_path_factory):
 
 
 def test_a_finished_run_resumes_for_more_epochs(
-  smoke, finished, four, tmp_path, capsys
+  smoke, finished, four, tmp_path, capsys, monkeypatch
 ):
   whole, config, _ = finished
   folder = shutil.copytree(four, tmp_path / 'run')
+  _, before = last_state(config, folder)
+  # The second process takes no time.
+  clock = types.SimpleNamespace(perf_counter=lambda: 7.0)
+  monkeypatch.setattr(loop, 'time', clock)
   capsys.readouterr()
   loop.train_and_evaluate(smoke({'train.epochs': 6}), folder)
   assert 'Resuming after epoch 4.' in capsys.readouterr().out
-  assert_same(last_state(config, folder)[0], last_state(config, whole)[0])
+  state, after = last_state(config, folder)
+  assert_same(state, last_state(config, whole)[0])
   assert records(folder) == records(whole)
+  assert 0 < before['wall_seconds'] == after['wall_seconds']
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(

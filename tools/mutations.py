@@ -447,4 +447,123 @@ OTHERS = (
   ),
 )
 
-MUTATIONS = TRAINING + MODELS + DATA + EVALUATION + OTHERS
+BENCHMARKS = (
+  Mutation(
+    'peak-of-plain-float32',
+    'skipnet_jax/benchmarking/timing/peaks.py',
+    "return 'tf32', peak.tf32_tflops",
+    "return 'float32', peak.float32_tflops",
+    'MFU of float32 on a GPU divides TF32 by the peak of plain float32.',
+    (
+      'tests/test_sweep.py'
+      '::test_float32_is_held_against_the_arithmetic_that_is_used',
+    ),
+  ),
+  Mutation(
+    'energy-in-millijoules',
+    'skipnet_jax/benchmarking/timing/nvml.py',
+    'else sum(counts) / 1e3',
+    'else sum(counts)',
+    'The energy counter, which counts millijoules, is taken for joules.',
+    ('tests/test_nvml.py::test_the_energy_is_what_the_counter_advanced',),
+  ),
+  Mutation(
+    'energy-of-a-batch',
+    'skipnet_jax/benchmarking/sweep.py',
+    'sum(joules) / (batches * batch)',
+    'sum(joules) / batches',
+    'Joules of an image are those of a batch.',
+    ('tests/test_sweep.py::test_the_counter_gives_joules_of_an_image',),
+  ),
+  Mutation(
+    'slow-clock-not-flagged',
+    'skipnet_jax/benchmarking/timing/nvml.py',
+    'rate < SLOW * highest',
+    'rate < SLOW * rate',
+    'A throttled GPU is not marked as slow.',
+    ('tests/test_nvml.py::test_the_slowest_device_counts_and_is_flagged',),
+  ),
+  Mutation(
+    'blocked-calls-wait',
+    'skipnet_jax/benchmarking/timing/measure.py',
+    '    result = call()\n',
+    '    result = jax.block_until_ready(call())\n',
+    'Blocked calls are waited for one by one.',
+    ('tests/test_timing.py::test_blocked_calls_are_waited_for_once',),
+  ),
+  Mutation(
+    'host-share-of-the-wait',
+    'skipnet_jax/benchmarking/timing/measure.py',
+    '  dispatched = clock()\n  jax.block_until_ready(result)\n',
+    '  jax.block_until_ready(result)\n  dispatched = clock()\n',
+    'The host seems to set the pace of every device.',
+    ('tests/test_timing.py::test_blocked_calls_are_waited_for_once',),
+  ),
+  Mutation(
+    'hash-with-places',
+    'skipnet_jax/benchmarking/timing/measure.py',
+    "_METADATA.sub('', '\\n\\n'.join(parts))",
+    "'\\n\\n'.join(parts)",
+    'A line moved in the source makes another hash of the same program.',
+    ('tests/test_timing.py::test_a_program_is_known_by_its_instructions',),
+  ),
+  Mutation(
+    'one-draw-of-kernels',
+    'skipnet_jax/benchmarking/children.py',
+    "journal.cache = ''",
+    'pass',
+    'The processes after the first load its programs, asked or not.',
+    ('tests/test_children.py::test_later_processes_may_compile_anew',),
+  ),
+  Mutation(
+    'gpu-reuses-programs',
+    'skipnet_jax/benchmarking/plan.py',
+    "return platform == 'gpu'",
+    'return False',
+    'By default all processes on a GPU run one draw of the autotuner.',
+    ('tests/test_plan.py::test_programs_are_compiled_anew_on_a_gpu',),
+  ),
+  Mutation(
+    'busy-machine-decides',
+    'skipnet_jax/benchmarking/reporting/compare.py',
+    'processes < PROCESSES or busy',
+    'processes < PROCESSES',
+    'Two reports are compared although the machine was busy.',
+    (
+      'tests/test_compare.py'
+      '::test_a_machine_with_more_processes_than_cores_decides_nothing',
+    ),
+  ),
+  Mutation(
+    'median-of-who-reached-it',
+    'skipnet_jax/benchmarking/quality.py',
+    "missed if run['seconds'] is None else run['seconds'] for run in runs",
+    "run['seconds'] for run in runs if run['seconds'] is not None",
+    'Seeds that did not reach the BCE make the median time shorter.',
+    (
+      'tests/test_quality.py'
+      '::test_a_seed_that_does_not_reach_it_is_the_longest',
+    ),
+  ),
+  Mutation(
+    'goodput-of-this-process',
+    'skipnet_jax/training/loop.py',
+    'before_it + spent',
+    'spent',
+    'After a resumption, goodput forgets the time of earlier processes.',
+    ('tests/test_resume.py::test_a_finished_run_resumes_for_more_epochs',),
+  ),
+  Mutation(
+    'interrupted-suite-goes-on',
+    'skipnet_jax/benchmarking/suite/suite.py',
+    '      raise KeyboardInterrupt\n',
+    '      pass\n',
+    'After Ctrl-C the suite runs the next piece.',
+    (
+      'tests/test_accelerator_suite.py'
+      '::test_an_interrupted_piece_keeps_what_it_found',
+    ),
+  ),
+)
+
+MUTATIONS = TRAINING + MODELS + DATA + EVALUATION + OTHERS + BENCHMARKS
