@@ -7,9 +7,9 @@ Claim:   V_rand .97537, V_info .98743 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/fcn_lstm.py \
            --workdir=runs/fcn_lstm
 Presets: paper (default; for an accelerator); budget (256x256 crops, 500 steps,
-         a quarter of the width of U-Nets and LSTM states, as
+         a quarter of the U-Nets' width, an eighth of the LSTMs', as
          tools/reproduce.py compares systems); smoke (seconds).
-Expect:  16,761,761 parameters; no number is published. paper is not measured
+Expect:  21,677,985 parameters; no number is published. paper is not measured
          yet; for the results of `budget` see experiments/README.md.
 """
 
@@ -18,7 +18,7 @@ from skipnet_jax import models
 
 PRESETS = {
   'paper': {},
-  'budget': config_lib.BUDGET | {'model.base_width': 8, 'model.hidden': 16},
+  'budget': config_lib.BUDGET | {'model.base_width': 8, 'model.hidden': 8},
   'smoke': config_lib.SMOKE | {'model.base_width': 2, 'model.hidden': 2},
 }
 

@@ -53,15 +53,19 @@ def test_the_lstm_is_a_plain_loop():
 
 
 @pytest.mark.parametrize('count', [3, 5])
-def test_both_directions_meet_in_the_middle(count):
+@pytest.mark.parametrize('every', [False, True])
+def test_both_directions_meet_in_the_middle(count, every):
   slices, middle = sequence(count), count // 2
-  layer = fcn_lstm.Bidirectional(features=2, kernel_size=3)
+  layer = fcn_lstm.Bidirectional(features=2, kernel_size=3, every=every)
   variables = layer.init(jax.random.key(0), slices)
-  found = layer.apply(variables, slices)[0]
+  found = layer.apply(variables, slices)
   params = variables['params']
-  up = by_hand(params['up'], slices)[middle]
-  down = by_hand(params['down'], slices[::-1])[middle]
-  np.testing.assert_allclose(found, np.concatenate([up, down], -1), atol=1e-5)
+  up = by_hand(params['up'], slices)
+  down = by_hand(params['down'], slices[::-1])[::-1]
+  expected = [np.concatenate(both, -1) for both in zip(up, down, strict=True)]
+  expected = expected if every else expected[middle : middle + 1]
+  for mine, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(mine[0], theirs, atol=1e-5)
 
 
 def small(**fields):
@@ -95,10 +99,14 @@ def test_its_parameters():
     name: sum(x.size for x in jax.tree.leaves(tree))
     for name, tree in variables['params'].items()
   }
-  assert sizes['lstm'] == 2 * (25 * (32 + 64) + 1) * 4 * 64
+  # Two directions of four gates; a layer reads both directions of the last.
+  assert sizes['lstm_1'] == 2 * (25 * (32 + 64) + 1) * 4 * 64
+  assert sizes['lstm_2'] == 2 * (25 * (128 + 64) + 1) * 4 * 64
+  assert sizes['lstm_3'] == sizes['lstm_2'] == 2_458_112
   # The fine net's first convolution sees the coarse net's 32 channels too.
   assert sizes['fine'] - sizes['coarse'] == 9 * 32 * 32
-  assert sum(sizes.values()) == 16_761_761
+  # 16,761,761 with one layer.
+  assert sum(sizes.values()) == 16_761_761 + 2 * 2_458_112
 
 
 @pytest.mark.parametrize(

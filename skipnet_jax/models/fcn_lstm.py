@@ -53,24 +53,32 @@ class ConvLSTM(nn.Module):
 
 
 class Bidirectional(nn.Module):
-  """Two ConvLSTMs, one from each end of the stack to the middle slice."""
+  """Two ConvLSTMs, one from each end of the stack.
+
+  They end at the middle slice, unless another layer reads `every` slice.
+  """
 
   features: int
   kernel_size: int = 5
+  every: bool = False
   dtype: layers.Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, sequence: Sequence[jax.Array]) -> jax.Array:
-    """Maps slices `[b, y, x, c]` to `[b, y, x, 2 features]` of the middle."""
+  def __call__(self, sequence: Sequence[jax.Array]) -> list[jax.Array]:
+    """Maps slices `[b, y, x, c]` to `[b, y, x, 2 features]` of each of them.
+
+    Without `every`, to the middle slice's alone.
+    """
 
     def run(name, slices):
       lstm = ConvLSTM(self.features, self.kernel_size, self.dtype, name=name)
-      return lstm(slices)[-1]
+      return lstm(slices)
 
     middle = len(sequence) // 2
-    up = run('up', sequence[: middle + 1])
-    down = run('down', sequence[middle:][::-1])
-    return jnp.concatenate([up, down], -1)
+    first, last = (0, len(sequence)) if self.every else (middle, middle + 1)
+    up = run('up', sequence[:last])[first:]
+    down = run('down', sequence[first:][::-1])[::-1][: last - first]
+    return [jnp.concatenate(both, -1) for both in zip(up, down, strict=True)]
 
 
 class Scale(nn.Module):
@@ -93,27 +101,36 @@ class Scale(nn.Module):
 
 
 class FCNLSTM(network.Network):
-  """kU-Net features of each slice, then a bidirectional ConvLSTM over slices.
+  """kU-Net features of each slice, then bidirectional ConvLSTMs over slices.
 
   kU-Net with k = 2: a coarse U-Net reads the image at half size. A transposed
   convolution upsamples its features, which the fine U-Net reads with the image.
-  A 1x1 convolution classifies the LSTM's states at the middle slice. The widths
-  of the U-Nets are not published; the LSTM has the published 64 channels and
+  Every layer of the stacked LSTMs reads both directions of the one below. A 1x1
+  convolution classifies the last one's states at the middle slice. The widths
+  of the U-Nets are not published; the LSTMs have the published 64 channels and
   5x5 kernels.
 
   Attributes:
     long_skips: concatenations in both U-Nets.
     base_width: channels of their first levels.
-    hidden: channels of the LSTM's state in each direction.
+    hidden: channels of an LSTM's state in each direction.
+    lstm_layers: number of stacked bidirectional LSTMs.
     slices: number of neighbouring slices in an image; odd, at least 3.
   """
 
   long_skips: bool = True
   base_width: int = 32
   hidden: int = 64
+  lstm_layers: int = 3
   slices: int = 3
   size_multiple = 2 * unet.UNet.size_multiple
-  minimum: ClassVar = {'base_width': 1, 'hidden': 1, 'slices': 3}
+  minimum: ClassVar = {
+    'base_width': 1,
+    'hidden': 1,
+    'lstm_layers': 1,
+    'slices': 3,
+  }
+  maximum: ClassVar = {'lstm_layers': 100}
 
   @nn.compact
   def __call__(
@@ -134,8 +151,14 @@ class FCNLSTM(network.Network):
     both = jnp.concatenate([pages.astype(dtype), nn.relu(coarse)], -1)
     features = Scale(*scale, name='fine')(both)
     features = features.reshape(b, slices, y, x, -1)
-    states = Bidirectional(self.hidden, dtype=dtype, name='lstm')(
-      [features[:, z] for z in range(slices)]
-    )
-    logits = layers.Conv(1, 1, dtype=dtype, name='classifier')(states)
+    states = [features[:, z] for z in range(slices)]
+    for i in range(1, self.lstm_layers + 1):
+      states = Bidirectional(
+        self.hidden,
+        every=i < self.lstm_layers,
+        dtype=dtype,
+        name=f'lstm_{i}',
+      )(states)
+    (middle,) = states
+    logits = layers.Conv(1, 1, dtype=dtype, name='classifier')(middle)
     return {'logits': layers.at_least_float32(logits)}

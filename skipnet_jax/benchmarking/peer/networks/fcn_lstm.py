@@ -24,18 +24,20 @@ class ConvLSTM(nn.Module):
       channels + features, 4 * features, KERNEL_SIZE, padding=KERNEL_SIZE // 2
     )
 
-  def forward(self, sequence: Sequence[Tensor]) -> Tensor:
-    """Maps slices `[b, c, y, x]` to the last state `[b, features, y, x]`."""
+  def forward(self, sequence: Sequence[Tensor]) -> list[Tensor]:
+    """Maps slices `[b, c, y, x]` to states `[b, features, y, x]`."""
     first = sequence[0]
     b, _, height, width = first.shape
     cell = hidden = first.new_zeros((b, self.features, height, width))
+    states = []
     for x in sequence:
       z = self.gates(torch.cat([x, hidden], 1))
       i, f, g, o = z.chunk(4, 1)
       # The forget gate's bias starts at 1.
       cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
       hidden = torch.sigmoid(o) * torch.tanh(cell)
-    return hidden
+      states.append(hidden)
+    return states
 
 
 class TorchFCNLSTM(nn.Module):
@@ -53,9 +55,11 @@ class TorchFCNLSTM(nn.Module):
     self.coarse = scale(1)
     self.coarse_up = torch_layers.transposed(width, width)
     self.fine = scale(1 + width)
-    self.lstm = nn.ModuleDict(
-      {name: ConvLSTM(width, hidden) for name in ('up', 'down')}
-    )
+    self.lstm_layers = model.lstm_layers
+    for i in range(1, model.lstm_layers + 1):
+      channels = width if i == 1 else 2 * hidden
+      both = {name: ConvLSTM(channels, hidden) for name in ('up', 'down')}
+      self.add_module(f'lstm_{i}', nn.ModuleDict(both))
     self.classifier = nn.Conv2d(2 * hidden, 1, 1)
 
   def forward(self, image: Tensor) -> torch_layers.Outputs:
@@ -69,7 +73,13 @@ class TorchFCNLSTM(nn.Module):
       torch.cat([pages, functional.relu(coarse)], 1)
     )
     sequence = features.unflatten(0, (b, slices)).unbind(1)
-    middle = slices // 2
-    up = self.lstm['up'](sequence[: middle + 1])
-    down = self.lstm['down'](sequence[middle:][::-1])
-    return {'logits': self.classifier(torch.cat([up, down], 1))}
+    first, last = 0, slices
+    for i in range(1, self.lstm_layers + 1):
+      if i == self.lstm_layers:
+        # Nothing reads the last layer's other slices.
+        first, last = slices // 2, slices // 2 + 1
+      up = self.get_submodule(f'lstm_{i}.up')(sequence[:last])[first:]
+      down = self.get_submodule(f'lstm_{i}.down')(sequence[first:][::-1])
+      down = down[::-1][: last - first]
+      sequence = [torch.cat(both, 1) for both in zip(up, down, strict=True)]
+    return {'logits': self.classifier(sequence[0])}
