@@ -29,4 +29,7 @@ def get_config(preset='paper'):
   config.optim.update(
     name='adam', learning_rate=2e-4, momentum=0.9, decay=0.999, l2=0.0
   )
+  # Of the tanh output, between the absolute and the squared error that the
+  # code of the first author's group has.
+  config.train.loss = 'smooth_l1'
   return config_lib.pick_preset(config, preset, PRESETS)
