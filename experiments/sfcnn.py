@@ -1,7 +1,8 @@
 """SFCNN (Weiler et al. 2018), one of the systems that the papers compare.
 
 It has steerable filters at 16 orientations: rotating the image by 90 degrees
-rotates the prediction exactly.
+rotates the prediction exactly. By 22.5 degrees it does so roughly: the turned
+prediction of a random network differs by 46 %.
 
 Claim:   V_rand .98680, V_info .99144 on the challenge's hidden test slices.
 Command: python -m skipnet_jax.train --config=experiments/sfcnn.py \
