@@ -5,15 +5,15 @@ Claim:   with both kinds of skip the 140-convolution FC-ResNet trains best;
 Command: python -m skipnet_jax.train --config=experiments/long_short.py \
            --workdir=runs/long_short
 Presets: paper (default; 500 epochs, for an accelerator: on two shared CPU cores
-         an epoch took 70 s); quick (a smaller network of the same shape, 256x256
-         crops: under 3 minutes on two CPU cores); small (the paper's depth at
-         half its width, 256x256 crops); centre (small on centre crops, as in
-         docs/results.md); budget (256x256 crops, 500 steps, as
+         an epoch took 70 s); quick (a smaller network of the same shape, crops
+         of 256x256: under 3 minutes on two CPU cores); small (the paper's depth
+         at half its width, the same crops); centre (small on centre crops, as
+         in docs/results.md); budget (256x256 crops, 500 steps, as
          tools/reproduce.py compares systems); smoke (seconds).
 Expect:  seed 0 on a CPU, jax 0.10.2. paper, the first 74 of its epochs on
          isbi2012: best validation BCE .1955 (.4990 for a constant prediction),
-         V_rand .939, V_info .969; .972 and .980 with `--tta`. quick: .2567
-         (.5529) on isbi2012, .1687 (.5405) on the synthetic stack.
+         V_rand .939, V_info .969; .972 and .980 with `--tta`. quick: .2269
+         (.4990) on isbi2012, .1716 (.5278) on the synthetic stack.
 """
 
 from skipnet_jax import config as config_lib
