@@ -287,3 +287,33 @@ def test_a_config_json_whose_section_is_no_object_is_refused(tmp_path, value):
   file.write_text(json.dumps(content))
   with pytest.raises(errors.InputError, match='a section is not an object'):
     workdir.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields', 'was'),
+  [
+    ('unet', {}, 'no ReLU followed'),
+    ('polymtl', {}, 'in the normaliser no ReLU'),
+    ('fcn_lstm', {}, 'one ConvLSTM'),
+    ('fc_resnet', {'blocks': 'basic'}, 'after the last pixel only'),
+    ('fc_resnet', {'blocks': 'simple'}, ''),
+    ('f_clmser_s', {}, ''),
+  ],
+)
+def test_a_run_of_an_earlier_network_is_refused(tmp_path, name, fields, was):
+  config = config_lib.get_default()
+  config.model = models.model_config(name, **fields)
+  content = {
+    'config': json.loads(config.to_json()),
+    'dataset': {'name': 'made', 'fingerprint': '0'},
+  }
+  file = tmp_path / 'config.json'
+  file.write_text(json.dumps(content))
+  assert workdir.read_config(tmp_path).model.name == name
+  del content['config']['data']['normalise']
+  file.write_text(json.dumps(content))
+  if was:
+    with pytest.raises(errors.InputError, match=f'earlier version.*{was}'):
+      workdir.read_config(tmp_path)
+  else:
+    assert workdir.read_config(tmp_path).data.normalise == 'slice'

@@ -60,6 +60,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     config.update(content['config'])
     config_checks.check_whole(config)
     config.model = models.model_config(**config.model)
+    _check_version(content['config'], config.model)
   except errors.InputError as e:
     raise errors.InputError(f'{path}: {e}') from e
   except AttributeError as e:
@@ -73,6 +74,32 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
       'choose another --workdir.'
     ) from e
   return config
+
+
+# Networks that are others since `data.normalise` is a field, and what they were
+# before.
+_NO_RELU = 'no ReLU followed an up-convolution'
+_BEFORE = {
+  'unet': _NO_RELU,
+  'polymtl': f'in the normaliser {_NO_RELU}',
+  'fcn_lstm': f'one ConvLSTM stood for three, and {_NO_RELU}',
+  'fc_resnet': 'basic blocks with stride 2 padded after the last pixel only',
+}
+
+
+def _check_version(
+  saved: dict[str, Any], model: ml_collections.ConfigDict
+) -> None:
+  """Refuses a run of an earlier version whose network was another one."""
+  if 'normalise' in saved.get('data', {}) or model.name not in _BEFORE:
+    return
+  if model.name == 'fc_resnet' and model.blocks != 'basic':
+    return
+  raise errors.InputError(
+    f'the run is of an earlier version, in which {_BEFORE[model.name]}: use it '
+    'with the commit that its environment.json names, or train again in '
+    'another --workdir.'
+  )
 
 
 def read_dataset(workdir: str | os.PathLike) -> dict[str, str]:
