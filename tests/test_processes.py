@@ -241,54 +241,60 @@ def joined(port, count, process):
   )
 
 
-@pytest.mark.parametrize(
-  ('event', 'own', 'others'),
-  [
+# By signal to one of two processes: its exit code, and what the other one says
+# where the lost one was process 0 and where it was process 1.
+LOST = {
+  signal.SIGSTOP: (
+    1,
+    ('process 0 did not answer for 4 s', 'process 1 did not answer for 4 s'),
+  ),
+  signal.SIGKILL: (
+    -signal.SIGKILL,
+    ('the reason is above', 'process 1 did not answer for 4 s'),
+  ),
+  signal.SIGINT: (
+    130,
     (
-      signal.SIGKILL,
-      -signal.SIGKILL,
-      ('the reason is above', 'process 1 did not answer for 4 s'),
+      'process 0 ended because it was interrupted',
+      'process 1 ended because it was interrupted',
     ),
-    (
-      signal.SIGSTOP,
-      1,
-      ('process 0 did not answer for 4 s', 'process 1 did not answer for 4 s'),
-    ),
-    (
-      signal.SIGINT,
-      130,
-      (
-        'process 0 ended because it was interrupted',
-        'process 1 ended because it was interrupted',
-      ),
-    ),
-  ],
-)
-def test_a_lost_process_ends_the_others(event, own, others):
-  # Two pairs at once, as most of the time is waiting: one loses process 0, the
-  # other process 1.
-  ports = [free_port(), free_port()]
-  pairs = [[joined(port, 2, i) for i in range(2)] for port in ports]
+  ),
+}
+
+
+def test_a_lost_process_ends_the_others():
+  # Most of the time is waiting, so all pairs wait at once: for each signal, one
+  # that loses process 0, and one that loses process 1.
+  pairs, started = {}, []
   try:
-    for process in (*pairs[0], *pairs[1]):
-      assert process.stdout.readline() == 'joined\n'
-    for which, pair in enumerate(pairs):
-      pair[which].send_signal(event)
-    if event == signal.SIGSTOP:
-      time.sleep(8)
-      for which, pair in enumerate(pairs):
-        pair[which].send_signal(signal.SIGCONT)
-    texts = [[p.communicate(timeout=30)[1] for p in pair] for pair in pairs]
+    for event in LOST:
+      pairs[event] = []
+      for port in (free_port(), free_port()):
+        pairs[event].append([joined(port, 2, i) for i in range(2)])
+        started += pairs[event][-1]
+      for process in started[-4:]:
+        assert process.stdout.readline() == 'joined\n'
+      for which, pair in enumerate(pairs[event]):
+        pair[which].send_signal(event)
+      if event == signal.SIGSTOP:
+        stopped = time.monotonic()
+    time.sleep(max(0, stopped + 8 - time.monotonic()))
+    for which, pair in enumerate(pairs[signal.SIGSTOP]):
+      pair[which].send_signal(signal.SIGCONT)
+    texts = {process: process.communicate(timeout=30)[1] for process in started}
   finally:
-    for process in (*pairs[0], *pairs[1]):
+    for process in started:
       process.kill()
-  for which, pair in enumerate(pairs):
-    other = 1 - which
-    assert pair[which].returncode == own
-    assert pair[other].returncode == 1
-    last = texts[which][other].splitlines()[-1]
-    assert last.startswith(f'error: Process {other} of 2 lost another one (')
-    assert others[which] in last
+  for event, (own, others) in LOST.items():
+    for which, pair in enumerate(pairs[event]):
+      lost, other = pair[which], pair[1 - which]
+      assert lost.returncode == own
+      assert other.returncode == 1
+      last = texts[other].splitlines()[-1]
+      assert last.startswith(
+        f'error: Process {1 - which} of 2 lost another one ('
+      )
+      assert others[which] in last
 
 
 def test_a_process_id_that_another_process_has_is_refused():
