@@ -8,12 +8,12 @@ from scipy import ndimage
 from scipy import optimize
 
 from skipnet_jax import errors
-from skipnet_jax.prediction import cells
 from skipnet_jax.prediction import edge_fit
-from skipnet_jax.prediction import edges as edges_lib
-from skipnet_jax.prediction import lifted
-from skipnet_jax.prediction import logistic
-from skipnet_jax.prediction import superpixels
+from skipnet_jax.prediction.cells import cells
+from skipnet_jax.prediction.cells import edges as edges_lib
+from skipnet_jax.prediction.cells import lifted
+from skipnet_jax.prediction.cells import logistic
+from skipnet_jax.prediction.cells import superpixels
 from skipnet_jax.scores import scores
 from skipnet_jax.scores import thinning
 

@@ -10,12 +10,12 @@ from scipy import ndimage
 import tifffile
 
 from skipnet_jax.data import volume
-from skipnet_jax.prediction import cells
 from skipnet_jax.prediction import edge_fit
-from skipnet_jax.prediction import edges as edges_lib
 from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import inference
-from skipnet_jax.prediction import linking
+from skipnet_jax.prediction.cells import cells
+from skipnet_jax.prediction.cells import edges as edges_lib
+from skipnet_jax.prediction.cells import linking
 from skipnet_jax.runs import trained
 from skipnet_jax.studies import segmentation
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skipnet_jax.prediction import linking
+from skipnet_jax.prediction.cells import linking
 
 
 def link(*slices):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from skipnet_jax.prediction import multicut
+from skipnet_jax.prediction.cells import multicut
 
 
 def partitions(count):

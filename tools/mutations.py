@@ -378,7 +378,7 @@ EVALUATION = (
   ),
   Mutation(
     'cuts-cost-the-opposite',
-    'skipnet_jax/prediction/cells.py',
+    'skipnet_jax/prediction/cells/cells.py',
     'return -np.clip(log_odds, -limit, limit)',
     'return np.clip(log_odds, -limit, limit)',
     'Superpixels are joined where a membrane is likely.',

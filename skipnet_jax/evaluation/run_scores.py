@@ -10,11 +10,11 @@ from skipnet_jax import errors
 from skipnet_jax.data import sources
 from skipnet_jax.evaluation import scoring
 from skipnet_jax.prediction import calibration
-from skipnet_jax.prediction import cells
 from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.prediction import stacks
+from skipnet_jax.prediction.cells import cells
 from skipnet_jax.runs import trained
 
 CALIBRATE = ('auto', 'fit', 'off')

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax.prediction import cells
-from skipnet_jax.prediction import edges as edges_lib
 from skipnet_jax.prediction import fitted
-from skipnet_jax.prediction import lifted as lifted_lib
-from skipnet_jax.prediction import logistic
+from skipnet_jax.prediction.cells import cells
+from skipnet_jax.prediction.cells import edges as edges_lib
+from skipnet_jax.prediction.cells import lifted as lifted_lib
+from skipnet_jax.prediction.cells import logistic
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import scores
 from skipnet_jax.scores import thinning

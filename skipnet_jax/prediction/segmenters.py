@@ -8,9 +8,9 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.prediction import calibration as calibration_lib
-from skipnet_jax.prediction import cells
 from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import fitted
+from skipnet_jax.prediction.cells import cells
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import thinning
 

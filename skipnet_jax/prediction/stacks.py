@@ -16,8 +16,8 @@ from skipnet_jax.data import normalisation
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
-from skipnet_jax.prediction import linking
 from skipnet_jax.prediction import segmenters
+from skipnet_jax.prediction.cells import linking
 
 Calibration = Callable[[np.ndarray], np.ndarray]
 

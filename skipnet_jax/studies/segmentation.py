@@ -15,10 +15,10 @@ from skipnet_jax import files
 from skipnet_jax.analysis.page import report
 from skipnet_jax.data import sources
 from skipnet_jax.prediction import calibration
-from skipnet_jax.prediction import cells
 from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import run_predictor
+from skipnet_jax.prediction.cells import cells
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import scores
 from skipnet_jax.studies import averaging

@@ -12,11 +12,11 @@ import numpy as np
 from scipy import special
 
 from skipnet_jax.data import labels as labels_lib
-from skipnet_jax.prediction import edges as edges_lib
-from skipnet_jax.prediction import lifted as lifted_lib
-from skipnet_jax.prediction import logistic
-from skipnet_jax.prediction import multicut
-from skipnet_jax.prediction import superpixels
+from skipnet_jax.prediction.cells import edges as edges_lib
+from skipnet_jax.prediction.cells import lifted as lifted_lib
+from skipnet_jax.prediction.cells import logistic
+from skipnet_jax.prediction.cells import multicut
+from skipnet_jax.prediction.cells import superpixels
 
 METHODS = ('multicut', 'lifted_multicut')
 # Probabilities nearer to 0 or 1 cost as this one.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skipnet_jax.prediction import edges as edges_lib
+from skipnet_jax.prediction.cells import edges as edges_lib
 
 # Edges on the shortest path between the two, at most.
 MAX_DISTANCE = 4

@@ -1,0 +1,1 @@
+"""From a probability map to numbered cells; nothing here knows a run."""
