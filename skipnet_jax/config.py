@@ -94,7 +94,7 @@ def get_default() -> ConfigDict:
   # auto, isbi2012, synthetic, stack or tfds:<name>.
   d.source = 'auto'
   d.dir = ''  # Folder of the ISBI stacks; else $SKIPNET_DATA_DIR or the cache.
-  d.image = ''  # source=stack: TIFF or folder of PNG slices.
+  d.image = ''  # source=stack: TIFF, PNG or folder of slices.
   d.label = ''  # source=stack: the same, of the labels.
   # source=stack: which image and which channel of the file data.image, counted
   # from 1; 0: the only one.

@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_list(
   """stands in double quotes, and all in single ones: '--workdir="A,1",B'.""",
 )
 _INPUT = flags.DEFINE_string(
-  'input', None, 'Multi-page TIFF, or a folder of PNG or TIFF slices.'
+  'input', None, 'TIFF, PNG, or a folder of PNG or TIFF slices.'
 )
 _SERIES = flags.DEFINE_integer(
   'series', 0, 'Which image of --input, from 1; 0: the only one.'

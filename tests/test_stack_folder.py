@@ -154,7 +154,21 @@ def test_labels_of_one_bit(tmp_path, compression):
 def test_png_has_one_image_of_one_channel(tmp_path, kind):
   choice = volume.Choice(**{kind: 2, 'prefix': 'data.'})
   folder = fill(tmp_path / 'a', ['1'])
-  refuse(folder, f'data.{kind} is 2: choose one', choice=choice)
+  for path in (folder, folder / '1.png'):
+    refuse(path, f'data.{kind} is 2: choose one', choice=choice)
+
+
+def test_one_png_is_a_stack_of_one_slice(tmp_path):
+  path, pixels = tmp_path / 'a.PNG', np.arange(12, dtype=np.uint16)
+  Image.fromarray(pixels.reshape(3, 4)).save(path)
+  with volume.open_stack(path) as stack:
+    assert (stack.shape, stack.dtype) == ((1, 3, 4), np.uint16)
+    assert np.array_equal(stack.read_all().ravel(), pixels)
+    assert stack.path == path
+  Image.new('RGB', (4, 3)).save(path)
+  refuse(path, 'mode RGB', 'convert it to one grey value')
+  path.write_bytes(b'no picture')
+  refuse(path, 'is no readable PNG')
 
 
 def test_a_slice_that_changes_while_it_is_read(tmp_path):

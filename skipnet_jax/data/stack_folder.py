@@ -1,4 +1,4 @@
-"""A folder of slices as a stack: their order, and which belong together."""
+"""PNG as a stack: one, or a folder of slices in their order."""
 
 from collections.abc import Callable, Sequence
 import decimal
@@ -63,8 +63,7 @@ class FolderStack(stack_reader.StackReader):
         'stack, all PNG or all one-page TIFF'
       )
     if found == {'PNG'}:
-      choice.pick('series', 1, 'one image', path)
-      choice.pick('channel', 1, 'one channel', path)
+      _check_choice(path, choice)
     self.names = _in_order(path, [n for n in names if kinds[n]])
     self._stamps = []
     for name in self.names:
@@ -103,6 +102,35 @@ class FolderStack(stack_reader.StackReader):
         )
       page = stack.read(0) if pixels else None
       return (stack.shape[1:], stack.dtype), stack.metadata, page
+
+
+class PngFile(stack_reader.StackReader):
+  """A PNG as a stack of one slice."""
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    dtypes: Sequence[str],
+    choice: stack_reader.Choice,
+  ):
+    self.path, self._dtypes = path, tuple(dtypes)
+    _check_choice(path, choice)
+    self._stamp = stack_reader.stamp(path)
+    (shape, self.dtype), self.metadata, _ = self._open(pixels=False)
+    self.shape = (1, *shape)
+
+  def _read(self, z: int) -> np.ndarray:
+    with stack_reader.unchanged(self.path, self._stamp):
+      return self._open(pixels=True)[2]
+
+  def _open(self, *, pixels: bool) -> tuple[Any, ...]:
+    with tiff_checks.refusing(self.path, 'is no readable PNG'):
+      return _open_png(self.path, self._dtypes, pixels)
+
+
+def _check_choice(path: pathlib.Path, choice: stack_reader.Choice) -> None:
+  choice.pick('series', 1, 'one image', path)
+  choice.pick('channel', 1, 'one channel', path)
 
 
 def _open_png(

@@ -61,8 +61,8 @@ def count_pages(path: pathlib.Path, size: int) -> int:
     if head[:4] not in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
       what = f'begins with {head[:4]!r}' if head else 'is empty'
       raise errors.InputError(
-        f'{path} is not a TIFF: it {what}; expected a multi-page TIFF or a '
-        'folder of PNG slices'
+        f'{path} is not a TIFF: it {what}; expected a TIFF, a PNG or a folder '
+        'of PNG slices'
       )
     order = '<' if head[:1] == b'I' else '>'
     big = b'+' in head[2:4]

@@ -1,4 +1,4 @@
-"""Reads and writes stacks of slices: multi-page TIFF, folders of PNG or TIFF.
+"""Reads and writes stacks of slices: TIFF, PNG, folders of PNG or TIFF.
 
 Nothing here depends on JAX. What a file declares is checked when it is opened
 (`tiff_checks`, `tiff_stack`), before any pixel is allocated.
@@ -44,7 +44,7 @@ def open_stack(
   dtypes: Sequence[str] = IMAGE_DTYPES,
   choice: Choice = Choice(),  # noqa: B008
 ) -> StackReader:
-  """Opens a multi-page TIFF, or a folder of PNG or one-page TIFF slices.
+  """Opens a TIFF, a PNG, or a folder of PNG or one-page TIFF slices.
 
   A folder's slices are taken in the order of the numbers in their names:
   slice_2 before slice_10, z-1 before z0.25. Pixels of one bit are bool.
@@ -69,9 +69,10 @@ def open_stack(
     if not path.is_file():
       what = 'a pipe or a device is' if path.exists() else 'there is no stack'
       raise errors.InputError(
-        f'{what} at {path}; expected a multi-page TIFF or a folder of PNG '
-        'slices'
+        f'{what} at {path}; expected a TIFF, a PNG or a folder of PNG slices'
       )
+    if path.suffix.lower() == '.png':
+      return stack_folder.PngFile(path, dtypes, choice)
     return tiff_stack.TiffStack(path, dtypes, choice)
 
 
