@@ -22,6 +22,8 @@ NORMALISATIONS = ('slice', 'range')
 MODES = ('jit', 'pmap', 'sharded')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
 SCHEDULES = ('constant', 'step', 'cosine')
+# Sides of a pixel in nanometres; others are taken for an error.
+SMALLEST_PIXEL, LARGEST_PIXEL = 0.01, 100_000.0
 
 # Presets that all systems share: one trains for seconds, the other is for
 # comparisons on two CPU cores.
@@ -100,6 +102,9 @@ def get_default() -> ConfigDict:
   # from 1; 0: the only one.
   d.series = 0
   d.channel = 0
+  # Side of the image's pixels in nanometres, to which predict resamples its
+  # input; 0: what the file says, or 4 for isbi2012; unknown where neither does.
+  d.pixel_size = 0.0
   # binary: labels have two values, the larger inside cells. instances: a number
   # for each cell, 0 on membranes; where two cells touch is membrane too.
   d.label_kind = 'binary'

@@ -188,6 +188,12 @@ def validate(config: ConfigDict) -> None:
     require(field, lambda x: x <= _LONGEST, f'at most {_LONGEST} pixels')
   for field in _POSITIVE:
     require(field, lambda x: 0 < x < math.inf, 'above 0, and finite')
+  least, most = config_lib.SMALLEST_PIXEL, config_lib.LARGEST_PIXEL
+  require(
+    'data.pixel_size',
+    lambda x: x == 0 or least <= x <= most,
+    f'in nanometres, from {least} to {most:.0f}, or 0 (unknown)',
+  )
   require('data.augment.elastic_share', lambda x: 0 <= x <= 1, 'in 0..1')
   require('data.device_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
   for field in ('optim.decay', 'optim.momentum', 'optim.ema'):

@@ -19,6 +19,8 @@ _FREE = (
   'data.image',
   'data.label',
   'data.device_share',
+  # Only predict uses it.
+  'data.pixel_size',
   'train.epochs',
   'train.steps_per_call',
   'train.checkpoint_every',

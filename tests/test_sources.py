@@ -208,6 +208,42 @@ def test_a_channel_of_ones_own_stack(tmp_path):
     sources.load(config_of(**fields, valid='0', channel=2))
 
 
+def test_the_pixel_size_of_a_stack(tmp_path):
+  label = cells_apart(4)
+  fields = write_stack(tmp_path, label.astype(np.uint8), label.astype(np.uint8))
+
+  def found(x, y, **more):
+    metadata = {'axes': 'ZYX', 'PhysicalSizeX': x, 'PhysicalSizeY': y}
+    tifffile.imwrite(
+      fields['image'],
+      label.astype(np.uint8),
+      ome=True,
+      photometric='minisblack',
+      metadata=metadata,
+    )
+    data = sources.load(config_of(**fields, valid='3', **more))
+    return data.identity()['pixel_size']
+
+  assert found(0.0046, 0.0046) == pytest.approx(4.6)  # Micrometres.
+  assert found(0.0046, 0.0092) == 0
+  assert found(0.0046, 0.0046, pixel_size=8.0) == 8
+
+
+@pytest.mark.parametrize(
+  ('name', 'kept', 'expected'),
+  [
+    ('isbi2012', {}, 4),
+    ('tfds:isbi2012_em', {}, 4),
+    ('isbi2012, centre 256x256', {'pixel_size': 0.0}, 4),
+    ('isbi2012', {'pixel_size': 5.0}, 5),
+    ('stack isbi2012.tif', {}, 0),
+  ],
+)
+def test_the_pixel_size_of_a_run(name, kept, expected):
+  kept = {'name': name, 'fingerprint': '0-0', **kept}
+  assert sources.trained_pixel_size(kept) == expected
+
+
 def test_folders_of_other_slices_are_refused(tmp_path):
   fields = {'source': 'stack', 'valid': '0'}
   for name, first in (('image', 0), ('label', 1)):

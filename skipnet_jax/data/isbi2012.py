@@ -28,6 +28,7 @@ from skipnet_jax.data import volume
 
 URL = 'https://downloads.imagej.net/ISBI-2012-challenge.zip'
 SHAPE = (30, 512, 512)
+PIXEL_SIZE = 4.0  # Nanometres, in y and x.
 # Of the decoded pixels in C order, so that re-saving a stack does no harm.
 SHA256 = {
   'train-volume.tif': (

@@ -6,19 +6,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from skipnet_jax import errors
+from skipnet_jax.data import pixel_size
 
 # Parsed in less than a second.
 _LONGEST = 8 * 2**20
-# Metres in the units of length that microscopes write.
-_METRES = {
-  'pm': 1e-12,
-  'Å': 1e-10,
-  'nm': 1e-9,
-  'µm': 1e-6,
-  'mm': 1e-3,
-  'cm': 1e-2,
-  'm': 1.0,
-}
 
 
 def read(path: pathlib.Path, text: str, pages: int) -> list[dict[str, Any]]:
@@ -96,7 +87,8 @@ def _pixel_size(pixels: ElementTree.Element) -> dict[str, Any]:
     own = pixels.get(f'PhysicalSize{axis}Unit', 'µm')
     value = float(pixels.get(f'PhysicalSize{axis}', 'nan'))
     if own != unit:
-      value *= _METRES.get(own, math.nan) / _METRES.get(unit, math.nan)
+      metres = pixel_size.METRES
+      value *= metres.get(own, math.nan) / metres.get(unit, math.nan)
     if 0 < value < math.inf:
       size[axis] = value
   found: dict[str, Any] = {}

@@ -1,12 +1,12 @@
 """Which stack a config means, and which of its slices train and validate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import itertools
 import math
 import re
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import ml_collections
 import numpy as np
@@ -18,8 +18,18 @@ from skipnet_jax.data import fingerprint as fingerprint_lib
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import labels
 from skipnet_jax.data import normalisation
+from skipnet_jax.data import pixel_size as pixel_size_lib
 from skipnet_jax.data import synthetic
 from skipnet_jax.data import volume
+
+
+class Identity(TypedDict):
+  """What a run's folder keeps of its data, see `DataSet`."""
+
+  name: str
+  fingerprint: str
+  # Not in the folders of older runs.
+  pixel_size: NotRequired[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +49,7 @@ class DataSet:
     state: of the files, see `fingerprint.state_of`; '' where there are none.
     normalise: how slices are normalised, one of
       `config.NORMALISATIONS`.
+    pixel_size: side of a pixel in nanometres; 0: unknown.
   """
 
   name: str
@@ -51,6 +62,7 @@ class DataSet:
   weight: np.ndarray | None = None
   state: str = ''
   normalise: str = 'slice'
+  pixel_size: float = 0.0
 
   def around(self, z: int, slices: int) -> np.ndarray:
     """Slice `z` in the middle of its neighbours, `[slices, y, x]`."""
@@ -71,11 +83,15 @@ class DataSet:
       self.state, lambda: fingerprint_lib.of_arrays(self.image, self.label)
     )
 
-  def identity(self) -> dict[str, str]:
-    """What a run's folder keeps of its data: name and fingerprint."""
-    return {'name': self.name, 'fingerprint': self.fingerprint()}
+  def identity(self) -> Identity:
+    """What a run's folder keeps of its data."""
+    return {
+      'name': self.name,
+      'fingerprint': self.fingerprint(),
+      'pixel_size': self.pixel_size,
+    }
 
-  def change_since(self, kept: Mapping[str, str]) -> str:
+  def change_since(self, kept: Identity) -> str:
     """What is not as when a run began: '' or, for one, 'the labels'.
 
     Args:
@@ -101,7 +117,20 @@ class DataSet:
     return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
 
 
-def is_old(kept: Mapping[str, str]) -> bool:
+def trained_pixel_size(kept: Identity) -> float:
+  """Side of a pixel of a run's data in nanometres; 0: unknown.
+
+  Older runs keep none, but isbi2012 is known.
+  """
+  return kept.get('pixel_size', 0.0) or _known_pixel_size(kept['name'])
+
+
+def _known_pixel_size(name: str) -> float:
+  isbi = name.removeprefix('tfds:').startswith('isbi2012')
+  return isbi2012.PIXEL_SIZE if isbi else 0.0
+
+
+def is_old(kept: Identity) -> bool:
   """Whether an identity is of the first slice and the name alone.
 
   So were all, before there was a fingerprint of all pixels, in two parts.
@@ -146,7 +175,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
       *(data.size, data.series, data.channel),
       *(data.label_kind, data.label_inverted),
     )
-  name, image, label, warning, remedy = _read(data, meaning)
+  name, image, label, warning, remedy, pixel_size = _read(data, meaning)
   normalisation.check(data.normalise, image.dtype, name)
   if data.size:
     image, label = (_centre_crop(s, data.size) for s in (image, label))
@@ -171,6 +200,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
     weight,
     state,
     data.normalise,
+    data.pixel_size or pixel_size or _known_pixel_size(name),
   )
 
 
@@ -211,7 +241,7 @@ def _stack_paths(data: ml_collections.ConfigDict) -> tuple[str, str]:
 
 def _read(
   data: ml_collections.ConfigDict, meaning: labels.Meaning
-) -> tuple[str, volume.Stack, np.ndarray, str, str]:
+) -> tuple[str, volume.Stack, np.ndarray, str, str, float]:
   source = data.source
   if source == 'stack':
     choice = volume.Choice(data.series, data.channel, 'data.')
@@ -224,8 +254,11 @@ def _read(
       on_disk = images.on_disk()
       image = images.read_all() if on_disk is None else on_disk
       label = labelled.read_all()
+      y, x = pixel_size_lib.of_metadata(images.metadata) or (0.0, 0.0)
     label = labels.find_inside(label, image.shape, data.label, meaning)
-    return f'stack {data.image}', image, label, '', ''
+    # Pixels that are not square have no size that a run could keep.
+    side = y if math.isclose(y, x, rel_tol=0.02) else 0.0
+    return f'stack {data.image}', image, label, '', '', side
   if source.startswith('tfds:'):
     # The one room that needs tensorflow_datasets, which takes long to import.
     from skipnet_jax.data import isbi2012_tfds
@@ -234,7 +267,7 @@ def _read(
       source.removeprefix('tfds:'), environment.expand_home(data.dir) or None
     )
     label = labels.find_inside(label, image.shape, source, meaning)
-    return source, image, label, '', ''
+    return source, image, label, '', '', 0.0
   if source in ('auto', 'isbi2012'):
     folder = isbi2012.find(data.dir)
     problem = ''
@@ -252,7 +285,7 @@ def _read(
       image, values = isbi2012.load(folder, 'train')
       assert values is not None  # Only 'test' has none.
       label = labels.find_inside(values, image.shape, 'train-labels.tif')
-      return 'isbi2012', image, label, '', ''
+      return 'isbi2012', image, label, '', '', 0.0
     warning = (
       f'SYNTHETIC DATA: {missing}, so a procedural stack stands in and no '
       'score here says anything about the challenge.'
@@ -263,7 +296,7 @@ def _read(
   size = data.size or 512
   image, label = synthetic.load(slices=data.slices, size=size)
   name = f'synthetic {data.slices}x{size}x{size}'
-  return name, image, label > 0, warning, problem
+  return name, image, label > 0, warning, problem, 0.0
 
 
 def _centre_crop(stack: volume.Stack, size: int) -> Any:

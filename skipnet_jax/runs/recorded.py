@@ -12,6 +12,7 @@ import numpy as np
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import files
+from skipnet_jax.data import sources
 from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
@@ -27,7 +28,7 @@ class RecordedRun:
     name: shown in panels and legends.
     path: the run's folder.
     config: its config.
-    dataset: name and fingerprint of its training data.
+    dataset: name, fingerprint and pixel size of its training data.
     environment: devices, versions, command and date.
     records: one dict an epoch, see metrics.jsonl.
     summary: scores of the best checkpoint; {} for an unfinished run.
@@ -39,7 +40,7 @@ class RecordedRun:
   name: str
   path: pathlib.Path
   config: ml_collections.ConfigDict
-  dataset: dict[str, str]
+  dataset: sources.Identity
   environment: dict[str, Any]
   records: list[dict[str, Any]]
   summary: dict[str, Any]

@@ -31,7 +31,7 @@ class TrainedRun:
   Attributes:
     path: the run's folder.
     config: the run's config.
-    dataset: name and fingerprint of its training data.
+    dataset: name, fingerprint and pixel size of its training data.
     model: the network.
     variables: params (averaged ones if the run keeps them), batch_stats.
     best_epoch: the epoch of the checkpoint.
@@ -39,10 +39,15 @@ class TrainedRun:
 
   path: pathlib.Path
   config: ml_collections.ConfigDict
-  dataset: dict[str, str]
+  dataset: sources.Identity
   model: network.Network
   variables: dict[str, Any]
   best_epoch: int
+
+  @property
+  def pixel_size(self) -> float:
+    """Side of a pixel of the training data in nanometres; 0: unknown."""
+    return sources.trained_pixel_size(self.dataset)
 
   @property
   def warning(self) -> str:

@@ -102,8 +102,8 @@ def _check_version(
   )
 
 
-def read_dataset(workdir: str | os.PathLike) -> dict[str, str]:
-  """Name and fingerprint of a run's data set.
+def read_dataset(workdir: str | os.PathLike) -> sources.Identity:
+  """Name, fingerprint and pixel size of a run's data set.
 
   Raises:
     InputError: the folder is not a run.
@@ -337,7 +337,7 @@ def require_shared(path: pathlib.Path, first: str) -> None:
 def describe(
   path: pathlib.Path,
   config: ml_collections.ConfigDict,
-  dataset: dict[str, str],
+  dataset: sources.Identity,
 ) -> None:
   """Writes config.json and environment.json."""
   content = {
