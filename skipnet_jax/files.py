@@ -251,7 +251,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def write_csv(
   path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Replaces a file by a heading and rows, separated by commas."""
+  """Replaces a file by a heading and rows, see `to_csv`."""
+  write_whole(path, to_csv(columns, rows))
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """A heading and rows as lines, separated by commas."""
   text = io.StringIO(newline='')
   csv.writer(text).writerows([columns, *rows])
-  write_whole(path, text.getvalue())
+  return text.getvalue()

@@ -33,23 +33,41 @@ _STD = flags.DEFINE_string(
 _SEGMENTATION = flags.DEFINE_string(
   'segmentation', None, 'TIFF of labels: the cells of each slice.'
 )
+_OVERLAY = flags.DEFINE_string(
+  'overlay',
+  None,
+  'TIFF, or PNG for one slice: the image with the borders of its cells. Needs '
+  'no --segmentation; has the same cells.',
+)
+_MEASURE = flags.DEFINE_string(
+  'measure',
+  None,
+  'CSV of the area and centroid of each cell in each slice; with --link, in '
+  'all its slices. Needs no --segmentation; has the same cells.',
+)
 _METHOD = flags.DEFINE_enum(
   'method',
   'threshold',
   ['threshold', 'multicut', 'lifted_multicut'],
-  'For --segmentation: the regions above a threshold; or superpixels, joined '
+  'To find cells: the regions above a threshold; or superpixels, joined '
   'by what evaluate --segment=multicut fitted to the training slices.',
 )
 _LINK = flags.DEFINE_bool(
   'link',
   False,
-  'For --segmentation: one number for a cell in all slices that it passes.',
+  'Of cells: one number for a cell in all slices that it passes.',
 )
 _THRESHOLD = flags.DEFINE_float(
   'threshold',
   None,
-  'For --segmentation: pixels above it are inside cells; by default the '
+  'To find cells: pixels above it are inside cells; by default the '
   "threshold with the best V_rand in the run's scores.json, else 0.5.",
+)
+_PIXEL_SIZE = flags.DEFINE_float(
+  'pixel_size',
+  None,
+  "Nanometres, of --input's pixels in y and x; by default what its file says. "
+  'Slices are resampled to the pixel size of training, and the results back.',
 )
 _TTA = flags.DEFINE_bool('tta', False, 'Average the 8 flips and rotations.')
 _SAMPLES = flags.DEFINE_integer(
@@ -74,15 +92,18 @@ def main() -> None:
   """Predicts a stack."""
   workdirs = cli.require(_WORKDIR)
   source_path, output = cli.require(_INPUT), cli.require(_OUTPUT)
-  if not _SEGMENTATION.value:
+  of_cells = _SEGMENTATION.value, _OVERLAY.value, _MEASURE.value
+  if not any(of_cells):
     cli.refuse_given(
-      'goes with --segmentation: name its TIFF too.',
+      'goes with --segmentation, --overlay or --measure: name a file too.',
       *(_METHOD, _LINK, _THRESHOLD),
     )
   # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.data import volume
   from skipnet_jax.prediction import calibration
+  from skipnet_jax.prediction import cell_files
   from skipnet_jax.prediction import fitted
+  from skipnet_jax.prediction import pixel_grid
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import segmenters
   from skipnet_jax.prediction import stacks
@@ -106,15 +127,24 @@ def main() -> None:
     segmenter = segmenters.choose(
       runs, averaging, _METHOD.value, _THRESHOLD.value, calibrated
     )
+    grid, resampling = pixel_grid.choose(
+      source, runs, _PIXEL_SIZE.value, predictor.multiple
+    )
+    cells = cell_files.CellFiles(
+      *of_cells,
+      segmenter=segmenter,
+      link=_LINK.value,
+      pixel_size=pixel_grid.input_pixel_size(source, _PIXEL_SIZE.value),
+    )
+    print(resampling)
     begin = time.perf_counter()
-    labels_dtype = stacks.predict_stack(
+    stacks.predict_stack(
       predictor,
       source,
       output,
       std_output=_STD.value,
-      segmentation=_SEGMENTATION.value,
-      segmenter=segmenter,
-      link=_LINK.value,
+      cells=cells if any(of_cells) else None,
+      grid=grid,
       calibration=calibrated,
       tile=_TILE.value,
       overlap=_OVERLAP.value,
@@ -130,12 +160,8 @@ def main() -> None:
       print(line)
   if _STD.value:
     print(f'{_STD.value}: standard deviations over {predictor.count}')
-  if _SEGMENTATION.value:
-    print(
-      f'{_SEGMENTATION.value}: {labels_dtype} labels of '
-      f'{"cells through the slices" if _LINK.value else "each slice"}, 0 on '
-      f'borders, {segmenter.how}'
-    )
+  for line in cells.describe():
+    print(line)
   for run in runs:
     print(
       f'by {run.path}, trained on {run.dataset["name"]}, best after epoch '

@@ -8,6 +8,7 @@ import made_runs
 import numpy as np
 from PIL import Image
 import pytest
+from skimage import transform
 import tifffile
 
 from skipnet_jax.data import volume
@@ -98,7 +99,8 @@ def test_writes_what_the_network_says(command, run, tmp_path):
     assert np.array_equal(labelled, thinning.thin_borders(page > 0.5))
 
   lines = done.out.splitlines()
-  assert lines[0].startswith(f'{output}: 3 x 50 x 71 float32, 1 inside')
+  assert lines[0].startswith('Nothing is resampled: the pixel size that')
+  assert lines[1].startswith(f'{output}: 3 x 50 x 71 float32, 1 inside')
   assert f'{labels}: uint16 labels of each slice, 0 on borders' in done.out
   assert f'threshold 0.5 (the default, as {run} has no scores)' in done.out
   assert f'by {run}, trained on synthetic 6x64x64, best after epoch 1' in lines
@@ -183,6 +185,49 @@ def test_the_chosen_channel_with_its_pixel_size(command, run, tmp_path):
   assert found.pop('resolution') == pytest.approx((0.25, 0.25))
   assert found.pop('spacing') == pytest.approx(50)
   assert found == {'axes': 'ZYX', 'resolutionunit': 1, 'unit': 'nm'}
+
+
+def test_pixels_of_another_size(command, run, tmp_path):
+  fine_run = shutil.copytree(run, tmp_path / 'run')
+  content = json.loads((fine_run / 'config.json').read_text())
+  content['dataset']['pixel_size'] = 4.0
+  (fine_run / 'config.json').write_text(json.dumps(content))
+  source, picture = tmp_path / 'in.png', tmp_path / 'cells.png'
+  # Twice as many pixels on each side are what training would have had.
+  coarse = np.random.default_rng(0).integers(0, 255, (40, 33), np.uint8)
+  Image.fromarray(coarse).save(source)
+  table = tmp_path / 'cells.csv'
+  done, output = predict(
+    command,
+    fine_run,
+    source,
+    '--pixel_size=8',
+    f'--overlay={picture}',
+    f'--measure={table}',
+    '--method=threshold',
+  )
+  assert done.code == 0, done.err
+  assert 'a slice has 80 x 66 pixels instead of 40 x 33' in done.out
+  predictor = run_predictor.make_predictor([trained.open_run(run)])
+  fine = transform.resize(
+    coarse.astype(np.float32), (80, 66), order=1, mode='symmetric'
+  )
+  fine = np.rint(fine).astype(np.uint8)
+  expected, _ = predictor(fine, predictor.tiling((80, 66)))
+  expected = transform.resize(
+    expected, (40, 33), order=1, mode='symmetric', anti_aliasing=True
+  )
+  found = tifffile.imread(output)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  regions = thinning.thin_borders(found > 0.5)
+  assert (
+    (np.array(Image.open(picture))[..., 0] == 0xF0) >= (regions == 0)
+  ).all()
+  rows = table.read_text().splitlines()[1:]
+  assert len(rows) == regions.max()
+  assert [row.split(',')[3] for row in rows] == [
+    str(64.0 * area) for area in np.bincount(regions.ravel())[1:]
+  ]
 
 
 def test_a_folder_of_png_is_a_stack(command, run, tmp_path):
@@ -275,7 +320,17 @@ def test_refuses_before_it_compiles(command, run, tmp_path, monkeypatch):
   refuses('--tile=64', '--overlap=60', words=['--overlap is 60', '0 to 32'])
   refuses('--tile=64', '--overlap=-4', words=['--overlap is -4'])
   refuses('--mc_samples=-1', words=['--mc_samples is -1'])
-  refuses('--threshold=1.5', words=['--threshold is 1.5', '0..1'])
+  cells = f'--measure={tmp_path}/cells.csv'
+  refuses('--threshold=1.5', cells, words=['--threshold is 1.5', '0..1'])
+  refuses('--threshold=0.5', words=['--threshold goes with', '--overlay'])
+  refuses('--pixel_size=0', words=['--pixel_size is 0', 'nanometres'])
+  refuses('--pixel_size=nan', words=['--pixel_size is nan'])
+  refuses('--pixel_size=big', words=['pixel_size'])
+  refuses('--link', words=['--link', '--overlay'])
+  both = f'--overlay={output}'
+  refuses(both, words=['out.tif', 'named twice'])
+  refuses(f'--overlay={tmp_path}/a.png', words=['a.png', 'in.tif has 2'])
+  refuses(f'--measure={tmp_path}/a.xls', words=['a.xls', '.csv'])
   refuses('--std_output=s.tif', words=['--std_output', '--tta'])
   refuses(f'--output={tmp_path}/no/out.tif', words=['no/out.tif', 'folder'])
   refuses(f'--output={tmp_path}/out.png', words=['out.png', '.tif'])

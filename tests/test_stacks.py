@@ -8,6 +8,7 @@ import tifffile
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
+from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import stacks
 
@@ -38,9 +39,10 @@ def test_labels_widen_where_a_slice_has_more_than_65535(tmp_path):
     labels = tmp_path / f'{count}.tif'
     with volume.open_stack(tmp_path / 'in.tif') as reader:
       output = tmp_path / f'out{count}.tif'
-      dtype = stacks.predict_stack(Grey(), reader, output, segmentation=labels)
+      cells = cell_files.CellFiles(labels)
+      stacks.predict_stack(Grey(), reader, output, cells=cells)
     found[count] = tifffile.imread(labels)
-    assert found[count].dtype == dtype
+    assert f'{found[count].dtype} labels' in cells.describe()[0]
   assert [f.dtype.name for f in found.values()] == ['uint16', 'uint32']
   np.testing.assert_array_equal(found[4][:2], found[2])
   assert [page.max() for page in found[4]] == [2, 2, 260**2, 1]
@@ -55,18 +57,22 @@ def test_memory_does_not_grow_with_the_slices(tmp_path):
       for z in range(slices):
         writer.write(np.full((512, 512), z, np.uint8))
     tracemalloc.start()
-    lines = []
+    cells = cell_files.CellFiles(
+      tmp_path / f'l{slices}.tif',
+      tmp_path / f'o{slices}.tif',
+      tmp_path / f'c{slices}.csv',
+    )
     with volume.open_stack(source) as reader:
       stacks.predict_stack(
         Grey(),
         reader,
         tmp_path / f'p{slices}.tif',
         std_output=tmp_path / f's{slices}.tif',
-        segmentation=tmp_path / f'l{slices}.tif',
-        log=lines.append,
+        cells=cells,
       )
-    assert f'one region in slices 0-{slices - 1} (counted' in lines[0]
-    assert 'at threshold 0.5: try another' in lines[0]
+    line = cells.describe()[-1]
+    assert f'one region in slices 0-{slices - 1} (counted' in line
+    assert 'at threshold 0.5: try another' in line
     peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
   assert tifffile.imread(tmp_path / 'p50.tif')[49, 5, 5] == np.float32(49 / 255)

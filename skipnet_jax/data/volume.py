@@ -77,10 +77,16 @@ def open_stack(
 
 
 @contextlib.contextmanager
-def _replacing(
+def replacing(
   path: pathlib.Path, suffixes: tuple[str, ...], overwrite: bool
 ) -> Iterator[BinaryIO]:
-  """`files.replacing`, with an `InputError` for what the system refuses."""
+  """`files.replacing`, with an `InputError` for what the system refuses.
+
+  Args:
+    path: of the file.
+    suffixes: one of which its name must end in.
+    overwrite: whether it may exist.
+  """
   if path.suffix.lower() not in suffixes:
     raise errors.InputError(
       f'cannot write {path}: its name must end in {" or ".join(suffixes)}'
@@ -111,8 +117,8 @@ class StackWriter:
 
   Args:
     path: ends in .tif or .tiff.
-    shape: (z, y, x).
-    dtype: float32, uint8, uint16 or uint32.
+    shape: (z, y, x), or (z, y, x, 3) of the colours red, green and blue.
+    dtype: float32, uint8, uint16 or uint32; uint8 of colours.
     metadata: as in `StackReader.metadata`; other keys are left out.
     overwrite: whether an existing file may be replaced.
 
@@ -124,17 +130,19 @@ class StackWriter:
   def __init__(
     self,
     path: str | os.PathLike,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     dtype: Any,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
   ):
     self.path = pathlib.Path(path)
     self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
-    if len(self.shape) != 3 or self.dtype.name not in _WRITE_DTYPES:
+    colours = self.shape[3:] == (3,) and self.dtype == np.uint8
+    grey = len(self.shape) == 3 and self.dtype.name in _WRITE_DTYPES
+    if not colours and not grey:
       raise ValueError(
         f'cannot write {self.shape} {self.dtype}: a stack is (z, y, x) of '
-        f'{", ".join(_WRITE_DTYPES)}'
+        f'{", ".join(_WRITE_DTYPES)}, or (z, y, x, 3) of uint8'
       )
     self._metadata = dict(metadata or {})
     self._overwrite = overwrite
@@ -147,7 +155,8 @@ class StackWriter:
 
   def _begin(self) -> None:
     given = self._metadata
-    kept = {'axes': given.get('axes', 'ZYX')}
+    colours = len(self.shape) == 4
+    kept = {'axes': given.get('axes', 'ZYX') + 'S' * colours}
     kept |= {k: given[k] for k in ('unit', 'spacing') if k in given}
     big = math.prod(self.shape) * self.dtype.itemsize > _CLASSIC_LIMIT
     imagej = self.dtype.name in IMAGE_DTYPES and not big
@@ -160,14 +169,14 @@ class StackWriter:
     tags = {k: given[k] for k in ('resolution', 'resolutionunit') if k in given}
     with contextlib.ExitStack() as undo:
       self._file = undo.enter_context(
-        _replacing(self.path, ('.tif', '.tiff'), self._overwrite)
+        replacing(self.path, ('.tif', '.tiff'), self._overwrite)
       )
       with tiff_checks.refusing(self.path, 'cannot be written'):
         with tifffile.TiffWriter(self._file, bigtiff=big, imagej=imagej) as out:
           written = out.write(
             shape=self.shape,
             dtype=self.dtype,
-            photometric='minisblack',
+            photometric='rgb' if colours else 'minisblack',
             metadata=kept,
             returnoffset=True,
             **tags,
@@ -178,7 +187,7 @@ class StackWriter:
       self._undo = undo.pop_all()
 
   def write(self, page: np.ndarray) -> None:
-    """Appends one slice, `[y, x]` of the stack's dtype."""
+    """Appends one slice, `[y, x]` or `[y, x, 3]` of the stack's dtype."""
     if page.shape != self.shape[1:] or page.dtype != self.dtype:
       raise ValueError(
         f'{self.path} takes slices of {self.shape[1:]} {self.dtype}, got '
@@ -230,16 +239,32 @@ def write_stack(
       out.write(page)
 
 
+class PngWriter:
+  """Writes one picture as `StackWriter` does; its path ends in .png."""
+
+  def __init__(self, path: str | os.PathLike, overwrite: bool = False):
+    self.path = pathlib.Path(path)
+    self._replacing = replacing(self.path, ('.png',), overwrite)
+
+  def __enter__(self) -> 'PngWriter':
+    self._file = self._replacing.__enter__()
+    return self
+
+  def write(self, page: np.ndarray) -> None:
+    """Writes the picture, `[y, x]` or `[y, x, 3]` uint8."""
+    with tiff_checks.refusing(self.path, 'cannot be written'):
+      Image.fromarray(np.ascontiguousarray(page)).save(self._file, format='PNG')
+
+  def __exit__(self, *exc_info: Any) -> None:
+    self._replacing.__exit__(*exc_info)
+
+
 def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
   """Writes `[y, x]` or `[y, x, 3] uint8`, replacing what is there at once."""
   if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)):
     raise ValueError(f'a PNG takes uint8, got {array.shape} {array.dtype}')
-  path = pathlib.Path(path)
-  with (
-    _replacing(path, ('.png',), overwrite=True) as file,
-    tiff_checks.refusing(path, 'cannot be written'),
-  ):
-    Image.fromarray(np.ascontiguousarray(array)).save(file, format='PNG')
+  with PngWriter(path, overwrite=True) as writer:
+    writer.write(array)
 
 
 def check_finite(array: np.ndarray, name: str, first: int = 0) -> None:

@@ -12,8 +12,8 @@ from skipnet_jax.evaluation import scoring
 from skipnet_jax.prediction import calibration
 from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import fitted
+from skipnet_jax.prediction import progress as progress_lib
 from skipnet_jax.prediction import run_predictor
-from skipnet_jax.prediction import stacks
 from skipnet_jax.prediction.cells import cells
 from skipnet_jax.runs import trained
 
@@ -88,10 +88,11 @@ def score_run(
     wanted[name] = sorted({*slices, *(training if fits else ())})
   predicted: dict[str, Pages] = {}
   total = sum(len(wanted[n]) * p.count for n, p in predictors.items())
-  with stacks.progress(total, 'prediction') as bar:
+  pages_wanted = sum(map(len, wanted.values()))
+  with progress_lib.progress(pages_wanted, total) as advance:
     for name, predictor in predictors.items():
       pages = run_predictor.predict_slices(
-        predictor, data, wanted[name], log, bar.update
+        predictor, data, wanted[name], log, advance
       )
       predicted[name] = dict(zip(wanted[name], pages, strict=True))
   for name, way in ways.items():

@@ -154,7 +154,7 @@ class Predictor:
     self._turns = 8 if tta else 1
     self._samples = mc_samples
     self._keys = jax.random.split(jax.random.key(seed), max(1, mc_samples))
-    self._multiple = math.lcm(multiple, model.size_multiple)
+    self.multiple = math.lcm(multiple, model.size_multiple)
     self.slices = model.slices
     self.normalise = normalise
 
@@ -194,7 +194,7 @@ class Predictor:
     """The cropped image as the network takes it, and its sides before that."""
     image = image[..., :_MAX_WHOLE, :_MAX_WHOLE]
     y, x = image.shape[-2:]
-    m = self._multiple
+    m = self.multiple
     return self._prepare(image, (_round_up(y, m), _round_up(x, m))), (y, x)
 
   def receptive_field(self) -> int | None:
@@ -204,7 +204,7 @@ class Predictor:
     all pixels NaN that depend on it. None if these are the whole strip, as with
     pooling over the whole slice.
     """
-    block = self._multiple
+    block = self.multiple
     # Only NaN counts here: choose the fastest compilation.
     cpu = jax.default_backend() == 'cpu'
     options = {'xla_backend_optimization_level': 0} if cpu else None
@@ -242,7 +242,7 @@ class Predictor:
       InputError: a tile or an overlap that does not fit; before anything is
         compiled.
     """
-    m, longest = self._multiple, max(size)
+    m, longest = self.multiple, max(size)
     if tile % m or tile < 0:
       raise errors.InputError(
         f'--tile is {tile}, but it must be a multiple of {m}: give '

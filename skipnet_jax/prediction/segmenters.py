@@ -10,6 +10,7 @@ from skipnet_jax import errors
 from skipnet_jax.prediction import calibration as calibration_lib
 from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import fitted
+from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction.cells import cells
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import thinning
@@ -30,13 +31,16 @@ class Segmenter(Protocol):
     """Against a slice of a single cell, for a message."""
     ...
 
-  def __call__(self, inside: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Numbers from 1 up, 0 on borders, `[y, x]` int32.
+  def __call__(
+    self, inside: np.ndarray, image: np.ndarray, grid: pixel_grid.Grid
+  ) -> np.ndarray:
+    """Numbers from 1 up, 0 on borders, `[y, x]` int32, on the input's grid.
 
     Args:
       inside: `[y, x]` float32, the probability of the inside of cells, not
-        calibrated.
-      image: `[y, x]`, grey values.
+        calibrated, on the network's grid.
+      image: `[y, x]`, grey values, on the network's grid.
+      grid: brings what is on the network's grid back to the input's.
     """
     ...
 
@@ -67,9 +71,12 @@ class ByThreshold:
     """See `Segmenter`."""
     return f'at threshold {self.threshold:.3g}: try another --threshold'
 
-  def __call__(self, inside: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """See `Segmenter`."""
+  def __call__(
+    self, inside: np.ndarray, image: np.ndarray, grid: pixel_grid.Grid
+  ) -> np.ndarray:
+    """See `Segmenter`; the cells are found on the input's grid."""
     del image
+    inside = grid.from_network(inside)
     mapped = self.calibration(inside) if self.calibration else inside
     # In float64, or the last threshold would round to 1.
     return thinning.thin_borders(mapped.astype(np.float64) > self.threshold)
@@ -99,10 +106,17 @@ class ByEdges:
     """See `Segmenter`."""
     return f'by {self.method}: look at their probabilities'
 
-  def __call__(self, inside: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """See `Segmenter`."""
+  def __call__(
+    self, inside: np.ndarray, image: np.ndarray, grid: pixel_grid.Grid
+  ) -> np.ndarray:
+    """See `Segmenter`.
+
+    The cells are found on the network's grid, to which the regressions were
+    fitted. Their borders are drawn on the input's, where they close again.
+    """
     measured = cells.measure(inside, image)
     found = cells.segment(measured, self.regressions, self.method)
+    found = grid.labels_from_network(found)
     return np.where(cells.draw(found), found, np.int32(0))
 
 
