@@ -47,9 +47,9 @@ GPU_HLO = """HloModule jit_step, is_scheduled=true
 %take (f: f32[1000]) -> bf16[10,30] {
   %f = f32[1000]{0} parameter(0)
   %view = f32[1000]{0} bitcast(%f)
-  %part = f32[300]{0} slice(%view), slice={[700:1000]}
-  %cast = bf16[300]{0} convert(%part)
-  ROOT %kernel = bf16[10,30]{1,0} bitcast(%cast)
+  %cast = bf16[1000]{0} convert(%view)
+  %part = bf16[300]{0} slice(%cast), slice={[700:1000]}
+  ROOT %kernel = bf16[10,30]{1,0} bitcast(%part)
 }
 
 %put (g: f32[300], old: f32[1000]) -> f32[1000] {

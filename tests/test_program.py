@@ -31,6 +31,12 @@ def test_an_instruction_has_its_kind_and_its_bytes(program, name, kind, size):
   assert program.bytes_of(name) == size
 
 
+def test_a_kernel_in_triton_is_a_product():
+  line = '  ROOT %y = f32[2]{0} custom-call(), custom_call_target='
+  text = f'ENTRY %main () -> f32[2] {{\n{line}"__gpu$xla.gpu.triton"\n}}'
+  assert program_lib.Program(text).decisive('y')[0] == 'dot'
+
+
 @pytest.mark.parametrize(
   ('op_name', 'layer'),
   [

@@ -168,8 +168,9 @@ class Program:
     whole, total = self.instructions[name].result_bytes, 0
     for user in users.get(name, ()):
       first = user.operands[:1] == (name,)
-      if user.opcode == 'bitcast':
-        total += self._read(user.name, users)
+      if user.opcode in ('bitcast', 'convert') and user.name in users:
+        read = self._read(user.name, users)
+        total += read * whole // max(1, user.result_bytes)
       elif user.opcode in _SLICES and first:
         total += user.result_bytes
       elif user.opcode != _UPDATE or not first:
@@ -216,8 +217,9 @@ class Program:
 def _has_kind(kind: str, instruction: Instruction) -> bool:
   target = instruction.target.lower()
   if target:
+    # The kernels in Triton are those of `models.products`.
     return (kind == 'convolution' and 'conv' in target) or (
-      kind == 'dot' and ('gemm' in target or 'matmul' in target)
+      kind == 'dot' and bool(re.search('gemm|matmul|triton', target))
     )
   if kind == 'random' and re.search(
     'threefry|random_bits', instruction.op_name
