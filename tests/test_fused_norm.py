@@ -117,7 +117,10 @@ def test_a_step_is_that_of_the_other_form():
   found, expected = (
     jax.jit(
       step_lib.make_train_step(
-        model, optimizer, losses.LOSSES['bce'], fused_norm=fused
+        model,
+        optimizer,
+        losses.LOSSES['bce'],
+        platform='tpu' if fused else 'cpu',
       )
     )(state, batch)
     for fused in (True, False)

@@ -144,8 +144,8 @@ MODELS = (
   Mutation(
     'short-skip-halved',
     'skipnet_jax/models/skips.py',
-    'return residual + x',
-    'return residual + x / 2',
+    'return residual + self.shortcut(x, residual.shape[-1])',
+    'return residual + self.shortcut(x, residual.shape[-1]) / 2',
     'Short skips add half of what they should.',
     ('tests/test_fc_resnet.py::test_equals_the_plain_transcription',),
   ),
@@ -160,7 +160,7 @@ MODELS = (
   Mutation(
     'dropout-index-local',
     'skipnet_jax/models/layers.py',
-    'unit = unit + before.astype(jnp.uint32)',
+    'unit = unit + self.first(x.size)',
     'pass',
     "An example's dropout depends on the number of devices.",
     (

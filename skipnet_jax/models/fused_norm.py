@@ -19,7 +19,7 @@ from skipnet_jax.models import layers
 Array = jax.Array
 
 
-def _sums(a: Array, b: Array) -> tuple[Array, Array]:
+def total(a: Array, b: Array) -> tuple[Array, Array]:
   """The sums of two arrays `[..., c]` over all axes but the last."""
   zero = jnp.zeros((), a.dtype)
   return lax.reduce(
@@ -30,9 +30,10 @@ def _sums(a: Array, b: Array) -> tuple[Array, Array]:
   )
 
 
-def _means(
+def means(
   sums: tuple[Array, Array], x: Array, axis_name: str | None
 ) -> tuple[Array, Array]:
+  """Divides sums over x, and those of all devices, by the number of pixels."""
   count = x.size // x.shape[-1]
   means = sums[0] / count, sums[1] / count
   return means if axis_name is None else lax.pmean(means, axis_name)
@@ -42,46 +43,74 @@ def _along(x: Array, ndim: int) -> Array:
   return x.reshape(*[1] * (ndim - 1), -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def normalise(
-  x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+  epsilon: float,
+  axis_name: str | None,
+  relu: bool,
+  x: Array,
+  scale: Array,
+  bias: Array,
+  sums: Array | None = None,
 ) -> tuple[Array, Array, Array]:
   """BatchNorm by batch statistics.
 
   Args:
+    epsilon: is added to the variance.
+    axis_name: mapped axis of a pmapped call, or None.
+    relu: whether ReLU follows.
     x: `[..., c]`.
     scale: `[c]`.
     bias: `[c]`.
-    epsilon: is added to the variance.
-    axis_name: mapped axis of a pmapped call, or None.
+    sums: of x and of its square, side by side and in parts `[p, c + c]`, if
+      they are known.
 
   Returns:
     `(y, mean, variance)`: y in at least float32, of x's shape; mean and
     variance `[c]`, without a gradient.
   """
-  return _forward(x, scale, bias, epsilon, axis_name)[0]
+  return _forward(epsilon, axis_name, relu, x, scale, bias, sums)[0]
 
 
-def _forward(x, scale, bias, epsilon, axis_name):
-  wide = layers.at_least_float32(x)
-  mean, square = _means(_sums(wide, jnp.square(wide)), x, axis_name)
+def moments(
+  epsilon: float, axis_name: str | None, x: Array, sums: Array | None
+) -> tuple[Array, Array, Array]:
+  """Mean, variance and the inverse of the deviation of `normalise`."""
+  if sums is None:
+    wide = layers.at_least_float32(x)
+    both = total(wide, jnp.square(wide))
+  else:
+    both = tuple(jnp.sum(sums, 0).reshape(2, -1))
+  mean, square = means(both, x, axis_name)
   variance = jnp.maximum(0.0, square - jnp.square(mean))
-  inverse = lax.rsqrt(variance + epsilon)
-  y = (wide - _along(mean, x.ndim)) * _along(inverse * scale, x.ndim)
-  y += _along(bias, x.ndim)
-  return (y, mean, variance), (x, scale, mean, inverse)
+  return mean, variance, lax.rsqrt(variance + epsilon)
 
 
-def _backward(epsilon, axis_name, kept, cotangents):
-  x, scale, mean, inverse = kept
+def _forward(epsilon, axis_name, relu, x, scale, bias, sums):
+  mean, variance, inverse = moments(epsilon, axis_name, x, sums)
+  y = _affine(x, scale, bias, mean, inverse)
+  if relu:
+    y = jnp.maximum(y, 0)
+  return (y, mean, variance), (x, scale, bias, mean, inverse)
+
+
+def _affine(x, scale, bias, mean, inverse):
+  y = layers.at_least_float32(x) - _along(mean, x.ndim)
+  return y * _along(inverse * scale, x.ndim) + _along(bias, x.ndim)
+
+
+def _backward(epsilon, axis_name, relu, kept, cotangents):
+  x, scale, bias, mean, inverse = kept
   dy = cotangents[0]
+  if relu:
+    dy = jnp.where(_affine(x, scale, bias, mean, inverse) > 0, dy, 0)
   centred = layers.at_least_float32(x) - _along(mean, x.ndim)
   standard = centred * _along(inverse, x.ndim)
-  of_bias, of_scale = _sums(dy, dy * standard)
-  first, second = _means((of_bias, of_scale), x, axis_name)
+  of_bias, of_scale = total(dy, dy * standard)
+  first, second = means((of_bias, of_scale), x, axis_name)
   dx = dy - _along(first, x.ndim) - standard * _along(second, x.ndim)
   dx *= _along(scale * inverse, x.ndim)
-  return dx.astype(x.dtype), of_scale, of_bias
+  return dx.astype(x.dtype), of_scale, of_bias, None
 
 
 normalise.defvjp(_forward, _backward)
@@ -105,6 +134,14 @@ def _replaces(module: nn.BatchNorm, args: tuple, kwargs: dict) -> bool:
   )
 
 
+def keep_running(module: nn.BatchNorm, mean: Array, variance: Array) -> None:
+  """Updates the running statistics of a BatchNorm."""
+  for name, value in (('mean', mean), ('var', variance)):
+    old = module.variables['batch_stats'][name]
+    new = module.momentum * old + (1 - module.momentum) * value
+    module.put_variable('batch_stats', name, new)
+
+
 def instead_of_flax() -> Any:
   """In this context, networks that train use it instead of `nn.BatchNorm`."""
 
@@ -119,13 +156,14 @@ def instead_of_flax() -> Any:
     (x,) = args
     params = module.variables['params']
     y, mean, variance = normalise(
-      x, params['scale'], params['bias'], module.epsilon, module.axis_name
+      module.epsilon,
+      module.axis_name,
+      False,
+      x,
+      params['scale'],
+      params['bias'],
     )
-    kept = layers.unbiased(module, x, variance)
-    for name, value in (('mean', mean), ('var', kept)):
-      old = module.variables['batch_stats'][name]
-      new = module.momentum * old + (1 - module.momentum) * value
-      module.put_variable('batch_stats', name, new)
+    keep_running(module, mean, layers.unbiased(module, x, variance))
     return y.astype(module.dtype or x.dtype)
 
   return nn.intercept_methods(intercept)

@@ -217,24 +217,38 @@ class Dropout(nn.Module):
       return x
     unit = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
     if self.axis_name is not None and not self.is_initializing():
-      before = lax.axis_index(self.axis_name) * x.size
-      unit = unit + before.astype(jnp.uint32)
-    # Odd, so that no two units of a layer are one.
-    layer = jnp.uint32(zlib.crc32('/'.join(self.path).encode()) | 1)
-    words = self._words()
-    keep = _mix(_mix((unit * layer) ^ words[0]) + words[-1]) >= jnp.uint32(
-      self.rate * 2**32
-    )
+      unit = unit + self.first(x.size)
+    keep = kept(unit, dropout_layer(self.path), self.words(), self.rate)
     scale = jnp.asarray(1 / (1 - self.rate), x.dtype)
     return jnp.where(keep, x * scale, jnp.zeros_like(x))
 
-  def _words(self) -> jax.Array:
+  def first(self, size: int) -> jax.Array:
+    """The first unit's number, of `size` units on each device; uint32."""
+    if self.axis_name is None:
+      return jnp.uint32(0)
+    return (lax.axis_index(self.axis_name) * size).astype(jnp.uint32)
+
+  def words(self) -> jax.Array:
     """The words of the key `dropout`, the same for all layers."""
     if self.scope is None or not self.has_rng('dropout'):
       # Flax says what is missing.
       return jax.random.key_data(self.make_rng('dropout'))
     # `make_rng` would draw a key for each layer: on a GPU, a kernel for each.
     return jax.random.key_data(self.scope.rngs['dropout'].rng)
+
+
+def dropout_layer(path: Sequence[str]) -> int:
+  """A number of the dropout layer at this path, for `kept`."""
+  # Odd, so that no two units of a layer are one.
+  return zlib.crc32('/'.join(path).encode()) | 1
+
+
+def kept(
+  unit: jax.Array, layer: int, words: Sequence[Any] | jax.Array, rate: float
+) -> jax.Array:
+  """Whether dropout keeps units, by their number in the batch, uint32."""
+  mixed = _mix(_mix((unit * jnp.uint32(layer)) ^ words[0]) + words[1])
+  return mixed >= jnp.uint32(rate * 2**32)
 
 
 def _mix(x: jax.Array) -> jax.Array:

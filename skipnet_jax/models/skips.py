@@ -27,18 +27,20 @@ class ShortSkip(nn.Module):
   dtype: layers.Dtype
   skip_kind: ClassVar[str] = 'short'
 
-  @nn.compact
   def __call__(self, residual: jax.Array, x: jax.Array) -> jax.Array:
     """Adds x `[b, y, x, c_in]` to residual `[b, y', x', c]`."""
+    return residual + self.shortcut(x, residual.shape[-1])
+
+  @nn.compact
+  def shortcut(self, x: jax.Array, features: int) -> jax.Array:
+    """Maps x to the residual's shape, of `features` channels."""
     if self.resample == 'down':
       x = x[:, ::2, ::2]
-    if x.shape[-1] != residual.shape[-1]:
-      x = layers.Conv(
-        residual.shape[-1], 1, dtype=self.dtype, name='projection'
-      )(x)
+    if x.shape[-1] != features:
+      x = layers.Conv(features, 1, dtype=self.dtype, name='projection')(x)
     if self.resample == 'up':
       x = layers.upsample(x)
-    return residual + x
+    return x
 
 
 class LongSkip(nn.Module):

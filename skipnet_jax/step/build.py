@@ -40,7 +40,8 @@ class Training:
     l2: coefficient of the reported L2 term.
     axis_name: mapped axis of a pmapped call, or None.
     record: whether a training step records the update of each kernel.
-    fused_norm: whether it uses `models.fused_norm`.
+    platform: 'cpu', 'gpu' or 'tpu', for which the training step is made: it
+      uses `models.fused_norm` on both others, `models.fused_block` on a GPU.
   """
 
   model: network.Network
@@ -53,7 +54,7 @@ class Training:
   l2: float
   axis_name: str | None
   record: bool
-  fused_norm: bool
+  platform: str
 
   @functools.cached_property
   def table(self) -> Table:
@@ -96,7 +97,7 @@ class Training:
       record=self.kernels if self.record else (),
       axis_name=self.axis_name,
       terms=self.terms,
-      fused_norm=self.fused_norm,
+      platform=self.platform,
     )
 
   @functools.cached_property
@@ -168,9 +169,7 @@ def build(
   text = json.dumps(settings, sort_keys=True)
   y, x = window
   platform = platform or jax.default_backend()
-  training = _build(
-    text, (y, x), steps_per_epoch, axis_name, record, platform != 'cpu'
-  )
+  training = _build(text, (y, x), steps_per_epoch, axis_name, record, platform)
   training.model.check_size(training.window)
   return training
 
@@ -182,7 +181,7 @@ def _build(
   steps_per_epoch: int,
   axis_name: str | None,
   record: bool,
-  fused_norm: bool,
+  platform: str,
 ) -> Training:
   c = ConfigDict(json.loads(settings))
   model = models.build_model(c.model, axis_name)
@@ -198,5 +197,5 @@ def _build(
     l2=c.optim.l2,
     axis_name=axis_name,
     record=record,
-    fused_norm=fused_norm,
+    platform=platform,
   )

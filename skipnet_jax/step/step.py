@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from skipnet_jax import streams
+from skipnet_jax.models import fused_block
 from skipnet_jax.models import fused_norm as norm_lib
 from skipnet_jax.models import network
 from skipnet_jax.step import flat
@@ -67,7 +68,7 @@ def make_train_step(
   record: Sequence[str] = (),
   axis_name: str | None = None,
   terms: losses.Terms = losses.NO_TERMS,
-  fused_norm: bool = False,
+  platform: str = 'cpu',
 ) -> Step:
   """Makes the training step.
 
@@ -89,9 +90,11 @@ def make_train_step(
     variables = state.variables()
 
     def objective(params):
-      with (
-        norm_lib.instead_of_flax() if fused_norm else contextlib.nullcontext()
-      ):
+      with contextlib.ExitStack() as forms:
+        if platform != 'cpu':
+          forms.enter_context(norm_lib.instead_of_flax())
+        if platform == 'gpu':
+          forms.enter_context(fused_block.instead_of_blocks())
         outputs, batch_stats = apply_training(
           model, params, variables['batch_stats'], batch, _rngs(state)
         )

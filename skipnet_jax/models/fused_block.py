@@ -1,0 +1,317 @@
+"""Bottleneck blocks with the kernels of `products`, for GPUs that train.
+
+A block's derivative is written out: it normalises each input again rather than
+keep it, passes over it once for all sums, and adds the skip's gradient as it
+writes that of the input.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skipnet_jax.models import blocks
+from skipnet_jax.models import fused_norm
+from skipnet_jax.models import layers
+from skipnet_jax.models import products
+from skipnet_jax.models import skips
+
+Array = jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def product(
+  form: products.Form,
+  passes: bool,
+  epsilon: float,
+  axis_name: str | None,
+  x: Array,
+  scale: Array,
+  shift: Array,
+  kernel: Array,
+  bias: Array | None,
+  skip: Array | None,
+  words: tuple[Array, Array] | None,
+  sums: Array | None,
+) -> tuple[Array, Array, tuple[Array, Array], Array]:
+  """BatchNorm, ReLU, 1x1 convolution, dropout and the sum with a skip.
+
+  Args:
+    form: see `products.Form`.
+    passes: whether the second result is used.
+    epsilon: is added to the variance.
+    axis_name: mapped axis of a pmapped call, or None.
+    x: `[b, y, x, k]`.
+    scale: of BatchNorm, `[k]`.
+    shift: its bias, `[k]`.
+    kernel: `[k, n]`.
+    bias: `[n]`, or None.
+    skip: is added, `[b, y, x, n]`, or None.
+    words: see `products.forward`.
+    sums: see `fused_norm.normalise`.
+
+  Returns:
+    The sum; x, of which other uses should take this one, so that their
+    gradient is added to it at no cost; mean and variance of x; and the sums of
+    the first result and of its square, as `fused_norm.normalise` takes them.
+  """
+  return _forward(
+    form,
+    passes,
+    epsilon,
+    axis_name,
+    x,
+    scale,
+    shift,
+    kernel,
+    bias,
+    skip,
+    words,
+    sums,
+  )[0]
+
+
+def _matrix(x: Array | None) -> Array | None:
+  return None if x is None else x.reshape(-1, x.shape[-1])
+
+
+def _forward(
+  form,
+  passes,
+  epsilon,
+  axis_name,
+  x,
+  scale,
+  shift,
+  kernel,
+  bias,
+  skip,
+  words,
+  sums,
+):
+  mean, variance, inverse = fused_norm.moments(epsilon, axis_name, x, sums)
+  rows = jnp.stack([mean, inverse, scale, shift])
+  w = kernel.astype(x.dtype)
+  y, found = products.forward(
+    _matrix(x),
+    rows,
+    w,
+    None if bias is None else bias.astype(x.dtype)[None],
+    _matrix(skip),
+    words,
+    form,
+  )
+  y = y.reshape(*x.shape[:-1], -1)
+  kept = x, rows, w, words, bias is None, skip is None
+  return (y, x, (mean, variance), found), kept
+
+
+def _backward(form, passes, epsilon, axis_name, kept, cotangents):
+  x, rows, w, words, unbiased, alone = kept
+  dy, through = cotangents[:2]
+  matrix = _matrix(dy)
+  dw, found = products.sums(_matrix(x), rows, w, matrix, words, form)
+  k = x.shape[-1]
+  of_shift, of_scale, of_bias = jnp.split(jnp.sum(found, 0), (k, 2 * k))
+  rows = jnp.concatenate(
+    [rows, jnp.stack(fused_norm.means((of_shift, of_scale), x, axis_name))]
+  )
+  added = _matrix(through) if passes else None
+  dx = products.backward(_matrix(x), rows, w, matrix, added, words, form)
+  return (
+    dx.reshape(x.shape),
+    of_scale,
+    of_shift,
+    jnp.sum(dw, 0),
+    None if unbiased else of_bias,
+    None if alone else dy,
+    None,
+    None,
+  )
+
+
+product.defvjp(_forward, _backward)
+
+
+class _Sums:
+  """The sums over arrays that a kernel has written, by array."""
+
+  def __init__(self) -> None:
+    self._found: dict[int, tuple[Array, Array]] = {}
+
+  def keep(self, x: Array, sums: Array) -> Array:
+    """Keeps the sums of x, and returns x."""
+    self._found[id(x)] = x, sums
+    return x
+
+  def of(self, x: Array) -> Array | None:
+    """The sums of x, or None."""
+    return self._found.get(id(x), (x, None))[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """Calls a bottleneck block.
+
+  A bias in front of a BatchNorm is left out of the activations and added to
+  their mean.
+
+  Attributes:
+    module: bound, in its compact method.
+    known: sums over the activations of the network, as far as it is traced.
+    form: of products without dropout.
+  """
+
+  module: blocks.BottleneckBlock
+  known: _Sums
+  form: products.Form
+
+  def call(self, x: Array, drop: bool) -> Array:
+    """See `blocks.Block`."""
+    m = self.module
+    inner = m.features // 4
+    first = self._conv(1, inner, 1, m._strides())
+    second = self._conv(2, inner, 3)
+    if m.resample == 'down':
+      y = first(m._act(x, 1, True))
+    else:
+      y, x = self._product(1, first, x, biased=False, passes=m.short_skip)
+    y = second(self._norm_and_relu(2, y, first))
+    last = functools.partial(
+      self._product, 3, self._conv(3, m.features, 1), y, before=second
+    )
+    skip = skips.ShortSkip(m.resample, m.dtype, name='short_skip')
+    if m.resample == 'up' or not m.short_skip:
+      y = m._drop(m._upsample(last()[0]), drop)
+      return skip(y, x) if m.short_skip else y
+    return last(drop=drop, skip=skip.shortcut(x, m.features))[0]
+
+  def _conv(
+    self, index: int, features: int, size: int, strides: int = 1
+  ) -> layers.Conv:
+    m, name = self.module, f'conv_{index}'
+    return layers.Conv(
+      features, size, strides, use_bias=False, dtype=m.dtype, name=name
+    )
+
+  def _product(
+    self,
+    index: int,
+    conv: layers.Conv,
+    x: Array,
+    *,
+    before: layers.Conv | None = None,
+    biased: bool = True,
+    passes: bool = False,
+    drop: bool = False,
+    skip: Array | None = None,
+  ) -> tuple[Array, Array]:
+    """BatchNorm, ReLU and a 1x1 convolution; x again, see `product`."""
+    m, norm = self.module, self._norm(index)
+    params, kernel = norm.variables['params'], conv.variables['params']
+    form, words = self.form, None
+    if drop and m.dropout:
+      dropout = layers.Dropout(m.dropout, m.axis_name)
+      layer = layers.dropout_layer(dropout.path)
+      form = dataclasses.replace(form, rate=m.dropout, layer=layer)
+      size = x.size // x.shape[-1] * conv.features
+      starts = jnp.arange(0, size, form.rows * m.features, dtype=jnp.uint32)
+      words = dropout.words(), starts + dropout.first(size)
+    with jax.named_scope(f'conv_{index}'):
+      y, x, statistics, sums = product(
+        form,
+        passes,
+        norm.epsilon,
+        norm.axis_name,
+        x,
+        params['scale'],
+        params['bias'],
+        kernel['kernel'][0, 0],
+        kernel['bias'] if biased else None,
+        skip,
+        words,
+        self.known.of(x),
+      )
+    self._keep_running(norm, *statistics, before)
+    return self.known.keep(y, sums), x
+
+  def _norm_and_relu(self, index: int, x: Array, before: layers.Conv) -> Array:
+    norm = self._norm(index)
+    params = norm.variables['params']
+    with jax.named_scope(f'norm_{index}'):
+      y, mean, variance = fused_norm.normalise(
+        norm.epsilon,
+        norm.axis_name,
+        True,
+        x,
+        params['scale'],
+        params['bias'],
+        self.known.of(x),
+      )
+    self._keep_running(norm, mean, variance, before)
+    return y.astype(x.dtype)
+
+  def _norm(self, index: int) -> nn.BatchNorm:
+    m = self.module
+    return layers.batch_norm(f'norm_{index}', True, m.dtype, m.axis_name)
+
+  def _keep_running(
+    self,
+    norm: nn.BatchNorm,
+    mean: Array,
+    variance: Array,
+    before: layers.Conv | None,
+  ) -> None:
+    if before is not None:
+      mean += jax.lax.stop_gradient(before.variables['params']['bias'])
+    fused_norm.keep_running(norm, mean, variance)
+
+
+def _replaces(
+  module: blocks.BottleneckBlock, x: Array, train: bool, interpret: bool
+) -> bool:
+  inner = module.features // 4
+  pixels = _pixels(module, x)
+  return (
+    train
+    and module.batch_norm
+    and not module.is_initializing()
+    and (interpret or module.dtype == jnp.bfloat16)
+    and (module.resample == 'down' or products.fits(pixels, x.shape[-1], inner))
+    and products.fits(pixels, inner, module.features)
+  )
+
+
+def _pixels(module: blocks.BottleneckBlock, x: Array) -> int:
+  """Of an image within the block."""
+  return x.shape[1] * x.shape[2] // module._strides() ** 2
+
+
+def instead_of_blocks(interpret: bool = False) -> Any:
+  """In this context, networks that train use it for `blocks.BottleneckBlock`.
+
+  It takes those whose sides the kernels take, in bfloat16. With `interpret`,
+  of any dtype and on any platform, slowly.
+  """
+  known = _Sums()
+
+  def intercept(
+    next_fun: Callable, args: tuple, kwargs: dict, context: Any
+  ) -> Any:
+    module = context.module
+    if context.method_name != '__call__' or not isinstance(
+      module, blocks.BottleneckBlock
+    ):
+      return next_fun(*args, **kwargs)
+    x, train, drop = args
+    if not _replaces(module, x, train, interpret):
+      return next_fun(*args, **kwargs)
+    rows = products.rows_of(_pixels(module, x))
+    form = products.Form(rows, interpret=interpret)
+    return _Block(module, known, form).call(x, drop)
+
+  return nn.intercept_methods(intercept)

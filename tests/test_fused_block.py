@@ -1,0 +1,110 @@
+"""The GPUs' bottleneck block, interpreted, against that of other platforms."""
+
+import contextlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipnet_jax.models import blocks
+from skipnet_jax.models import fused_block
+
+
+class Two(nn.Module):
+  """Two blocks, of which the second takes the sums that the first wrote."""
+
+  resample: str
+  short_skip: bool
+  axis_name: str | None
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps `[b, y, x, 32]` to `[b, y', x', 64]`."""
+    attributes = dict(
+      short_skip=self.short_skip,
+      dropout=0.2,
+      dtype=jnp.dtype(self.dtype),
+      axis_name=self.axis_name,
+    )
+    x = blocks.BottleneckBlock(64, **attributes)(x, True, True)
+    return blocks.BottleneckBlock(64, self.resample, **attributes)(
+      x, True, True
+    )
+
+
+def measured(fused, dtype, resample, short_skip, axis_name, devices=1):
+  """Outputs, running statistics, gradients of some function of the outputs."""
+  module = Two(resample, short_skip, axis_name, dtype)
+  rng = np.random.default_rng(0)
+  shape = (8 if axis_name else 4, 32, 32, 32)
+  x = jnp.asarray(rng.normal(1, 2, shape), dtype)
+  variables = jax.eval_shape(module.init, jax.random.key(0), x[:1])
+  variables = jax.tree.map(
+    lambda a: jnp.asarray(rng.normal(0.2, 0.3, a.shape), dtype), variables
+  )
+
+  def value(params, x):
+    with (
+      fused_block.instead_of_blocks(interpret=True)
+      if fused
+      else contextlib.nullcontext()
+    ):
+      y, updated = module.apply(
+        variables | {'params': params},
+        x,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(1)},
+      )
+    total = jnp.sum(y.astype(jnp.float64) ** 2) / 1e3
+    if axis_name:
+      total = jax.lax.pmean(total, axis_name)
+    return total, (y, updated)
+
+  def call(x):
+    (_, found), gradients = jax.value_and_grad(value, (0, 1), has_aux=True)(
+      variables['params'], x
+    )
+    if axis_name:
+      gradients = jax.lax.pmean(gradients[0], axis_name), gradients[1]
+    return found, gradients
+
+  if not axis_name:
+    mesh = jax.make_mesh(
+      (devices,),
+      ('data',),
+      devices=jax.devices()[:devices],
+      axis_types=(jax.sharding.AxisType.Auto,),
+    )
+    spec = jax.sharding.PartitionSpec('data')
+    return jax.jit(call)(
+      jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+    )
+  halves = x.reshape(2, -1, *x.shape[1:])
+  return jax.pmap(call, axis_name, devices=jax.devices()[:2])(halves)
+
+
+def assert_equal(dtype, tolerance, *arguments):
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    found, expected = (
+      measured(fused, dtype, *arguments) for fused in (True, False)
+    )
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+  ('resample', 'short_skip', 'axis_name'),
+  [('down', True, None), ('up', True, None), ('none', False, 'data')],
+)
+def test_it_is_the_block_to_rounding(resample, short_skip, axis_name):
+  assert_equal('float64', 1e-9, resample, short_skip, axis_name)
+
+
+def test_devices_that_share_a_batch_run_it_on_their_parts():
+  # JAX traces the parts in a thread of its own, which knows float32 alone.
+  assert_equal('float32', 1e-3, 'none', True, None, 2)
