@@ -246,14 +246,14 @@ class _Block:
       y, mean, variance = fused_norm.normalise(
         norm.epsilon,
         norm.axis_name,
-        True,
+        'relu',
         x,
         params['scale'],
         params['bias'],
         self.known.of(x),
       )
     self._keep_running(norm, mean, variance, before)
-    return y.astype(x.dtype)
+    return y
 
   def _norm(self, index: int) -> nn.BatchNorm:
     m = self.module

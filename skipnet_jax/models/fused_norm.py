@@ -47,7 +47,7 @@ def _along(x: Array, ndim: int) -> Array:
 def normalise(
   epsilon: float,
   axis_name: str | None,
-  relu: bool,
+  then: str,
   x: Array,
   scale: Array,
   bias: Array,
@@ -58,7 +58,8 @@ def normalise(
   Args:
     epsilon: is added to the variance.
     axis_name: mapped axis of a pmapped call, or None.
-    relu: whether ReLU follows.
+    then: what follows: nothing '', or 'relu', or 'pool', ReLU and 2x2 max
+      pooling.
     x: `[..., c]`.
     scale: `[c]`.
     bias: `[c]`.
@@ -66,10 +67,10 @@ def normalise(
       they are known.
 
   Returns:
-    `(y, mean, variance)`: y in at least float32, of x's shape; mean and
-    variance `[c]`, without a gradient.
+    `(y, mean, variance)`: y `[..., c]`, of x's dtype if something follows, and
+    else of at least float32; mean and variance `[c]`, without a gradient.
   """
-  return _forward(epsilon, axis_name, relu, x, scale, bias, sums)[0]
+  return _forward(epsilon, axis_name, then, x, scale, bias, sums)[0]
 
 
 def moments(
@@ -86,11 +87,13 @@ def moments(
   return mean, variance, lax.rsqrt(variance + epsilon)
 
 
-def _forward(epsilon, axis_name, relu, x, scale, bias, sums):
+def _forward(epsilon, axis_name, then, x, scale, bias, sums):
   mean, variance, inverse = moments(epsilon, axis_name, x, sums)
   y = _affine(x, scale, bias, mean, inverse)
-  if relu:
-    y = jnp.maximum(y, 0)
+  if then:
+    y = jnp.maximum(y.astype(x.dtype), 0)
+  if then == 'pool':
+    y = layers.max_pool(y)
   return (y, mean, variance), (x, scale, bias, mean, inverse)
 
 
@@ -99,11 +102,18 @@ def _affine(x, scale, bias, mean, inverse):
   return y * _along(inverse * scale, x.ndim) + _along(bias, x.ndim)
 
 
-def _backward(epsilon, axis_name, relu, kept, cotangents):
+def _backward(epsilon, axis_name, then, kept, cotangents):
   x, scale, bias, mean, inverse = kept
   dy = cotangents[0]
-  if relu:
-    dy = jnp.where(_affine(x, scale, bias, mean, inverse) > 0, dy, 0)
+  if then:
+    # Without the product, whose value is zero, XLA would keep what it computed
+    # of y forward, and read it here rather than x.
+    pixel = (0,) * (x.ndim - 1)
+    again = mean + 0 * layers.at_least_float32(dy[pixel])
+    y = _affine(x, scale, bias, again, inverse).astype(x.dtype)
+    if then == 'pool':
+      (dy,) = jax.vjp(layers.max_pool, jnp.maximum(y, 0))[1](dy)
+    dy = layers.at_least_float32(jnp.where(y > 0, dy, 0))
   centred = layers.at_least_float32(x) - _along(mean, x.ndim)
   standard = centred * _along(inverse, x.ndim)
   of_bias, of_scale = total(dy, dy * standard)
@@ -158,7 +168,7 @@ def instead_of_flax() -> Any:
     y, mean, variance = normalise(
       module.epsilon,
       module.axis_name,
-      False,
+      '',
       x,
       params['scale'],
       params['bias'],

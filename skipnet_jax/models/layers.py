@@ -119,7 +119,7 @@ def conv(
   )
 
 
-def _split_by_parity(kernel: jax.Array, axis: int) -> jax.Array:
+def split_by_parity(kernel: jax.Array, axis: int) -> jax.Array:
   """Rewrites a kernel for an upsampled image as one for the small image.
 
   Along `axis`, of size 3, an even pixel reads the small pixels before and at
@@ -138,12 +138,12 @@ def _split_by_parity(kernel: jax.Array, axis: int) -> jax.Array:
 def _conv_of_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """A 3x3 'SAME' convolution of `upsample(x)`, computed on x.
 
-  A pixel of the upsampled image reads 2x2 pixels of x, see `_split_by_parity`.
+  A pixel of the upsampled image reads 2x2 pixels of x, see `split_by_parity`.
   The four parities of y and x are channels of one matrix product.
   """
   b, h, w, c = x.shape
   # [parity of x, small pixel, parity of y, small pixel, c_in, c_out]
-  split = _split_by_parity(_split_by_parity(kernel, 0), 2)
+  split = split_by_parity(split_by_parity(kernel, 0), 2)
   # The sums are float32: round to the compute dtype only now.
   split = split.transpose(3, 1, 4, 2, 0, 5).reshape(4 * c, -1).astype(x.dtype)
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -18,6 +18,7 @@ import optax
 from skipnet_jax import streams
 from skipnet_jax.models import fused_block
 from skipnet_jax.models import fused_norm as norm_lib
+from skipnet_jax.models import gpu_layers
 from skipnet_jax.models import network
 from skipnet_jax.step import flat
 from skipnet_jax.step import losses
@@ -95,6 +96,7 @@ def make_train_step(
           forms.enter_context(norm_lib.instead_of_flax())
         if platform == 'gpu':
           forms.enter_context(fused_block.instead_of_blocks())
+          forms.enter_context(gpu_layers.instead_of_layers())
         outputs, batch_stats = apply_training(
           model, params, variables['batch_stats'], batch, _rngs(state)
         )
