@@ -106,11 +106,7 @@ def _backward(epsilon, axis_name, then, kept, cotangents):
   x, scale, bias, mean, inverse = kept
   dy = cotangents[0]
   if then:
-    # Without the product, whose value is zero, XLA would keep what it computed
-    # of y forward, and read it here rather than x.
-    pixel = (0,) * (x.ndim - 1)
-    again = mean + 0 * layers.at_least_float32(dy[pixel])
-    y = _affine(x, scale, bias, again, inverse).astype(x.dtype)
+    y = _affine(x, scale, bias, mean, inverse).astype(x.dtype)
     if then == 'pool':
       (dy,) = jax.vjp(layers.max_pool, jnp.maximum(y, 0))[1](dy)
     dy = layers.at_least_float32(jnp.where(y > 0, dy, 0))
