@@ -41,7 +41,8 @@ class Training:
     axis_name: mapped axis of a pmapped call, or None.
     record: whether a training step records the update of each kernel.
     platform: 'cpu', 'gpu' or 'tpu', for which the training step is made: it
-      uses `models.fused_norm` on both others, `models.fused_block` on a GPU.
+      uses `models.fused_norm` on both others, and on a GPU also
+      `models.fused_block` and `models.gpu_layers`.
   """
 
   model: network.Network
