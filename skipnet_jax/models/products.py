@@ -232,7 +232,7 @@ def _on_each_device(
 
 
 def _call(
-  kernel: Callable, form: Form, grid: Any, **arguments: Any
+  kernel: Callable, form: Form, grid: Any, warps: int = 4, **arguments: Any
 ) -> Callable:
   # Imported late: a CPU does not need it.
   from jax.experimental.pallas import triton
@@ -241,7 +241,7 @@ def _call(
     kernel,
     grid=grid,
     interpret=form.interpret,
-    compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=2),
     **arguments,
   )
 
@@ -350,8 +350,8 @@ def _forward(x, rows, w, *others, form: Form, biased: bool, skipped: bool):
 def _sums(x, rows, w, dy, *words, form: Form):
   (m, k), n = x.shape, w.shape[1]
   # Programs of the same pixels find them in the L2 cache.
-  tk = max(16, min(_COLUMNS, k // 4))
-  tm = _ROWS if n <= 128 else _ROWS // 2
+  tk = max(16, min(_COLUMNS, k // 4, 8192 // n))
+  tm = max(16, min(_ROWS, 8192 // n))
   wide = _wide(x)
 
   def kernel(x_ref, rows_ref, w_ref, dy_ref, *refs):
@@ -388,6 +388,8 @@ def _sums(x, rows, w, dy, *words, form: Form):
     kernel,
     form,
     (k // tk, parts),
+    # With fewer, the sums of a large tile do not fit into registers.
+    warps=16 if n > 256 else 8 if n > 64 else 4,
     out_shape=(out((parts, k, n)), out((parts, 2 * k + n))),
     in_specs=[
       pl.BlockSpec((form.rows, tk), lambda i, j: (j, i)),
