@@ -20,6 +20,7 @@ ConfigDict = ml_collections.ConfigDict
 LOSSES = ('bce', 'dice', 'bce_dice', 'smooth_l1')
 NORMALISATIONS = ('slice', 'range')
 MODES = ('jit', 'pmap', 'sharded')
+KERNELS = ('xla', 'pallas')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
 SCHEDULES = ('constant', 'step', 'cosine')
 # Sides of a pixel in nanometres; others are taken for an error.
@@ -170,6 +171,10 @@ def get_default() -> ConfigDict:
   # Steps in one compiled call; 0: one on a CPU, an epoch elsewhere.
   t.steps_per_call = 0
   t.checkpoint_every = 1  # Epochs.
+  # pallas, for NVIDIA GPUs: in bfloat16, FC-ResNet's blocks use kernels of our
+  # own, which move fewer bytes. They were compiled for a GPU, but none has run
+  # them yet.
+  t.kernels = 'xla'
   # GPU: the same command gives bit-identical results, but is slower. (On a
   # CPU, results are always bit-identical.)
   t.deterministic = False

@@ -47,6 +47,7 @@ _CHOICES = {
   'optim.name': config_lib.OPTIMIZERS,
   'optim.schedule': config_lib.SCHEDULES,
   'train.loss': config_lib.LOSSES,
+  'train.kernels': config_lib.KERNELS,
   'parallel.mode': config_lib.MODES,
 }
 

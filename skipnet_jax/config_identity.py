@@ -25,6 +25,7 @@ _FREE = (
   'train.steps_per_call',
   'train.checkpoint_every',
   'train.deterministic',
+  'train.kernels',
 )
 
 

@@ -148,6 +148,7 @@ def report(*rows):
         'dataset': 'synthetic 30x512x512',
         'loss': 'bce',
         'optimizer': 'rmsprop',
+        'kernels': 'xla',
       },
       'results': list(rows),
       'scaling': [],

@@ -248,6 +248,21 @@ def test_equal_configs_share_one_step_and_others_do_not(smoke):
     assert other.train_step is not one.train_step
 
 
+def test_kernels_of_our_own_are_for_gpus(smoke):
+  config = smoke({'train.kernels': 'pallas'})
+  assert build.build(config, (64, 64), 2, platform='gpu').form == 'pallas'
+  for platform in ('cpu', 'tpu'):
+    with pytest.raises(errors.InputError, match=f'runs on a {platform}.*xla'):
+      build.build(config, (64, 64), 2, platform=platform)
+  config.train.kernels = 'xla'
+  for platform, form in {
+    'cpu': 'plain',
+    'tpu': 'fused_norm',
+    'gpu': 'fused_norm',
+  }.items():
+    assert build.build(config, (64, 64), 2, platform=platform).form == form
+
+
 def test_the_parts_are_those_of_the_config(smoke):
   config = smoke(
     {

@@ -120,7 +120,7 @@ def test_a_step_is_that_of_the_other_form():
         model,
         optimizer,
         losses.LOSSES['bce'],
-        platform='tpu' if fused else 'cpu',
+        form='fused_norm' if fused else 'plain',
       )
     )(state, batch)
     for fused in (True, False)

@@ -106,6 +106,7 @@ class Bench:
       'dataset': self.data.name,
       'loss': c.train.loss,
       'optimizer': c.optim.name,
+      'kernels': c.train.kernels,
     }
 
   def build(self, cell: plan.Cell) -> Work:

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import optax
 
+from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.models import layer_table
 from skipnet_jax.models import network
@@ -40,9 +41,8 @@ class Training:
     l2: coefficient of the reported L2 term.
     axis_name: mapped axis of a pmapped call, or None.
     record: whether a training step records the update of each kernel.
-    platform: 'cpu', 'gpu' or 'tpu', for which the training step is made: it
-      uses `models.fused_norm` on both others, and on a GPU also
-      `models.fused_block` and `models.gpu_layers`.
+    form: of the training step: 'plain'; 'fused_norm', with `models.fused_norm`;
+      or 'pallas', also with `models.fused_block` and `models.gpu_layers`.
   """
 
   model: network.Network
@@ -55,7 +55,7 @@ class Training:
   l2: float
   axis_name: str | None
   record: bool
-  platform: str
+  form: str
 
   @functools.cached_property
   def table(self) -> Table:
@@ -98,7 +98,7 @@ class Training:
       record=self.kernels if self.record else (),
       axis_name=self.axis_name,
       terms=self.terms,
-      platform=self.platform,
+      form=self.form,
     )
 
   @functools.cached_property
@@ -152,7 +152,8 @@ def build(
   arguments are attributes of `Training`.
 
   Raises:
-    InputError: a network that cannot be built, or a window it cannot take.
+    InputError: a network that cannot be built, a window it cannot take, or
+      kernels that the platform does not have.
   """
   sections = json.loads(config.to_json())
   optim_, train = sections['optim'], sections['train']
@@ -170,7 +171,15 @@ def build(
   text = json.dumps(settings, sort_keys=True)
   y, x = window
   platform = platform or jax.default_backend()
-  training = _build(text, (y, x), steps_per_epoch, axis_name, record, platform)
+  form = 'plain' if platform == 'cpu' else 'fused_norm'
+  if train['kernels'] == 'pallas':
+    if platform != 'gpu':
+      raise errors.InputError(
+        f'train.kernels is pallas, but JAX runs on a {platform}, and these '
+        'kernels are for GPUs: set train.kernels to xla.'
+      )
+    form = 'pallas'
+  training = _build(text, (y, x), steps_per_epoch, axis_name, record, form)
   training.model.check_size(training.window)
   return training
 
@@ -182,7 +191,7 @@ def _build(
   steps_per_epoch: int,
   axis_name: str | None,
   record: bool,
-  platform: str,
+  form: str,
 ) -> Training:
   c = ConfigDict(json.loads(settings))
   model = models.build_model(c.model, axis_name)
@@ -198,5 +207,5 @@ def _build(
     l2=c.optim.l2,
     axis_name=axis_name,
     record=record,
-    platform=platform,
+    form=form,
   )

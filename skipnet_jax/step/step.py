@@ -69,7 +69,7 @@ def make_train_step(
   record: Sequence[str] = (),
   axis_name: str | None = None,
   terms: losses.Terms = losses.NO_TERMS,
-  platform: str = 'cpu',
+  form: str = 'plain',
 ) -> Step:
   """Makes the training step.
 
@@ -92,9 +92,9 @@ def make_train_step(
 
     def objective(params):
       with contextlib.ExitStack() as forms:
-        if platform != 'cpu':
+        if form != 'plain':
           forms.enter_context(norm_lib.instead_of_flax())
-        if platform == 'gpu':
+        if form == 'pallas':
           forms.enter_context(fused_block.instead_of_blocks())
           forms.enter_context(gpu_layers.instead_of_layers())
         outputs, batch_stats = apply_training(

@@ -89,6 +89,7 @@ class Step:
       'dtype': c.model.dtype,
       'loss': c.train.loss,
       'optimizer': c.optim.name,
+      'kernels': c.train.kernels,
     }
 
   def _batch(self, images: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -150,7 +150,7 @@ SCHEMA = {
     'load_average': [float, float, float],
   },
   'workload': {
-    **dict.fromkeys(('model', 'dataset', 'loss', 'optimizer'), str),
+    **dict.fromkeys(('model', 'dataset', 'loss', 'optimizer', 'kernels'), str),
     **dict.fromkeys(('parameters', 'convolutions'), int),
     'image_size': [int, int],
   },
