@@ -232,7 +232,8 @@ def test_bash_understands_every_block():
   assert complaints == ''
   places = set(commands.values())
   assert {'README.md', 'docs/clusters.md', 'docs/results.md'} <= places
-  assert {f'experiments/{path.name}' for path in MODULES} >= {
+  files = {f'experiments/{path.name}' for path in MODULES}
+  assert files | {'experiments/README.md'} >= {
     place for place in places if place.startswith('experiments/')
   }
 
@@ -262,7 +263,12 @@ def test_the_tables_name_only_what_there_is():
 
 
 def test_every_field_in_the_docs_is_one():
-  known = set(config_identity.to_flat(config_lib.get_default()))
+  benchmark = config_lib.load_experiment(ROOT / 'experiments/benchmark.py')
+  known = {
+    name
+    for config in (config_lib.get_default(), benchmark)
+    for name in config_identity.to_flat(config)
+  }
   for name in models.MODELS:
     fields = models.model_config(name)
     known |= {f'model.{field}' for field in fields}
