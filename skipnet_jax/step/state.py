@@ -88,23 +88,26 @@ def _compiled_draw(model: network.Network) -> jax.stages.Wrapped:
   return jax.jit(functools.partial(_draw, model), compiler_options=options)
 
 
+def draw(model: network.Network, seed: int) -> Any:
+  """A network's variables before the first step, of `seed` alone."""
+  # The axis does not matter here: pmapped networks share the compilation.
+  return _compiled_draw(model.clone(axis_name=None))(jax.random.key(seed))
+
+
 def create_state(
   model: network.Network, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """The state before the first step: a pure function of its arguments."""
-  key = jax.random.key(seed)
-  # The axis does not matter here: pmapped networks share the compilation.
-  model = model.clone(axis_name=None)
   compiled = jax.jit(functools.partial(begin, optimizer))
-  return compiled(_compiled_draw(model)(key), key)
+  return compiled(draw(model, seed), jax.random.key(seed))
 
 
 @functools.lru_cache(8)
 def abstract_variables(model: network.Network) -> Any:
   """Shapes and dtypes of a network's variables; computes nothing."""
   # Traced once for this and for `create_state`.
-  draw = _compiled_draw(model.clone(axis_name=None))
-  return jax.eval_shape(draw, jax.random.key(0))
+  compiled = _compiled_draw(model.clone(axis_name=None))
+  return jax.eval_shape(compiled, jax.random.key(0))
 
 
 def abstract_state(

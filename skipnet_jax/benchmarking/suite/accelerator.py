@@ -11,7 +11,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -32,6 +31,7 @@ from skipnet_jax.benchmarking.suite import published
 from skipnet_jax.benchmarking.timing import measure
 from skipnet_jax.benchmarking.timing import peaks
 from skipnet_jax.step import agreement
+from skipnet_jax.step import state as state_lib
 
 Config = ml_collections.ConfigDict
 Result = dict[str, Any]
@@ -96,10 +96,9 @@ def _compare(bare: Config) -> tuple[dict[str, float], dict[str, float]]:
   label = (rng.random(image.shape) < 0.8).astype(image.dtype)
   batch = {'image': image, 'label': label}
   model = models.build_model(bare.model)
-  variables = jax.jit(functools.partial(model.init, train=False))(
-    jax.random.key(bare.seed), jnp.zeros(image.shape, jnp.float32)
+  variables = agreement.shift_biases(
+    jax.device_get(state_lib.draw(model, bare.seed))
   )
-  variables = agreement.shift_biases(jax.device_get(variables))
   here, cpu = (
     agreement.point(model, variables, batch, 'float32', device, bare.train.loss)
     for device in (jax.devices()[0], jax.devices('cpu')[0])
