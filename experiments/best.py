@@ -13,12 +13,10 @@ Command: python -m skipnet_jax.train --config=experiments/best.py \
 Presets: as in long_short.py, with the same durations; folds (the network of
          quick, 6,000 steps of two 256x256 crops, as in
          `tools/reproduce.py --study=segmentation`).
-Expect:  quick, three folds of isbi2012, seed 0 on a CPU, jax 0.10.2,
-         2026-11-22: V_rand .932, V_info .947, with `--tta` .948 and .955;
-         long_short has .919, .948, .945 and .952. small, the papers' split,
-         one seed: .962, .974, with `--tta` .981 and .979; long_short, three
-         seeds, has .974, .977, .983 and .982: no better. The goal is
-         not reached.
+Expect:  folds, four folds of isbi2012, seed 0 on a CPU, jax 0.10.2, 2026-11-29:
+         V_rand .933, V_info .974 by thresholds, .975 and .987 by multicut with
+         `--tta`. quick on centre crops, three folds, 2026-11-22: V_rand .932,
+         V_info .947, with `--tta` .948 and .955. The goal is not reached.
 """
 
 import pathlib
