@@ -18,7 +18,7 @@ from skipnet_jax import errors
 ConfigDict = ml_collections.ConfigDict
 
 LOSSES = ('bce', 'dice', 'bce_dice', 'smooth_l1')
-NORMALISATIONS = ('slice', 'range')
+NORMALISATIONS = ('slice', 'range', 'local')
 MODES = ('jit', 'pmap', 'sharded')
 KERNELS = ('xla', 'pallas')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adam', 'adamw')
@@ -53,6 +53,9 @@ class Augmentation:
   flip: bool = True  # Horizontal and vertical, each with probability 1/2.
   rotation: float = 25.0  # Degrees; uniform in +- rotation.
   shear: float = 0.41  # Radians; uniform in +- shear.
+  # Lengths are multiplied by a factor from 1 / (1 + scale) to 1 + scale, whose
+  # logarithm is uniform.
+  scale: float = 0.0
   # Pixels; standard deviation of the displacements of a 3x3 grid, which are
   # interpolated to every pixel with bicubic splines.
   warp: float = 10.0
@@ -62,10 +65,15 @@ class Augmentation:
   elastic: float = 0.0
   elastic_sigma: float = 15.0  # Pixels; of that Gaussian.
   elastic_share: float = 0.5  # Share of the examples that it is applied to.
+  # Pixels; the image is smoothed by a Gaussian of sigma 0 to blur, uniform.
+  blur: float = 0.0
   # The normalised image is multiplied by a factor in 1 +- contrast; then an
   # offset in +- brightness is added, both uniform; noise is the standard
   # deviation of what is added to each pixel.
   contrast: float = 0.0
+  # Share of the examples whose contrast is lost before the noise is added: they
+  # are multiplied by a factor in 0.1..0.5, uniform.
+  low_contrast: float = 0.0
   brightness: float = 0.0
   noise: float = 0.0
 
@@ -77,6 +85,7 @@ class Augmentation:
         self.rot90,
         self.rotation,
         self.shear,
+        self.scale,
         self.warp,
         self.elastic,
       )
@@ -112,7 +121,9 @@ def get_default() -> ConfigDict:
   d.label_inverted = False  # binary: the smaller value is inside cells instead.
   d.slices = 30  # source=synthetic: number of slices.
   # slice: each slice gets zero mean and unit variance. range: the range of the
-  # stack's integer type becomes -1..1, for uint8 grey / 127.5 - 1.
+  # stack's integer type becomes -1..1, for uint8 grey / 127.5 - 1. local: each
+  # pixel by the mean and variance of those at most 128 pixels away, so that the
+  # rest of the slice has no influence.
   d.normalise = 'slice'
   d.size = 0  # Centre crop of every slice, in pixels; 0: whole slices.
   d.crop = 0  # Random crop of each training example, in pixels; 0: none.

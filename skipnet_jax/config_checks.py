@@ -21,8 +21,8 @@ _LOWEST = {
     *('seed', 'data.size', 'data.crop', 'data.border_weight', 'data.widen'),
     *('data.series', 'data.channel'),
     *('data.augment.rotation', 'data.augment.shear', 'data.augment.warp'),
-    *('data.augment.elastic', 'data.augment.contrast'),
-    *('data.augment.brightness', 'data.augment.noise'),
+    *('data.augment.elastic', 'data.augment.contrast', 'data.augment.scale'),
+    *('data.augment.brightness', 'data.augment.noise', 'data.augment.blur'),
     *('optim.l2', 'optim.eps', 'optim.warmup_epochs'),
     *('optim.cooldown_epochs', 'train.steps_per_epoch', 'train.steps_per_call'),
     *('train.adversarial', 'parallel.devices'),
@@ -195,7 +195,8 @@ def validate(config: ConfigDict) -> None:
     lambda x: x == 0 or least <= x <= most,
     f'in nanometres, from {least} to {most:.0f}, or 0 (unknown)',
   )
-  require('data.augment.elastic_share', lambda x: 0 <= x <= 1, 'in 0..1')
+  for field in ('elastic_share', 'low_contrast'):
+    require(f'data.augment.{field}', lambda x: 0 <= x <= 1, 'in 0..1')
   require('data.device_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
   for field in ('optim.decay', 'optim.momentum', 'optim.ema'):
     require(field, lambda x: 0 <= x < 1, 'at least 0 and below 1')

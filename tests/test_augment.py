@@ -260,3 +260,45 @@ def test_noise_has_its_standard_deviation_and_moves_nothing():
   assert np.std(noisy) == pytest.approx(0.25, rel=0.05)
   assert abs(np.mean(noisy)) < 0.02
   assert not label.any()
+
+
+def test_scale_enlarges_and_shrinks_within_its_limit():
+  settings = dataclasses.replace(STILL, scale=0.5)
+  factors = []
+  for seed in range(60):
+    matrix = linear_part(jax.random.key(seed), settings)
+    np.testing.assert_allclose(matrix, matrix[0, 0] * np.eye(2), atol=1e-4)
+    factors.append(1 / matrix[0, 0])
+  assert 1 / 1.5 - 1e-3 <= min(factors) < 0.72
+  assert 1.38 < max(factors) <= 1.5 + 1e-3
+  assert abs(np.log(factors).mean()) < 0.1
+
+
+def test_blur_is_the_gaussian_of_scipy():
+  settings = dataclasses.replace(STILL, blur=2.0)
+  image = jnp.asarray(np.random.default_rng(0).normal(size=SIZE), 'float32')
+  for seed in range(4):
+    key = jax.random.key(seed)
+    found, label = augment.transform(key, image, image, settings)
+    np.testing.assert_array_equal(label, image)
+    sigma = float(jax.random.uniform(jax.random.fold_in(key, 7), maxval=2.0))
+    expected = scipy.ndimage.gaussian_filter(
+      np.asarray(image, np.float64), sigma, mode='reflect', radius=6
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_some_examples_lose_their_contrast_before_the_noise():
+  settings = dataclasses.replace(STILL, low_contrast=0.3)
+  image = jnp.ones((4, 4), 'float32')
+  call = jax.jit(lambda k: augment.intensity(k, image, settings)[0, 0])
+  factors = np.array([call(jax.random.key(seed)) for seed in range(200)])
+  lost = factors[factors != 1]
+  # Five standard deviations are 32.
+  assert abs(len(lost) - 60) < 32
+  assert 0.1 <= lost.min() < 0.2
+  assert 0.4 < lost.max() <= 0.5
+  noisy = dataclasses.replace(settings, low_contrast=1.0, noise=1.0)
+  large = jnp.zeros((64, 64), 'float32')
+  noise = augment.intensity(jax.random.key(0), large, noisy)
+  assert np.std(noise) == pytest.approx(1, rel=0.05)

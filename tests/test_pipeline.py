@@ -132,7 +132,8 @@ def test_crops_lie_inside_and_reach_both_ends():
 
 
 @pytest.mark.parametrize(
-  ('crop', 'normalise'), [(0, 'slice'), (16, 'slice'), (16, 'range')]
+  ('crop', 'normalise'),
+  [(0, 'slice'), (16, 'slice'), (16, 'range'), (16, 'local')],
 )
 def test_a_batch_is_the_normalised_window(crop, normalise):
   data = dataclasses.replace(make_data(), normalise=normalise)
@@ -150,6 +151,8 @@ def test_a_batch_is_the_normalised_window(crop, normalise):
     expected = (page - page.mean()) / page.std()
     if normalise == 'range':
       expected = page / 127.5 - 1
+    elif normalise == 'local':
+      expected = normalisation.prepare(data.image, 'local')[0][i]
     expected = expected[top : top + y, left : left + x]
     np.testing.assert_allclose(image[..., 0], expected, atol=1e-5)
     np.testing.assert_array_equal(
@@ -344,3 +347,47 @@ def test_the_range_is_that_of_the_integer_type(dtype):
   found = (image.astype(np.float32) - mean) / std
   np.testing.assert_allclose(found[..., 0].ravel(), [-1, -1 / 3], atol=1e-6)
   assert found[0, 0, 1] == 1
+
+
+def locally_normalised(page):
+  pages, stats = normalisation.prepare(page[None], 'local')
+  assert pages.dtype == np.float32
+  assert (stats['mean'].tolist(), stats['std'].tolist()) == ([0], [1])
+  return pages[0]
+
+
+def test_local_normalisation_depends_on_neighbours_alone():
+  random = np.random.default_rng(0)
+  page = random.normal(0, 50, (600, 400)).cumsum(0).astype(np.float32)
+  whole = locally_normalised(page)
+  # The same pixels, another field of view: those far from its border agree.
+  part = locally_normalised(page[100:500])
+  np.testing.assert_allclose(part[128:-128], whole[228:-228], atol=1e-4)
+  assert not np.allclose(part[:64], whole[100:164], atol=1e-2)
+  # Grey values in other units, or inverted and shifted.
+  for scale, shift in ((0.25, 0), (3, 1000)):
+    moved = locally_normalised((page * scale + shift).astype(np.float32))
+    np.testing.assert_allclose(moved, whole, atol=2e-3)
+
+
+def test_local_normalisation_is_by_mean_and_variance_of_a_triangle():
+  page = np.random.default_rng(1).integers(0, 255, (300, 300)).astype('uint8')
+  page[:, 150:] //= 3
+  found = locally_normalised(page)[150, 120]
+  line = np.convolve(np.ones(129), np.ones(129)) / 129**2
+  weights = np.outer(line, line)
+  near = page[150 - 128 : 150 + 129, :249][:, 120 - 120 :].astype(np.float64)
+  near = np.pad(near, ((0, 0), (8, 0)), 'symmetric')
+  mean = (weights * near).sum()
+  std = np.sqrt((weights * near**2).sum() - mean**2)
+  assert found == pytest.approx((page[150, 120] - mean) / std, abs=1e-4)
+
+
+def test_local_normalisation_leaves_empty_regions_alone():
+  page = np.zeros((40, 900), np.float32)
+  page[:, :300] = np.random.default_rng(2).normal(0, 100, (40, 300))
+  page[:, 300:] += np.random.default_rng(3).normal(0, 1, (40, 600))
+  found = locally_normalised(page)
+  assert found[:, :150].std() == pytest.approx(1, abs=0.2)
+  assert abs(found[:, 600:]).max() < 0.3
+  assert not locally_normalised(np.full((8, 8), 7, np.uint8)).any()

@@ -1,11 +1,12 @@
 """Augmentation on the device: one random transform for image and label.
 
-Flips, quarter turns, rotation, shear, U-Net's spline warp and elastic
+Flips, quarter turns, rotation, shear, scale, U-Net's spline warp and elastic
 displacements are combined into one coordinate map, so that the image is
 interpolated only once (Drozdzal et al. 2016, section 3.1; Guo et al. 2019).
 """
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 import numpy as np
@@ -53,6 +54,14 @@ def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
   slant = jnp.array([[1.0, -jnp.sin(shear)], [0.0, jnp.cos(shear)]])
   # By default, accelerators would round the product to bfloat16.
   matrix = jnp.matmul(rotate, slant, precision='highest')
+  # fold_in keeps the other random numbers independent of these settings.
+  if settings.scale:
+    limit = jnp.log1p(jnp.float32(settings.scale))
+    k_scale = jax.random.fold_in(key, 6)
+    # Sampled farther apart, an image becomes smaller.
+    matrix = matrix * jnp.exp(
+      -jax.random.uniform(k_scale, (), minval=-limit, maxval=limit)
+    )
   offset = grid - centre
   moved = jnp.stack(
     [matrix[i, 0] * offset[0] + matrix[i, 1] * offset[1] for i in (0, 1)]
@@ -61,7 +70,6 @@ def coordinates(key: Array, size: tuple[int, int], settings: Settings) -> Array:
   moved = moved + centre
   warp = jax.image.resize(coarse, (2, *size), 'cubic', precision='highest')
   moved = moved + warp
-  # fold_in keeps the other random numbers independent of these settings.
   if settings.elastic:
     moved = moved + _elastic(jax.random.fold_in(key, 1), size, settings)
   if settings.rot90:
@@ -103,13 +111,41 @@ def transform(
 
 
 def intensity(key: Array, image: Array, settings: Settings) -> Array:
-  """Changes contrast and brightness of the whole image, and adds noise."""
+  """Smooths `[..., y, x]`, changes contrast and brightness, adds noise."""
   k_gain, k_bias, k_noise = (jax.random.fold_in(key, i) for i in (3, 4, 5))
+  if settings.blur:
+    image = _blurred(jax.random.fold_in(key, 7), image, settings.blur)
   if limit := settings.contrast:
     low, high = 1 - limit, 1 + limit
     image = image * jax.random.uniform(k_gain, (), minval=low, maxval=high)
   if limit := settings.brightness:
     image = image + jax.random.uniform(k_bias, (), minval=-limit, maxval=limit)
+  if settings.low_contrast:
+    k_lost, k_factor = jax.random.split(jax.random.fold_in(key, 8))
+    factor = jax.random.uniform(k_factor, (), minval=0.1, maxval=0.5)
+    lost = jax.random.bernoulli(k_lost, settings.low_contrast)
+    image = image * jnp.where(lost, factor, 1.0)
   if settings.noise:
     image = image + settings.noise * jax.random.normal(k_noise, image.shape)
+  return image
+
+
+def _blurred(key: Array, image: Array, most: float) -> Array:
+  """`[..., y, x]` after a Gaussian of random sigma; beyond borders the same."""
+  sigma = jax.random.uniform(key, (), minval=0.0, maxval=most)
+  reach = int(np.ceil(3 * most))
+  offsets = jnp.arange(-reach, reach + 1, dtype=jnp.float32)
+  # At sigma 0, all weights but the middle one are zero.
+  weights = jnp.exp(-0.5 * jnp.square(offsets / jnp.maximum(sigma, 1e-3)))
+  weights = weights / weights.sum()
+  for axis in (-2, -1):
+    side = image.shape[axis]
+    padding = [(0, 0)] * image.ndim
+    padding[axis] = (reach, reach)
+    wide = jnp.pad(image, padding, 'symmetric')
+    shifted = [
+      lax.slice_in_dim(wide, i, i + side, axis=axis % image.ndim)
+      for i in range(2 * reach + 1)
+    ]
+    image = sum(w * part for w, part in zip(weights, shifted, strict=True))
   return image

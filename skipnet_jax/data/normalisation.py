@@ -2,15 +2,25 @@
 
 `slice`: each slice gets zero mean and unit variance. `range`: the range of the
 integer type becomes -1..1, grey / 127.5 - 1 for uint8, whatever values a slice
-has (Guo et al. 2019). Floats have no such range.
+has (Guo et al. 2019). Floats have no such range. `local`: each pixel gets the
+mean and variance of its neighbourhood, so that it does not depend on the field
+of view.
 """
 
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 
 from skipnet_jax import errors
 from skipnet_jax.data import volume
+
+# Side of the window of `local`, in pixels. It is applied twice, so that pixels
+# count the less, the farther away, up to 128 pixels.
+_WINDOW = 129
+# The least standard deviation of a neighbourhood, as a share of the slice's:
+# the noise of an empty region stays small.
+_LEAST_SHARE = 0.25
 
 
 def check(method: str, dtype: Any, name: str) -> None:
@@ -32,10 +42,49 @@ def check(method: str, dtype: Any, name: str) -> None:
     )
 
 
+def prepare(
+  image: volume.Stack, method: str = 'slice'
+) -> tuple[volume.Stack, dict[str, np.ndarray]]:
+  """A stack, and the `statistics` by which it is still to be normalised.
+
+  Only `local` changes the stack, into float32 in memory; by its statistics,
+  nothing is left to do.
+
+  Raises:
+    InputError: as `statistics`.
+  """
+  if method != 'local':
+    return image, statistics(image, method)
+  pages = np.empty(image.shape, np.float32)
+  for z, page in enumerate(image):
+    volume.check_finite(page, 'the image stack', z)
+    pages[z] = _local(page)
+  zeros = np.zeros(len(pages), np.float32)
+  return pages, {'mean': zeros, 'std': zeros + 1}
+
+
+def _local(page: np.ndarray) -> np.ndarray:
+  """`[y, x]`, normalised around each pixel; beyond borders reflected."""
+
+  def average(values: np.ndarray) -> np.ndarray:
+    once = scipy.ndimage.uniform_filter(values, _WINDOW)
+    return scipy.ndimage.uniform_filter(once, _WINDOW)
+
+  # Around the mean, or squares would cancel.
+  centred = page - page.mean(dtype=np.float64)
+  mean = average(centred)
+  # A constant slice becomes zeros.
+  least = _LEAST_SHARE * centred.std() or 1.0
+  variance = average(np.square(centred)) - np.square(mean)
+  return (centred - mean) / np.sqrt(np.maximum(variance, least**2))
+
+
 def statistics(
   image: volume.Stack, method: str = 'slice'
 ) -> dict[str, np.ndarray]:
   """What is subtracted from each slice, and then divides it.
+
+  `local` has none, see `prepare`.
 
   With `slice`, uint8, uint16 and float32 stacks give equal inputs up to
   rounding. `range` reads no pixels.

@@ -301,11 +301,9 @@ def host_arrays(data: sources.DataSet) -> Arrays:
   Raises:
     InputError: NaN or infinite pixels.
   """
-  arrays = {
-    'image': data.image,
-    'label': data.label.view(np.uint8),
-    **normalisation.statistics(data.image, data.normalise),
-  }
+  image, statistics = normalisation.prepare(data.image, data.normalise)
+  label = data.label.view(np.uint8)
+  arrays = {'image': image, 'label': label, **statistics}
   return arrays if data.weight is None else arrays | {'weight': data.weight}
 
 

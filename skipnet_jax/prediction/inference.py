@@ -324,10 +324,10 @@ class Predictor:
   def _prepare(self, image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
     """Normalises, and pads by reflection: `[*sides, slices]` float32."""
     image = image.reshape(-1, *image.shape[-2:])
-    found = normalisation.statistics(image, self.normalise)
-    mean, std = (x[:, None, None] for x in found.values())
-    normalised = np.moveaxis((image.astype(np.float32) - mean) / std, 0, -1)
     y, x = image.shape[1:]
+    pages, statistics = normalisation.prepare(image, self.normalise)
+    mean, std = (s[:, None, None] for s in statistics.values())
+    normalised = np.moveaxis((pages.astype(np.float32) - mean) / std, 0, -1)
     padding = (0, sides[0] - y), (0, sides[1] - x), (0, 0)
     return np.pad(normalised, padding, 'symmetric')
 
