@@ -78,3 +78,17 @@ def test_the_page_s_network_trains_is_analysed_and_predicts(
       if any(abs(float(row[kind])) > 1e-3 for row in mine)
     }
     assert through == kinds
+
+
+def test_the_page_s_foreign_module_is_analysed(capsys):
+  *_, block = re.findall(r'```python\n(.*?)^```', PAGE, re.M | re.S)
+  names = {'__name__': 'page'}
+  exec(block, names)
+  assert capsys.readouterr().out.strip() in block
+  assert (
+    list(names['gradients']) == list(names['parts']) == ['Conv_0', 'Conv_1']
+  )
+  # The second convolution lies behind the skip.
+  assert np.abs(names['parts']['Conv_0']).max() > 0
+  assert not names['parts']['Conv_1'].any()
+  np.testing.assert_allclose(names['shares'].sum(1), 1, atol=1e-5)

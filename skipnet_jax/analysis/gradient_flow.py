@@ -25,8 +25,18 @@ def conv_names(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
   """Layers with a kernel, in call order, for an image of shape `(b, y, x, c)`.
 
   Raises:
-    InputError: the model has none.
+    InputError: the model has none, or is no Linen module.
   """
+  if not isinstance(model, nn.Module):
+    kind = 'no Flax Linen module'
+    for base in type(model).__mro__:
+      if base.__module__.startswith(('flax.nnx', 'equinox')):
+        name = 'Flax NNX' if 'nnx' in base.__module__ else 'Equinox'
+        kind = f'a module of {name}'
+    raise errors.InputError(
+      f'{type(model).__name__} is {kind}, but layers are found in Linen '
+      'modules: write it as a flax.linen.Module, see docs/own_model.md.'
+    )
   table = layer_table.layer_table(model, shape)
   names = [row.name for row in table if row.flops]
   if not names:

@@ -12,6 +12,7 @@ import numpy as np
 from skipnet_jax import models
 from skipnet_jax import streams
 from skipnet_jax.analysis import gradient_flow
+from skipnet_jax.analysis import joins as joins_lib
 from skipnet_jax.analysis import propagation
 from skipnet_jax.analysis import routes as routes_lib
 from skipnet_jax.data import pipeline as pipeline_lib
@@ -33,6 +34,7 @@ class Point:
       layer's gradient g, `[l]` float64; they add up to 1. NaN where g is 0.
     lengths: the gradient by path length; None without short skips.
     window: sides of the image, in pixels.
+    found: the skips that were found in a network that names none.
   """
 
   layers: tuple[str, ...]
@@ -40,6 +42,7 @@ class Point:
   shares: dict[str, np.ndarray]
   lengths: routes_lib.PathLengths | None
   window: tuple[int, int]
+  found: tuple[joins_lib.Join, ...] = ()
 
 
 def centre_batch(
@@ -145,4 +148,5 @@ def _point(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:
     shares={r: products(g) / nonzero for r, g in routes.by_skip().items()},
     lengths=routes.by_length() if routes.branches else None,
     window=window,
+    found=routes.found,
   )

@@ -6,6 +6,9 @@ module counts all of them. If the gradient of every residual branch is
 multiplied by z, the gradient becomes a polynomial G(z) = sum_k z^k g_k, where
 g_k came over the paths through exactly k branches. A discrete Fourier transform
 of G at the roots of unity gives every g_k, without a sampling error.
+
+The skips are the modules with a `skip_kind`; of a network without any, those
+that `joins` finds in its traced program.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.analysis import gradient_flow
+from skipnet_jax.analysis import joins as joins_lib
 from skipnet_jax.step import telemetry
 
 Array = jax.Array
@@ -106,28 +110,40 @@ def _make_gradients(
   train: bool,
   layers: tuple[str, ...],
   branched: bool,
+  joins: tuple[joins_lib.Join, ...],
 ) -> Callable[..., list[Array]]:
   """Compiles the function of (point, scales, z) to each kernel's gradient.
 
   A gradient is `[2, ...]`, real and imaginary part, if the model is `branched`,
   that is, has residual branches, whose gradient z multiplies; else `[1, ...]`.
+  Its skips are `joins` or, if there are none, modules with a `skip_kind`.
   """
+  forward = _forward_pass(model, loss, train)
 
   def gradients(seed, point, scales, z):
     variables, batch, rngs = point
 
-    def change(kind, name, path, skipped):
-      del name
-      if kind == 'short':
+    def change(kind, path, skipped, is_sum):
+      if kind == 'short' and is_sum:
         path = _multiply_gradient(path, z)
       return path, _scale_gradient(skipped, scales[kind])
 
+    def at_module(kind, name, path, skipped):
+      del name
+      return change(kind, path, skipped, True)
+
+    def at_join(join, path, skipped):
+      return change(join.kind, path, skipped, join.is_sum)
+
     def seeded(params):
-      at = variables | {'params': params}
-      with _at_sums(change):
-        value = gradient_flow.loss_at(
-          model, at, batch, loss, train=train, rngs=rngs
-        )
+      arguments = variables | {'params': params}, batch, rngs
+      if joins:
+        program = jax.make_jaxpr(forward)(*arguments)
+        flat = jax.tree.leaves(arguments)
+        (value,) = joins_lib.evaluate(program, flat, joins, at_join)
+      else:
+        with _at_sums(at_module):
+          value = forward(*arguments)
       return seed.astype(value.dtype) * value
 
     grads = jax.grad(seeded)(variables['params'])
@@ -145,6 +161,19 @@ def _make_gradients(
   return parts
 
 
+def _forward_pass(
+  model: nn.Module, loss: gradient_flow.LossFunction, train: bool
+) -> Callable[..., Array]:
+  """The loss as a function of (variables, batch, rngs)."""
+
+  def forward(variables, batch, rngs):
+    return gradient_flow.loss_at(
+      model, variables, batch, loss, train=train, rngs=rngs
+    )
+
+  return forward
+
+
 class Routes:
   """Splits the gradient of a network's loss by its routes.
 
@@ -152,15 +181,19 @@ class Routes:
   `train` and `rngs` are those of `gradient_flow.layer_gradients`.
 
   Args:
-    model: its sums are modules with a `skip_kind`, see `models.skips`.
+    model: any Linen model called as `model(image, train)`. Its skips are
+      modules with a `skip_kind`, see `models.skips`; else they are found.
     layers: names from `gradient_flow.conv_names`; None: they are traced.
 
   Attributes:
     layers: names in call order.
-    branches: names of the residual sums (`skip_kind` 'short') in call order.
+    branches: names of the residual sums (short skips) in call order.
+    found: the skips that were found, see `joins.find`: look at them first. ()
+      if the model names its skips.
 
   Raises:
-    InputError: a model without convolutions.
+    InputError: a model without convolutions; one that names no skip and has
+      layers in a loop, where none can be found.
 
   Example:
     >>> import jax
@@ -202,17 +235,25 @@ class Routes:
       sums.append((kind, name))
       return args
 
-    def forward(variables, batch, rngs):
-      return gradient_flow.loss_at(
-        model, variables, batch, loss, train=train, rngs=rngs
-      )
-
     with _at_sums(record):
-      jax.eval_shape(forward, *self._point)
+      program = jax.make_jaxpr(_forward_pass(model, loss, train))(*self._point)
+    self.found: tuple[joins_lib.Join, ...] = ()
+    if not sums:
+      leaves = jax.tree.leaves(self._point)
+      image = next(i for i, x in enumerate(leaves) if x is batch['image'])
+      self.found, loops = joins_lib.find(program, image)
+      if loops:
+        raise errors.InputError(
+          f'{self._model} has layers in a loop ({", ".join(loops[:3])}), where '
+          'skips cannot be found: unroll it, or name its skips as '
+          'docs/own_model.md shows.'
+        )
+      sums = [(join.kind, join.name) for join in self.found if join.is_sum]
     self.branches = tuple(name for kind, name in sums if kind == 'short')
-    self._has_long = any(kind == 'long' for kind, _ in sums)
+    kinds = {kind for kind, _ in sums} | {join.kind for join in self.found}
+    self._has_long, self._has_short = 'long' in kinds, 'short' in kinds
     self._gradients = _make_gradients(
-      model, loss, train, self.layers, bool(self.branches)
+      model, loss, train, self.layers, bool(self.branches), self.found
     )
 
   def at(self, variables: gradient_flow.Variables) -> 'Routes':
@@ -237,7 +278,7 @@ class Routes:
     """The real part of `_backward` at z = 1, by layer; computed once."""
     # If a kind is absent, use the same pass for both values: then differences
     # are exactly zero on any device.
-    long, short = long or not self._has_long, short or not self.branches
+    long, short = long or not self._has_long, short or not self._has_short
     if (long, short) not in self._cache:
       gradients = self._backward(long, short, 1 + 0j)
       self._cache[long, short] = {
@@ -282,8 +323,8 @@ class Routes:
     """
     if not self.branches:
       raise errors.InputError(
-        f'{self._model} has no short skips, so all paths have length 0: give a '
-        'network with model.short_skips=True.'
+        f'{self._model} has no short skips that are sums, so all paths have '
+        'length 0: give a network with residual blocks.'
       )
     whole = [g.ravel().astype(np.float64) for g in self.whole().values()]
     # One more point than shares: the additional share is a rounding error.

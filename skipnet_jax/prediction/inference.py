@@ -327,9 +327,9 @@ class Predictor:
     y, x = image.shape[1:]
     pages, statistics = normalisation.prepare(image, self.normalise)
     mean, std = (s[:, None, None] for s in statistics.values())
-    normalised = np.moveaxis((pages.astype(np.float32) - mean) / std, 0, -1)
+    normalised = (np.asarray(pages, np.float32) - mean) / std
     padding = (0, sides[0] - y), (0, sides[1] - x), (0, 0)
-    return np.pad(normalised, padding, 'symmetric')
+    return np.pad(np.moveaxis(normalised, 0, -1), padding, 'symmetric')
 
   def _average(
     self, tile: np.ndarray, advance: Callable[[], object]

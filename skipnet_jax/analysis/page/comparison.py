@@ -58,6 +58,7 @@ def of_runs(
     moments = {INITIAL: initial, BEST: best.variables}
     measured = measure.measure(run.config, moments, batch)
     points[run.name], signals[run.name] = measured
+    _say_found(points[run.name], log)
   epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
   environments = {
     f'{run.name}: environment': json.dumps(run.environment, indent=2)
@@ -73,7 +74,12 @@ def of_runs(
       recorded_figures.curves(runs, dataset),
       *_point_figures(points, signals, dataset),
     ],
-    tables=[_differences(configs), _scores(runs), _least_trained(runs)],
+    tables=[
+      _differences(configs),
+      _scores(runs),
+      _least_trained(runs),
+      *_found(points),
+    ],
     warnings=_warnings(data),
     details=_details(configs) | environments,
   )
@@ -100,6 +106,7 @@ def at_init(
     points[name], signals[name] = measure.measure(
       config, {INITIAL: variables}, batch
     )
+    _say_found(points[name], log)
     point = points[name][INITIAL]
     norms = dict(zip(point.layers, point.grad_l2.tolist(), strict=True))
     least, most = (f(norms, key=norms.__getitem__) for f in (min, max))
@@ -123,7 +130,11 @@ def at_init(
       f'on one slice of {data.name}.'
     ),
     figures=_point_figures(points, signals, data.name),
-    tables=[_differences(configs), table] if len(configs) > 1 else [table],
+    tables=[
+      *([_differences(configs)] if len(configs) > 1 else []),
+      table,
+      *_found(points),
+    ],
     warnings=_warnings([data]),
     details=_details(configs),
   )
@@ -185,6 +196,34 @@ def _point_figures(
     point_figures.split(points, dataset),
     *([lengths] if lengths else []),
     point_figures.propagate(signals, dataset),
+  ]
+
+
+def _say_found(points: dict[str, measure.Point], log: Log) -> None:
+  """Shows which skips were found in a network that names none."""
+  found = next(iter(points.values())).found
+  if found:
+    log(f'It names no skips; found: {"; ".join(map(str, found))}')
+
+
+def _found(points: point_figures.Points) -> list[report.Table]:
+  """A table of the skips that were found; [] if all networks name theirs."""
+  rows = [
+    (name, join.name, join.kind, join.layers)
+    for name, by_moment in points.items()
+    for join in next(iter(by_moment.values())).found
+  ]
+  if not rows:
+    return []
+  return [
+    report.Table(
+      'Skips that were found',
+      'These networks do not name their skips. In their traced programs, one '
+      'side of each of these sums and concatenations bypasses layers that the '
+      'other side passes. A long skip bypasses layers of lower resolution.',
+      ('network', 'where', 'kind', 'layers bypassed'),
+      rows,
+    )
   ]
 
 
