@@ -1,6 +1,6 @@
 """Very deep residual FCNs with long and short skips, in JAX and Flax Linen.
 
-It has seven names for notebooks. Each imports its part of the package when it
+It has eight names for notebooks. Each imports its part of the package when it
 is first used; `import skipnet_jax` alone imports neither JAX nor NumPy.
 """
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from skipnet_jax.analysis.routes import Routes
   from skipnet_jax.models import make_model as build_model
   from skipnet_jax.prediction.run_predictor import predict
+  from skipnet_jax.runs.pretrained import open_pretrained as load_pretrained
   from skipnet_jax.runs.trained import open_run as load_run
   from skipnet_jax.scores.scores import score_stack as score
   from skipnet_jax.training.loop import train_and_evaluate as train
@@ -23,6 +24,7 @@ __all__ = [
   'Routes',
   'build_model',
   'layer_gradients',
+  'load_pretrained',
   'load_run',
   'predict',
   'score',
@@ -34,6 +36,7 @@ _HOMES = {
   'Routes': ('analysis.routes', 'Routes'),
   'build_model': ('models', 'make_model'),
   'layer_gradients': ('analysis.gradient_flow', 'layer_gradients'),
+  'load_pretrained': ('runs.pretrained', 'open_pretrained'),
   'load_run': ('runs.trained', 'open_run'),
   'predict': ('prediction.run_predictor', 'predict'),
   'score': ('scores.scores', 'score_stack'),

@@ -1,6 +1,7 @@
 """Predicts a stack.
 
 `python -m skipnet_jax.predict --workdir=RUN --input=stack.tif --output=out.tif`
+or, with a network that ships, `--pretrained=em_membranes` for `--workdir`
 """
 
 import time
@@ -14,6 +15,12 @@ _WORKDIR = flags.DEFINE_list(
   None,
   'Folder of a run, or of several to average: A,B,C; a name that has a comma '
   """stands in double quotes, and all in single ones: '--workdir="A,1",B'.""",
+)
+_PRETRAINED = flags.DEFINE_string(
+  'pretrained',
+  None,
+  'Instead of --workdir: the name of a network that ships, such as '
+  'em_membranes (docs/pretrained.md).',
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'TIFF, PNG, or a folder of PNG or TIFF slices.'
@@ -90,7 +97,11 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 
 def main() -> None:
   """Predicts a stack."""
-  workdirs = cli.require(_WORKDIR)
+  if bool(_WORKDIR.value) == bool(_PRETRAINED.value):
+    cli.refuse(
+      'Give either --workdir, a run of your own, or --pretrained, a network '
+      'that ships, such as --pretrained=em_membranes.'
+    )
   source_path, output = cli.require(_INPUT), cli.require(_OUTPUT)
   of_cells = _SEGMENTATION.value, _OVERLAY.value, _MEASURE.value
   if not any(of_cells):
@@ -107,11 +118,15 @@ def main() -> None:
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import segmenters
   from skipnet_jax.prediction import stacks
+  from skipnet_jax.runs import pretrained
   from skipnet_jax.runs import trained
 
   choice = volume.Choice(_SERIES.value, _CHANNEL.value, '--')
   with volume.open_stack(source_path, choice=choice) as source:
-    runs = [trained.open_run(path) for path in workdirs]
+    if _PRETRAINED.value:
+      runs = [pretrained.open_pretrained(_PRETRAINED.value)]
+    else:
+      runs = [trained.open_run(path) for path in _WORKDIR.value or []]
     predictor = run_predictor.make_predictor(
       runs, tta=_TTA.value, mc_samples=_SAMPLES.value
     )

@@ -1,0 +1,415 @@
+"""The study behind the networks that ship: two tissues, five folds.
+
+The pages of both stacks are joined, at one pixel size, into one stack to train
+on. A fold holds out the same part of both. Networks of both tissues and of
+either alone are scored on the held-out slices of both stacks, at the pixel size
+of these, as `predict` treats a file; so is the image itself, blurred.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+
+from skipnet_jax import config as config_lib
+from skipnet_jax import config_checks
+from skipnet_jax import environment
+from skipnet_jax import errors
+from skipnet_jax import files
+from skipnet_jax.data import isbi2012
+from skipnet_jax.data import labels
+from skipnet_jax.data import volume
+from skipnet_jax.evaluation import run_scores
+from skipnet_jax.prediction import calibration
+from skipnet_jax.prediction import edge_fit
+from skipnet_jax.prediction import fitted
+from skipnet_jax.prediction import pixel_grid
+from skipnet_jax.prediction import run_predictor
+from skipnet_jax.prediction import segmenters
+from skipnet_jax.prediction.cells import cells
+from skipnet_jax.runs import pretrained
+from skipnet_jax.runs import trained
+from skipnet_jax.scores import scores
+from skipnet_jax.scores import thinning
+from skipnet_jax.studies import plan
+
+FOLDS = 5
+# Nanometres at which the networks are trained.
+PIXEL_SIZE = 4.0
+ROWS = ('both', 'isbi2012', 'fibsem')
+METHODS = ('calibrated thresholds', 'multicut')
+BASELINE = 'blurred image'
+# Of the baseline: sigmas in pixels of the stack.
+_SIGMAS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+# FIB-SEM slices are 10 nm apart: every fifth is as far from the next as the
+# challenge's.
+_EVERY = 5
+# What ships: name, row, what the training data are called.
+SHIPPED = (
+  ('em_membranes', 'both', 'isbi2012 and FIB-SEM sample 2'),
+  ('em_membranes_cc_by', 'fibsem', 'FIB-SEM sample 2'),
+)
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tissue:
+  """A labelled stack, at its own pixel size.
+
+  Attributes:
+    name: one of ROWS.
+    image: `[z, y, x]` uint8.
+    inside: `[z, y, x]` bool, True inside a cell.
+    pixel_size: in y and x, nanometres.
+  """
+
+  name: str
+  image: np.ndarray
+  inside: np.ndarray
+  pixel_size: float
+
+  @property
+  def grid(self) -> pixel_grid.Grid:
+    """Its pixels, and those on which the networks predict."""
+    y, x = self.image.shape[1:]
+    factor = self.pixel_size / PIXEL_SIZE
+    return pixel_grid.Grid((y, x), (round(y * factor), round(x * factor)))
+
+  def fold(self, fold: int) -> tuple[list[int], list[int]]:
+    """Its slices for training, and those that a fold holds out."""
+    parts = np.array_split(np.arange(len(self.image)), FOLDS)
+    held = parts.pop(fold)
+    return [int(z) for part in parts for z in part], [int(z) for z in held]
+
+
+def load_tissues(
+  isbi: str | pathlib.Path | None, fibsem: str | pathlib.Path
+) -> tuple[Tissue, Tissue]:
+  """Reads both stacks.
+
+  Args:
+    isbi: folder of the challenge's stacks; None: as `data.source=isbi2012`.
+    fibsem: folder with image.tif and instances.tif of FIB-SEM sample 2.
+
+  Raises:
+    InputError: a stack is missing or cannot be used.
+  """
+  folder = isbi2012.find(isbi)
+  if folder is None:
+    folder = isbi2012.download(environment.cache_dir())
+  image, values = isbi2012.load(folder, 'train')
+  assert values is not None  # Only 'test' has none.
+  first = Tissue(
+    'isbi2012',
+    image,
+    labels.find_inside(values, image.shape, 'train-labels.tif'),
+    isbi2012.PIXEL_SIZE,
+  )
+  paths = [pathlib.Path(fibsem, n) for n in ('image.tif', 'instances.tif')]
+  with (
+    volume.open_stack(paths[0]) as images,
+    volume.open_stack(paths[1], dtypes=labels.DTYPES) as numbers,
+  ):
+    volume.check_same_slices(images, numbers)
+    image, ids = images.read_all(), numbers.read_all()
+  middle = slice(_EVERY // 2, None, _EVERY)
+  image, ids = image[middle], ids[middle]
+  meaning = labels.Meaning('instances')
+  inside = labels.find_inside(ids, image.shape, str(paths[1]), meaning)
+  return first, Tissue('fibsem', image, inside, 10.0)
+
+
+def join(tissues: Sequence[Tissue], folder: pathlib.Path) -> None:
+  """Writes image.tif and labels.tif: the pages of all tissues, at one size.
+
+  Smaller pages are reflected beyond their borders.
+  """
+  sides = [max(t.grid.network[i] for t in tissues) for i in (0, 1)]
+  count = sum(len(t.image) for t in tissues)
+  # Pixels in a nanometre.
+  metadata = {'unit': 'nm', 'resolution': (1 / PIXEL_SIZE, 1 / PIXEL_SIZE)}
+  shape = (count, *sides)
+  folder.mkdir(parents=True, exist_ok=True)
+  with (
+    volume.StackWriter(
+      folder / 'image.tif', shape, 'uint8', metadata, overwrite=True
+    ) as images,
+    volume.StackWriter(
+      folder / 'labels.tif', shape, 'uint8', metadata, overwrite=True
+    ) as drawn,
+  ):
+    for tissue in tissues:
+      grid = tissue.grid
+      for page, inside in zip(tissue.image, tissue.inside, strict=True):
+        images.write(_widened(grid.to_network(page), sides))
+        # Of the share of a pixel that is inside.
+        moved = grid.to_network(inside.astype(np.float32)) > 0.5
+        drawn.write(_widened(np.uint8(255) * moved, sides))
+
+
+def _widened(page: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+  before = [(s - n) // 2 for s, n in zip(sides, page.shape, strict=True)]
+  padding = [
+    (b, s - n - b) for b, s, n in zip(before, sides, page.shape, strict=True)
+  ]
+  return np.pad(page, padding, 'symmetric')
+
+
+def make(
+  tissues: Sequence[Tissue],
+  data: pathlib.Path,
+  experiment: pathlib.Path,
+  folds: Iterable[int],
+  rows: Sequence[str] = ROWS,
+) -> plan.Study:
+  """Plans the runs.
+
+  Args:
+    tissues: in the order of `join`.
+    data: folder of `join`.
+    experiment: experiments/em_membranes.py.
+    folds: of FOLDS.
+    rows: of ROWS.
+  """
+  runs, row_of = {}, {}
+  for fold in folds:
+    for row in rows:
+      config = config_lib.load_experiment(experiment, row)
+      config.data.image = str(data / 'image.tif')
+      config.data.label = str(data / 'labels.tif')
+      pages: tuple[list[int], list[int]] = ([], [])
+      start = 0
+      for tissue in tissues:
+        if row in ('both', tissue.name):
+          for found, part in zip(pages, tissue.fold(fold), strict=True):
+            found += [start + z for z in part]
+        start += len(tissue.image)
+      config.data.train, config.data.valid = map(labels.ranges, pages)
+      config_checks.validate(config)
+      runs[f'{row}_{fold}'], row_of[f'{row}_{fold}'] = config, row
+  return plan.Study(
+    'em_membranes',
+    'Networks that ship: two tissues, five folds',
+    {row: plan.Row('em_membranes') for row in rows},
+    runs,
+    row_of,
+    'best_val_bce',
+    (),
+  )
+
+
+def fit(path: pathlib.Path, averaging: fitted.Averaging, say: Say) -> None:
+  """Fits calibration and edges to a run's training slices, where they lack."""
+  run = trained.open_run(path)
+  try:
+    edge_fit.of_run(run, averaging, 'multicut')
+    found = calibration.of_run(run, averaging)
+  except errors.InputError:
+    found = None
+  if found is None:
+    run_scores.score_run(
+      path,
+      'valid',
+      image='',
+      labels='',
+      averaging=averaging,
+      calibrate='fit',
+      segment='multicut',
+      log=say,
+    )
+
+
+def score(
+  run: trained.TrainedRun, tissue: Tissue, slices: Sequence[int]
+) -> dict[str, dict[str, float]]:
+  """V_rand and V_info of some slices of a tissue, by each of METHODS."""
+  averaging = fitted.Averaging()
+  predictor = run_predictor.make_predictor([run])
+  calibrate = calibration.of_run(run, averaging)
+  assert calibrate is not None  # After `fit`.
+  by_edges = segmenters.choose([run], averaging, 'multicut', None, None)
+  grid = tissue.grid
+  tiling = predictor.tiling(grid.network)
+  shown: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
+  for z in slices:
+    page = grid.to_network(tissue.image[z])
+    inside, _ = predictor(page, tiling)
+    shown['calibrated thresholds'].append(calibrate(grid.from_network(inside)))
+    found = by_edges(inside, page, grid)
+    shown['multicut'].append((found > 0).astype(np.float32))
+  return {m: _scores(np.stack(p), tissue, slices) for m, p in shown.items()}
+
+
+def _scores(
+  pages: np.ndarray, tissue: Tissue, slices: Sequence[int]
+) -> dict[str, float]:
+  found = scores.score_stack(pages, tissue.inside[list(slices)])
+  return {key: found[key] for key in ('v_rand', 'v_info')}
+
+
+def baseline(tissue: Tissue, fold: int) -> dict[str, float]:
+  """Scores of the blurred image as if it were a probability map.
+
+  The blur is that with the best V_rand on the training slices. Each slice's
+  grey values are ranked, so that thresholds are shares of the pixels.
+
+  Returns:
+    v_rand and v_info of the held-out slices, at the best threshold of each, and
+    the blur's sigma in pixels.
+  """
+  training, held = tissue.fold(fold)
+
+  def blurred(slices: Sequence[int], sigma: float) -> np.ndarray:
+    pages = []
+    for z in slices:
+      page = scipy.ndimage.gaussian_filter(
+        tissue.image[z].astype(np.float32), sigma
+      )
+      ranks = np.empty(page.size, np.float32)
+      ranks[page.ravel().argsort(kind='stable')] = np.arange(page.size)
+      pages.append(ranks.reshape(page.shape) / page.size)
+    return np.stack(pages)
+
+  def rand(sigma: float) -> float:
+    return _scores(blurred(training, sigma), tissue, training)['v_rand']
+
+  sigma = max(_SIGMAS, key=rand)
+  return {**_scores(blurred(held, sigma), tissue, held), 'sigma': sigma}
+
+
+def measure(
+  study: plan.Study, folder: pathlib.Path, tissues: Sequence[Tissue], say: Say
+) -> dict[str, Any]:
+  """Scores all finished runs, and the baseline; what is known is kept.
+
+  Returns:
+    Row to tissue to method to fold to scores; the content of scores.json in the
+    folder.
+  """
+  path = folder / 'scores.json'
+  found = files.read_json(path)
+
+  def missing(row: str, tissue: str, fold: str) -> bool:
+    known = found.get(row, {}).get(tissue, {})
+    return not all(fold in known.get(method, {}) for method in METHODS)
+
+  for name, row in study.row_of.items():
+    fold = name.rpartition('_')[2]
+    if not (folder / name / 'summary.json').exists():
+      continue
+    wanted = [t for t in tissues if missing(row, t.name, fold)]
+    if wanted:
+      fit(folder / name, fitted.Averaging(), say)
+    for tissue in wanted:
+      run = trained.open_run(folder / name)
+      by_method = score(run, tissue, tissue.fold(int(fold))[1])
+      for method, each in by_method.items():
+        say(f'{name} on {tissue.name}, {method}: {_shown(each)}')
+        into = found.setdefault(row, {}).setdefault(tissue.name, {})
+        into.setdefault(method, {})[fold] = each
+      files.write_json(path, found)
+  for tissue in tissues:
+    into = found.setdefault(BASELINE, {}).setdefault(tissue.name, {})
+    into = into.setdefault('thresholds', {})
+    for fold in sorted({name.rpartition('_')[2] for name in study.runs}):
+      if fold not in into:
+        into[fold] = baseline(tissue, int(fold))
+        say(f'{BASELINE} of {tissue.name}, fold {fold}: {_shown(into[fold])}')
+        files.write_json(path, found)
+  return found
+
+
+def _shown(each: Mapping[str, float]) -> str:
+  return f'V_rand {each["v_rand"]:.4f}, V_info {each["v_info"]:.4f}'
+
+
+def table(found: Mapping[str, Any]) -> str:
+  """The scores as Markdown: mean, least and most over the folds."""
+  lines = [
+    '| trained on | scored on | cells by | folds | V_rand | V_info |',
+    '|---|---|---|---|---|---|',
+  ]
+  for row, by_tissue in found.items():
+    for tissue, by_method in by_tissue.items():
+      for method, by_fold in by_method.items():
+        cellsof = []
+        for key in ('v_rand', 'v_info'):
+          values = [each[key] for each in by_fold.values()]
+          cellsof.append(
+            f'{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})'
+          )
+        lines.append(
+          f'| {row} | {tissue} | {method} | {len(by_fold)} | '
+          + ' | '.join(cellsof)
+          + ' |'
+        )
+  return '\n'.join(lines) + '\n'
+
+
+def ship(
+  folder: pathlib.Path, fold: int, package: pathlib.Path, say: Say
+) -> None:
+  """Writes the networks of a fold as those that ship."""
+  for name, row, dataset in SHIPPED:
+    path = folder / f'{row}_{fold}'
+    for averaging in (fitted.Averaging(), fitted.Averaging(tta=True)):
+      fit(path, averaging, say)
+    run = trained.open_run(path)
+    environment_ = files.read_json(path / 'environment.json')
+    kept = ('date', 'python', 'packages', 'devices', 'git')
+    card = {
+      'trained_on': dataset,
+      'held_out': f'fold {fold} of {FOLDS}, counted from 0',
+      'seed': run.config.seed,
+      **{key: environment_[key] for key in kept if key in environment_},
+    }
+    pretrained.export(run, package / name, dataset, card)
+    for kind in (calibration.KIND, edge_fit.KIND):
+      content = (path / kind.file).read_text()
+      files.write_whole(package / name / kind.file, content)
+    weights = package / name / pretrained.WEIGHTS
+    say(f'{weights}: {weights.stat().st_size} bytes')
+
+
+def pictures(
+  folder: pathlib.Path,
+  fold: int,
+  tissues: Sequence[Tissue],
+  output: pathlib.Path,
+) -> None:
+  """Draws one held-out slice of each tissue: image, labels, cells of each row.
+
+  Borders are yellow. Writes TISSUE.png into `output`.
+  """
+  from skipnet_jax import plots
+  from skipnet_jax.prediction.cells import overlay
+
+  for tissue in tissues:
+    z = tissue.fold(fold)[1][0]
+    page, grid = tissue.image[z], tissue.grid
+    moved = grid.to_network(page)
+    drawn = {
+      'image': overlay.draw(page, np.ones_like(page)),
+      'labels': overlay.draw(page, thinning.thin_borders(tissue.inside[z])),
+    }
+    for row in ROWS:
+      run = trained.open_run(folder / f'{row}_{fold}')
+      predictor = run_predictor.make_predictor([run])
+      inside, _ = predictor(moved, predictor.tiling(grid.network))
+      regressions, _ = edge_fit.of_run(run, fitted.Averaging(), 'multicut')
+      found = grid.labels_from_network(
+        cells.segment(cells.measure(inside, moved), regressions, 'multicut')
+      )
+      borders = np.where(cells.draw(found), found, 0)
+      drawn[f'trained on {row}'] = overlay.draw(page, borders)
+    figure = plots.make_figure(3.2 * len(drawn), 3.6)
+    for axes, (title, picture) in zip(
+      figure.subplots(1, len(drawn)), drawn.items(), strict=True
+    ):
+      axes.imshow(picture, interpolation='nearest')
+      axes.set_title(title, fontsize=10)
+      axes.set_axis_off()
+    files.write_whole(output / f'{tissue.name}.png', plots.to_png(figure))

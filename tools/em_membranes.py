@@ -1,0 +1,71 @@
+"""Trains, scores and writes the networks that ship with the package.
+
+python tools/em_membranes.py --fibsem=FOLDER --workdir=runs/em_membranes \
+  --output=experiments/results/em_membranes
+
+Joins the challenge's stack and FIB-SEM sample 2 (image.tif and instances.tif of
+FOLDER), trains what is missing of three rows and five folds, scores held-out
+slices of both stacks, and writes scores.json, table.md and pictures into
+--output. The same command resumes. --ship also writes the networks of the last
+fold into skipnet_jax/pretrained.
+"""
+
+import functools
+import pathlib
+
+from absl import flags
+
+from skipnet_jax import cli
+
+_FIBSEM = flags.DEFINE_string(
+  'fibsem', None, 'Folder with image.tif and instances.tif of FIB-SEM sample 2.'
+)
+_ISBI = flags.DEFINE_string(
+  'isbi', None, "Folder of the challenge's stacks; by default as in training."
+)
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/em_membranes', 'Of all runs.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results.')
+_SHIP = flags.DEFINE_bool('ship', False, 'Write what ships with the package.')
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+  """Trains the study and writes its results."""
+  fibsem, output = cli.require(_FIBSEM), pathlib.Path(cli.require(_OUTPUT))
+  # Imported late, so that --help does not wait for JAX.
+  from skipnet_jax import environment
+  from skipnet_jax import files
+  from skipnet_jax.runs import pretrained
+  from skipnet_jax.studies import em_membranes
+  from skipnet_jax.studies import runner
+
+  say = functools.partial(print, flush=True)
+  folder = pathlib.Path(_WORKDIR.value)
+  tissues = em_membranes.load_tissues(_ISBI.value, fibsem)
+  if not (folder / 'labels.tif').exists():
+    em_membranes.join(tissues, folder)
+  last = em_membranes.FOLDS - 1
+  study = em_membranes.make(
+    tissues,
+    folder,
+    ROOT / 'experiments/em_membranes.py',
+    range(last, -1, -1),
+  )
+  runner.train(study, folder, budget=None, say=say)
+  found = em_membranes.measure(study, folder, tissues, say)
+  output.mkdir(parents=True, exist_ok=True)
+  content = {
+    'command': environment.command(),
+    'date': environment.now(),
+    'rows': found,
+  }
+  files.write_json(output / 'scores.json', content)
+  files.write_whole(output / 'table.md', em_membranes.table(found))
+  em_membranes.pictures(folder, last, tissues, output)
+  say(em_membranes.table(found))
+  if _SHIP.value:
+    em_membranes.ship(folder, last, pretrained.FOLDER, say)
+
+
+if __name__ == '__main__':
+  cli.run(main, 'run the same command again to resume.')
