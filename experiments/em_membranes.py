@@ -10,7 +10,7 @@ Claim:   on held-out slices of either stack a network of both is as good as one
          of that stack alone (docs/pretrained.md).
 Command: python tools/em_membranes.py --fibsem=FOLDER --workdir=RUNS
          makes the data, trains all folds, scores, and writes what ships.
-Presets: both (default), isbi2012 and fibsem (one stack alone): 3,000 steps of
+Presets: both (default), isbi2012 and fibsem (one stack alone): 4,000 steps of
          two 256x256 crops, the network of `quick`.
 Expect:  see docs/pretrained.md.
 """
@@ -23,9 +23,9 @@ BASE = pathlib.Path(__file__).with_name('long_short.py')
 
 # Pages of the joined stack, and those of the last of five folds.
 PAGES = {
-  'both': ('0-23,30-69', '24-29,70-79'),
+  'both': ('0-23,30-54', '24-29,55-60'),
   'isbi2012': ('0-23', '24-29'),
-  'fibsem': ('30-69', '70-79'),
+  'fibsem': ('30-54', '55-60'),
 }
 
 
@@ -41,15 +41,15 @@ def get_config(preset='both'):
   )
   config.data.augment.update(
     rot90=True,
-    scale=0.4,
-    blur=1.5,
-    contrast=0.5,
-    brightness=0.5,
-    noise=0.3,
-    low_contrast=0.1,
+    scale=0.3,
+    blur=1.0,
+    contrast=0.3,
+    brightness=0.3,
+    noise=0.2,
+    low_contrast=0.05,
   )
-  config.train.update(batch_size=2, steps_per_epoch=100, epochs=30)
-  config.optim.cooldown_epochs = 8
+  config.train.update(batch_size=2, steps_per_epoch=100, epochs=40)
+  config.optim.cooldown_epochs = 10
   config.log.sample_every = 0
   presets = {
     name: {'data.train': train, 'data.valid': valid}
