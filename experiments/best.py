@@ -13,9 +13,9 @@ Command: python -m skipnet_jax.train --config=experiments/best.py \
 Presets: as in long_short.py, with the same durations; folds (the network of
          quick, 6,000 steps of two 256x256 crops, as in
          `tools/reproduce.py --study=segmentation`).
-Expect:  folds, four folds of isbi2012, seed 0 on a CPU, jax 0.10.2, 2026-11-29:
-         V_rand .933, V_info .974 by thresholds, .975 and .987 by multicut with
-         `--tta`. quick on centre crops, three folds, 2026-11-22: V_rand .932,
+Expect:  folds, six folds of isbi2012, seed 0 on a CPU, jax 0.10.2, 2026-11-29:
+         V_rand .940, V_info .973 by thresholds, .977 and .987 by lifted
+         multicut with `--tta`. quick on centre crops, three folds, 2026-11-22: V_rand .932,
          V_info .947, with `--tta` .948 and .955. The goal is not reached.
 """
 
