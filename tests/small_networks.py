@@ -12,6 +12,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import layers
 from skipnet_jax.models import network
+from skipnet_jax.models import skips
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
 from skipnet_jax.step import state as state_lib
@@ -108,6 +109,48 @@ class Normalised(network.Network):
       x = layers.batch_norm(f'norm_{i}', train, jnp.float32, self.axis_name)(x)
       x = nn.relu(x)
     return {'logits': x[..., :1]}
+
+
+class SkipNet(nn.Module):
+  """A small net with two short skips and a long concatenation.
+
+  Attributes:
+    named: whether its skips are modules with a `skip_kind`.
+    without: skips, s1, s2 or l, whose branch is not there.
+  """
+
+  named: bool = False
+  without: tuple[str, ...] = ()
+
+  @nn.compact
+  def __call__(self, image, train):
+    def add(name, residual, x):
+      if name in self.without:
+        return x
+      if self.named:
+        return skips.ShortSkip('none', jnp.float32, name=name)(residual, x)
+      return residual + x
+
+    def beside(name, decoder, encoder):
+      if name in self.without:
+        encoder = 0 * encoder
+      if self.named:
+        return skips.LongConcatenation(name=name)(decoder, encoder)
+      return jnp.concatenate([encoder, decoder], -1)
+
+    def conv(name, x, features=4):
+      return nn.Conv(features, (3, 3), name=name)(x)
+
+    first = nn.relu(conv('first', image))
+    top = add('s1', conv('b', nn.relu(conv('a', first))), first)
+    low = nn.max_pool(top, (2, 2), (2, 2))
+    low = add('s2', nn.relu(conv('c', low)), low)
+    up = jnp.repeat(jnp.repeat(low, 2, 1), 2, 2)
+    x = beside('l', conv('d', up), top)
+    # A gate, and statistics of the image, are no skips.
+    x = x * nn.sigmoid(conv('gate', x, 1))
+    x = x - x.mean((1, 2), keepdims=True)
+    return {'logits': conv('classifier', x, 1)}
 
 
 def averaging_state(model):

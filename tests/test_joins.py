@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 import systems
 
 from skipnet_jax import errors
@@ -12,7 +13,6 @@ from skipnet_jax import models
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import joins
 from skipnet_jax.analysis import routes
-from skipnet_jax.models import skips
 from skipnet_jax.step import state as state_lib
 
 # At a width of two, maps would count as predictions.
@@ -47,7 +47,7 @@ def test_all_skips_of_our_systems_are_found_and_none_invented(system, fields):
     named.append((kind, name))
     return sides
 
-  with routes._at_sums(record):
+  with joins.named(record):
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(
       *arguments
     )
@@ -63,38 +63,6 @@ def test_all_skips_of_our_systems_are_found_and_none_invented(system, fields):
   assert sorted(at_modules) == sorted(named)
 
 
-class Foreign(nn.Module):
-  """A small net whose skips have no names, or the same with names."""
-
-  named: bool = False
-
-  @nn.compact
-  def __call__(self, image, train):
-    def add(name, residual, x):
-      if self.named:
-        return skips.ShortSkip('none', jnp.float32, name=name)(residual, x)
-      return residual + x
-
-    def beside(name, decoder, encoder):
-      if self.named:
-        return skips.LongConcatenation(name=name)(decoder, encoder)
-      return jnp.concatenate([encoder, decoder], -1)
-
-    def conv(name, x, features=4):
-      return nn.Conv(features, (3, 3), name=name)(x)
-
-    first = nn.relu(conv('first', image))
-    top = add('s1', conv('b', nn.relu(conv('a', first))), first)
-    low = nn.max_pool(top, (2, 2), (2, 2))
-    low = add('s2', nn.relu(conv('c', low)), low)
-    up = jnp.repeat(jnp.repeat(low, 2, 1), 2, 2)
-    x = beside('l', conv('d', up), top)
-    # A gate, and statistics of the image, are no skips.
-    x = x * nn.sigmoid(conv('gate', x, 1))
-    x = x - x.mean((1, 2), keepdims=True)
-    return {'logits': conv('classifier', x, 1)}
-
-
 def objective(outputs, batch):
   return jnp.mean(outputs['logits'] * batch['label'])
 
@@ -106,9 +74,11 @@ def both():
     name: jax.random.normal(jax.random.key(i), (1, 8, 8, 1))
     for i, name in enumerate(('image', 'label'))
   }
-  variables = Foreign().init(jax.random.key(2), batch['image'], False)
+  variables = small_networks.SkipNet().init(
+    jax.random.key(2), batch['image'], False
+  )
   return [
-    routes.Routes(Foreign(named), variables, batch, objective)
+    routes.Routes(small_networks.SkipNet(named), variables, batch, objective)
     for named in (False, True)
   ]
 
@@ -116,13 +86,13 @@ def both():
 def test_a_foreign_network_shows_what_was_found(both):
   found, named = both
   assert [str(join) for join in found.found] == [
-    'Foreign/add (short, bypasses 2 layers)',
-    'Foreign/add (short, bypasses 1 layers)',
-    'Foreign/concatenate (long, bypasses 2 layers)',
+    'SkipNet/add (short, bypasses 2 layers)',
+    'SkipNet/add (short, bypasses 1 layers)',
+    'SkipNet/concatenate (long, bypasses 2 layers)',
   ]
   assert named.found == ()
   assert named.branches == ('s1', 's2')
-  assert found.branches == ('Foreign/add', 'Foreign/add')
+  assert found.branches == ('SkipNet/add', 'SkipNet/add')
 
 
 def test_its_gradient_is_split_as_if_its_skips_had_names(both):

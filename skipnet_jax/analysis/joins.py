@@ -11,6 +11,7 @@ factor of one channel or of one pixel.
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,6 +19,7 @@ import operator
 import re
 from typing import Any
 
+import flax.linen as nn
 from jax.extend import core
 
 # Operations that only run another program, which is looked into.
@@ -58,6 +60,22 @@ class Join:
 
   def __str__(self) -> str:
     return f'{self.name} ({self.kind}, bypasses {self.layers} layers)'
+
+
+def named(change: Callable[..., tuple]) -> contextlib.AbstractContextManager:
+  """In this context, skips that are modules get other arguments.
+
+  `change(kind, name, path, skipped)` returns the two arguments of a module with
+  a `skip_kind`, see `models.skips`.
+  """
+
+  def intercept(next_fun, args, kwargs, context):
+    kind = getattr(context.module, 'skip_kind', None)
+    if kind in ('long', 'short') and context.method_name == '__call__':
+      args = change(kind, '/'.join(context.module.path), *args)
+    return next_fun(*args, **kwargs)
+
+  return nn.intercept_methods(intercept)
 
 
 @dataclasses.dataclass

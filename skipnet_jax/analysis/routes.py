@@ -91,18 +91,6 @@ _scale_gradient.defvjp(_forward, _scale_backward)
 _multiply_gradient.defvjp(_forward, _multiply_backward)
 
 
-def _at_sums(change: Callable[..., tuple]):
-  """Replaces each sum's arguments by `change(kind, name, path, skipped)`."""
-
-  def intercept(next_fun, args, kwargs, context):
-    kind = getattr(context.module, 'skip_kind', None)
-    if kind in ('long', 'short') and context.method_name == '__call__':
-      args = change(kind, '/'.join(context.module.path), *args)
-    return next_fun(*args, **kwargs)
-
-  return nn.intercept_methods(intercept)
-
-
 @gradient_flow.keep_compiled
 def _make_gradients(
   model: nn.Module,
@@ -142,7 +130,7 @@ def _make_gradients(
         flat = jax.tree.leaves(arguments)
         (value,) = joins_lib.evaluate(program, flat, joins, at_join)
       else:
-        with _at_sums(at_module):
+        with joins_lib.named(at_module):
           value = forward(*arguments)
       return seed.astype(value.dtype) * value
 
@@ -235,7 +223,7 @@ class Routes:
       sums.append((kind, name))
       return args
 
-    with _at_sums(record):
+    with joins_lib.named(record):
       program = jax.make_jaxpr(_forward_pass(model, loss, train))(*self._point)
     self.found: tuple[joins_lib.Join, ...] = ()
     if not sums:
