@@ -1,4 +1,4 @@
-"""The seven names of `import skipnet_jax`, and the examples they document."""
+"""The eight names of `import skipnet_jax`, and the examples they document."""
 
 import ast
 import dataclasses

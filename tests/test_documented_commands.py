@@ -84,6 +84,7 @@ STOPS = (
 # Commands of which only the flags are read, and why that is enough.
 FLAGS_ONLY = {
   'tools/chaos.py': 'test_chaos runs it',
+  'tools/em_membranes.py': 'hours; test_em_membranes runs its parts',
   'tools/hostile.py': 'minutes; test_bad_input and test_hostile_tiff',
   'tools/soak.py': 'hours; test_long_runs',
 }

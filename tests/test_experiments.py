@@ -13,6 +13,8 @@ from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import models
 from skipnet_jax.benchmarking import plan
+from skipnet_jax.data import labels
+from skipnet_jax.data import sources
 from skipnet_jax.studies import plan as studies_plan
 
 FOLDER = conftest.ROOT / 'experiments'
@@ -39,6 +41,8 @@ STUDIES = {
 }
 # One that measures.
 BENCHMARK = {'full': 11_451_745, 'cpu': 11_451_745, 'smoke': 20_677}
+# On data of its own.
+TISSUES = ('both', 'isbi2012', 'fibsem')
 SINGLE = sorted(PARAMETERS)
 
 
@@ -64,7 +68,8 @@ def _count(model, side):
 
 
 def test_every_experiment_is_tested():
-  assert sorted([*SINGLE, *SYSTEMS, *STUDIES, 'benchmark']) == NAMES
+  others = 'benchmark', 'em_membranes'
+  assert sorted([*SINGLE, *SYSTEMS, *STUDIES, *others]) == NAMES
 
 
 @pytest.mark.parametrize('name', SINGLE)
@@ -155,6 +160,20 @@ def test_the_benchmark_measures_the_papers_network(preset, parameters):
   config, section = plan.split(load('benchmark', preset))
   assert count(config) == parameters
   assert set(section.calls) == {'train', 'eval', 'inference'}
+
+
+@pytest.mark.parametrize('preset', TISSUES)
+def test_the_networks_that_ship_are_those_of_quick(preset):
+  config, quick = load('em_membranes', preset), load('long_short', 'quick')
+  config_checks.validate(config)
+  assert config.model == quick.model
+  train, valid = sources.split(config.data.train, config.data.valid, 61, 0)
+  assert labels.ranges(train) == config.data.train
+  both = load('em_membranes', 'both').data
+  assert config.data.valid in both.valid
+  # A fifth is held out.
+  assert len(train) == {'both': 49, 'isbi2012': 24, 'fibsem': 25}[preset]
+  assert len(valid) == (12 if preset == 'both' else 6)
 
 
 @pytest.mark.parametrize('name', NAMES)
