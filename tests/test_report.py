@@ -20,7 +20,7 @@ from skipnet_jax.runs import recorded
 
 FIGURES = {
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
-  *('gradient_norms', 'split', 'path_lengths', 'propagation'),
+  *('gradient_norms', 'split', 'path_lengths', 'propagation', 'lesions'),
 }
 
 

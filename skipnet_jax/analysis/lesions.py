@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from skipnet_jax import errors
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import joins as joins_lib
 from skipnet_jax.scores import scores
@@ -93,6 +92,8 @@ class _Branches:
       and the product of both, `[n, 3]`.
     """
     products: list[Array] = []
+    # The copy of a skip that is being called beside it.
+    alone: list[nn.Module] = []
 
     def weigh(branch: Array, rest: Array, is_sum: bool = True) -> Array:
       number = len(products)
@@ -104,14 +105,19 @@ class _Branches:
     def at_module(
       next_fun: Callable, args: tuple, kwargs: dict, context: Any
     ) -> Any:
-      kind = getattr(context.module, 'skip_kind', None)
-      if kind not in ('long', 'short') or context.method_name != '__call__':
+      module = context.module
+      kind = getattr(module, 'skip_kind', None)
+      skips = kind in ('long', 'short') and context.method_name == '__call__'
+      if not skips or alone:
         return next_fun(*args, **kwargs)
       path, skipped = args
       without = (path * 0, skipped) if kind == 'short' else (path, skipped * 0)
       # Linear in both sides: what is missing without a side is its part, after
       # a projection if there is one.
-      whole, rest = next_fun(path, skipped), next_fun(*without)
+      alone.append(module.clone(parent=None))
+      rest: Any = alone[0].apply(module.variables, *without)
+      alone.clear()
+      whole = next_fun(path, skipped)
       return rest + weigh(whole - rest, rest)
 
     def at_join(join: joins_lib.Join, path: Any, skipped: Any) -> tuple:
@@ -134,7 +140,7 @@ def measure(
   variables: gradient_flow.Variables,
   images: np.ndarray,
   inside: np.ndarray,
-) -> Lesions:
+) -> Lesions | None:
   """Measures a trained network, with running statistics, without dropout.
 
   Args:
@@ -143,17 +149,14 @@ def measure(
     images: `[z, y, x, slices]` float32, normalised; one at a time is computed.
     inside: `[z, y, x]` bool, True inside a cell.
 
-  Raises:
-    InputError: a network without skips.
+  Returns:
+    The lesions; None of a network without skips.
   """
   first = jnp.asarray(images[:1])
   branches = _Branches(model, variables, first)
   count = len(branches.names)
   if not count:
-    raise errors.InputError(
-      f'{type(model).__name__} has no skips, so that there is no branch to '
-      'leave out: give a network with short or long skips.'
-    )
+    return None
   run = jax.jit(branches)
   label = jnp.asarray(inside[..., None], jnp.float32)
 

@@ -1,5 +1,6 @@
 """Measures the network of an experiment, for the figures of a report."""
 
+from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -13,6 +14,7 @@ from skipnet_jax import models
 from skipnet_jax import streams
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import joins as joins_lib
+from skipnet_jax.analysis import lesions as lesions_lib
 from skipnet_jax.analysis import propagation
 from skipnet_jax.analysis import routes as routes_lib
 from skipnet_jax.data import pipeline as pipeline_lib
@@ -46,14 +48,18 @@ class Point:
 
 
 def centre_batch(
-  config: ml_collections.ConfigDict, data: sources.DataSet, side: int
+  config: ml_collections.ConfigDict,
+  data: sources.DataSet,
+  side: int,
+  slices: Sequence[int] = (),
 ) -> gradient_flow.Batch:
-  """The centre of the first training slice, not augmented.
+  """The centre of some slices, by default of the first for training.
 
-  It has at most `side` pixels in y and x, a multiple of 32.
+  It is not augmented, and has at most `side` pixels in y and x, a multiple of
+  32.
 
   Returns:
-    image, label and mask, `[1, y, x, c]` float32.
+    image, label and mask, `[z, y, x, c]` float32.
 
   Raises:
     InputError: a window that does not fit the data set.
@@ -61,16 +67,17 @@ def centre_batch(
   config = config.copy_and_resolve_references()
   config.train.batch_size = 1
   pipeline = pipeline_lib.make_pipeline(config, data, 1)
+  chosen = slices or data.train[:1]
   y, x = pipeline.window
   window = min(side, y), min(side, x)
   corner = [(s - w) // 2 for s, w in zip(pipeline.size, window, strict=True)]
   plan = {
-    'index': np.array(data.train[:1], np.int32),
-    'offset': np.array([corner], np.int32),
+    'index': np.array(chosen, np.int32),
+    'offset': np.array([corner] * len(chosen), np.int32),
   }
   pipeline = dataclasses.replace(pipeline, window=window)
   raw = pipeline.read_host(pipeline_lib.host_arrays(data), plan)
-  batch = pipeline.eval_batch(raw, jnp.zeros((1, 2), jnp.int32))
+  batch = pipeline.eval_batch(raw, jnp.zeros((len(chosen), 2), jnp.int32))
   return jax.tree.map(jnp.asarray, batch)
 
 
@@ -127,6 +134,21 @@ def measure(
       for moment, variables in placed.items()
     }
     return points, signal.result()
+
+
+def lesions(
+  config: ml_collections.ConfigDict,
+  variables: gradient_flow.Variables,
+  batch: gradient_flow.Batch,
+) -> lesions_lib.Lesions | None:
+  """What a trained network loses without each branch; None without skips.
+
+  `batch` is from `centre_batch`, of the slices on which it is measured.
+  """
+  model = models.build_model(config.model).unrolled()
+  placed = jax.device_put(fc_resnet.unroll(variables), jax.devices()[0])
+  inside = np.asarray(batch['label'])[..., 0] > 0.5
+  return lesions_lib.measure(model, placed, np.asarray(batch['image']), inside)
 
 
 def _point(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:

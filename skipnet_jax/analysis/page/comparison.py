@@ -23,7 +23,7 @@ Config = ml_collections.ConfigDict
 Log = Callable[[str], None]
 Runs = Sequence[recorded.RecordedRun]
 
-# Side of the measured window, in pixels: of runs; smaller before training, to
+# Side of the measured windows, in pixels: of runs; smaller before training, to
 # take no more than a minute.
 _RUN_SIDE, _INITIAL_SIDE = 256, 128
 _L2 = ('', '_with_l2')
@@ -50,10 +50,16 @@ def of_runs(
   configs = {run.name: run.config for run in runs}
   dataset = ' and '.join(dict.fromkeys(one.name for one in data))
   points: point_figures.Points = {}
-  signals = {}
+  signals, lost = {}, {}
   for run, best, stacks in zip(runs, opened, data, strict=True):
-    log(f'Measuring {run.name}: gradient by route, propagation')
+    log(f'Measuring {run.name}: gradient by route, propagation, lesions')
     batch = measure.centre_batch(run.config, stacks, _RUN_SIDE)
+    valid = measure.centre_batch(
+      run.config, stacks, _RUN_SIDE, stacks.drawn(stacks.valid)
+    )
+    found = measure.lesions(run.config, best.variables, valid)
+    if found is not None:
+      lost[run.name] = found
     initial = measure.initial_variables(run.config)
     moments = {INITIAL: initial, BEST: best.variables}
     measured = measure.measure(run.config, moments, batch)
@@ -73,6 +79,7 @@ def of_runs(
       recorded_figures.heat_map(runs, dataset, 'grad_l2'),
       recorded_figures.curves(runs, dataset),
       *_point_figures(points, signals, dataset),
+      *([point_figures.lesions(lost, dataset)] if lost else []),
     ],
     tables=[
       _differences(configs),

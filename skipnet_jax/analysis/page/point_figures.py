@@ -3,6 +3,7 @@
 import numpy as np
 
 from skipnet_jax import plots
+from skipnet_jax.analysis import lesions as lesions_lib
 from skipnet_jax.analysis import measure
 from skipnet_jax.analysis import propagation as propagation_lib
 from skipnet_jax.analysis import routes as routes_lib
@@ -151,6 +152,72 @@ def path_lengths(points: Points, dataset: str) -> figures.FigureWithData | None:
       for run, moment, lengths in curves
       for i, layer in enumerate(lengths.layers)
       for k, share in enumerate(lengths.shares[i])
+    ],
+  )
+
+
+_LESIONS = {
+  'bce_added': 'BCE that is added without the branch',
+  'v_rand_lost': 'V_rand that is lost',
+  'share': 'norm of the branch / norm of the sum',
+  'cosine': 'cosine of the branch and the rest',
+}
+
+
+def lesions(
+  lost: dict[str, lesions_lib.Lesions], dataset: str
+) -> figures.FigureWithData:
+  """What trained networks lose without each branch, by depth."""
+  figure, axes = figures.make_grid(4, 3.2)
+  places = figures.mark_depth(axes, [each.names for each in lost.values()])
+  columns = {
+    run: {
+      'bce_added': each.bce - each.whole[0],
+      'v_rand_lost': each.whole[1] - each.v_rand,
+      'share': each.share,
+      'cosine': each.cosine,
+    }
+    for run, each in lost.items()
+  }
+  for ax, (quantity, title) in zip(axes, _LESIONS.items(), strict=True):
+    for (run, each), x, colour in zip(
+      lost.items(), places, plots.CYCLE, strict=False
+    ):
+      kinds = np.array(each.kinds)
+      for kind, marker in (('short', '.'), ('long', 'D')):
+        of_kind = kinds == kind
+        ax.plot(
+          x[of_kind],
+          columns[run][quantity][of_kind],
+          marker,
+          color=colour,
+          ms=5,
+          label=plots.legend_label(f'{run}, {kind} skips'),
+        )
+    ax.axhline(0, color='0.6', lw=0.6)
+    ax.set_title(title, fontsize=9)
+    ax.grid(axis='y', alpha=0.3)
+  axes[0].set_yscale('symlog', linthresh=0.01)
+  axes[0].legend(fontsize=7)
+  figure.suptitle(f'Networks that lack one branch, input left: {dataset}')
+  return figures.FigureWithData(
+    'lesions',
+    'Networks that lack one branch',
+    'At the best epoch, one branch at a time is left out (Veit et al. 2016): '
+    'of a short skip the residual branch, of a long one the side of the '
+    'contracting path. BCE in nats and V_rand are of the centres of the '
+    'validation slices, with running statistics; the axis of BCE is linear '
+    'below 0.01. Below: how much of each sum the branch is.',
+    figure,
+    ('run', 'number', 'skip', 'kind', 'bce', 'v_rand', *_LESIONS),
+    [
+      (
+        *(run, i, name, each.kinds[i]),
+        *(float(each.bce[i]), float(each.v_rand[i])),
+        *(float(columns[run][key][i]) for key in _LESIONS),
+      )
+      for run, each in lost.items()
+      for i, name in enumerate(each.names)
     ],
   )
 
