@@ -186,6 +186,8 @@ def lesions(
       kinds = np.array(each.kinds)
       for kind, marker in (('short', '.'), ('long', 'D')):
         of_kind = kinds == kind
+        if not of_kind.any():
+          continue
         ax.plot(
           x[of_kind],
           columns[run][quantity][of_kind],

@@ -1,0 +1,89 @@
+"""The largest eigenvalue against dense Hessians and a known quadratic."""
+
+import jax
+from jax import flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from skipnet_jax.analysis import sharpness
+
+
+def test_a_quadratic_has_its_curvature():
+  curvature = jnp.asarray([0.5, 3.0, -7.0, 2.0, 0.0], jnp.float32)
+
+  def quadratic(params):
+    x = jnp.concatenate([params['a'], params['b']])
+    return 0.5 * jnp.sum(curvature * x**2)
+
+  params = {'a': jnp.arange(2.0), 'b': jnp.ones(3)}
+  found = sharpness.largest_eigenvalue(quadratic, params)
+  # The largest, not the one of largest size.
+  assert found.value == pytest.approx(3, rel=1e-5)
+  assert found.error < 1e-4
+  scale = jnp.asarray([1.0, 1.0, 1.0, 2.0, 1.0])
+  scaled = sharpness.largest_eigenvalue(quadratic, params, scale)
+  assert scaled.value == pytest.approx(8, rel=1e-5)
+
+
+@pytest.fixture
+def in_float64():
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def dense():
+  """A network's loss, its parameters and its Hessian, in float64."""
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    rng = np.random.default_rng(0)
+    shapes = {'a': (3, 5), 'b': (5, 4), 'c': (4, 1)}
+    params = {
+      name: {'kernel': jnp.asarray(rng.normal(size=shape))}
+      for name, shape in shapes.items()
+    }
+    x, y = jnp.asarray(rng.normal(size=(6, 3))), jnp.asarray(rng.random((6, 1)))
+
+    def value(params):
+      hidden = x
+      for name in shapes:
+        hidden = jnp.tanh(hidden @ params[name]['kernel'])
+      return jnp.mean((hidden - y) ** 2)
+
+    objective = sharpness.training_objective(value, 1e-2)
+    flat, unravel = flatten_util.ravel_pytree(params)
+    hessian = jax.hessian(lambda x: objective(unravel(x)))(flat)
+    return objective, params, np.asarray(hessian)
+
+
+def test_the_eigenvalue_is_that_of_the_dense_hessian(dense, in_float64):
+  objective, params, hessian = dense
+  found = sharpness.largest_eigenvalue(objective, params, products=60)
+  expected = np.linalg.eigvalsh(hessian)[-1]
+  assert found.value == pytest.approx(expected, rel=1e-6)
+  assert abs(found.value - expected) <= found.error + 1e-9
+
+
+def test_few_products_give_a_bound_from_below(dense, in_float64):
+  objective, params, hessian = dense
+  expected = np.linalg.eigvalsh(hessian)
+  found = sharpness.largest_eigenvalue(objective, params, products=6)
+  assert found.value <= expected[-1] + 1e-9
+  assert np.abs(expected - found.value).min() <= found.error + 1e-9
+
+
+def test_rmsprop_divides_by_its_running_average(dense, in_float64):
+  objective, params, hessian = dense
+  optimizer = optax.rmsprop(1e-3, 0.9, 1e-8, eps_in_sqrt=False)
+  state = optimizer.init(params)
+  assert sharpness.rmsprop_scale(state, 1e-8) is None
+  gradient = jax.grad(objective)(params)
+  _, state = optimizer.update(gradient, state, params)
+  scale = sharpness.rmsprop_scale(state, 1e-3)
+  found = sharpness.largest_eigenvalue(objective, params, scale, products=80)
+  g = np.asarray(flatten_util.ravel_pytree(gradient)[0])
+  root = 1 / np.sqrt(np.sqrt(0.1 * g**2) + 1e-3)
+  expected = np.linalg.eigvalsh(root[:, None] * hessian * root)[-1]
+  assert found.value == pytest.approx(expected, rel=1e-5)
+  assert sharpness.rmsprop_scale(optax.sgd(0.1).init(params), 1e-8) is None
