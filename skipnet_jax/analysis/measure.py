@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from skipnet_jax import models
 from skipnet_jax import streams
@@ -17,12 +18,17 @@ from skipnet_jax.analysis import joins as joins_lib
 from skipnet_jax.analysis import lesions as lesions_lib
 from skipnet_jax.analysis import propagation
 from skipnet_jax.analysis import routes as routes_lib
+from skipnet_jax.analysis import sharpness as sharpness_lib
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.models import fc_resnet
+from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import losses
+from skipnet_jax.step import state as state_lib
 
 SEEDS = tuple(range(10))
+# Of the Hessian with a vector, for each eigenvalue.
+_PRODUCTS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +155,66 @@ def lesions(
   placed = jax.device_put(fc_resnet.unroll(variables), jax.devices()[0])
   inside = np.asarray(batch['label'])[..., 0] > 0.5
   return lesions_lib.measure(model, placed, np.asarray(batch['image']), inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharp:
+  """The sharpness of the training loss at one moment.
+
+  Attributes:
+    plain: of the loss itself.
+    preconditioned: as RMSprop sees it; None before its first step, or of
+      another optimizer.
+    limit: 2 / the learning rate: above it, a step along that direction grows.
+  """
+
+  plain: sharpness_lib.Sharpness
+  preconditioned: sharpness_lib.Sharpness | None
+  limit: float
+
+
+def sharpness(
+  config: ml_collections.ConfigDict,
+  training: build_lib.Training,
+  states: dict[str, state_lib.TrainState],
+  batch: gradient_flow.Batch,
+) -> dict[str, Sharp]:
+  """The sharpness at some moments of training, L2 included, without dropout.
+
+  Args:
+    config: of a run.
+    training: of this config, for its schedule.
+    states: by moment.
+    batch: from `centre_batch`; with batch statistics.
+  """
+  model, loss = models.build_model(config.model), _objective(config.train.loss)
+  model = model.clone(dropout=0.0) if model.dropout else model
+  # Of the statistics, training uses none.
+  first = next(iter(states.values())).variables()
+
+  def value(params):
+    at = first | {'params': params}
+    return gradient_flow.loss_at(model, at, batch, loss, train=True)
+
+  objective = sharpness_lib.training_objective(value, training.l2)
+  hessian = sharpness_lib.Hessian(objective)
+  found = {}
+  for moment, state in states.items():
+    params = jax.device_put(state.params.tree(), jax.devices()[0])
+    average = optax.tree.get(state.opt_state, 'nu', None)
+    scale = None
+    if config.optim.name == 'rmsprop' and average is not None:
+      scale = sharpness_lib.rmsprop_scale(average.tree(), config.optim.eps)
+    updates = int(state.step) // config.optim.accumulate
+    rate = float(np.asarray(training.schedule(updates)))
+    found[moment] = Sharp(
+      hessian.largest(params, products=_PRODUCTS),
+      None
+      if scale is None
+      else hessian.largest(params, scale, products=_PRODUCTS),
+      2 / rate if rate else np.inf,
+    )
+  return found
 
 
 def _point(routes: routes_lib.Routes, window: tuple[int, int]) -> Point:

@@ -14,7 +14,6 @@ import jax
 from jax import flatten_util
 import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy import linalg
 
 from skipnet_jax.step import optim
@@ -37,66 +36,72 @@ class Sharpness:
   error: float
 
 
-def largest_eigenvalue(
-  objective: Objective,
-  params: Params,
-  scale: Array | None = None,
-  *,
-  products: int = 20,
-  seed: int = 0,
-) -> Sharpness:
-  """Finds the largest eigenvalue of a function's Hessian by Lanczos' method.
+class Hessian:
+  """The Hessian of a function of parameters, by its products with vectors.
+
+  They are compiled once, for parameters of one shape.
 
   Args:
-    objective: maps parameters to a scalar.
-    params: a tree of float arrays, `n` numbers in all.
-    scale: `[n]`, in the order of `flatten_util.ravel_pytree`: the Hessian H is
-      replaced by S H S, S the diagonal matrix of it; None: H itself.
-    products: of the Hessian with a vector, at most; `n` are exact.
-    seed: of the first vector.
+    objective: maps a tree of float arrays, `n` numbers in all, to a scalar.
   """
-  flat, unravel = flatten_util.ravel_pytree(params)
-  weights = jnp.ones_like(flat) if scale is None else scale
 
-  @jax.jit
-  def multiply(vector: Array) -> Array:
-    gradient = jax.grad(lambda x: objective(unravel(x)))
-    _, product = jax.jvp(gradient, (flat,), (weights * vector,))
-    return weights * product
+  def __init__(self, objective: Objective):
+    @jax.jit
+    def multiply(params: Params, scale: Array, vector: Array) -> Array:
+      flat, unravel = flatten_util.ravel_pytree(params)
+      gradient = jax.grad(lambda x: objective(unravel(x)))
+      _, product = jax.jvp(gradient, (flat,), (scale * vector,))
+      return scale * product
 
-  rng = np.random.default_rng(seed)
-  vector = rng.standard_normal(flat.size)
-  basis = [vector / np.linalg.norm(vector)]
-  diagonal: list[float] = []
-  beside: list[float] = []
-  for _ in range(min(products, flat.size)):
-    product = np.asarray(
-      multiply(jnp.asarray(basis[-1], flat.dtype)), np.float64
-    )
-    diagonal.append(float(basis[-1] @ product))
-    # Against all earlier vectors, twice: rounding would bring them back.
-    for _ in range(2):
-      for earlier in basis:
-        product = product - (earlier @ product) * earlier
-    norm = float(np.linalg.norm(product))
-    beside.append(norm)
-    if norm <= 1e-7 * max(map(abs, diagonal)):
-      break
-    basis.append(product / norm)
-  values, vectors = linalg.eigh_tridiagonal(diagonal, beside[:-1])
-  return Sharpness(float(values[-1]), abs(beside[-1] * vectors[-1, -1]))
+    self._multiply = multiply
+
+  def largest(
+    self,
+    params: Params,
+    scale: Array | None = None,
+    *,
+    products: int = 20,
+    seed: int = 0,
+  ) -> Sharpness:
+    """Finds the largest eigenvalue by Lanczos' method.
+
+    Args:
+      params: where the Hessian H is taken.
+      scale: `[n]`, in the order of `flatten_util.ravel_pytree`: the eigenvalue
+        is that of S H S, S the diagonal matrix of it; None: of H.
+      products: with a vector, at most; with `n`, the value is exact.
+      seed: of the first vector.
+    """
+    flat, _ = flatten_util.ravel_pytree(params)
+    scale = jnp.ones_like(flat) if scale is None else scale
+    vector = np.random.default_rng(seed).standard_normal(flat.size)
+    basis = [vector / np.linalg.norm(vector)]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(products, flat.size)):
+      last = jnp.asarray(basis[-1], flat.dtype)
+      product = np.asarray(self._multiply(params, scale, last), np.float64)
+      diagonal.append(float(basis[-1] @ product))
+      # Against all earlier vectors, twice: rounding would bring them back.
+      for _ in range(2):
+        for earlier in basis:
+          product = product - (earlier @ product) * earlier
+      norm = float(np.linalg.norm(product))
+      beside.append(norm)
+      if norm <= 1e-7 * max(map(abs, diagonal)):
+        break
+      basis.append(product / norm)
+    values, vectors = linalg.eigh_tridiagonal(diagonal, beside[:-1])
+    return Sharpness(float(values[-1]), abs(beside[-1] * vectors[-1, -1]))
 
 
-def rmsprop_scale(opt_state: Any, eps: float) -> Array | None:
-  """P^(-1/2) of RMSprop, `[n]`; None before its first step, or without it.
+def rmsprop_scale(average: Params, eps: float) -> Array | None:
+  """P^(-1/2) of RMSprop, `[n]`; None before its first step.
 
   Args:
-    opt_state: optax's state, on trees such as the parameters.
+    average: of the squared gradients, `nu` of optax's state.
     eps: `optim.eps` of the config.
   """
-  average = optax.tree.get(opt_state, 'nu', None)
-  if average is None:
-    return None
   flat, _ = flatten_util.ravel_pytree(average)
   if not float(jnp.max(flat)) > 0:
     return None

@@ -20,8 +20,10 @@ from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import workdir
 from skipnet_jax.scores import scores
 from skipnet_jax.step import build as build_lib
+from skipnet_jax.step import state as state_lib
 
 DataSet = sources.DataSet
+TrainState = state_lib.TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,27 @@ def open_run(path: str | os.PathLike) -> TrainedRun:
     variables=state.averaged().variables(),
     best_epoch=int(meta['best_epoch']),
   )
+
+
+def open_states(path: str | os.PathLike) -> tuple[TrainState, TrainState]:
+  """A run's best and latest states, as training left them.
+
+  Raises:
+    InputError: as `open_run`.
+  """
+  config = workdir.read_config(path)
+  like = build(config).abstract_state
+  checkpoints = checkpoint.Checkpoints(pathlib.Path(path), create=False)
+
+  def warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+  try:
+    best, _ = checkpoints.restore_best(like, warn)
+    latest = checkpoints.restore_latest(like, warn)
+  finally:
+    checkpoints.close()
+  return best, latest[0] if latest else best
 
 
 def load_data(run: TrainedRun, image: str = '', label: str = '') -> DataSet:

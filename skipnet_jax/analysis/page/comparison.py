@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 import json
 import math
 
+import jax
 import ml_collections
 import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax.analysis import depth
+from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import measure
 from skipnet_jax.analysis.page import figures as figures_lib
 from skipnet_jax.analysis.page import point_figures
@@ -27,7 +29,9 @@ Runs = Sequence[recorded.RecordedRun]
 # take no more than a minute.
 _RUN_SIDE, _INITIAL_SIDE = 256, 128
 _L2 = ('', '_with_l2')
-INITIAL, BEST = 'at initialisation', 'best epoch'
+INITIAL, BEST, LAST = 'at initialisation', 'best epoch', 'last epoch'
+# Training slices on which the sharpness is measured.
+_SHARP_SLICES = 2
 
 
 def of_runs(
@@ -50,9 +54,10 @@ def of_runs(
   configs = {run.name: run.config for run in runs}
   dataset = ' and '.join(dict.fromkeys(one.name for one in data))
   points: point_figures.Points = {}
-  signals, lost = {}, {}
+  signals, lost, sharp = {}, {}, {}
   for run, best, stacks in zip(runs, opened, data, strict=True):
-    log(f'Measuring {run.name}: gradient by route, propagation, lesions')
+    what = 'gradient by route, propagation, lesions, sharpness'
+    log(f'Measuring {run.name}: {what}')
     batch = measure.centre_batch(run.config, stacks, _RUN_SIDE)
     valid = measure.centre_batch(
       run.config, stacks, _RUN_SIDE, stacks.drawn(stacks.valid)
@@ -62,6 +67,7 @@ def of_runs(
       lost[run.name] = found
     initial = measure.initial_variables(run.config)
     moments = {INITIAL: initial, BEST: best.variables}
+    sharp[run.name] = _sharpness(run, stacks, initial)
     measured = measure.measure(run.config, moments, batch)
     points[run.name], signals[run.name] = measured
     _say_found(points[run.name], log)
@@ -85,6 +91,7 @@ def of_runs(
       _differences(configs),
       _scores(runs),
       _least_trained(runs),
+      _sharp_table(sharp),
       *_found(points),
     ],
     warnings=_warnings(data),
@@ -204,6 +211,52 @@ def _point_figures(
     *([lengths] if lengths else []),
     point_figures.propagate(signals, dataset),
   ]
+
+
+def _sharpness(
+  run: recorded.RecordedRun,
+  data: sources.DataSet,
+  initial: gradient_flow.Variables,
+) -> dict[str, measure.Sharp]:
+  """At the start, the best and the last epoch, on the first training slices."""
+  training = trained.build(run.config)
+  best, latest = trained.open_states(run.path)
+  states = {
+    INITIAL: state_lib.begin(
+      training.optimizer, initial, jax.random.key(run.config.seed)
+    ),
+    BEST: best,
+    LAST: latest,
+  }
+  batch = measure.centre_batch(
+    run.config, data, _RUN_SIDE, data.train[:_SHARP_SLICES]
+  )
+  return measure.sharpness(run.config, training, states, batch)
+
+
+def _sharp_table(sharp: dict[str, dict[str, measure.Sharp]]) -> report.Table:
+  rows = []
+  for run, moments in sharp.items():
+    for moment, each in moments.items():
+      row = [run, moment, each.limit]
+      for found in (each.plain, each.preconditioned):
+        ratio = found.value / each.limit if found else None
+        row += [found.value if found else None, ratio]
+      rows.append(row)
+  return report.Table(
+    'Sharpness',
+    'The largest eigenvalue of the Hessian of the training loss, L2 included, '
+    f'on the centres of the first {_SHARP_SLICES} training slices; a bound '
+    'from below, by twelve products with a vector. RMSprop divides gradients '
+    'by P: with P, it is that of P^(-1/2) H P^(-1/2). Where the ratio to '
+    '2 / learning rate is above 1, steps along that direction grow (Cohen et '
+    'al. 2022).',
+    (
+      *('run', 'at', '2 / learning rate'),
+      *('eigenvalue', 'ratio', 'with P', 'ratio with P'),
+    ),
+    rows,
+  )
 
 
 def _say_found(points: dict[str, measure.Point], log: Log) -> None:
