@@ -79,10 +79,11 @@ def add_records(path, epochs=4):
   model = models.build_model(config.model)
   names = gradient_flow.conv_names(model, (1, 64, 64, 1))
   rng = np.random.default_rng(len(names))
-  file = flow_file.FlowFile(path / 'gradient_flow.npz', names, 0, print)
+  file = flow_file.FlowFile(path / 'gradient_flow.npz', names, 0, 0, print)
   lines = []
   for epoch in range(1, epochs + 1):
     flow = rng.uniform(1e-4, 1e-2, (5, len(names))).astype(np.float32)
+    file.add_steps(np.stack([flow[1:] * (1 + step) for step in range(4)]))
     file.append(flow[0], flow[1:])
     record = dict.fromkeys(run_log.FIELDS, 1.0)
     record |= {'epoch': epoch, 'step': 4 * epoch}

@@ -90,6 +90,9 @@ def test_an_interrupted_epoch_resumes_bit_for_bit(
   names = [f / 'gradient_flow.npz' for f in (folder, whole)]
   (_, found), (_, want) = map(flow_file.read, names)
   assert_same(found, want)
+  found, want = map(flow_file.read_first_steps, names)
+  assert len(want) == summary['epochs'] * 2
+  np.testing.assert_array_equal(found, want)
   for value in (again, summary := dict(summary)):
     del value['seconds'], value['images_per_second'], value['goodput']
   assert again == summary

@@ -21,6 +21,7 @@ from skipnet_jax.runs import recorded
 FIGURES = {
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
   *('gradient_norms', 'split', 'path_lengths', 'propagation', 'lesions'),
+  'first_steps',
 }
 
 

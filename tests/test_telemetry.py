@@ -72,7 +72,7 @@ def test_a_kernel_longer_than_a_row_and_the_blocks_of_a_scan():
 def fill(path, epochs, start=0):
   """What there was to say of the file that was there."""
   said = []
-  file = flow_file.FlowFile(path, NAMES, start, said.append)
+  file = flow_file.FlowFile(path, NAMES, start, 2 * start, said.append)
   for epoch in range(start, epochs):
     file.append(
       np.full(2, epoch, np.float32), np.full((4, 2), 10 + epoch, np.float32)
@@ -90,10 +90,38 @@ def test_the_file_grows_by_epoch_in_forward_order(tmp_path):
   fill(path, 3)
   found = read(path)
   assert list(found['layers']) == list(NAMES)
-  assert set(found) == {'layers', 'net_change', *telemetry.STEP_QUANTITIES}
+  recorded = {'layers', 'first_steps', *telemetry.QUANTITIES}
+  assert set(found) == recorded
   np.testing.assert_array_equal(found['net_change'][:, 0], [0, 1, 2])
   np.testing.assert_array_equal(found['grad_l2'][:, 1], [10, 11, 12])
   assert found['net_change'].dtype == np.float32
+
+
+def test_the_first_steps_are_there_one_by_one(tmp_path):
+  path = tmp_path / 'gradient_flow.npz'
+  rows = np.arange(230 * 8, dtype=np.float32).reshape(230, 4, 2)
+  file = flow_file.FlowFile(path, NAMES, 0, 0, print)
+  for part in np.split(rows[:180], 9):
+    file.add_steps(part)
+  file.append(np.ones(2), np.ones((4, 2)))
+  np.testing.assert_array_equal(flow_file.read_first_steps(path), rows[:180])
+  # Resumed in the second epoch, from an earlier step.
+  file = flow_file.FlowFile(path, NAMES, 1, 150, print)
+  file.add_steps(rows[150:])
+  file.write()
+  first = flow_file.read_first_steps(path)
+  assert first.shape == (flow_file.FIRST_STEPS, 4, 2)
+  np.testing.assert_array_equal(first, rows[: flow_file.FIRST_STEPS])
+  assert len(flow_file.read(path)[1]['net_change']) == 1
+
+
+def test_a_file_of_an_earlier_version_has_no_first_steps(tmp_path):
+  path = tmp_path / 'gradient_flow.npz'
+  fill(path, 2)
+  found = read(path)
+  del found['first_steps']
+  np.savez(path, **found)
+  assert flow_file.read_first_steps(path).shape == (0, 4, 2)
 
 
 def test_a_resumed_run_drops_records_after_its_checkpoint(tmp_path):

@@ -142,7 +142,7 @@ def test_a_run_that_lost_its_checkpoints_is_refused(tmp_path, name, content):
 def test_a_run_killed_in_its_first_epoch_starts_again(tmp_path):
   workdir.describe(tmp_path, make(), DATASET)
   (tmp_path / 'metrics.jsonl').write_text('{}\n')
-  flow = flow_file.FlowFile(tmp_path / 'gradient_flow.npz', ['a'], 0, print)
+  flow = flow_file.FlowFile(tmp_path / 'gradient_flow.npz', ['a'], 0, 0, print)
   flow.append(np.zeros(1), np.zeros((4, 1)))
   workdir.check(tmp_path, make(), DATA)
 

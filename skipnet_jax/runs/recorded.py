@@ -35,6 +35,9 @@ class RecordedRun:
     layers: convolutions in forward order, `l` names.
     flow: quantity of `telemetry.QUANTITIES` to `[epochs, l]` float32; NaN
       for an epoch whose record is lost.
+    first_steps: the first steps one by one, in the order of
+      `telemetry.STEP_QUANTITIES`, `[steps, 4, l]` float32; no step of a run of
+      an earlier version.
   """
 
   name: str
@@ -46,6 +49,7 @@ class RecordedRun:
   summary: dict[str, Any]
   layers: tuple[str, ...]
   flow: dict[str, np.ndarray]
+  first_steps: np.ndarray
 
   @property
   def epochs(self) -> int:
@@ -106,6 +110,7 @@ def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
     summary=files.read_json(path / 'summary.json'),
     layers=tuple(layers),
     flow={q: rows[:epochs] for q, rows in flow.items()},
+    first_steps=_read(path / 'gradient_flow.npz', flow_file.read_first_steps),
   )
 
 

@@ -30,7 +30,8 @@ def make_train_call(
   """Compiles `(state, data) -> (state, metrics)` for several steps.
 
   The pipeline makes each step's batch from the data set on the device. More
-  than one step run in `lax.scan`, and their metrics are summed.
+  than one step run in `lax.scan`, and their metrics are summed, except for
+  `flow`, which is `[steps, 4, layers]` then.
   """
 
   def one(state, data):
@@ -41,7 +42,10 @@ def make_train_call(
 
   def many(state, data):
     state, metrics = lax.scan(lambda s, _: one(s, data), state, length=steps)
-    return state, jax.tree.map(lambda m: jnp.sum(m, axis=0), metrics)
+    return state, {
+      name: value if name == 'flow' else jnp.sum(value, axis=0)
+      for name, value in metrics.items()
+    }
 
   return parallel.compile(one if steps == 1 else many, donate=True)
 

@@ -73,6 +73,8 @@ class Epoch:
     advance: shows progress: steps, loss, images per second.
     on_nonfinite: called with the state when a loss or gradient is not finite;
       raises.
+    on_flow: called with the `flow` of the next steps, `[steps, 4, layers]`, in
+      the order of the steps.
     estimate_step: of `build.Training`.
     done: finished steps of the first epoch, if it was interrupted.
     should_stop: asked after each call whether to stop there.
@@ -89,12 +91,14 @@ class Epoch:
     log: Callable[[str], None],
     advance: Callable[[int, float, float], None],
     on_nonfinite: Callable[[TrainState], None],
+    on_flow: Callable[[np.ndarray], None] = lambda flow: None,
     estimate_step: step_lib.Step | None = None,
     done: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
   ):
     self._seed, self._log, self._advance = config.seed, log, advance
     self._on_nonfinite, self._should_stop = on_nonfinite, should_stop
+    self._on_flow = on_flow
     self._pipeline, self._parallel, self._arrays = pipeline, parallel, arrays
     self.compiled: Any = None
     self._names = _names(config, parallel)
@@ -185,6 +189,10 @@ class Epoch:
 
     def add(metrics: Any) -> None:
       metrics = parallel_lib.to_host(metrics)
+      if 'flow' in metrics:
+        steps = metrics['flow'].reshape(-1, *metrics['flow'].shape[-2:])
+        self._on_flow(steps)
+        metrics['flow'] = steps.sum(0, dtype=np.float64)
       for name, value in metrics.items():
         part.sums[name] = part.sums.get(name, 0.0) + value.astype(np.float64)
       part.steps += self.steps_per_call

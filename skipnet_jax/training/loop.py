@@ -158,8 +158,13 @@ class Run:
       messages.append(
         run_log.keep_records(path / 'metrics.jsonl', epoch, records)
       )
+      done = self._part.steps if self._part else 0
       self._flow = flow_file.FlowFile(
-        path / 'gradient_flow.npz', training.kernels, epoch, messages.append
+        path / 'gradient_flow.npz',
+        training.kernels,
+        epoch,
+        epoch * prepared.pipeline.steps_per_epoch + done,
+        messages.append,
       )
     self._log = run_log.RunLog(
       path,
@@ -238,6 +243,7 @@ class Run:
       log=log.print,
       advance=log.advance,
       on_nonfinite=lambda state: nonfinite.fail(prepared, state),
+      on_flow=self._flow.add_steps if log.active else lambda flow: None,
       estimate_step=training.estimate_step,
       done=part.steps if part else 0,
       should_stop=self._stop_signal.should_stop,
@@ -294,6 +300,8 @@ class Run:
   def _stop(self, before: jax.Array, part: epoch_lib.Part) -> NoReturn:
     """Saves an interrupted epoch, and raises Stopped."""
     epoch, unreplicate = self.progress.epoch, self.prepared.parallel.unreplicate
+    if self._log.active:
+      self._flow.write()
     step = epoch * self.prepared.pipeline.steps_per_epoch + part.steps
     self._checkpoints.save(
       unreplicate(self.state),

@@ -71,6 +71,7 @@ def of_runs(
     measured = measure.measure(run.config, moments, batch)
     points[run.name], signals[run.name] = measured
     _say_found(points[run.name], log)
+  first = recorded_figures.first_steps(runs, dataset)
   epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
   environments = {
     f'{run.name}: environment': json.dumps(run.environment, indent=2)
@@ -83,6 +84,7 @@ def of_runs(
       recorded_figures.heat_map(runs, dataset, 'net_change'),
       recorded_figures.profiles(runs, dataset),
       recorded_figures.heat_map(runs, dataset, 'grad_l2'),
+      *([first] if first else []),
       recorded_figures.curves(runs, dataset),
       *_point_figures(points, signals, dataset),
       *([point_figures.lesions(lost, dataset)] if lost else []),

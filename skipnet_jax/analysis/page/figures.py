@@ -14,7 +14,7 @@ _WIDTH = 10.0  # Inches.
 NAMES = (
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
   *('gradient_norms', 'split', 'path_lengths', 'propagation', 'depth'),
-  'lesions',
+  *('lesions', 'first_steps'),
 )
 
 

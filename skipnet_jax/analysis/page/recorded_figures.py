@@ -7,6 +7,7 @@ import numpy as np
 from skipnet_jax import plots
 from skipnet_jax.analysis.page import figures
 from skipnet_jax.runs import recorded
+from skipnet_jax.step import telemetry
 
 Runs = Sequence[recorded.RecordedRun]
 
@@ -39,10 +40,45 @@ _QUANTITIES = {
 
 def heat_map(runs: Runs, dataset: str, quantity: str) -> figures.FigureWithData:
   """One panel for each run, layer by epoch; all share a logarithmic scale."""
-  from matplotlib import colors
-
   title, label, text = _QUANTITIES[quantity]
   tables = [run.flow[quantity] for run in runs]
+  return _heat_map(
+    f'heat_map_{quantity}', title, label, text, 'epoch', dataset, runs, tables
+  )
+
+
+def first_steps(runs: Runs, dataset: str) -> figures.FigureWithData | None:
+  """The gradient of each of the first steps; None if no run recorded them."""
+  shown = [run for run in runs if len(run.first_steps)]
+  if not shown:
+    return None
+  at = telemetry.STEP_QUANTITIES.index('grad_l2')
+  return _heat_map(
+    'first_steps',
+    'Gradient of the first steps',
+    'L2 norm of the gradient',
+    'For each convolution and each of the first steps, the L2 norm of the '
+    'gradient of the loss without L2 penalty.',
+    'step',
+    dataset,
+    shown,
+    [run.first_steps[:, at] for run in shown],
+  )
+
+
+def _heat_map(
+  name: str,
+  title: str,
+  label: str,
+  text: str,
+  unit: str,
+  dataset: str,
+  runs: Runs,
+  tables: Sequence[np.ndarray],
+) -> figures.FigureWithData:
+  """Panels of `[times, layers]` of each run; time is in `unit`."""
+  from matplotlib import colors
+
   low, high = _log_range(np.concatenate([t.ravel() for t in tables]))
   figure, axes = figures.make_grid(len(runs), 4.4)
   for ax, run, table in zip(axes, runs, tables, strict=True):
@@ -55,7 +91,7 @@ def heat_map(runs: Runs, dataset: str, quantity: str) -> figures.FigureWithData:
       cmap='viridis',
       aspect='auto',
       interpolation='nearest',
-      extent=(0.5, run.epochs + 0.5, len(run.layers) - 0.5, -0.5),
+      extent=(0.5, len(table) + 0.5, len(run.layers) - 0.5, -0.5),
     )
     ax.set_title(f'{run.name} ({len(run.layers)} convolutions)', fontsize=10)
     stages = figures.stages_of(run.layers)
@@ -63,19 +99,19 @@ def heat_map(runs: Runs, dataset: str, quantity: str) -> figures.FigureWithData:
       ax.axhline(begin - 0.5, color='white', lw=0.4)
     figures.label_stages(ax, stages, len(run.layers))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlabel('epoch')
+    ax.set_xlabel(unit)
   figure.colorbar(
     image, ax=list(axes), label=label, extend='both', shrink=0.8, aspect=40
   )
-  figure.suptitle(f'{title}, by layer (input at the top) and epoch: {dataset}')
-  epochs = range(1, max(run.epochs for run in runs) + 1)
+  figure.suptitle(f'{title}, by layer (input at the top) and {unit}: {dataset}')
+  times = range(1, max(map(len, tables)) + 1)
   return figures.FigureWithData(
-    f'heat_map_{quantity}',
+    name,
     title,
     f'{text} Layers are in the order of the forward pass, the input at the '
     'top; all panels share one logarithmic colour scale. Grey: not recorded.',
     figure,
-    ('run', 'layer_index', 'layer', 'stage', *map(str, epochs)),
+    ('run', 'layer_index', 'layer', 'stage', *map(str, times)),
     [
       row
       for run, table in zip(runs, tables, strict=True)
