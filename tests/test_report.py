@@ -14,6 +14,7 @@ import pytest
 from skipnet_jax import errors
 from skipnet_jax.analysis import routes
 from skipnet_jax.analysis.page import comparison
+from skipnet_jax.analysis.page import findings
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
 from skipnet_jax.runs import recorded
@@ -132,9 +133,41 @@ def test_the_least_trained_stage_by_hand(made):
   table[:2, 0] = 1e-9
   flow = run.flow | {'net_change': table}
   starved = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
-  stage, ratio = recorded_figures.least_stage(starved, 'net_change')
-  assert stage == 'across'
-  assert ratio == pytest.approx(0.25 / 0.25 ** np.mean(across))
+  least = findings.least_stage(starved, 'net_change')
+  assert least.stage == 'across'
+  share = 0.25 / 0.25 ** np.mean(across)
+  assert least.ratio == pytest.approx(share)
+  assert least.low == pytest.approx(least.high) == pytest.approx(share)
+  assert (least.wins, least.epochs) == (2, 2)
+
+
+def test_the_page_says_first_what_was_found(made):
+  (run, other), page, out = made
+  flow = run.flow | {'net_change': np.ones_like(run.flow['net_change'])}
+  across = [layer.startswith('across/') for layer in run.layers]
+  flow['net_change'][:, across] = 0.1
+  starved = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
+  config = run.config.copy_and_resolve_references()
+  config.optim.learning_rate = 1e-4
+  flow = {q: np.ones_like(rows) for q, rows in other.flow.items()}
+  even = recorded.RecordedRun(
+    **(vars(other) | {'flow': flow, 'config': config})
+  )
+  first, second, third = findings.sentences([even, starved])
+  ratio = 0.1 / 0.1 ** np.mean(across)
+  assert f'In {run.name} the stage across is starved' in first
+  assert f'change by {ratio:.2f} of the mean' in first
+  assert 'in 2 of them it changes least' in first
+  assert f'The most even is {other.name}' in second
+  assert 'changes by 1.00 of the mean' in second
+  assert 'optim.learning_rate is 0.0001 in' in third
+  text = (out / report.PAGE).read_text()
+  assert page.findings[0].split(':')[0] in text
+  assert text.index('What was found') < text.index('<nav')
+  for table in page.tables:
+    anchor = report._anchor(table.title)
+    assert f'href="#{anchor}"' in text
+    assert f'id="{anchor}"' in text
 
 
 def test_lost_epochs_are_gaps_not_zeros(made):

@@ -13,6 +13,7 @@ from skipnet_jax.analysis import depth
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import measure
 from skipnet_jax.analysis.page import figures as figures_lib
+from skipnet_jax.analysis.page import findings
 from skipnet_jax.analysis.page import point_figures
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
@@ -30,6 +31,16 @@ Runs = Sequence[recorded.RecordedRun]
 _RUN_SIDE, _INITIAL_SIDE = 256, 128
 _L2 = ('', '_with_l2')
 INITIAL, BEST, LAST = 'at initialisation', 'best epoch', 'last epoch'
+_NOTATION = (
+  'Stages are named in the order of the forward pass: down_1, down_2, ... '
+  'halve the resolution, across is the centre, up_1, up_2, ... double it, '
+  'classifier gives the prediction. W is the kernel of a convolution, g its '
+  'gradient. A short skip goes around a block, a long one from down to up.'
+)
+_SCORES = (
+  'V_rand compares a segmentation with the labels by pairs of pixels, V_info '
+  'by information: 1 is perfect, and split or merged cells lower both.'
+)
 # Training slices on which the sharpness is measured.
 _SHARP_SLICES = 2
 
@@ -72,6 +83,7 @@ def of_runs(
     points[run.name], signals[run.name] = measured
     _say_found(points[run.name], log)
   first = recorded_figures.first_steps(runs, dataset)
+  centre = any(name.startswith('across/') for name in runs[0].layers)
   epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
   environments = {
     f'{run.name}: environment': json.dumps(run.environment, indent=2)
@@ -79,7 +91,13 @@ def of_runs(
   }
   return report.Page(
     title=title,
-    subtitle=f'{len(runs)} runs of {epochs} epochs on {dataset}.',
+    subtitle=(
+      f'{len(runs)} runs of {epochs} epochs on {dataset}. How much is each '
+      'layer updated, with and without long and short skips? After Figure 4 of '
+      'Drozdzal et al. 2016 (arXiv 1608.04117).'
+    ),
+    findings=findings.sentences(runs),
+    notes=(*([_NOTATION] if centre else []), _SCORES),
     figures=[
       recorded_figures.heat_map(runs, dataset, 'net_change'),
       recorded_figures.profiles(runs, dataset),
@@ -318,14 +336,24 @@ def _differences(configs: dict[str, Config]) -> report.Table:
 
 
 def _least_trained(runs: Runs) -> report.Table:
-  least = recorded_figures.least_stage
   return report.Table(
     'The least trained stage',
     'The stage with the smallest change of its weights, and the one with the '
     'smallest gradient, in the last half of the epochs. Each is divided by the '
     'mean over all convolutions; all means are geometric.',
     ('run', 'least net change', 'of the mean', 'least gradient', 'of the mean'),
-    [(r.name, *least(r, 'net_change'), *least(r, 'grad_l2')) for r in runs],
+    [
+      (
+        run.name,
+        *(
+          cell
+          for quantity in ('net_change', 'grad_l2')
+          for least in [findings.least_stage(run, quantity)]
+          for cell in (least.stage, least.ratio)
+        ),
+      )
+      for run in runs
+    ],
   )
 
 

@@ -95,6 +95,26 @@ def mark_depth(
   return places
 
 
+PROJECTIONS = (
+  'Crosses: 1x1 projections of skips, which are not on the main path; the line '
+  'leaves them out.'
+)
+
+
+def is_projection(layer: str) -> bool:
+  """Whether a layer projects one side of a skip."""
+  return 'skip' in layer.split('/')[-2:][0]
+
+
+def draw_by_depth(
+  ax: Any, x: np.ndarray, y: np.ndarray, layers: Sequence[str], **look: Any
+) -> None:
+  """Draws values of layers by depth: projections of skips apart, as crosses."""
+  beside = np.array([is_projection(layer) for layer in layers])
+  ax.plot(x[~beside], y[~beside], marker='.', ms=3, **look)
+  ax.plot(x[beside], y[beside], 'x', ms=4, mew=0.8, color=look['color'])
+
+
 def make_grid(count: int, height: float, columns: int = 2, **options: Any):
   """A figure of `count` axes, each `height` inches high, and the axes."""
   columns = min(columns, count)

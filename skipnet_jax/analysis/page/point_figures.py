@@ -1,5 +1,8 @@
 """Figures of what `measure` returns: gradient, routes, signal propagation."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from skipnet_jax import plots
@@ -27,23 +30,36 @@ def _conditions(points: Points) -> str:
   )
 
 
+def _looks(
+  curves: Iterable[tuple[str, str]],
+) -> dict[tuple[str, str], dict[str, Any]]:
+  """Of each run and moment: the colour is the run, the line the moment."""
+  pairs = list(curves)
+  runs, moments = (dict.fromkeys(pair[i] for pair in pairs) for i in (0, 1))
+  colours = dict(zip(runs, plots.CYCLE, strict=False))
+  lines = ('-',) if len(moments) == 1 else ('--', '-')
+  styles = dict(zip(moments, lines, strict=False))
+  return {
+    (run, moment): dict(color=colours[run], ls=styles[moment], lw=1.3)
+    for run, moment in pairs
+  }
+
+
 def gradient_norms(points: Points, dataset: str) -> figures.FigureWithData:
   """The gradient's norm by depth."""
   figure, (ax,) = figures.make_grid(1, 4.0, columns=1)
   curves = _flat(points)
   places = figures.mark_depth([ax], [point.layers for _, _, point in curves])
-  for (run, moment, point), x, colour in zip(
-    curves, places, plots.CYCLE, strict=False
-  ):
+  looks = _looks((run, moment) for run, moment, _ in curves)
+  for (run, moment, point), x in zip(curves, places, strict=True):
     y = np.where(point.grad_l2 > 0, point.grad_l2, np.nan)
-    ax.plot(
+    figures.draw_by_depth(
+      ax,
       x,
       y,
-      '.-',
-      color=colour,
-      lw=1.2,
-      ms=3,
+      point.layers,
       label=plots.legend_label(f'{run}, {moment}'),
+      **looks[run, moment],
     )
   ax.set(yscale='log', ylabel='L2 norm of the gradient')
   ax.grid(axis='y', alpha=0.3)
@@ -53,7 +69,7 @@ def gradient_norms(points: Points, dataset: str) -> figures.FigureWithData:
     'gradient_norms',
     'Gradient by depth',
     "L2 norm of the gradient of each convolution's kernel "
-    f'({_conditions(points)}).',
+    f'({_conditions(points)}). {figures.PROJECTIONS}',
     figure,
     ('run', 'at', 'layer_index', 'layer', 'stage', 'grad_l2'),
     [
@@ -119,11 +135,9 @@ def path_lengths(points: Points, dataset: str) -> figures.FigureWithData | None:
   places = figures.mark_depth(
     [right], [lengths.layers for *_, lengths in curves]
   )
-  runs, moments = (dict.fromkeys(curve[i] for curve in curves) for i in (0, 1))
-  colours = dict(zip(runs, plots.CYCLE, strict=False))
-  styles = dict(zip(moments, ('--', '-'), strict=False))
+  looks = _looks((run, moment) for run, moment, _ in curves)
   for (run, moment, lengths), x in zip(curves, places, strict=True):
-    look = dict(color=colours[run], ls=styles[moment], lw=1.3)
+    look = looks[run, moment]
     left.plot(
       lengths.shares[0], label=plots.legend_label(f'{run}, {moment}'), **look
     )

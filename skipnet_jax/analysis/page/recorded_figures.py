@@ -138,24 +138,6 @@ def early_and_late(run: recorded.RecordedRun) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
-def least_stage(run: recorded.RecordedRun, quantity: str) -> tuple[str, float]:
-  """The stage with the least of a quantity in the last half of the epochs.
-
-  Returns:
-    Its name, and the geometric mean of the quantity over its convolutions and
-    those epochs, divided by that over all convolutions.
-  """
-  late = run.flow[quantity][-(run.epochs // 2) :]
-  late = late[np.isfinite(late).all(1)]
-  logs = np.log(np.maximum(late, 1e-30)).mean(0)
-  ratios = {
-    stage: float(np.exp(logs[begin:end].mean() - logs.mean()))
-    for stage, begin, end in figures.stages_of(run.layers)
-  }
-  least = min(ratios, key=ratios.__getitem__)
-  return least, ratios[least]
-
-
 def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
   """Net change by depth, early and late in training."""
   figure, axes = figures.make_grid(2, 4.0, sharey=True)
@@ -165,13 +147,13 @@ def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
     runs, places, changes, plots.CYCLE, strict=False
   ):
     for ax, y in zip(axes, parts, strict=True):
-      ax.plot(
+      figures.draw_by_depth(
+        ax,
         x,
         y,
-        '.-',
+        run.layers,
         color=colour,
         lw=1.2,
-        ms=3,
         label=plots.legend_label(run.name),
       )
   for ax, part in zip(axes, ('first tenth', 'last half'), strict=True):
@@ -185,7 +167,8 @@ def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
     'profiles',
     'Net change by depth',
     'The heat map averaged over the first tenth and the last half of the '
-    'recorded epochs. Networks of the same stages are aligned stage by stage.',
+    'recorded epochs. Networks of the same stages are aligned stage by stage. '
+    f'{figures.PROJECTIONS}',
     figure,
     ('run', 'layer_index', 'layer', 'stage', 'first_tenth', 'last_half'),
     [

@@ -51,6 +51,8 @@ class Page:
     tables: before the figures.
     warnings: such as that of synthetic data.
     details: name to text that the reader can unfold, such as a config.
+    findings: sentences on what was found, before all else.
+    notes: on names and scores, after them.
   """
 
   title: str
@@ -59,6 +61,8 @@ class Page:
   tables: Sequence[Table] = ()
   warnings: Sequence[str] = ()
   details: dict[str, str] = dataclasses.field(default_factory=dict)
+  findings: Sequence[str] = ()
+  notes: Sequence[str] = ()
 
 
 def check_files(
@@ -148,6 +152,7 @@ def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
     loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
   )
   templates.filters['cell'] = _cell
+  templates.filters['anchor'] = _anchor
   text = templates.get_template(PAGE).render(
     vars(page),
     images={k: base64.b64encode(png).decode() for k, png in images.items()},
@@ -175,6 +180,11 @@ def format_tables(page: Page) -> str:
     lines = [tables.line(row, widths).rstrip() for row in cells]
     blocks.append('\n'.join([table.title, *lines]))
   return '\n\n'.join(['', *blocks, ''])
+
+
+def _anchor(title: str) -> str:
+  """The name of a place in the page, made of a table's title."""
+  return 'table-' + re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')
 
 
 def _cell(value: Any) -> str:

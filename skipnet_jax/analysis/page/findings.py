@@ -1,0 +1,103 @@
+"""What a comparison of runs found, in sentences computed from its data."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from skipnet_jax import config_identity
+from skipnet_jax.analysis.page import figures
+from skipnet_jax.runs import recorded
+
+# A stage that changes by a smaller share of the mean counts as starved.
+_STARVED = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Least:
+  """The stage with the least of a quantity in the last half of the epochs.
+
+  Attributes:
+    stage: its name.
+    ratio: the geometric mean of the quantity over its convolutions and those
+      epochs, divided by that over all convolutions.
+    low: the least such ratio of an epoch.
+    high: the largest.
+    wins: the number of epochs in which it is the least stage.
+    epochs: the number of all those epochs.
+  """
+
+  stage: str
+  ratio: float
+  low: float
+  high: float
+  wins: int
+  epochs: int
+
+
+def least_stage(run: recorded.RecordedRun, quantity: str) -> Least:
+  """The stage of a run with the least of a quantity of its record."""
+  late = run.flow[quantity][-(run.epochs // 2) :]
+  late = late[np.isfinite(late).all(1)]
+  logs = np.log(np.maximum(late, 1e-30))
+  stages = figures.stages_of(run.layers)
+  ratios = np.stack(
+    [logs[:, b:e].mean(1) - logs.mean(1) for _, b, e in stages], 1
+  )
+  number = int(ratios.mean(0).argmin())
+  own = np.exp(ratios[:, number])
+  wins = int(np.count_nonzero(ratios.argmin(1) == number))
+  ratio = float(np.exp(ratios[:, number].mean()))
+  low, high = float(own.min()), float(own.max())
+  return Least(stages[number][0], ratio, low, high, wins, len(own))
+
+
+def sentences(runs: Sequence[recorded.RecordedRun]) -> list[str]:
+  """What was found, and what else differs between the runs."""
+  found = {run.name: least_stage(run, 'net_change') for run in runs}
+  order = sorted(found, key=lambda name: found[name].ratio)
+  lines = []
+  starved = [name for name in order if found[name].ratio < _STARVED]
+  for name in starved:
+    least = found[name]
+    lines.append(
+      f'In {name} the stage {least.stage} is starved: its weights change by '
+      f'{least.ratio:.2f} of the mean over all convolutions '
+      f'({least.low:.2f} to {least.high:.2f} in the last {least.epochs} '
+      f'epochs; in {least.wins} of them it changes least).'
+    )
+  most_even = order[-1]
+  if most_even not in starved:
+    least = found[most_even]
+    lines.append(
+      f'The most even is {most_even}: there the least stage, {least.stage}, '
+      f'changes by {least.ratio:.2f} of the mean.'
+    )
+  elif len(starved) == len(order):
+    lines.append('No network updates all of its stages evenly.')
+  return lines + confounders(runs)
+
+
+def confounders(runs: Sequence[recorded.RecordedRun]) -> list[str]:
+  """A sentence on fields that differ besides those of the network."""
+  varied = config_identity.varied([run.config for run in runs])
+  others = {
+    name: values
+    for name, values in varied.items()
+    if not name.startswith('model.')
+  }
+  if not others:
+    return []
+  parts = []
+  for name, values in others.items():
+    by_value: dict[str, list[str]] = {}
+    for run, value in zip(runs, values, strict=True):
+      by_value.setdefault(str(value), []).append(run.name)
+    parts.append(
+      f'{name} is '
+      + ' and '.join(f'{v} in {", ".join(who)}' for v, who in by_value.items())
+    )
+  return [
+    f'The runs do not differ in their networks alone: {"; ".join(parts)}. What '
+    'differs between them may come from that.'
+  ]
