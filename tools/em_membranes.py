@@ -4,10 +4,10 @@ python tools/em_membranes.py --fibsem=FOLDER --workdir=runs/em_membranes \
   --output=experiments/results/em_membranes
 
 Joins the challenge's stack and FIB-SEM sample 2 (image.tif and instances.tif of
-FOLDER), trains what is missing of three rows and five folds, scores held-out
-slices of both stacks, and writes scores.json, table.md and pictures into
---output. The same command resumes. --ship also writes the networks of the last
-fold into skipnet_jax/pretrained.
+FOLDER), trains what is missing of three rows and --folds of five folds, the
+last first, scores held-out slices of both stacks, and writes scores.json,
+table.md and pictures into --output. The same command resumes. --ship also
+writes the networks of the last fold into skipnet_jax/pretrained.
 """
 
 import functools
@@ -25,6 +25,9 @@ _ISBI = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/em_membranes', 'Of all runs.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results.')
+_FOLDS = flags.DEFINE_integer(
+  'folds', 5, 'How many folds.', lower_bound=1, upper_bound=5
+)
 _SHIP = flags.DEFINE_bool('ship', False, 'Write what ships with the package.')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -49,7 +52,7 @@ def main() -> None:
     tissues,
     folder,
     ROOT / 'experiments/em_membranes.py',
-    range(last, -1, -1),
+    range(last, last - _FOLDS.value, -1),
   )
   runner.train(study, folder, budget=None, say=say)
   found = em_membranes.measure(study, folder, tissues, say)
