@@ -90,6 +90,7 @@ FLAGS_ONLY = {
 }
 # Flags added to a command, as it cannot be stopped inside.
 ADDED = {
+  'tools/reference.py': ('--check', 'it writes the pages'),
   'tools/mutate.py': ('--list', 'test_mutate runs its parts'),
   'tests/plain_fc_resnet.py': ('--help', 'minutes; test_fc_resnet'),
 }
