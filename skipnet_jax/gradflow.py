@@ -36,6 +36,13 @@ _ALLOW = flags.DEFINE_bool(
   False,
   'With --runs: compare runs that differ in more than their networks.',
 )
+_SEEDS = flags.DEFINE_integer(
+  'seeds',
+  1,
+  'With --workdir: train each network with so many seeds, from the one of its '
+  'config on; the figures show their mean and range.',
+  lower_bound=1,
+)
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a report.')
 
 
@@ -54,15 +61,17 @@ def main() -> None:
   from skipnet_jax.runs import recorded
   from skipnet_jax.training import study
 
-  config, compared = _CONFIG.value, _RUNS.value
-  if compared is None:
+  def check_count(networks: int) -> None:
+    if networks > len(plots.CYCLE):
+      cli.refuse(
+        f'{networks} networks are too many: the figures have colours for '
+        f'{len(plots.CYCLE)}, so leave some out.'
+      )
+
+  config = _CONFIG.value
+  if _RUNS.value is None:
     cli.require_config(config)
-    compared = config.get('variants', ())
-  if len(compared) > len(plots.CYCLE):
-    cli.refuse(
-      f'{len(compared)} networks are too many: the figures have colours for '
-      f'{len(plots.CYCLE)}, so leave some out.'
-    )
+    check_count(len(config.get('variants', ())))
   if config is not None and config.parallel.coordinator:
     cli.refuse(
       'A comparison runs in one process: leave out parallel.coordinator, or '
@@ -71,6 +80,7 @@ def main() -> None:
   jax.devices()  # Fails, before a folder is made, where JAX has no device.
   if _RUNS.value is not None:
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
+    check_count(len(recorded.by_network(runs)))
     folder = report.check(cli.require(_OUTPUT), overwrite=_OVERWRITE.value)
     page = comparison.of_runs('Gradient flow', runs, print)
   else:
@@ -80,6 +90,7 @@ def main() -> None:
     # The report in a workdir is replaced, because its runs may have changed.
     own = None if _OUTPUT.value else title
     if 'depths' in config:
+      cli.refuse_given('does nothing in a sweep over depths.', _SEEDS)
       if _AT_INIT.value:
         cli.refuse(
           '--at-init measures networks of one depth, and this experiment has '
@@ -100,7 +111,9 @@ def main() -> None:
       variants = config_checks.variants(config)
       report.check_files(output, overwrite=overwrite, own=own)
       folders = study.train(
-        variants, pathlib.Path(cli.require(_WORKDIR)), print
+        study.with_seeds(variants, _SEEDS.value),
+        pathlib.Path(cli.require(_WORKDIR)),
+        print,
       )
       folder = report.check(output, overwrite=overwrite, own=own)
       runs = recorded.open_runs(folders, allow_differences=True)
@@ -123,6 +136,7 @@ def _check_flags() -> None:
   for flag, mode, fits in (
     (_WORKDIR, '--config', training),
     (_AT_INIT, '--config', _RUNS.value is None),
+    (_SEEDS, '--workdir', training),
     (_ALLOW, '--runs', _RUNS.value is not None),
   ):
     if not fits:

@@ -142,7 +142,6 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
     (('--runs=a,b', LONG_SHORT), 'either --runs or --config'),
     (('--runs=a,b',), 'No --output given'),
     (('--runs=a,b', '--output=o', '--workdir=w'), '--workdir goes with'),
-    (('--runs=a,b,c,d,e,f,g,h,i', '--output=o'), '9 networks are too many'),
     (('--runs=a,b', '--output=o', '--at-init'), '--at_init goes with'),
     ((LONG_SHORT,), 'No --workdir given'),
     ((LONG_SHORT, '--at-init'), 'No --output given'),
@@ -215,3 +214,15 @@ def test_a_variant_with_a_wrong_field_is_named(command, two, tmp_path):
   assert "variant 'long'" in done.err
   assert 'l_two' in done.err
   assert not (tmp_path / 'study').exists()
+
+
+def test_figures_have_colours_for_eight_networks(
+  command, monkeypatch, tmp_path
+):
+  monkeypatch.setattr(recorded, 'open_runs', lambda *_, **__: [])
+  networks = dict.fromkeys(range(9))
+  monkeypatch.setattr(recorded, 'by_network', lambda runs: networks)
+  done = command('gradflow', '--runs=a,b', f'--output={tmp_path}/o')
+  assert done.code == 2
+  assert '9 networks are too many' in done.err
+  assert not list(tmp_path.iterdir())

@@ -66,3 +66,14 @@ def test_one_network_is_no_comparison(smoke, tmp_path):
   with pytest.raises(errors.InputError, match='1 network'):
     study.train(config_checks.variants(smoke()), tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+def test_each_network_may_have_several_seeds(variants):
+  several = study.with_seeds(variants, 2)
+  assert {name: config.seed for name, config in several.items()} == {
+    'with': 0,
+    'with_seed_1': 1,
+    'without': 0,
+    'without_seed_1': 1,
+  }
+  assert study.with_seeds(variants, 1) == variants

@@ -119,7 +119,7 @@ def open_runs(
 ) -> list[RecordedRun]:
   """Reads the runs of a comparison.
 
-  Networks (the config's `model`) may differ; everything else must not.
+  Networks (the config's `model`) and seeds may differ; all else must not.
 
   Args:
     paths: folders of at least two runs.
@@ -151,12 +151,24 @@ def open_runs(
   return runs
 
 
+def by_network(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
+  """Runs whose configs differ in the seed alone, by the name of the first."""
+  groups: dict[str, list[RecordedRun]] = {}
+  names: dict[str, str] = {}
+  for run in runs:
+    config = config_identity.identity(run.config)
+    rest = {k: v for k, v in config.items() if k not in ('seed', 'experiment')}
+    name = names.setdefault(repr(sorted(rest.items())), run.name)
+    groups.setdefault(name, []).append(run)
+  return groups
+
+
 def _check_comparable(first: RecordedRun, other: RecordedRun) -> None:
   a, b = (
     {
       name: value
       for name, value in config_identity.identity(run.config).items()
-      if not name.startswith('model.') and name != 'experiment'
+      if not name.startswith('model.') and name not in ('experiment', 'seed')
     }
     | {
       'data set fingerprint': run.dataset['fingerprint'],

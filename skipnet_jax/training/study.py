@@ -12,6 +12,19 @@ from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.training import loop
 
 
+def with_seeds(
+  variants: dict[str, ml_collections.ConfigDict], seeds: int
+) -> dict[str, ml_collections.ConfigDict]:
+  """Each variant with several seeds: `NAME`, `NAME_seed_1` and so on."""
+  several = {}
+  for name, config in variants.items():
+    for more in range(seeds):
+      own = config.copy_and_resolve_references()
+      own.seed = config.seed + more
+      several[f'{name}_seed_{own.seed}' if more else name] = own
+  return several
+
+
 def train(
   variants: dict[str, ml_collections.ConfigDict],
   folder: pathlib.Path,

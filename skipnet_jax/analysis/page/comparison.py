@@ -60,13 +60,16 @@ def of_runs(
   Raises:
     InputError: the data or the checkpoint of a run is missing.
   """
-  opened = [trained.open_run(run.path) for run in runs]
+  groups = recorded.by_network(runs)
+  # What is measured is that of the first seed.
+  firsts = [group[0] for group in groups.values()]
+  opened = [trained.open_run(run.path) for run in firsts]
   data = [trained.load_data(run) for run in opened]
   configs = {run.name: run.config for run in runs}
   dataset = ' and '.join(dict.fromkeys(one.name for one in data))
   points: point_figures.Points = {}
   signals, lost, sharp = {}, {}, {}
-  for run, best, stacks in zip(runs, opened, data, strict=True):
+  for run, best, stacks in zip(firsts, opened, data, strict=True):
     what = 'gradient by route, propagation, lesions, sharpness'
     log(f'Measuring {run.name}: {what}')
     batch = measure.centre_batch(run.config, stacks, _RUN_SIDE)
@@ -82,7 +85,7 @@ def of_runs(
     measured = measure.measure(run.config, moments, batch)
     points[run.name], signals[run.name] = measured
     _say_found(points[run.name], log)
-  first = recorded_figures.first_steps(runs, dataset)
+  first = recorded_figures.first_steps(firsts, dataset)
   centre = any(name.startswith('across/') for name in runs[0].layers)
   epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
   environments = {
@@ -99,9 +102,9 @@ def of_runs(
     findings=findings.sentences(runs),
     notes=(*([_NOTATION] if centre else []), _SCORES),
     figures=[
-      recorded_figures.heat_map(runs, dataset, 'net_change'),
+      recorded_figures.heat_map(firsts, dataset, 'net_change'),
       recorded_figures.profiles(runs, dataset),
-      recorded_figures.heat_map(runs, dataset, 'grad_l2'),
+      recorded_figures.heat_map(firsts, dataset, 'grad_l2'),
       *([first] if first else []),
       recorded_figures.curves(runs, dataset),
       *_point_figures(points, signals, dataset),

@@ -115,6 +115,31 @@ def draw_by_depth(
   ax.plot(x[beside], y[beside], 'x', ms=4, mew=0.8, color=look['color'])
 
 
+def middle_of_seeds(values: np.ndarray) -> np.ndarray:
+  """The geometric mean over seeds, of `[seeds, l]`; NaN if one is not > 0."""
+  positive = np.where(values > 0, values, np.nan)
+  return np.exp(np.log(positive).mean(0))
+
+
+def draw_band(
+  ax: Any, x: np.ndarray, values: np.ndarray, layers: Sequence[str], colour: str
+) -> None:
+  """Draws the range over several seeds, `[seeds, l]`, on the main path."""
+  if len(values) < 2:
+    return
+  main = np.array([not is_projection(layer) for layer in layers])
+  low, high = values[:, main].min(0), values[:, main].max(0)
+  ax.fill_between(x[main], low, high, color=colour, alpha=0.2, lw=0)
+
+
+def seeds_text(groups: Iterable[Sequence[Any]]) -> str:
+  """Says what lines and bands are, where a network has several seeds."""
+  counts = [len(group) for group in groups]
+  if max(counts) < 2:
+    return ''
+  return f' Lines: the mean of {max(counts)} seeds; bands: their range.'
+
+
 def make_grid(count: int, height: float, columns: int = 2, **options: Any):
   """A figure of `count` axes, each `height` inches high, and the axes."""
   columns = min(columns, count)

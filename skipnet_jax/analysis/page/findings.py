@@ -54,28 +54,48 @@ def least_stage(run: recorded.RecordedRun, quantity: str) -> Least:
 
 def sentences(runs: Sequence[recorded.RecordedRun]) -> list[str]:
   """What was found, and what else differs between the runs."""
-  found = {run.name: least_stage(run, 'net_change') for run in runs}
-  order = sorted(found, key=lambda name: found[name].ratio)
-  lines = []
-  starved = [name for name in order if found[name].ratio < _STARVED]
-  for name in starved:
-    least = found[name]
-    lines.append(
-      f'In {name} the stage {least.stage} is starved: its weights change by '
-      f'{least.ratio:.2f} of the mean over all convolutions '
-      f'({least.low:.2f} to {least.high:.2f} in the last {least.epochs} '
-      f'epochs; in {least.wins} of them it changes least).'
-    )
+  groups = recorded.by_network(runs)
+  found = {
+    name: [least_stage(run, 'net_change') for run in group]
+    for name, group in groups.items()
+  }
+  ratios = {
+    name: float(np.exp(np.mean([np.log(each.ratio) for each in seeds])))
+    for name, seeds in found.items()
+  }
+  order = sorted(found, key=ratios.__getitem__)
+  starved = [name for name in order if ratios[name] < _STARVED]
+  lines = [_starved(name, found[name], ratios[name]) for name in starved]
   most_even = order[-1]
   if most_even not in starved:
-    least = found[most_even]
     lines.append(
-      f'The most even is {most_even}: there the least stage, {least.stage}, '
-      f'changes by {least.ratio:.2f} of the mean.'
+      f'The most even is {most_even}: there the least stage, '
+      f'{found[most_even][0].stage}, changes by {ratios[most_even]:.2f} of the '
+      'mean.'
     )
-  elif len(starved) == len(order):
+  else:
     lines.append('No network updates all of its stages evenly.')
-  return lines + confounders(runs)
+  return lines + confounders([group[0] for group in groups.values()])
+
+
+def _starved(name: str, seeds: Sequence[Least], ratio: float) -> str:
+  first = seeds[0]
+  if len(seeds) == 1:
+    sure = (
+      f'{first.low:.2f} to {first.high:.2f} in the last {first.epochs} epochs; '
+      f'in {first.wins} of them it changes least'
+    )
+  else:
+    each = [seed.ratio for seed in seeds]
+    same = sum(seed.stage == first.stage for seed in seeds)
+    sure = (
+      f'{min(each):.2f} to {max(each):.2f} in {len(seeds)} seeds; it is the '
+      f'least stage in {same} of them'
+    )
+  return (
+    f'In {name} the stage {first.stage} is starved: its weights change by '
+    f'{ratio:.2f} of the mean over all convolutions ({sure}).'
+  )
 
 
 def confounders(runs: Sequence[recorded.RecordedRun]) -> list[str]:

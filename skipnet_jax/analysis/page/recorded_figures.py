@@ -141,21 +141,25 @@ def early_and_late(run: recorded.RecordedRun) -> tuple[np.ndarray, np.ndarray]:
 def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
   """Net change by depth, early and late in training."""
   figure, axes = figures.make_grid(2, 4.0, sharey=True)
-  places = figures.mark_depth(axes, [run.layers for run in runs])
-  changes = [early_and_late(run) for run in runs]
-  for run, x, parts, colour in zip(
-    runs, places, changes, plots.CYCLE, strict=False
+  changes = {run.name: early_and_late(run) for run in runs}
+  groups = recorded.by_network(runs)
+  firsts = [group[0] for group in groups.values()]
+  places = figures.mark_depth(axes, [run.layers for run in firsts])
+  for (name, group), x, colour in zip(
+    groups.items(), places, plots.CYCLE, strict=False
   ):
-    for ax, y in zip(axes, parts, strict=True):
+    for i, ax in enumerate(axes):
+      seeds = np.stack([changes[run.name][i] for run in group])
       figures.draw_by_depth(
         ax,
         x,
-        y,
-        run.layers,
+        figures.middle_of_seeds(seeds),
+        group[0].layers,
         color=colour,
         lw=1.2,
-        label=plots.legend_label(run.name),
+        label=plots.legend_label(name),
       )
+      figures.draw_band(ax, x, seeds, group[0].layers, colour)
   for ax, part in zip(axes, ('first tenth', 'last half'), strict=True):
     ax.set_yscale('log')
     ax.set_title(f'{part} of the epochs', fontsize=10)
@@ -168,14 +172,17 @@ def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
     'Net change by depth',
     'The heat map averaged over the first tenth and the last half of the '
     'recorded epochs. Networks of the same stages are aligned stage by stage. '
-    f'{figures.PROJECTIONS}',
+    f'{figures.PROJECTIONS}{figures.seeds_text(groups.values())}',
     figure,
     ('run', 'layer_index', 'layer', 'stage', 'first_tenth', 'last_half'),
     [
       row
-      for run, parts in zip(runs, changes, strict=True)
+      for run in runs
       for row in figures.layer_rows(
-        [run.name], run.layers, map(figures.stage_of, run.layers), *parts
+        [run.name],
+        run.layers,
+        map(figures.stage_of, run.layers),
+        *changes[run.name],
       )
     ],
   )
@@ -188,23 +195,29 @@ def curves(runs: Runs, dataset: str) -> figures.FigureWithData:
   """Losses and accuracies by epoch (the paper's Figure 3)."""
   figure, axes = figures.make_grid(2, 4.0)
   losses = []
-  for run, colour in zip(runs, plots.CYCLE, strict=False):
-    epochs = np.arange(1, run.epochs + 1)
+  groups = recorded.by_network(runs)
+  for (name, group), colour in zip(groups.items(), plots.CYCLE, strict=False):
+    count = min(run.epochs for run in group)
+    epochs = np.arange(1, count + 1)
     for ax, kind in zip(axes, ('loss', 'accuracy'), strict=True):
       training, validation = (
-        run.curve(f'{part}_{kind}') for part in ('train', 'valid')
+        np.stack([run.curve(f'{part}_{kind}')[:count] for run in group])
+        for part in ('train', 'valid')
       )
-      ax.plot(epochs, training, ':', color=colour, lw=1.2)
+      ax.plot(epochs, training.mean(0), ':', color=colour, lw=1.2)
       ax.plot(
         epochs,
-        validation,
+        validation.mean(0),
         '-',
         color=colour,
         lw=1.2,
-        label=plots.legend_label(run.name),
+        label=plots.legend_label(name),
       )
+      if len(group) > 1:
+        low, high = validation.min(0), validation.max(0)
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
       if kind == 'loss':
-        losses += [training, validation[run.epochs // 10 :]]
+        losses += [training.ravel(), validation[:, count // 10 :].ravel()]
   constants = {
     run.summary['constant_val_bce']
     for run in runs
@@ -240,7 +253,7 @@ def curves(runs: Runs, dataset: str) -> figures.FigureWithData:
     'Loss and accuracy',
     "As in the paper's Figure 3, for these runs. Training with augmentation "
     'and dropout, validation with running statistics; peaks beyond the axis '
-    'are cut off.',
+    f'are cut off.{figures.seeds_text(groups.values())}',
     figure,
     ('run', 'epoch', *columns),
     [
