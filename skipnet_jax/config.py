@@ -179,6 +179,13 @@ def get_default() -> ConfigDict:
   # least one.
   t.steps_per_epoch = 0
   t.epochs = 500
+  # Folder of a run: training begins with the parameters and the BatchNorm
+  # statistics that predict would take from it; steps and the optimizer's state
+  # begin anew. '': random values. Only the first start reads it.
+  t.init_from = ''
+  # Whether layers that do not fit this network, or are missing there, keep
+  # their random values; otherwise they are refused.
+  t.init_skip_mismatch = False
   # Steps in one compiled call; 0: one on a CPU, an epoch elsewhere.
   t.steps_per_call = 0
   t.checkpoint_every = 1  # Epochs.

@@ -244,6 +244,19 @@ def validate(config: ConfigDict) -> None:
     )
 
 
+def require_random_start(config: ConfigDict, what: str) -> None:
+  """Refuses a warm start where `what`, in words, does not read it.
+
+  Raises:
+    InputError: `train.init_from` is set.
+  """
+  if config.train.init_from:
+    raise errors.InputError(
+      f'train.init_from is {config.train.init_from!r}, but {what} begins with '
+      'random values: leave it out.'
+    )
+
+
 def _is_address(text: str) -> bool:
   host, _, port = text.rpartition(':')
   # An IPv6 address stands in brackets.

@@ -94,6 +94,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   assert records(folder) == records(whole)
 
 
+def test_a_warm_start_resumes_without_its_source(smoke, finished, tmp_path):
+  source, whole, folder = (tmp_path / name for name in ('source', 'a', 'b'))
+  shutil.copytree(finished[0], source)
+  changes = {'train.init_from': str(source), 'train.epochs': 2}
+  config = smoke(changes)
+  loop.train_and_evaluate(config, whole)
+  loop.train_and_evaluate(smoke(changes | {'train.epochs': 1}), folder)
+  shutil.rmtree(source)
+  summary = loop.train_and_evaluate(config, folder)
+  state, meta = last_state(config, folder)
+  assert_same(state, last_state(config, whole)[0])
+  assert records(folder) == records(whole)
+  assert meta['init_from'] == summary['init_from']
+  kept = [json.loads((x / 'config.json').read_text()) for x in (whole, folder)]
+  assert kept[0] == kept[1]
+  assert kept[0]['init_from'] == summary['init_from']
+  assert summary['init_from']['path'] == str(source)
+
+
 def test_checkpoints_of_another_run_are_refused(smoke, four, tmp_path):
   folder = shutil.copytree(four, tmp_path / 'run')
   path = folder / 'config.json'

@@ -89,6 +89,7 @@ def _configs(config: Config) -> dict[tuple[str, int], Config]:
       f'parallel.mode is {base.parallel.mode!r}; the sweep over depth runs on '
       'one device: give jit.'
     )
+  config_checks.require_random_start(base, 'the sweep over depth')
   configs = {}
   for repetitions in depths.repetitions:
     for variant, changes in config_checks.variants(base).items():

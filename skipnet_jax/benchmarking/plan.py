@@ -124,6 +124,7 @@ def split(
   # Each row sets its own mode.
   bare.parallel.mode = section.modes[0]
   config_checks.validate(bare)
+  config_checks.require_random_start(bare, 'a benchmark')
   return bare, section
 
 

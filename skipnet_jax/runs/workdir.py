@@ -1,5 +1,6 @@
 """The folder of a run: its config, data set and lock."""
 
+from collections.abc import Iterator
 import contextlib
 import errno
 import fcntl
@@ -306,6 +307,27 @@ def claim(path: pathlib.Path) -> TextIO:
   return file
 
 
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+  """Keeps training out of a run's folder while its checkpoints are read.
+
+  Raises:
+    InputError: a process trains there.
+  """
+  with contextlib.ExitStack() as stack:
+    # Without a lock, or where files cannot be locked, no process is known.
+    with contextlib.suppress(OSError):
+      file = stack.enter_context((path / '.lock').open())
+      try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+      except BlockingIOError as e:
+        raise errors.InputError(
+          f'{path} is in use by {owner(path).strip() or "another process"}: '
+          'wait until its training ends, or give another run.'
+        ) from e
+    yield
+
+
 def owner(path: pathlib.Path) -> str:
   """Who has locked the folder: the text in its lock; '' if there is none."""
   with contextlib.suppress(OSError):
@@ -338,11 +360,16 @@ def describe(
   path: pathlib.Path,
   config: ml_collections.ConfigDict,
   dataset: sources.Identity,
+  init_from: dict[str, Any] | None = None,
 ) -> None:
-  """Writes config.json and environment.json."""
+  """Writes config.json and environment.json.
+
+  `init_from` is what a warm start began with, see `training.warm_start`.
+  """
   content = {
     'hash': config_identity.hash_of(config),
     'dataset': dataset,
+    **({'init_from': init_from} if init_from else {}),
     'config': json.loads(config.to_json()),
   }
   files.write_json(path / 'config.json', content)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import jax
 import ml_collections
@@ -118,6 +119,10 @@ class Training:
   def create_state(self, seed: int) -> state_lib.TrainState:
     """The state before the first step, a pure function of the run's seed."""
     return state_lib.create_state(self.model, self.optimizer, seed)
+
+  def begin(self, variables: Any, seed: int) -> state_lib.TrainState:
+    """The state before the first step, with given variables."""
+    return state_lib.begin_at(self.optimizer, variables, seed)
 
 
 @functools.lru_cache(16)

@@ -98,8 +98,15 @@ def create_state(
   model: network.Network, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """The state before the first step: a pure function of its arguments."""
+  return begin_at(optimizer, draw(model, seed), seed)
+
+
+def begin_at(
+  optimizer: optax.GradientTransformation, variables: Any, seed: int
+) -> TrainState:
+  """`begin`, compiled, with the random key of a run's seed."""
   compiled = jax.jit(functools.partial(begin, optimizer))
-  return compiled(draw(model, seed), jax.random.key(seed))
+  return compiled(variables, jax.random.key(seed))
 
 
 @functools.lru_cache(8)
@@ -114,7 +121,8 @@ def abstract_state(
   model: network.Network, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Shapes and dtypes of `create_state` on one device; computes nothing."""
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  # Of this process, as the first device of all may be that of another.
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     jax.eval_shape(

@@ -31,6 +31,7 @@ from skipnet_jax.training import processes
 from skipnet_jax.training import samples as samples_lib
 from skipnet_jax.training import summary as summary_lib
 from skipnet_jax.training import validation
+from skipnet_jax.training import warm_start
 
 
 def train_and_evaluate(
@@ -101,6 +102,8 @@ def open_run(
   with contextlib.ExitStack() as stack:
     with processes.raise_input_errors_everywhere():
       prepared = prepare.prepare(config)
+    start = warm_start.load(config, prepared.training, workdir)
+    with processes.raise_input_errors_everywhere():
       path = workdir_lib.check(workdir, config, prepared.data)
       lock = ''
       if jax.process_index() == 0:
@@ -112,9 +115,11 @@ def open_run(
         identity = {
           'fingerprint of the data': prepared.data.fingerprint(),
           'packages': workdir_lib.packages(),
+          'SHA-256 of train.init_from': start and start.record['sha256'],
         }
         processes.require_equal(config, identity)
-    yield Run(prepared, path, stack, stop_signal or preemption.StopSignal())
+    stop_signal = stop_signal or preemption.StopSignal()
+    yield Run(prepared, path, stack, stop_signal, start)
 
 
 class Run:
@@ -136,12 +141,19 @@ class Run:
     path: pathlib.Path,
     stack: contextlib.ExitStack,
     stop_signal: preemption.StopSignal,
+    start: warm_start.Start | None,
   ):
     self.prepared, self._path = prepared, path
     self._stop_signal = stop_signal
     self._identity = config_identity.identity(prepared.config)
     config, training = prepared.config, prepared.training
-    self.state = prepared.parallel.replicate(training.create_state(config.seed))
+    self.state = prepared.parallel.replicate(
+      start.state(training, config.seed)
+      if start
+      else training.create_state(config.seed)
+    )
+    # Of a warm start, also of one before this process.
+    self._init_from = start.record if start else None
     self.progress = progress_lib.Progress()
     # The finished steps of an interrupted epoch, and the kernels before it.
     self._part: epoch_lib.Part | None = None
@@ -154,7 +166,8 @@ class Run:
     epoch, records = self.progress.epoch, self.progress.records
     writes = jax.process_index() == 0
     if writes:
-      workdir_lib.describe(path, config, prepared.data.identity())
+      identity = prepared.data.identity()
+      workdir_lib.describe(path, config, identity, self._init_from)
       messages.append(
         run_log.keep_records(path / 'metrics.jsonl', epoch, records)
       )
@@ -176,7 +189,7 @@ class Run:
     )
     stack.callback(self._log.close)
     self._samples = samples_lib.Samples(prepared, path / 'samples', self._log)
-    self._log.print(summary_lib.banner(prepared, path))
+    self._log.print(summary_lib.banner(prepared, path, self._init_from))
     for message in filter(None, messages):
       self._log.print(message)
 
@@ -206,6 +219,7 @@ class Run:
       )
     self.state = place(state)
     self.progress = progress_lib.Progress.from_json(meta)
+    self._init_from = meta.get('init_from')
     resuming = f'Resuming after epoch {self.progress.epoch}'
     if before is not None:
       join = jax.jit(kernels.join, static_argnums=1)
@@ -291,7 +305,8 @@ class Run:
     self._checkpoints.wait()
 
   def _meta(self) -> dict[str, Any]:
-    return self.progress.to_json() | {'config': self._identity}
+    meta = self.progress.to_json() | {'config': self._identity}
+    return meta | ({'init_from': self._init_from} if self._init_from else {})
 
   def _kernels(self) -> telemetry.Kernels:
     names = self.prepared.training.kernels
@@ -340,7 +355,7 @@ class Run:
     scores = self._samples.score(state) if log.active else None
     self._samples.draw('best', state, self.progress.step)
     summary = summary_lib.content(
-      self.prepared, self._path, self.progress, best, scores
+      self.prepared, self._path, self.progress, best, scores, self._init_from
     )
     if log.active:
       files.write_json(self._path / 'summary.json', summary)

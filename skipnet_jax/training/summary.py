@@ -10,10 +10,18 @@ from skipnet_jax import config_identity
 from skipnet_jax.runs import progress as progress_lib
 from skipnet_jax.runs import run_log
 from skipnet_jax.training import prepare
+from skipnet_jax.training import warm_start
 
 
-def banner(prepared: prepare.Prepared, path: pathlib.Path) -> str:
-  """The first lines of a run in the folder `path`: network, data, devices."""
+def banner(
+  prepared: prepare.Prepared,
+  path: pathlib.Path,
+  init_from: warm_start.Record | None,
+) -> str:
+  """The first lines of a run in the folder `path`: network, data, devices.
+
+  `init_from` is what a warm start began with.
+  """
   c, p, pipe = prepared.config, prepared.parallel, prepared.pipeline
   training, data = prepared.training, prepared.data
   # A backward pass does twice the work of a forward pass.
@@ -32,6 +40,7 @@ def banner(prepared: prepare.Prepared, path: pathlib.Path) -> str:
     f'about {flops / 1e9:,.3g} GFLOPs; {pipe.steps_per_epoch} steps an '
     f'epoch, {c.train.epochs} epochs',
     f'workdir: {path} (config {config_identity.hash_of(c)})',
+    *([warm_start.describe(init_from, data.pixel_size)] if init_from else []),
     f'To beat: validation BCE {data.constant_bce(data.valid):.4f} of a '
     'constant prediction, the mean of the validation labels',
   ]
@@ -44,6 +53,7 @@ def content(
   last: progress_lib.Progress,
   best: progress_lib.Progress,
   scores: dict[str, Any] | None,
+  init_from: warm_start.Record | None,
 ) -> dict[str, Any]:
   """The content of summary.json.
 
@@ -53,6 +63,7 @@ def content(
     last: the progress at the end of the run.
     best: the progress in the best checkpoint.
     scores: the content of a scores.json; None to leave out scores and speed.
+    init_from: what a warm start began with; None to leave it out.
   """
   record, config, data = best.best_record or {}, prepared.config, prepared.data
   losses = {
@@ -67,6 +78,7 @@ def content(
     'constant_val_bce': data.constant_bce(data.valid),
     'train_loss_at_best': record['train_loss'],
     'train_loss_with_l2_at_best': record['train_loss_with_l2'],
+    **({'init_from': init_from} if init_from else {}),
   }
   if scores is None:
     return losses

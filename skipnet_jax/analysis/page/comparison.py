@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax.analysis import depth
 from skipnet_jax.analysis import gradient_flow
@@ -117,7 +118,7 @@ def of_runs(
       _sharp_table(sharp),
       *_found(points),
     ],
-    warnings=_warnings(data),
+    warnings=[*_warnings(data), *_warm_starts(configs)],
     details=_details(configs) | environments,
   )
 
@@ -137,6 +138,7 @@ def at_init(
   signals = {}
   rows = []
   for name, config in configs.items():
+    config_checks.require_random_start(config, '--at-init')
     log(f'Measuring {name}: gradient by route, propagation')
     batch = measure.centre_batch(config, data, _INITIAL_SIDE)
     variables = measure.initial_variables(config)
@@ -312,6 +314,15 @@ def _found(points: point_figures.Points) -> list[report.Table]:
 
 def _warnings(data: Iterable[sources.DataSet]) -> list[str]:
   return list(dict.fromkeys(one.warning for one in data if one.warning))
+
+
+def _warm_starts(configs: dict[str, Config]) -> list[str]:
+  return [
+    f'{name} began with the weights of {config.train.init_from}; what is shown '
+    f'{INITIAL} is its network with random values.'
+    for name, config in configs.items()
+    if config.train.init_from
+  ]
 
 
 def _details(configs: dict[str, Config]) -> dict[str, str]:
