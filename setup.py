@@ -25,8 +25,15 @@ setuptools.setup(
   long_description=(ROOT / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
-  packages=setuptools.find_packages(include=['skipnet_jax', 'skipnet_jax.*']),
+  packages=[
+    *setuptools.find_packages(include=['skipnet_jax', 'skipnet_jax.*']),
+    # Beside the package in the repository, within it once installed.
+    'skipnet_jax.experiments',
+  ],
+  package_dir={'skipnet_jax.experiments': 'experiments'},
   package_data={'skipnet_jax.analysis.page': ['report.html']},
+  entry_points={'console_scripts': ['skipnet = skipnet_jax.__main__:main']},
+  project_urls={'Paper': 'https://arxiv.org/abs/1608.04117'},
   python_requires='>=3.11',
   install_requires=REQUIREMENTS,
   extras_require={

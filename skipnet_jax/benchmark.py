@@ -1,7 +1,7 @@
 """Measures how fast a network trains, evaluates and predicts; compares reports.
 
-`python -m skipnet_jax.benchmark --config=experiments/benchmark.py
---output=bench.json`, or `--compare old.json new.json`.
+`python -m skipnet_jax.benchmark --config=benchmark --output=bench.json`, or
+`--compare old.json new.json`.
 """
 
 import functools
@@ -14,7 +14,10 @@ from ml_collections.config_flags import config_flags
 from skipnet_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
+  'config',
+  None,
+  'Experiment: a file, or a name such as long_short; --config=NAME:preset '
+  'picks a preset.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'JSON file of the report; the raw times go beside it as CSV.'

@@ -5,7 +5,6 @@ import functools
 import io
 import logging as python_logging
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -48,7 +47,7 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
   """
 
   def parse(self, path: str) -> config_dict.ConfigDict:
-    """The locked config of `FILE` or `FILE:preset`."""
+    """The locked config of `FILE`, `NAME` or either with `:preset`."""
     # Imported late, so that --help does not wait for JAX.
     from skipnet_jax import config as config_lib
     from skipnet_jax import config_checks
@@ -57,7 +56,7 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
     file, *preset = path.split(':', 1)
     try:
       config = config_lib.load_experiment(
-        pathlib.Path(environment.expand_home(file)), *preset
+        environment.expand_home(file), *preset
       )
       config_checks.check_whole(config)
       names = re.findall(_MODEL_NAME, '\n'.join(sys.argv))
@@ -130,7 +129,7 @@ def repeat_flag(name: str, argv: list[str]) -> list[str]:
 
 def refuse(message: str, code: int = 2) -> NoReturn:
   """Prints an error message and exits."""
-  print(f'error: {message}', file=sys.stderr)
+  print(f'error: {environment.as_called(message)}', file=sys.stderr)
   sys.exit(code)
 
 
@@ -263,8 +262,13 @@ def run(
   os.environ['MPLBACKEND'] = 'agg'
   # Modules in a tool's folder must not hide others, as tools/profile.py would
   # hide Python's `profile`.
-  if sys.path[0] == os.path.dirname(os.path.abspath(sys.argv[0])):
+  program = os.path.abspath(sys.argv[0])
+  if program.endswith('.py') and sys.path[0] == os.path.dirname(program):
     del sys.path[0]
+  # absl's --help begins with it.
+  sys.modules['__main__'].__doc__ = environment.as_called(
+    main.__globals__['__doc__'] or ''
+  )
   # Hides XLA's messages at start-up.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
 
@@ -348,7 +352,4 @@ def require(flag: flags.FlagHolder[Value | None]) -> Value:
 def require_config(value: config_dict.ConfigDict | None) -> None:
   """Refuses a missing --config."""
   if value is None:
-    refuse(
-      'No experiment given: use, for example, '
-      '--config=experiments/long_short.py.'
-    )
+    refuse('No experiment given: use, for example, --config=long_short.')

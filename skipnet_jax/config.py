@@ -7,7 +7,9 @@ fields, and applies one of its presets.
 from collections.abc import Iterable
 import dataclasses
 import difflib
+import os
 import pathlib
+import re
 import traceback
 from typing import Any
 
@@ -214,22 +216,51 @@ def get_default() -> ConfigDict:
   return c
 
 
-def load_experiment(path: pathlib.Path, *preset: str) -> ConfigDict:
+def experiment_names() -> dict[str, pathlib.Path]:
+  """Names and files of the experiments that skipnet_jax comes with."""
+  here = pathlib.Path(__file__).parent
+  installed = here / 'experiments'
+  folder = installed if installed.is_dir() else here.parent / 'experiments'
+  return {path.stem: path for path in sorted(folder.glob('*.py'))}
+
+
+def _find_experiment(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The file of an experiment's name, or else the path itself."""
+  text = os.fspath(path)
+  known = experiment_names()
+  if text in known:
+    return known[text]
+  if re.fullmatch(r'\w+', text) and not os.path.exists(text):
+    raise errors.InputError(
+      f'There is no experiment {text!r}: {nearest(text, known)}'
+    )
+  return pathlib.Path(path)
+
+
+def load_experiment(path: str | os.PathLike[str], *preset: str) -> ConfigDict:
   """Executes an experiment file, which is Python, and returns its config.
 
   An experiment can start from another one in this way:
   `load_experiment(pathlib.Path(__file__).with_name('long_short.py'), preset)`.
 
+  Args:
+    path: the file; or the name of one that skipnet_jax comes with, such as
+      'long_short', in any folder.
+    *preset: one of its presets; without, its default.
+
   Raises:
-    InputError: the file cannot be read, or fails, or its config is not whole.
+    InputError: there is no such name; the file cannot be read, or fails, or its
+      config is not whole.
   """
+  path = _find_experiment(path)
+  known = path.stem if path.stem in experiment_names() else 'long_short'
 
   def refusal(problem: object, line: int | None = None) -> errors.InputError:
     where = f'{path}, line {line}' if line else f'{path}'
     return errors.InputError(
       f'The experiment file {where} cannot be used '
       f'({" ".join(str(problem).split())}): correct it, or give another, such '
-      'as experiments/long_short.py.'
+      f'as {known}.'
     )
 
   try:

@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import tempfile
 from skipnet_jax import errors
 from skipnet_jax import files
 
+# `skipnet_jax.__main__` sets sys.argv[0] to one of these and a command's name.
+PROGRAMS = ('skipnet', 'python -m skipnet_jax')
 # Makes XLA's results on a GPU bit-identical every time.
 DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 
@@ -31,8 +34,23 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
   return installed
 
 
+def as_called(text: str) -> str:
+  """A text whose commands begin as this process's own.
+
+  `python -m skipnet_jax.train` becomes `skipnet train` where `skipnet` was
+  called.
+  """
+  program, _, _ = sys.argv[0].rpartition(' ')
+  if program not in PROGRAMS:
+    return text
+  return re.sub(r'python -m skipnet_jax\.(\w+)', rf'{program} \1', text)
+
+
 def command() -> str:
   """The command of this process, as a user types it in the checkout."""
+  program, _, name = sys.argv[0].rpartition(' ')
+  if program in PROGRAMS:
+    return shlex.join([*program.split(), name, *sys.argv[1:]])
   root = pathlib.Path(__file__).resolve().parents[1]
   path = pathlib.Path(sys.argv[0]).resolve()
   words = [path.name]

@@ -1,8 +1,7 @@
 """Compares how the gradient flows through networks; trains them if asked.
 
-`python -m skipnet_jax.gradflow --config=experiments/gradient_flow.py
---workdir=W`, or `--runs=A,B --output=D`, or `--config=... --at-init
---output=D`.
+`python -m skipnet_jax.gradflow --config=gradient_flow --workdir=W`, or
+`--runs=A,B --output=D`, or `--config=... --at-init --output=D`.
 """
 
 import pathlib
@@ -13,7 +12,10 @@ from ml_collections.config_flags import config_flags
 from skipnet_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
+  'config',
+  None,
+  'Experiment: a file, or a name such as long_short; --config=NAME:preset '
+  'picks a preset.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'With --config: folder for the runs and the report.'
@@ -75,7 +77,8 @@ def main() -> None:
   if config is not None and config.parallel.coordinator:
     cli.refuse(
       'A comparison runs in one process: leave out parallel.coordinator, or '
-      'train each run with skipnet_jax.train and compare them with --runs.'
+      'train each run with python -m skipnet_jax.train and compare them with '
+      '--runs.'
     )
   jax.devices()  # Fails, before a folder is made, where JAX has no device.
   if _RUNS.value is not None:

@@ -1,6 +1,6 @@
 """Trains a network.
 
-`python -m skipnet_jax.train --config=experiments/long_short.py --workdir=RUN`
+`python -m skipnet_jax.train --config=long_short --workdir=RUN`
 """
 
 from absl import flags
@@ -10,7 +10,10 @@ from skipnet_jax import cli
 from skipnet_jax import environment
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
+  'config',
+  None,
+  'Experiment: a file, or a name such as long_short; --config=NAME:preset '
+  'picks a preset.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; an existing run is resumed.'

@@ -163,8 +163,8 @@ class Outcome:
 def command(capsys, monkeypatch):
   """Runs a command in this process.
 
-  `main` is that of `python -m skipnet_jax.<main>`, or a file such as
-  tools/reproduce.py.
+  `main` is that of `python -m skipnet_jax.<main>`, `__main__` for `skipnet`, or
+  a file such as tools/reproduce.py.
   """
 
   def call(main: str, *arguments: str) -> Outcome:
@@ -172,7 +172,7 @@ def command(capsys, monkeypatch):
     # A process defines its flags once; here every command is a new one.
     for name in list(known):
       home = known.find_module_defining_flag(name) or ''
-      ours = home.startswith(('skipnet_jax', str(ROOT)))
+      ours = home.startswith(('skipnet', 'python -m', str(ROOT)))
       if ours or name.split('.')[0] == 'config':
         known.__delattr__(name)
     known.unparse_flags()
@@ -180,10 +180,15 @@ def command(capsys, monkeypatch):
     # absl names the module that defines a flag after the first argument.
     program = str(file or f'skipnet_jax.{main}')
     run = runpy.run_path if file else runpy.run_module
+    if main == '__main__':
+      # As the script `skipnet` does.
+      def run(name, **_):
+        importlib.import_module(name).main()
+
     monkeypatch.setattr(sys, 'argv', [program, *arguments])
-    if file:
-      # As Python does; `cli.run` takes it away again.
-      monkeypatch.setattr(sys, 'path', [str(file.parent), *sys.path])
+    # As Python does; `cli.run` takes it away again.
+    own = [str(file.parent)] if file else []
+    monkeypatch.setattr(sys, 'path', [*own, *sys.path])
     monkeypatch.setattr(sys, 'orig_argv', [sys.executable, '-m', main])
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:

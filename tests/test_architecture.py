@@ -11,6 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'skipnet_jax'
 MAINS = {'train', 'predict', 'evaluate', 'gradflow', 'benchmark', 'cli'}
+MAINS |= {'__main__'}
 # A room is a folder. It imports itself and the rooms of lower numbers; '' is
 # what lies in none.
 ROOMS = {

@@ -268,7 +268,7 @@ def test_an_experiment_file_that_fails(tmp_path, text, words):
     config_lib.load_experiment(path, 'x')
   sentence = str(refusal.value)
   assert sentence.startswith(f'The experiment file {path}{words}')
-  assert sentence.endswith('such as experiments/long_short.py.')
+  assert sentence.endswith('such as long_short.')
   assert '\n' not in sentence
 
 

@@ -106,7 +106,7 @@ MODULES += sorted((ROOT / 'skipnet_jax').glob('*.py'))
 LANGUAGES = {'bash', 'yaml', 'python', ''}
 STUBS = {
   **dict.fromkeys(
-    ('python', 'pip', 'bash'),
+    ('python', 'pip', 'bash', 'skipnet'),
     'IFS=$\'\\x1f\'; echo "$PLACE$IFS${0##*/}$IFS$*" >> "$FOUND"',
   ),
   'srun': 'exec "$@"',
@@ -246,7 +246,7 @@ def test_every_program_and_experiment_names_its_command():
     name, text = name_of(path), path.read_text()
     shown = '# bash tools/' if path.suffix == '.sh' else "== '__main__'"
     if name.startswith('skipnet_jax/'):
-      name = f'skipnet_jax.{path.stem}'
+      name = f'skipnet_jax.{path.stem}'.removesuffix('.__main__')
     if name.startswith('experiments/') or shown in text:
       assert any(name in text for text in texts), name
 
@@ -386,12 +386,17 @@ def test_a_command_starts(
   words, command, stopping, stack, made, monkeypatch, tmp_path
 ):
   python, *words = words
-  assert python == 'python', 'say in NOT_RUN why this is not run'
-  if words[0] == '-m':
-    program = words[1].removeprefix('skipnet_jax.')
-    words = words[2:]
+  assert python in ('python', 'skipnet'), 'say in NOT_RUN why it is not run'
+  if python == 'skipnet' or words[:2] == ['-m', 'skipnet_jax']:
+    main, words = '__main__', words[2 if python == 'python' else 0 :]
+    program = words[0] if words else main
   else:
-    program, *words = words
+    if words[0] == '-m':
+      program = words[1].removeprefix('skipnet_jax.')
+      words = words[2:]
+    else:
+      program, *words = words
+    main = program
   if program in ADDED:
     words = [*words, ADDED[program][0]]
   words = [word.replace('=/shared/', f'={tmp_path}/shared/') for word in words]
@@ -401,7 +406,7 @@ def test_a_command_starts(
     monkeypatch.setattr(app, 'run', read_flags)
   make_inputs(tmp_path, program, words, stack, made)
   monkeypatch.chdir(tmp_path)
-  ended = command(program, *words)
+  ended = command(main, *words)
   assert ended.code == 0, ended
 
 

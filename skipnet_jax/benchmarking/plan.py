@@ -94,8 +94,8 @@ def split(
   """
   if 'benchmark' not in config:
     raise errors.InputError(
-      'This experiment does not say what to measure: give '
-      'experiments/benchmark.py, or an experiment that sets config.benchmark.'
+      'This experiment does not say what to measure: give --config=benchmark, '
+      'or an experiment that sets config.benchmark.'
     )
   bare = config.copy_and_resolve_references()
   with bare.unlocked():

@@ -47,8 +47,8 @@ def train(
   if len(variants) < 2:
     raise errors.InputError(
       f'The experiment has {len(variants)} network, and a comparison needs two '
-      'or more. Train it with skipnet_jax.train and compare runs with --runs, '
-      'or use --at-init.'
+      'or more. Train it with python -m skipnet_jax.train and compare runs '
+      'with --runs, or use --at-init.'
     )
   folders = [folder / name for name in variants]
   todo = []
