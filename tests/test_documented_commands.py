@@ -356,7 +356,11 @@ def make_inputs(folder, program, words, stack, made):
   small = stack[:2, ::8, ::8]
   for word in words:
     flag, _, value = word.partition('=')
-    if flag in ('--config.data.image', '--config.data.label'):
+    if program == 'tools/reproduce.py' and flag in ('--image', '--labels'):
+      (folder / value).parent.mkdir(parents=True, exist_ok=True)
+      many = np.resize(stack[:, ::2, ::2], (231, 256, 256))
+      volume.write_stack(folder / value, many)
+    elif flag in ('--config.data.image', '--config.data.label'):
       volume.write_stack(folder / value, stack)
     elif flag in ('--input', '--labels'):
       volume.write_stack(folder / value, small)

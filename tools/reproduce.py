@@ -19,7 +19,8 @@ from skipnet_jax import cli
 _STUDY = flags.DEFINE_string(
   'study',
   None,
-  'table_3, table_2, figure_4, gates, systems, recipe or segmentation.',
+  'table_3, table_2, figure_4, gates, systems, recipe, segmentation or '
+  'fine_tuning.',
 )
 _SCALE = flags.DEFINE_string('scale', 'small', 'small, paper or smoke.')
 _SEEDS = flags.DEFINE_integer(
@@ -46,6 +47,15 @@ _ROUNDS = flags.DEFINE_integer(
 _LABELS = flags.DEFINE_string(
   'test_labels', None, 'For table_2: the official test labels, for scores.'
 )
+_IMAGE = flags.DEFINE_string(
+  'image', None, 'For fine_tuning: the stack to train on, of 250 slices.'
+)
+_INSTANCES = flags.DEFINE_string(
+  'labels', None, 'For fine_tuning: its labels, a number for each cell.'
+)
+_INIT_FROM = flags.DEFINE_string(
+  'init_from', None, 'For fine_tuning: the run whose weights are tuned.'
+)
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
 
 
@@ -66,6 +76,12 @@ def main() -> None:
     cli.refuse(
       f'--test_labels is for --study=table_2, not {_STUDY.value}: leave it out.'
     )
+  own = _IMAGE, _INSTANCES, _INIT_FROM
+  if _STUDY.value == 'fine_tuning':
+    image, labels, init_from = map(cli.require, own)
+    cli.refuse_given('is not for --study=fine_tuning: leave it out.', _SOURCE)
+  else:
+    cli.refuse_given('is for --study=fine_tuning: leave it out.', *own)
   if _ROUNDS.value:
     cli.refuse_given(
       'does nothing with --rounds, which only measures speed: leave it out.',
@@ -88,7 +104,9 @@ def main() -> None:
   from skipnet_jax.studies import speed
 
   def change(config):
-    if _SCALE.value != 'smoke':
+    if _STUDY.value == 'fine_tuning':
+      plan.use_few_slices(config, image, labels, init_from)
+    elif _SCALE.value != 'smoke':
       config.data.source = _SOURCE.value
 
   study = plan.make(

@@ -107,6 +107,37 @@ RECIPE = {
   'three slices': Row(changes={'model.slices': 3}),
 }
 SEGMENTATION = {'best': Row('best')}
+# With a fifth of the steps; `use_few_slices` says which run to begin with.
+FINE_TUNING = {
+  'from scratch': Row(
+    'best',
+    {
+      'train.steps_per_epoch': 20,
+      'train.epochs': 25,
+      'optim.cooldown_epochs': 5,
+    },
+  ),
+  'fine-tuned': Row(
+    'best',
+    {
+      'train.steps_per_epoch': 20,
+      'train.epochs': 5,
+      'optim.cooldown_epochs': 1,
+      'train.init_from': 'RUN',
+    },
+  ),
+}
+# Of a stack of 250 slices with a number for each cell (FIB-SEM sample 2 of
+# neuroproof_examples, 10 nm): two slices to train, five far from them.
+_FEW_SLICES = {
+  'source': 'stack',
+  'label_kind': 'instances',
+  'pixel_size': 10.0,
+  'size': 0,
+  'crop': 224,
+  'train': '80,160',
+  'valid': '20,50,110,200,230',
+}
 # Labels are names of the experiment's variants.
 FIGURE_4 = dict.fromkeys(
   ('a_long_short_r9', 'b_long_r9', 'c_long_r3', 'd_long_r7_no_norm'),
@@ -182,6 +213,13 @@ _STUDIES = {
     'best_val_bce',
     (),
   ),
+  'fine_tuning': (
+    'Two labelled slices, with and without the weights of another run',
+    FINE_TUNING,
+    'folds',
+    'best_val_bce',
+    (('fine-tuned', 'from scratch'),),
+  ),
   'gates': (
     'Gated skips (Guo et al. 2019, Table 1)',
     GATES,
@@ -207,6 +245,15 @@ _STUDIES = {
 NAMES = tuple(_STUDIES)
 # Their repeats are folds; those of the other studies are seeds.
 _IN_FOLDS = ('table_2', 'recipe', 'segmentation')
+
+
+def use_few_slices(
+  config: Config, image: str, labels: str, init_from: str
+) -> None:
+  """Completes a config of `FINE_TUNING`, in place, by its paths."""
+  config.data.update(_FEW_SLICES, image=image, label=labels)
+  if config.train.init_from:
+    config.train.init_from = init_from
 
 
 def make(
