@@ -172,3 +172,17 @@ def test_what_is_measured_is_described(bench, smoke):
 def test_a_slice_that_no_network_takes(smoke):
   with pytest.raises(errors.InputError, match='multiples of 32'):
     workload.Bench(smoke(QUICK | {'data.size': 72}))
+
+
+@pytest.mark.parametrize('side', [8, 24, 32, 36, 48, 64, 96, 256, 512])
+def test_the_tiles_of_a_prediction_weigh_every_pixel(side):
+  # A network that takes any side, and one of multiples of 8.
+  for multiple in {1, 8 if side % 8 == 0 else 1}:
+    tiling = workload.tile_by((side, 2 * side), (32, multiple))
+    size = 2 * side, 4 * side
+    weights = np.zeros(tiling.padded(size))
+    for y, x in tiling.starts(size):
+      where = slice(y, y + side), slice(x, x + 2 * side)
+      weights[where] += tiling.weight((y, x), size)
+    assert np.all(weights[: size[0], : size[1]] > 0)
+    assert tiling.overlap == side // 4 or side <= 36

@@ -11,7 +11,7 @@ slice of twice the window's sides from the host and returns a map to it. It
 counts as four images, because it has the pixels of four.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -220,12 +220,11 @@ class Bench:
     corner = self.data.around(self.data.valid[0], slices)[:, :y, :x]
     # Mirrored, so that no edge appears that tissue would not have.
     image = np.pad(corner, ((0, 0), (0, y), (0, x)), 'symmetric')
-    overlap = min(y, x) // 4
-    tiling = inference.Tiling((y, x), overlap, overlap * 3 // 8)
     variables = self._first.variables()
     predictor = inference.Predictor(
       model, [variables], normalise=self.data.normalise
     )
+    tiling = tile_by(self.window, (predictor.multiple, model.size_multiple))
     tile = np.zeros((y, x, slices), np.float32)
     tiles = len(tiling.starts(image.shape[1:]))
     return Work(
@@ -239,6 +238,19 @@ class Bench:
       * flops.forward_bytes(self.table, jnp.dtype(cell.dtype).itemsize),
       executions_per_batch=tiles,
     )
+
+
+def tile_by(
+  window: tuple[int, int], multiples: Sequence[int]
+) -> inference.Tiling:
+  """Tiles of the window's sides, which overlap by up to a quarter of them.
+
+  They start at multiples of the first of `multiples` that divides both sides; a
+  window of just one multiple leaves no room for an overlap.
+  """
+  multiple = next(m for m in multiples if not any(side % m for side in window))
+  overlap = min(min(window) // 4, min(window) - multiple)
+  return inference.Tiling(window, overlap, overlap * 3 // 8, multiple)
 
 
 def _loss(parallel: parallel_lib.Parallel, result: tuple[Any, Any]) -> float:
