@@ -19,7 +19,7 @@ COMMANDS = {
 }
 _EXAMPLES = (
   'train --config=long_short:quick --workdir=runs/quick',
-  'predict --workdir=runs/quick --input=stack.tif --output=map.tif',
+  'predict --pretrained=em_membranes --input=stack.tif --output=map.tif',
   'evaluate --workdir=runs/quick --output=scores.json',
 )
 _HELP = ('', 'help', '-h', '-help', '--help')

@@ -62,6 +62,18 @@ class Start:
     return training.begin(variables, seed)
 
 
+def check_source(value: str) -> None:
+  """Refuses what `open_source` cannot use, as far as no collective is needed.
+
+  Reading a checkpoint is one: it fails where another process does not read it.
+
+  Raises:
+    InputError: it is no run.
+  """
+  with _named():
+    workdir_lib.read_config(environment.expand_home(value))
+
+
 def open_source(value: str) -> trained.TrainedRun:
   """The run that `train.init_from` names.
 
@@ -110,15 +122,9 @@ def load(
   if processes.from_first(str(begun)) == str(True):
     return None
   with processes.raise_input_errors_everywhere():
-    # Before orbax, whose processes wait for each other.
-    _check_is_run(value)
+    check_source(value)
   with processes.raise_input_errors_everywhere():
     return match(open_source(value), config, training)
-
-
-def _check_is_run(value: str) -> None:
-  with _named():
-    workdir_lib.read_config(environment.expand_home(value))
 
 
 @contextlib.contextmanager
