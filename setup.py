@@ -31,7 +31,10 @@ setuptools.setup(
     'skipnet_jax.experiments',
   ],
   package_dir={'skipnet_jax.experiments': 'experiments'},
-  package_data={'skipnet_jax.analysis.page': ['report.html']},
+  package_data={
+    'skipnet_jax': ['pretrained/*/*'],
+    'skipnet_jax.analysis.page': ['report.html'],
+  },
   entry_points={'console_scripts': ['skipnet = skipnet_jax.__main__:main']},
   project_urls={'Paper': 'https://arxiv.org/abs/1608.04117'},
   python_requires='>=3.11',

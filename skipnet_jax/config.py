@@ -181,9 +181,10 @@ def get_default() -> ConfigDict:
   # least one.
   t.steps_per_epoch = 0
   t.epochs = 500
-  # Folder of a run: training begins with the parameters and the BatchNorm
-  # statistics that predict would take from it; steps and the optimizer's state
-  # begin anew. '': random values. Only the first start reads it.
+  # Folder of a run, or pretrained:NAME of a network that ships: training begins
+  # with the parameters and the BatchNorm statistics that predict would take
+  # from it; steps and the optimizer's state begin anew. '': random values. Only
+  # the first start reads it.
   t.init_from = ''
   # Whether layers that do not fit this network, or are missing there, keep
   # their random values; otherwise they are refused.

@@ -15,6 +15,7 @@ import small_networks
 
 from skipnet_jax import config_checks
 from skipnet_jax import errors
+from skipnet_jax.runs import pretrained
 from skipnet_jax.runs import trained
 from skipnet_jax.runs import workdir
 from skipnet_jax.step import build as build_lib
@@ -196,3 +197,26 @@ def test_what_begins_with_random_values_refuses_a_warm_start(source):
     config_checks.require_random_start(config, 'a benchmark')
   config.train.init_from = ''
   config_checks.require_random_start(config, 'a benchmark')
+
+
+def test_a_network_that_ships_is_named_by_its_name(
+  source, tmp_path, monkeypatch
+):
+  run = trained.open_run(source)
+  pretrained.export(run, tmp_path / 'shipped/mine', 'my tissue', {})
+  real = pretrained.open_pretrained
+  monkeypatch.setattr(
+    pretrained, 'open_pretrained', lambda name: real(name, tmp_path / 'shipped')
+  )
+  config = config_of('pretrained:mine')
+  with loop.open_run(config, tmp_path / 'new') as begun:
+    assert_same(begun.state.variables(), run.variables)
+  kept = json.loads((tmp_path / 'new/config.json').read_text())['init_from']
+  assert (kept['path'], kept['dataset']) == ('pretrained:mine', 'my tissue')
+  config = config_of('pretrained:other')
+  with (
+    pytest.raises(errors.InputError, match=r"train\.init_from: .*'other'"),
+    loop.open_run(config, tmp_path / 'refused'),
+  ):
+    pass
+  assert not (tmp_path / 'refused').exists()

@@ -21,6 +21,7 @@ from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import pretrained
 from skipnet_jax.runs import trained
 from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.step import build as build_lib
@@ -32,6 +33,8 @@ from skipnet_jax.training import processes
 Record = dict[str, Any]
 # By the path of each array in Flax's trees.
 _Arrays = dict[tuple[Any, ...], Any]
+# Before the name of a network that ships.
+SHIPPED = 'pretrained:'
 # Layers that a message names, and that a line on skipped ones names.
 _NAMED, _LISTED = 3, 20
 
@@ -71,11 +74,14 @@ def check_source(value: str) -> None:
     InputError: it is no run.
   """
   with _named():
-    workdir_lib.read_config(environment.expand_home(value))
+    if value.startswith(SHIPPED):
+      pretrained.open_pretrained(value.removeprefix(SHIPPED))
+    else:
+      workdir_lib.read_config(environment.expand_home(value))
 
 
 def open_source(value: str) -> trained.TrainedRun:
-  """The run that `train.init_from` names.
+  """The run, or the network that ships, that `train.init_from` names.
 
   All that a warm start takes are its `variables`, `config`, `dataset`, `path`
   and `best_epoch`.
@@ -83,6 +89,9 @@ def open_source(value: str) -> trained.TrainedRun:
   Raises:
     InputError: it cannot be used, or is still training.
   """
+  if value.startswith(SHIPPED):
+    with _named():
+      return pretrained.open_pretrained(value.removeprefix(SHIPPED))
   path = pathlib.Path(environment.expand_home(value))
   with _named(), workdir_lib.reading(path):
     return trained.open_run(path)
@@ -178,7 +187,7 @@ def match(
       f'({config.model.name}): give another run, or leave it out.'
     )
   record = {
-    'path': str(source.path),
+    'path': value if value.startswith(SHIPPED) else str(source.path),
     'best_epoch': source.best_epoch,
     'sha256': fingerprint(source.variables),
     'dataset': source.dataset['name'],
