@@ -53,7 +53,7 @@ from skipnet_jax.training import prepare
 # Commands that no test can run.
 NOT_RUN = {
   'pip install .': 'network',
-  'bash tools/quickstart.sh': 'network; its two commands are run',
+  'bash tools/quickstart.sh': 'network; its commands are run',
   'bash tools/test.sh': 'network; it runs the tests themselves',
 }
 # Pages whose code and commands another test runs.
@@ -97,6 +97,7 @@ ADDED = {
 # Words that stand for a value.
 PLACEHOLDERS = {'--config=...': '--config=experiments/long_short.py'}
 PLACEHOLDERS |= {'SECONDS': '5'}
+PLACEHOLDERS |= {'--pixel_size=NANOMETRES': '--pixel_size=4.6'}
 
 PAGES = [ROOT / 'README.md', ROOT / 'experiments' / 'README.md']
 PAGES += sorted((ROOT / 'docs').glob('*.md'))
@@ -353,7 +354,8 @@ def make_inputs(folder, program, words, stack, made):
     folder / 'experiments',
     ignore=shutil.ignore_patterns('results'),
   )
-  small = stack[:2, ::8, ::8]
+  one = any(word.startswith('--overlay=') and '.png' in word for word in words)
+  small = stack[: 1 if one else 2, ::8, ::8]
   for word in words:
     flag, _, value = word.partition('=')
     if program == 'tools/reproduce.py' and flag in ('--image', '--labels'):
@@ -363,6 +365,7 @@ def make_inputs(folder, program, words, stack, made):
     elif flag in ('--config.data.image', '--config.data.label'):
       volume.write_stack(folder / value, stack)
     elif flag in ('--input', '--labels'):
+      (folder / value).parent.mkdir(parents=True, exist_ok=True)
       volume.write_stack(folder / value, small)
     elif flag == '--prediction':
       volume.write_stack(folder / value, small.astype(np.float32) / 255)

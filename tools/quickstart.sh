@@ -6,9 +6,8 @@ workdir=runs/quick
 .venv/bin/python -m skipnet_jax.train \
   --config=experiments/long_short.py:quick --workdir="$workdir" "$@"
 # A validation slice, and its cells by the network that ships.
-cells="$workdir/cells"
-mkdir -p "$cells"
-.venv/bin/python - "$workdir" "$cells/slice.tif" <<'END'
+mkdir -p runs/quick/cells
+.venv/bin/python - "$workdir" runs/quick/cells/slice.tif <<'END'
 import sys
 
 from skipnet_jax.data import volume
@@ -24,11 +23,12 @@ with volume.StackWriter(
 print(f'\n{sys.argv[2]}: slice {z} of {data.name}')
 END
 .venv/bin/python -m skipnet_jax.predict --pretrained=em_membranes --pixel_size=4 \
-  --input="$cells/slice.tif" --output="$cells/probabilities.tif" --overwrite \
-  --method=multicut --segmentation="$cells/cells.tif" --overlay="$cells/cells.png"
+  --input=runs/quick/cells/slice.tif --output=runs/quick/cells/probabilities.tif \
+  --overwrite --method=multicut --segmentation=runs/quick/cells/cells.tif \
+  --overlay=runs/quick/cells/cells.png
 cat <<END
 
-Look at $cells/cells.png: the cells of a slice, drawn over the image. They are
+Look at runs/quick/cells/cells.png: the cells of a slice, drawn over the image. They are
 found by a network that ships with the package, which had seen other slices of
 that stack (or, of a synthetic stack, none). The same with your own stack:
   .venv/bin/python -m skipnet_jax.predict --pretrained=em_membranes \\
