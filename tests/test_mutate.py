@@ -65,6 +65,7 @@ def test_the_list_shows_place_and_fault(capsys):
     (('psum-for-mean',), "did you mean 'psum-for-pmean'?"),
     (('psum-for-pmean', 'XYZ'), '--list shows the names'),
     (('psum-for-pmean', '--root=/nowhere'), 'No such file'),
+    (('--all', 'psum-for-pmean'), 'is given together with psum-for-pmean'),
   ],
 )
 def test_bad_input_is_one_sentence(capsys, arguments, words):

@@ -286,6 +286,11 @@ def main(
   root = given.root.resolve()
   try:
     chosen = choose(given.names, known)
+    if given.all and chosen:
+      raise ValueError(
+        f'--all is given together with {chosen[0].name}: name the mutations to '
+        'try, or give --all alone.'
+      )
     if given.all or (given.list and not chosen):
       chosen = list(known)
     if not chosen:
