@@ -7,7 +7,6 @@ synthetic stacks, and no start over for large memory pages.
 import atexit
 import contextlib
 import dataclasses
-import functools
 import gc
 import importlib
 import importlib.metadata
@@ -58,11 +57,13 @@ BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 # The files that take longest, these first: where several processes share
 # the tests, none is left with one of them at the end.
 LONG = (
-  *('test_systems', 'test_processes', 'test_chaos', 'test_gradflow'),
-  *('test_preemption', 'test_torch_agreement', 'test_documented_commands'),
-  *('test_benchmark', 'test_torch_peer', 'test_torch_training', 'test_depth'),
-  *('test_fc_resnet', 'test_parallel', 'test_scan', 'test_api'),
-  *('test_own_model', 'test_build', 'test_loop', 'test_evaluate'),
+  *('test_systems', 'test_processes', 'test_torch_agreement', 'test_chaos'),
+  *('test_benchmark', 'test_preemption', 'test_fc_resnet', 'test_gradflow'),
+  *('test_build', 'test_scan', 'test_parallel', 'test_documented_commands'),
+  *('test_torch_peer', 'test_depth', 'test_cli', 'test_own_model'),
+  *('test_report', 'test_loop', 'test_step', 'test_torch_training'),
+  *('test_clmser', 'test_api', 'test_evaluate', 'test_fused_block'),
+  *('test_routes', 'test_workload', 'test_sharded_step', 'test_rows'),
 )
 # Added to the smoke preset: quick to compile, and quiet.
 SHORT = {
@@ -231,8 +232,7 @@ def numpy_draws():
 
   def create(self, seed):
     variables = small_networks.fill(self.abstract_state.variables(), seed)
-    begin = jax.jit(functools.partial(state_lib.begin, self.optimizer))
-    return begin(variables, jax.random.key(seed))
+    return state_lib.begin_at(self.optimizer, variables, seed)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(build.Training, 'create_state', create)

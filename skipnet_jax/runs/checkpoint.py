@@ -260,7 +260,7 @@ class Checkpoints:
     self,
     like: TrainState,
     warn: Callable[[str], None],
-    kernels: list[jax.Array] | None = None,
+    kernels: Sequence[jax.ShapeDtypeStruct] | None = None,
   ) -> Restored | None:
     """The newest readable checkpoint, or None if there are no checkpoints.
 
@@ -270,7 +270,7 @@ class Checkpoints:
     Args:
       like: abstract or concrete state of the same shapes and shardings.
       warn: called with a message if the newest one is damaged.
-      kernels: arrays of the same shapes as the `kernels` of `save`.
+      kernels: shapes and shardings of the `kernels` of `save`.
 
     Raises:
       InputError: the best checkpoint is lost; unless `create` is False.
@@ -388,7 +388,7 @@ class Checkpoints:
     candidates: Sequence[Place],
     like: TrainState,
     warn: Callable[[str], None],
-    kernels: list[jax.Array] | None = None,
+    kernels: Sequence[jax.ShapeDtypeStruct] | None = None,
     moved: str = '',
   ) -> tuple[Restored, list[Place]]:
     """The first readable one of some checkpoints, and the damaged ones.
@@ -460,7 +460,7 @@ class Checkpoints:
     manager: ocp.CheckpointManager,
     step: int,
     like: TrainState,
-    kernels: list[jax.Array] | None,
+    kernels: Sequence[jax.ShapeDtypeStruct] | None,
   ) -> Restored:
     meta = self._read(manager, step, 'meta', ocp.args.JsonRestore())
     tree = packing.to_tree(like)
@@ -481,12 +481,12 @@ class Checkpoints:
       raise ValueError('its checksum is wrong')
     tree = packing.unpack(data, tree)
     tree['key'] = jax.random.wrap_key_data(tree['key'])
-    kernels = tree.pop('kernels', None)
+    before = tree.pop('kernels', None)
     if lacks:
       # That version evaluated with the running statistics.
       running = packing.pack(tree['batch_stats'])
       tree['averaged_stats'] = packing.unpack(running, like.averaged_stats)
-    return TrainState(**tree), meta, kernels
+    return TrainState(**tree), meta, before
 
   def close(self) -> None:
     """Waits, and ends the background threads."""

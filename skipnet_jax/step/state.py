@@ -79,6 +79,9 @@ def begin(
   )
 
 
+_compiled_begin = jax.jit(begin, static_argnums=0)
+
+
 # It runs once: on a CPU, optimising hundreds of random draws would take as long
 # as compiling a training step.
 @functools.lru_cache(16)
@@ -105,8 +108,7 @@ def begin_at(
   optimizer: optax.GradientTransformation, variables: Any, seed: int
 ) -> TrainState:
   """`begin`, compiled, with the random key of a run's seed."""
-  compiled = jax.jit(functools.partial(begin, optimizer))
-  return compiled(variables, jax.random.key(seed))
+  return _compiled_begin(optimizer, variables, jax.random.key(seed))
 
 
 @functools.lru_cache(8)

@@ -199,9 +199,11 @@ class Run:
     self._like = like = parallel.unreplicate(self.state)
     kernels = self._kernels()
     vector = telemetry.vector(like.params)
-    restored = self._checkpoints.restore_latest(
-      like, log, jax.jit(kernels.split)(vector)
-    )
+    like_kernels = [
+      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=vector.sharding)
+      for x in jax.eval_shape(kernels.split, vector)
+    ]
+    restored = self._checkpoints.restore_latest(like, log, like_kernels)
     if restored is None:
       workdir_lib.check_new(self._path)
       return
