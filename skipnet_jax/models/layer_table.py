@@ -155,14 +155,24 @@ def first_nonfinite(
 
   The image is `[b, y, x, c]`; `rngs` are the step's random keys, for dropout.
   """
-  nonfinite: list[str] = []
+  names: list[str] = []
 
-  def check(module, own, output, args):
-    if not jnp.all(jnp.isfinite(output)):
-      nonfinite.append('/'.join(module.path))
+  # One program: a large network would need hundreds for its single operations.
+  @jax.jit
+  def finite(variables, image, rngs):
+    found = []
 
-  with _visiting(check):
-    model.apply(
-      variables, image, train=True, mutable=['batch_stats'], rngs=rngs
-    )
-  return nonfinite[0] if nonfinite else None
+    def check(module, own, output, args):
+      names.append('/'.join(module.path))
+      found.append(jnp.all(jnp.isfinite(output)))
+
+    with _visiting(check):
+      model.apply(
+        variables, image, train=True, mutable=['batch_stats'], rngs=rngs
+      )
+    return found
+
+  found = jax.device_get(finite(variables, image, rngs))
+  return next(
+    (name for name, good in zip(names, found, strict=True) if not good), None
+  )

@@ -25,12 +25,13 @@ def fail(prepared: prepare.Prepared, state: state_lib.TrainState) -> NoReturn:
   host = parallel_lib.to_host(state.replace(key=None))
   step = int(host.step)
   key = jax.random.key(prepared.config.seed)
-  plan = prepared.pipeline.plan(key, step)
+  plan = jax.jit(prepared.pipeline.plan)(key, step)
   raw = prepared.pipeline.read_host(prepared.arrays, plan)
+  batch = jax.jit(prepared.pipeline.train_batch)(raw, plan['key'])
   layer = layer_table.first_nonfinite(
     models.build_model(prepared.config.model).unrolled(),
     fc_resnet.unroll(host.variables()),
-    prepared.pipeline.train_batch(raw, plan['key'])['image'],
+    batch['image'],
     {'dropout': streams.key_at(key, 'dropout', step)},
   )
   cause = (
