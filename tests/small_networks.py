@@ -49,7 +49,7 @@ def make_batch(
   }
   if weight:
     batch['weight'] = rng.uniform(0.5, 2, label.shape)
-  return {name: jnp.asarray(array, dtype) for name, array in batch.items()}
+  return {k: jnp.asarray(np.asarray(v, dtype)) for k, v in batch.items()}
 
 
 # The smallest FC-ResNet, by fields of the module or of a config's model.
@@ -93,9 +93,16 @@ def fill(shapes, seed):
       drawn = rng.normal(0, np.sqrt(2 / fan_in), leaf.shape)
     else:
       drawn = np.full(leaf.shape, float(path[-1].key in ('scale', 'var')))
-    return jnp.asarray(drawn, leaf.dtype)
+    # Converted by NumPy: JAX would compile a program for each shape.
+    return jnp.asarray(drawn.astype(leaf.dtype))
 
   return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def make_state(model, optimizer):
+  """The state before the first step, of variables by `draw`."""
+  variables = draw(model, model.input_shape(model.init_size()))
+  return state_lib.begin_at(optimizer, variables, 0)
 
 
 class Normalised(network.Network):
@@ -158,7 +165,7 @@ def averaging_state(model):
   settings = config_lib.get_default().optim
   settings.update(name='sgd', ema=0.9)
   optimizer = optim.make_optimizer(settings, lambda _: 0.1)
-  state = state_lib.create_state(model, optimizer, 0)
+  state = make_state(model, optimizer)
   averaged = jax.tree.map(lambda x: x + 0.5, state.params)
   *first, last = state.opt_state
   last = last._replace(ema_params=averaged)

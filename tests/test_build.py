@@ -153,10 +153,11 @@ def test_the_race_ends_in_the_state_that_training_ends_in(tmp_path):
   # A network that is compiled in a second, with auxiliary outputs. That the
   # race's step is also PyTorch's, ADDN's judge included: test_torch_training.
   config = small('cumedvision')
-  run, state = begin(config, tmp_path / 'run')
-  drawn = run.pipeline.plan(state.key, state.step)
-  raw = run.pipeline.read_host(run.arrays, drawn)
-  batch = jax.jit(run.pipeline.train_batch)(raw, drawn['key'])
+  with conftest.numpy_draws():
+    run, state = begin(config, tmp_path / 'run')
+  plan = jax.jit(run.pipeline.plan)(state.key, state.step)
+  raw = run.pipeline.read_host(run.arrays, plan)
+  batch = jax.jit(run.pipeline.train_batch)(raw, plan['key'])
   raced = race._training(config, run.pipeline.window)
   train = calls.make_train_call(
     run.training.train_step, run.pipeline, run.parallel, 1
@@ -193,7 +194,8 @@ def test_the_sweep_over_depth_trains_by_it(monkeypatch, tmp_path):
   monkeypatch.setattr(calls, 'make_train_call', make)
   for name in ('long_only', 'short_only', 'no_skips'):
     del config.variants[name]
-  rows = depth.sweep(config, tmp_path, print)
+  with conftest.numpy_draws():
+    rows = depth.sweep(config, tmp_path, print)
   ((step, pipeline),) = asked
   whole = config_checks.variants(_without_depths(config))['long_short']
   whole.model.repetitions = (1,) * 7

@@ -13,7 +13,6 @@ import small_networks
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.step import losses
-from skipnet_jax.step import state as state_lib
 from skipnet_jax.step import step as step_lib
 
 
@@ -113,7 +112,7 @@ def test_a_step_is_that_of_the_other_form():
     base_width=4, repetitions=(1,) * 3 + (2,) * 4
   )
   optimizer, batch = optax.sgd(0.1), small_networks.make_batch()
-  state = state_lib.create_state(model, optimizer, 0)
+  state = small_networks.make_state(model, optimizer)
   found, expected = (
     jax.jit(
       step_lib.make_train_step(

@@ -3,6 +3,7 @@
 import json
 import math
 
+from conftest import numpy_draws
 import jax
 import numpy as np
 from PIL import Image
@@ -138,7 +139,7 @@ def test_crops_dice_averages_and_accumulation_go_together(smoke, tmp_path):
     }
   )
   # optax's schedules and accumulation mix integers and floats.
-  with jax.numpy_dtype_promotion('standard'):
+  with jax.numpy_dtype_promotion('standard'), numpy_draws():
     summary = loop.train_and_evaluate(config, tmp_path)
   rows = records(tmp_path)
   for row in rows:

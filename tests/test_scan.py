@@ -147,7 +147,7 @@ def test_one_step_records_the_unrolled_network_s_flow():
     step = step_lib.make_train_step(
       model, optimizer, losses.LOSSES['bce'], record=names
     )
-    state = state_lib.begin(optimizer, variables, jax.random.key(0))
+    state = state_lib.begin_at(optimizer, variables, 0)
     new, metrics = jax.jit(step)(state, batch)
     kernels = telemetry.Kernels(names, state.params.layout)
     change = kernels.net_change(telemetry.vector(state.params), new.params)

@@ -28,7 +28,7 @@ def rmsprop_step():
   """A network, its compiled step and the state before the first one."""
   model = make_model(base_width=4)
   step = step_lib.make_train_step(model, RMSPROP, losses.LOSSES['bce'])
-  return jax.jit(step), state_lib.create_state(model, RMSPROP, 0)
+  return jax.jit(step), small_networks.make_state(model, RMSPROP)
 
 
 def test_a_step_overfits_one_batch():
@@ -100,7 +100,7 @@ def test_metrics_are_sums_with_counts():
   step = jax.jit(
     step_lib.make_train_step(model, optimizer, loss, l2=0.5, record=('down_1',))
   )
-  state = state_lib.create_state(model, optimizer, 0)
+  state = small_networks.make_state(model, optimizer)
   batch = make_batch()
   batch['mask'] = batch['mask'].at[0].set(0.0)
   _, metrics = step(state, batch)
@@ -157,7 +157,7 @@ def test_evaluation_uses_running_statistics_and_adds_up():
   model, optimizer = make_model(dropout=0.5), optax.sgd(0.1)
   loss = losses.LOSSES['bce']
   step = jax.jit(step_lib.make_eval_step(model, loss, l2=0.1))
-  state = state_lib.create_state(model, optimizer, 0)
+  state = small_networks.make_state(model, optimizer)
   batch = make_batch(count=4)
   whole = step(state, batch)
   parts = [
@@ -192,7 +192,7 @@ def test_each_step_drops_other_units():
   step = jax.jit(
     step_lib.make_train_step(model, optimizer, losses.LOSSES['bce'])
   )
-  state, batch = state_lib.create_state(model, optimizer, 0), make_batch()
+  state, batch = small_networks.make_state(model, optimizer), make_batch()
   seen = []
   for _ in range(3):
     state, metrics = step(state, batch)
@@ -251,7 +251,7 @@ def test_bfloat16_trains_with_float32_parameters():
     step = jax.jit(
       step_lib.make_train_step(model, optimizer, losses.LOSSES['bce'])
     )
-    state = state_lib.create_state(model, optimizer, 0)
+    state = small_networks.make_state(model, optimizer)
     for _ in range(40):
       state, metrics = step(state, batch)
       curve.append(float(metrics['loss']))
