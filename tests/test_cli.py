@@ -146,7 +146,7 @@ def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   outcome = command('gradflow', '--runs=~/a,~/b', f'--output={tmp_path}/c')
   assert f'{tmp_path}/a/config.json is missing' in outcome.err
   outcome = command('predict', '--workdir=,', '--input=a', '--output=b')
-  assert 'No --workdir given' in outcome.err
+  assert 'Give either --workdir' in outcome.err
   outcome = command('benchmark', '--compare', '~/a.json', '~/b.json')
   assert f'{tmp_path}/a.json' in outcome.err
 

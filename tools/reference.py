@@ -185,7 +185,8 @@ def commands_page() -> str:
   parts = [
     '# Commands',
     'Written by `tools/reference.py` from the code. Each command is a module, '
-    'such as `skipnet_jax.train`; `--help` says the same.',
+    'such as `skipnet_jax.train`, and once installed a word after `skipnet`; '
+    '`--help` says the same.',
   ]
   paths = [ROOT / f'skipnet_jax/{name}.py' for name in COMMANDS]
   tools = sorted((ROOT / 'tools').glob('*.py'))
