@@ -8,6 +8,8 @@ Claim:   on held-out slices of either stack, a network of both is as good as one
          of that stack alone.
 Command: python tools/em_membranes.py --fibsem=shared/fibsem_sample2 \
            --output=runs/em_membranes/results
+         python -m skipnet_jax.train --config=experiments/em_membranes.py \
+           --describe
 Presets: both (default), isbi2012 and fibsem, one stack alone: 4,000 steps of
          two 256x256 crops, the network of `quick`. The last of five folds is
          held out; the command trains all, and makes the data.

@@ -1,7 +1,8 @@
 """Predicts a stack.
 
-`python -m skipnet_jax.predict --workdir=RUN --input=stack.tif --output=out.tif`;
-with a network that ships: `python -m skipnet_jax.predict
+`python -m skipnet_jax.predict --workdir=RUN --input=stack.tif --output=out.tif`
+
+With a network that ships: `python -m skipnet_jax.predict
 --pretrained=em_membranes --input=stack.tif --output=out.tif`
 """
 
