@@ -52,6 +52,8 @@ setuptools.setup(
       'pytest-xdist>=3.7',
       'ruff>=0.9',
     ],
+    # Read what is written, and check it.
+    'zarr_peer': ['ome-zarr>=0.12', 'ome-zarr-models>=1.5', 'zarr>=3.1'],
     'peer': [
       'torch>=2.6',
       # No wheels for Linux on Arm.

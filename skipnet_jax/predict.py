@@ -25,13 +25,22 @@ _PRETRAINED = flags.DEFINE_string(
   'em_membranes (docs/pretrained.md).',
 )
 _INPUT = flags.DEFINE_string(
-  'input', None, 'TIFF, PNG, or a folder of PNG or TIFF slices.'
+  'input',
+  None,
+  'TIFF, PNG, a folder of PNG or TIFF slices; OME-Zarr, N5 or a Neuroglancer '
+  'volume, also by its URL (s3://, gs://, https://).',
 )
 _SERIES = flags.DEFINE_integer(
   'series', 0, 'Which image of --input, from 1; 0: the only one.'
 )
 _CHANNEL = flags.DEFINE_integer(
   'channel', 0, 'Which channel of --input, from 1; 0: the only one.'
+)
+_LEVEL = flags.DEFINE_integer(
+  'level', 0, 'Which resolution of an OME-Zarr, from 0, the finest.'
+)
+_TIME = flags.DEFINE_integer(
+  'time', 0, 'Which time of an OME-Zarr, from 1; 0: the only one.'
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'TIFF of probabilities: 1 inside a cell, 0 on membranes.'
@@ -112,6 +121,7 @@ def main() -> None:
       *(_METHOD, _LINK, _THRESHOLD),
     )
   # Imported late, so that --help does not wait for JAX.
+  from skipnet_jax.data import labels
   from skipnet_jax.data import volume
   from skipnet_jax.prediction import calibration
   from skipnet_jax.prediction import cell_files
@@ -123,7 +133,9 @@ def main() -> None:
   from skipnet_jax.runs import pretrained
   from skipnet_jax.runs import trained
 
-  choice = volume.Choice(_SERIES.value, _CHANNEL.value, '--')
+  choice = volume.Choice(
+    *(_SERIES.value, _CHANNEL.value, '--', _LEVEL.value, _TIME.value)
+  )
   with volume.open_stack(source_path, choice=choice) as source:
     if _PRETRAINED.value:
       runs = [pretrained.open_pretrained(_PRETRAINED.value)]
@@ -183,6 +195,11 @@ def main() -> None:
     print(
       f'by {run.path}, trained on {run.dataset["name"]}, best after epoch '
       f'{run.best_epoch}'
+    )
+  if source.filled:
+    print(
+      f'{source_path} lacks chunks, which count as its fill value, in slices '
+      f'{labels.ranges([*source.filled])} (counted from 0)'
     )
   print(
     f'{predictor.count} prediction(s) averaged for each slice, {seconds:.1f} s'

@@ -100,6 +100,8 @@ def pytest_collection_modifyitems(items):
     'browser': not BROWSER and 'needs chromium, such as that of Debian',
     'peer': importlib.util.find_spec('torch') is None
     and "needs PyTorch: pip install '.[peer]'",
+    'zarr_peer': importlib.util.find_spec('ome_zarr_models') is None
+    and "needs other libraries for OME-Zarr: pip install '.[zarr_peer]'",
   }
   for item in items:
     for marker, reason in absent.items():

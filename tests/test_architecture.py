@@ -127,6 +127,10 @@ def test_the_scores_know_neither_networks_nor_training():
     ('orbax', {'skipnet_jax.runs.checkpoint'}),
     ('tifffile', {'skipnet_jax.data.volume', 'skipnet_jax.data.tiff_stack'}),
     ('tensorboardX', {'skipnet_jax.runs.run_log'}),
+    (
+      'tensorstore',
+      {'skipnet_jax.data.chunk_store', 'skipnet_jax.data.ome_zarr'},
+    ),
   ],
 )
 def test_a_library_has_one_home(library, home):

@@ -50,7 +50,7 @@ def state_of(paths: Iterable[str | os.PathLike], *reading: object) -> str:
   found = []
   try:
     for path in map(pathlib.Path, paths):
-      for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+      for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
         stat = file.stat()
         times = stat.st_mtime_ns, stat.st_ctime_ns
         found.append((str(file.resolve()), stat.st_size, *times))

@@ -16,11 +16,22 @@ METRES = {
   'm': 1.0,
 }
 _OTHER_NAMES = {
+  **{'picometer': 'pm', 'millimeter': 'mm', 'centimeter': 'cm', 'meter': 'm'},
   **dict.fromkeys(('angstrom', 'angstroms', 'Ångström'), 'Å'),
   **dict.fromkeys(('nanometer', 'nanometers', 'nanometre'), 'nm'),
   **dict.fromkeys(('um', 'μm', '\\u00b5m', '\\u00B5m'), 'µm'),
   **dict.fromkeys(('micron', 'microns', 'micrometer', 'micrometre'), 'µm'),
 }
+
+
+def short(unit: str) -> str:
+  """A unit's short name; the unit itself if it is not known."""
+  return _OTHER_NAMES.get(unit, unit)
+
+
+def metres(unit: str) -> float:
+  """Metres in a unit of length; 0 if it is not known."""
+  return METRES.get(short(unit), 0.0)
 
 
 def of_metadata(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -34,11 +45,11 @@ def of_metadata(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
     metadata: as in `StackReader.metadata`.
   """
   unit = str(metadata.get('unit', ''))
-  metres = METRES.get(_OTHER_NAMES.get(unit, unit), 0.0)
+  length = metres(unit)
   x, y = metadata.get('resolution', (0.0, 0.0))
-  if unit == 'cm' or not (metres and x > 0 and y > 0):
+  if unit == 'cm' or not (length and x > 0 and y > 0):
     return None
-  size = metres * 1e9 / y, metres * 1e9 / x
+  size = length * 1e9 / y, length * 1e9 / x
   return size if all(map(is_plausible, size)) else None
 
 

@@ -44,6 +44,8 @@ _Parts = tuple[list[str], list[decimal.Decimal]]
 class FolderStack(stack_reader.StackReader):
   """A folder of PNG slices, or of TIFFs that `open_tiff` reads."""
 
+  path: pathlib.Path
+
   def __init__(
     self,
     path: pathlib.Path,
@@ -106,6 +108,8 @@ class FolderStack(stack_reader.StackReader):
 
 class PngFile(stack_reader.StackReader):
   """A PNG as a stack of one slice."""
+
+  path: pathlib.Path
 
   def __init__(
     self,

@@ -1,7 +1,7 @@
 """What every open stack offers, and a stack that stays on the disk."""
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 import contextlib
 import dataclasses
 import operator
@@ -26,17 +26,24 @@ class Choice:
     channel: number of the channel, from 1; 0: there must be only one.
     prefix: what precedes both names where the user gives them, such as '--';
       None: the user cannot give them.
+    level: of a volume with several resolutions, from 0, the finest.
+    time: number of the time point, from 1; 0: there must be only one; None: the
+      user cannot give it.
   """
 
   series: int = 0
   channel: int = 0
   prefix: str | None = None
+  level: int = 0
+  time: int | None = None
 
-  def pick(self, name: str, count: int, what: str, path: pathlib.Path) -> int:
+  def pick(
+    self, name: str, count: int, what: str, path: pathlib.Path | str
+  ) -> int:
     """Index of the wanted one, from 0.
 
     Args:
-      name: 'series' or 'channel'.
+      name: 'series', 'channel' or 'time'.
       count: how many there are.
       what: describes them for the message, such as '2 channels'.
       path: the file.
@@ -45,11 +52,11 @@ class Choice:
       InputError: there are several and none is chosen, or there are fewer.
     """
     number = getattr(self, name)
-    if number == 0 and count == 1:
+    if not number and count == 1:
       return 0
-    if 1 <= number <= count:
+    if number is not None and 1 <= number <= count:
       return number - 1
-    if self.prefix is None:
+    if self.prefix is None or number is None:
       remedy = 'save the one you mean as a file of its own'
     else:
       option = f'{self.prefix}{name}'
@@ -178,21 +185,24 @@ class StackReader(abc.ABC):
   """An open stack that decodes one slice at a time, in one thread at a time.
 
   Attributes:
-    path: where it lies.
+    path: where it lies; text if that is a URL.
     shape: (z, y, x).
     dtype: NumPy type of the pixels, native byte order.
     metadata: what `StackWriter` takes: `axes` ('ZYX' or 'TYX'), `resolution`
       (pixels per unit in x and y), `resolutionunit` (TIFF's: 1 none, 2 inch,
-      3 cm), `unit`, `spacing` (between slices), `info` (ImageJ's text). A key
-      is absent where the file says nothing.
+      3 cm), `unit`, `spacing` (between slices), `info` (ImageJ's text),
+      `origin` (place of the first pixel in z, y and x). A key is absent where
+      the file says nothing.
     names: file names of the slices in order; () where they have none.
+    filled: slices, from 0, of parts that were read and are not in the file.
   """
 
-  path: pathlib.Path
+  path: pathlib.Path | str
   shape: tuple[int, int, int]
   dtype: np.dtype
   metadata: dict[str, Any]
   names: Sequence[str] = ()
+  filled: Set[int] = frozenset()
 
   def read(self, z: int) -> np.ndarray:
     """Slice `z` as `[y, x]`; `InputError` where it cannot be decoded."""
@@ -203,6 +213,14 @@ class StackReader(abc.ABC):
   @abc.abstractmethod
   def _read(self, z: int) -> np.ndarray:
     """Decodes slice z, which exists."""
+
+  def read_part(self, slices: range, rows: range, columns: range) -> np.ndarray:
+    """A box as `[z, y, x]`; `InputError` where it cannot be decoded."""
+    z, *box = (slice(r.start, r.stop) for r in (slices, rows, columns))
+    on_disk = self.on_disk()
+    if on_disk is not None:
+      return np.asarray(on_disk[z, *box])
+    return np.stack([self.read(z)[*box] for z in slices])
 
   def read_all(self) -> np.ndarray:
     """The whole stack as `[z, y, x]`."""

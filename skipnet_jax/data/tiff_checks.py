@@ -33,7 +33,7 @@ _AGAIN = 'copy or export it again'
 
 
 @contextlib.contextmanager
-def refusing(path: pathlib.Path, what: str) -> Iterator[None]:
+def refusing(path: pathlib.Path | str, what: str) -> Iterator[None]:
   """Turns whatever a library raises on a bad file into an `InputError`.
 
   Except for a full disk: the commands treat it alike for all files.

@@ -74,6 +74,8 @@ class _Image:
 class TiffStack(stack_reader.StackReader):
   """One channel of one image of a TIFF; see `volume.open_stack`."""
 
+  path: pathlib.Path
+
   def __init__(
     self,
     path: pathlib.Path,

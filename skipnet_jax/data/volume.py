@@ -1,4 +1,4 @@
-"""Reads and writes stacks of slices: TIFF, PNG, folders of PNG or TIFF.
+"""Reads and writes stacks of slices: TIFF, PNG, folders; reads OME-Zarr.
 
 Nothing here depends on JAX. What a file declares is checked when it is opened
 (`tiff_checks`, `tiff_stack`), before any pixel is allocated.
@@ -18,6 +18,7 @@ import tifffile
 
 from skipnet_jax import errors
 from skipnet_jax import files
+from skipnet_jax.data import ome_zarr
 from skipnet_jax.data import stack_folder
 from skipnet_jax.data import stack_reader
 from skipnet_jax.data import tiff_checks
@@ -44,23 +45,32 @@ def open_stack(
   dtypes: Sequence[str] = IMAGE_DTYPES,
   choice: Choice = Choice(),  # noqa: B008
 ) -> StackReader:
-  """Opens a TIFF, a PNG, or a folder of PNG or one-page TIFF slices.
+  """Opens a TIFF, a PNG, a folder of PNG or one-page TIFF slices, or OME-Zarr.
 
-  A folder's slices are taken in the order of the numbers in their names:
-  slice_2 before slice_10, z-1 before z0.25. Pixels of one bit are bool.
+  OME-Zarr, N5 and Neuroglancer's volumes may lie at a URL. A folder's slices
+  are taken in the order of the numbers in their names: slice_2 before slice_10,
+  z-1 before z0.25. Pixels of one bit are bool.
 
   Args:
-    path: the file or the folder.
+    path: the file or the folder, or the URL of a volume.
     dtypes: types of pixels that are accepted.
-    choice: which image and which channel, where there are several.
+    choice: which image, channel, level and time, where there are several.
 
   Raises:
     InputError: missing, empty or cut short; not a TIFF; colour, complex or any
       pixel type outside `dtypes`; slices of unequal shape; dimensions that the
       file cannot hold; compression without a decoder; several images, channels
-      or time points and none chosen; a description that does not fit the pages.
+      or time points and none chosen; a description that does not fit the pages;
+      a volume without multiscale metadata, or that cannot be reached.
   """
+  if ome_zarr.is_one(path):
+    return ome_zarr.ChunkedStack(path, dtypes, choice)
   path = pathlib.Path(path)
+  if choice.level or choice.time:
+    raise errors.InputError(
+      f'{path} has neither levels nor times to choose from: leave out --level '
+      'and --time.'
+    )
   with tiff_checks.refusing(path, 'cannot be opened'):
     if path.is_dir():
       return stack_folder.FolderStack(
