@@ -43,13 +43,20 @@ _TIME = flags.DEFINE_integer(
   'time', 0, 'Which time of an OME-Zarr, from 1; 0: the only one.'
 )
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'TIFF of probabilities: 1 inside a cell, 0 on membranes.'
+  'output',
+  None,
+  'TIFF, or the folder NAME.zarr, of probabilities: 1 inside a cell, 0 on '
+  'membranes. OME-Zarr is written block by block; the same command resumes.',
 )
 _STD = flags.DEFINE_string(
-  'std_output', None, "TIFF of the averaged predictions' standard deviations."
+  'std_output',
+  None,
+  "The averaged predictions' standard deviations, in the format of --output.",
 )
 _SEGMENTATION = flags.DEFINE_string(
-  'segmentation', None, 'TIFF of labels: the cells of each slice.'
+  'segmentation',
+  None,
+  'Labels, the cells of each slice, in the format of --output.',
 )
 _OVERLAY = flags.DEFINE_string(
   'overlay',
@@ -104,6 +111,18 @@ _OVERLAP = flags.DEFINE_integer(
   'overlap', None, 'Pixels that tiles share; by default the receptive field.'
 )
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
+_VERSION = flags.DEFINE_enum(
+  'ome_zarr', '0.5', ['0.5', '0.4'], 'With NAME.zarr: version of OME-Zarr.'
+)
+_MEMORY = flags.DEFINE_float(
+  'memory_gb', 4.0, 'With NAME.zarr: memory that may be used, in 10^9 bytes.'
+)
+_SHARD_ID = flags.DEFINE_integer(
+  'shard_id', None, 'With NAME.zarr: which part to predict, from 0.'
+)
+_NUM_SHARDS = flags.DEFINE_integer(
+  'num_shards', None, 'With NAME.zarr: number of processes that share it.'
+)
 
 
 def main() -> None:
@@ -120,6 +139,20 @@ def main() -> None:
       'goes with --segmentation, --overlay or --measure: name a file too.',
       *(_METHOD, _LINK, _THRESHOLD),
     )
+  in_blocks = output.lower().endswith('.zarr')
+  if in_blocks:
+    cli.refuse_given(
+      'goes with a TIFF: --output is the folder of a volume, which is written '
+      'in blocks and not replaced.',
+      *(_OVERLAY, _MEASURE, _LINK, _OVERWRITE),
+    )
+  else:
+    cli.refuse_given(
+      'goes with --output=NAME.zarr, which is written in blocks.',
+      *(_VERSION, _MEMORY, _SHARD_ID, _NUM_SHARDS),
+    )
+  if (_SHARD_ID.value is None) != (_NUM_SHARDS.value is None):
+    cli.refuse('--shard_id and --num_shards go together: give both.')
   # Imported late, so that --help does not wait for JAX.
   from skipnet_jax.data import labels
   from skipnet_jax.data import volume
@@ -130,6 +163,7 @@ def main() -> None:
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import segmenters
   from skipnet_jax.prediction import stacks
+  from skipnet_jax.prediction import volumes
   from skipnet_jax.runs import pretrained
   from skipnet_jax.runs import trained
 
@@ -167,22 +201,50 @@ def main() -> None:
     )
     print(resampling)
     begin = time.perf_counter()
-    stacks.predict_stack(
-      predictor,
-      source,
-      output,
-      std_output=_STD.value,
-      cells=cells if any(of_cells) else None,
-      grid=grid,
-      calibration=calibrated,
-      tile=_TILE.value,
-      overlap=_OVERLAP.value,
-      overwrite=_OVERWRITE.value,
-      log=print,
-    )
+    finished = ''
+    if in_blocks:
+      finished = volumes.predict_volume(
+        predictor,
+        source,
+        output,
+        volumes.settings_of(source, choice, runs, averaging, calibrated),
+        std_output=_STD.value,
+        segmentation=_SEGMENTATION.value,
+        segmenter=segmenter,
+        grid=grid,
+        calibration=calibrated,
+        tile=_TILE.value,
+        overlap=_OVERLAP.value,
+        version=_VERSION.value,
+        shards=volumes.Shards(
+          *(_SHARD_ID.value or 0, _NUM_SHARDS.value or 1, _MEMORY.value)
+        ),
+        log=print,
+      )
+    else:
+      stacks.predict_stack(
+        predictor,
+        source,
+        output,
+        std_output=_STD.value,
+        cells=cells if any(of_cells) else None,
+        grid=grid,
+        calibration=calibrated,
+        tile=_TILE.value,
+        overlap=_OVERLAP.value,
+        overwrite=_OVERWRITE.value,
+        log=print,
+      )
     seconds = time.perf_counter() - begin
     shape = ' x '.join(map(str, source.shape))
   print(f'{output}: {shape} float32, 1 inside a cell, 0 on membranes')
+  if in_blocks:
+    print(finished)
+    if _SEGMENTATION.value:
+      print(
+        f'{_SEGMENTATION.value}: uint32 labels of each slice, 0 on borders, '
+        f'{segmenter.how}'
+      )
   if _CALIBRATION.value != 'off' and len(runs) == 1:
     line = calibration.describe(runs[0], averaging, calibrated)
     if line:
@@ -210,4 +272,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, 'unfinished files are removed.')
+  cli.run(
+    main, 'unfinished files are removed; NAME.zarr resumes by the same command.'
+  )

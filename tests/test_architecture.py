@@ -129,7 +129,11 @@ def test_the_scores_know_neither_networks_nor_training():
     ('tensorboardX', {'skipnet_jax.runs.run_log'}),
     (
       'tensorstore',
-      {'skipnet_jax.data.chunk_store', 'skipnet_jax.data.ome_zarr'},
+      {
+        'skipnet_jax.data.chunk_store',
+        'skipnet_jax.data.ome_zarr',
+        'skipnet_jax.data.ome_zarr_writer',
+      },
     ),
   ],
 )

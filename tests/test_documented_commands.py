@@ -20,6 +20,7 @@ from absl import app
 from conftest import ROOT
 import made_benchmarks
 import made_runs
+from made_volumes import write_ome
 import numpy as np
 import pytest
 import small_networks
@@ -66,6 +67,8 @@ STOPS = (
   (loop, 'train_and_evaluate', 'test_loop; first the run is prepared'),
   (prepare, 'describe', 'test_cli; first the config is checked'),
   (inference.Predictor, '__call__', 'test_predict; it gives a constant'),
+  (inference.Predictor, 'predict_window', 'test_volumes; the same'),
+  (inference.Predictor, 'compile', 'test_predict'),
   (edge_fit, 'of_run', 'test_edge_fit; as if edges were fitted'),
   (border_weight, 'border_weight', 'test_border_weight; it gives ones'),
   (isbi2012, 'download', 'test_isbi2012'),
@@ -200,6 +203,7 @@ def read():
         'workdir': 'runs/quick',
         'JOB_NAME': 'train',
         'JOB_COMPLETION_INDEX': '1',
+        'SLURM_ARRAY_TASK_ID': '1',
       },
       capture_output=True,
       text=True,
@@ -323,10 +327,16 @@ def stopping(monkeypatch, stack):
     del self, tiling, advance
     return np.full(image.shape[-2:], 0.75, np.float32), None
 
+  def window(self, image, statistics, tiling, size, window, advance):
+    del self, image, statistics, tiling, size, advance
+    return np.full((2, *map(len, window)), 0.75, np.float32)
+
   instead = {
     'train_and_evaluate': stop('training', check),
     'describe': stop('the table', config_checks.validate),
     '__call__': constant,
+    'predict_window': window,
+    'compile': lambda *_: None,
     'of_run': lambda *_: (None, {'slices': [], 'training_scores': {}}),
     'border_weight': lambda label, *_: np.ones(label.shape, np.float32),
     'download': lambda folder, *_, **__: folder,
@@ -364,6 +374,8 @@ def make_inputs(folder, program, words, stack, made):
       volume.write_stack(folder / value, many)
     elif flag in ('--config.data.image', '--config.data.label'):
       volume.write_stack(folder / value, stack)
+    elif flag == '--input' and value.endswith('.zarr'):
+      write_ome(folder / value, np.tile(small, (4, 1, 1)))
     elif flag in ('--input', '--labels'):
       (folder / value).parent.mkdir(parents=True, exist_ok=True)
       volume.write_stack(folder / value, small)

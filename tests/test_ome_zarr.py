@@ -263,7 +263,7 @@ def test_refuses_what_it_cannot_read(tmp_path):
   (path / 'zarr.json').write_text('{')
   refuse(path, 'damaged zarr.json')
   (changed() / '0/c/0/0/0').write_bytes(b'cut')
-  refuse(path, 'cannot be read at slices 1 to 3', '0/c/0/0/0')
+  refuse(path, 'cannot be read at slice 1 to 3', '0/c/0/0/0')
   (path / '0/zarr.json').unlink()
   refuse(path, 'cannot be opened at 0')
   refuse(write_ome(tmp_path / 'b.zarr', pixels.astype('int16')), 'int16')

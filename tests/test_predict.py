@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import made_runs
+from made_volumes import write_ome
 import numpy as np
 from PIL import Image
 import pytest
@@ -228,6 +229,55 @@ def test_pixels_of_another_size(command, run, tmp_path):
   assert [row.split(',')[3] for row in rows] == [
     str(64.0 * area) for area in np.bincount(regions.ravel())[1:]
   ]
+
+
+def test_a_volume_has_the_bits_of_a_stack(command, run, tmp_path):
+  volume_in, source = tmp_path / 'in.zarr', tmp_path / 'in.tif'
+  pixels = stack(source, 3, 50, 140)
+  write_ome(volume_in, pixels[None], axes='czyx', chunk=(1, 2, 32, 64))
+  (volume_in / '0/c/0/1/0/2').unlink()
+  pixels[2, :32, 128:] = 0
+  volume.write_stack(source, pixels, overwrite=True)
+  done, tiff = predict(command, run, source, '--tile=64', '--overlap=32')
+  assert done.code == 0, done.err
+  output, cells = tmp_path / 'out.zarr', tmp_path / 'cells.zarr'
+  arguments = (
+    *(f'--output={output}', f'--segmentation={cells}'),
+    *('--tile=64', '--overlap=32', '--num_shards=2'),
+  )
+  # Slices 0 and 2 are the first one's.
+  for shard in (1, 0):
+    done, _ = predict(
+      command, run, volume_in, *arguments, f'--shard_id={shard}'
+    )
+    assert done.code == 0, done.err
+  assert f'{output}: 3 of 3 blocks of 1 slices are finished' in done.out
+  assert 'chunks, which count as its fill value, in slices 2 (' in done.out
+  assert f'{cells}: uint32 labels of each slice, 0 on borders' in done.out
+  expected = tifffile.imread(tiff)
+  with volume.open_stack(output) as written:
+    np.testing.assert_array_equal(written.read_all(), expected)
+  with volume.open_stack(cells, dtypes=('uint32',)) as written:
+    for page, found in zip(expected, written, strict=True):
+      np.testing.assert_array_equal(found, thinning.thin_borders(page > 0.5))
+  # The same again predicts nothing; other flags are refused.
+  done, _ = predict(command, run, volume_in, *arguments, '--shard_id=0')
+  assert '3 of 3 blocks' in done.out
+
+  def refuses(*given, words):
+    done, _ = predict(command, run, volume_in, *given)
+    refused(done, output, *words)
+
+  refuses(*arguments, words=['--shard_id and --num_shards go together'])
+  refuses(f'--output={output}', '--tta', words=['averaging', 'tile'])
+  refuses(f'--output={output}', '--overwrite', words=['--overwrite goes'])
+  refuses('--memory_gb=1', words=['--memory_gb goes with --output=NAME.zarr'])
+  refuses('--time=2', words=['--time is 2'])
+  refuses(
+    *(f'--output={tmp_path}/new.zarr', '--memory_gb=0.1'),
+    words=['--memory_gb is 0.1', 'GB', 'give --memory_gb='],
+  )
+  assert not (tmp_path / 'new.zarr').exists()
 
 
 def test_a_folder_of_png_is_a_stack(command, run, tmp_path):

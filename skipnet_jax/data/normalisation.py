@@ -7,6 +7,7 @@ mean and variance of its neighbourhood, so that it does not depend on the field
 of view.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ _WINDOW = 129
 # The least standard deviation of a neighbourhood, as a share of the slice's:
 # the noise of an empty region stays small.
 _LEAST_SHARE = 0.25
+# Pixels of a slice that are summed up at once: 32 MiB in float64.
+_BAND = 2**22
+# Pixels that are read at once, of one or several slices.
+_READ = 2**25
 
 
 def check(method: str, dtype: Any, name: str) -> None:
@@ -100,11 +105,65 @@ def statistics(
   if method == 'range':
     half = np.full(len(image), np.iinfo(image.dtype).max / 2, np.float32)
     return {'mean': half, 'std': half}
+  rows = _band_rows(image.shape[1:])
   table = []
   for z, page in enumerate(image):
     volume.check_finite(page, 'the image stack', z)
-    mean, std = page.mean(dtype=np.float64), page.std(dtype=np.float64)
-    # A constant slice becomes zeros.
-    table.append((mean, std or 1.0))
-  mean, std = np.asarray(table, np.float32).T
+    moments = _Moments()
+    for y in range(0, len(page), rows):
+      moments.add(page[y : y + rows])
+    table.append(moments.values())
+  mean, std = np.asarray(table, np.float32).reshape(-1, 2).T
   return {'mean': mean, 'std': std}
+
+
+def read_statistics(reader: volume.StackReader, slices: range) -> np.ndarray:
+  """What `statistics` gives for slices, of which only bands are in memory.
+
+  Returns:
+    `[slices, 2]` float32: mean and standard deviation.
+
+  Raises:
+    InputError: NaN or infinite pixels, or pixels that cannot be read.
+  """
+  y, x = reader.shape[1:]
+  rows = _band_rows((y, x))
+  each = max(1, _READ // (rows * x))
+  table = []
+  for first in range(slices.start, slices.stop, each):
+    group = range(first, min(first + each, slices.stop))
+    moments = [_Moments() for _ in group]
+    for top in range(0, y, rows):
+      part = reader.read_part(group, range(top, min(top + rows, y)), range(x))
+      volume.check_finite(part, str(reader.path), first, top)
+      for one, band in zip(moments, part, strict=True):
+        one.add(band)
+    table += [one.values() for one in moments]
+  return np.asarray(table, np.float32).reshape(-1, 2)
+
+
+def _band_rows(sides: Sequence[int]) -> int:
+  """Rows of a slice that are summed up at once: all of a small one."""
+  y, x = sides
+  return y if y * x <= _BAND else 1 << max(0, (_BAND // x).bit_length() - 1)
+
+
+class _Moments:
+  """Mean and standard deviation of a slice, from its bands in their order."""
+
+  def __init__(self):
+    self._count, self._mean, self._variance = 0, 0.0, 0.0
+
+  def add(self, band: np.ndarray) -> None:
+    """Adds `[y, x]` by the formula of Chan, Golub and LeVeque."""
+    self._count += band.size
+    share = band.size / self._count
+    delta = band.mean(dtype=np.float64) - self._mean
+    variance = band.var(dtype=np.float64)
+    self._mean += share * delta
+    self._variance += share * (variance - self._variance)
+    self._variance += share * (1 - share) * delta**2
+
+  def values(self) -> tuple[float, float]:
+    """Mean and standard deviation; 1 of a constant slice, whose input is 0."""
+    return self._mean, float(np.sqrt(self._variance)) or 1.0

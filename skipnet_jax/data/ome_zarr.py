@@ -106,7 +106,8 @@ class ChunkedStack(stack_reader.StackReader):
   def read_part(self, slices: range, rows: range, columns: range) -> np.ndarray:
     """See `StackReader`; reads only chunks that have some of it."""
     box = tuple(slice(r.start, r.stop) for r in (slices, rows, columns))
-    what = f'cannot be read at slices {slices.start + 1} to {slices.stop}'
+    what = f'cannot be read at slice {slices.start + 1}'
+    what += f' to {slices.stop}' if len(slices) > 1 else ''
     with chunk_store.refusing(self.path, what):
       try:
         found = self._store[box].read().result()

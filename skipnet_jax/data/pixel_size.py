@@ -15,8 +15,12 @@ METRES = {
   'cm': 1e-2,
   'm': 1.0,
 }
+_LONG = {
+  **{'pm': 'picometer', 'Å': 'angstrom', 'nm': 'nanometer', 'µm': 'micrometer'},
+  **{'mm': 'millimeter', 'cm': 'centimeter', 'm': 'meter'},
+}
 _OTHER_NAMES = {
-  **{'picometer': 'pm', 'millimeter': 'mm', 'centimeter': 'cm', 'meter': 'm'},
+  **{name: unit for unit, name in _LONG.items()},
   **dict.fromkeys(('angstrom', 'angstroms', 'Ångström'), 'Å'),
   **dict.fromkeys(('nanometer', 'nanometers', 'nanometre'), 'nm'),
   **dict.fromkeys(('um', 'μm', '\\u00b5m', '\\u00B5m'), 'µm'),
@@ -27,6 +31,11 @@ _OTHER_NAMES = {
 def short(unit: str) -> str:
   """A unit's short name; the unit itself if it is not known."""
   return _OTHER_NAMES.get(unit, unit)
+
+
+def long(unit: str) -> str:
+  """A unit's name in OME-Zarr; '' if it is not known."""
+  return _LONG.get(short(unit), '')
 
 
 def metres(unit: str) -> float:

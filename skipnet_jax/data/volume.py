@@ -277,10 +277,13 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
     writer.write(array)
 
 
-def check_finite(array: np.ndarray, name: str, first: int = 0) -> None:
+def check_finite(
+  array: np.ndarray, name: str, first: int = 0, top: int = 0
+) -> None:
   """Refuses NaN and infinite pixels in `[z, y, x]` or `[y, x]`; any dtype.
 
-  `first` is the place of `array` in the stack that `name` names.
+  `first` and `top` are the slice and the row at which `array` begins in the
+  stack that `name` names.
   """
   if not np.issubdtype(array.dtype, np.floating):
     return
@@ -290,6 +293,6 @@ def check_finite(array: np.ndarray, name: str, first: int = 0) -> None:
       y, x = np.argwhere(bad)[0]
       raise errors.InputError(
         f'{name} has {bad.sum()} pixels in slice {z + 1} that are not finite, '
-        f'the first {page[y, x]} at row {y}, column {x}; replace them (say, by '
-        "the slice's mean)"
+        f'the first {page[y, x]} at row {top + y}, column {x}; replace them '
+        "(say, by the slice's mean)"
       )

@@ -1,6 +1,6 @@
 """Predicts slices of any size, from tiles, orientations and dropout samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -17,6 +17,7 @@ from skipnet_jax.prediction import gate_maps
 from skipnet_jax.step import losses
 
 Variables = dict[str, Any]
+Window = tuple[range, range]  # Rows and columns of a slice.
 
 # Longest side of a slice, in pixels, that is predicted whole by default.
 _MAX_WHOLE = 1536
@@ -63,6 +64,31 @@ class Tiling:
       step = max(m, (tile - self.overlap) // m * m)
       axes.append([*range(0, side - tile, step), side - tile])
     return list(itertools.product(*axes))
+
+  def touching(
+    self, size: Sequence[int], window: Window
+  ) -> tuple[list[tuple[int, int]], Window]:
+    """Corners of the tiles that some pixels of a window lie in.
+
+    Args:
+      size: sides of the slice.
+      window: rows and columns of it.
+
+    Returns:
+      The corners, in the order of `starts`, and the rows and columns of all
+      these tiles; some may lie beyond the slice, see `padded`.
+    """
+    found = [
+      start
+      for start in self.starts(size)
+      if all(
+        first < span.stop and span.start < first + tile
+        for first, tile, span in zip(start, self.tile, window, strict=True)
+      )
+    ]
+    (top, left), (bottom, right) = np.min(found, 0), np.max(found, 0)
+    rows = range(int(top), int(bottom) + self.tile[0])
+    return found, (rows, range(int(left), int(right) + self.tile[1]))
 
   def weight(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """Weights of a tile's pixels, `[y, x]` float32: ramps at inner borders."""
@@ -195,7 +221,10 @@ class Predictor:
     image = image[..., :_MAX_WHOLE, :_MAX_WHOLE]
     y, x = image.shape[-2:]
     m = self.multiple
-    return self._prepare(image, (_round_up(y, m), _round_up(x, m))), (y, x)
+    image = image.reshape(-1, y, x)
+    pages, statistics = normalisation.prepare(image, self.normalise)
+    image = _pad(np.asarray(pages), (_round_up(y, m), _round_up(x, m)))
+    return _normalise(image, statistics), (y, x)
 
   def receptive_field(self) -> int | None:
     """How far, in pixels, a pixel of the image affects the prediction.
@@ -305,31 +334,71 @@ class Predictor:
     Raises:
       InputError: NaN or infinite pixels; floats that cannot be normalised.
     """
-    size = image.shape[-2:]
-    sides = tiling.padded(size)
-    image = self._prepare(image, sides)
-    mean, std, weights = np.zeros((3, *sides), np.float32)
-    for y, x in tiling.starts(size):
-      where = slice(y, y + tiling.tile[0]), slice(x, x + tiling.tile[1])
-      weight = tiling.weight((y, x), size)
-      tile_mean, tile_std = self._average(image[where], advance)
-      mean[where] += weight * tile_mean
-      std[where] += weight * tile_std
-      weights[where] += weight
-    crop = slice(size[0]), slice(size[1])
-    # Clipped, since rounding errors could exceed the range.
-    mean = np.clip(mean[crop] / weights[crop], 0, 1)
-    return mean, std[crop] / weights[crop]
-
-  def _prepare(self, image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-    """Normalises, and pads by reflection: `[*sides, slices]` float32."""
     image = image.reshape(-1, *image.shape[-2:])
     y, x = image.shape[1:]
     pages, statistics = normalisation.prepare(image, self.normalise)
-    mean, std = (s[:, None, None] for s in statistics.values())
-    normalised = (np.asarray(pages, np.float32) - mean) / std
-    padding = (0, sides[0] - y), (0, sides[1] - x), (0, 0)
-    return np.pad(np.moveaxis(normalised, 0, -1), padding, 'symmetric')
+    image = _pad(np.asarray(pages), tiling.padded((y, x)))
+    whole = range(y), range(x)
+    return self.predict_window(
+      image, statistics, tiling, (y, x), whole, advance
+    )
+
+  def predict_window(
+    self,
+    image: np.ndarray,
+    statistics: Mapping[str, np.ndarray],
+    tiling: Tiling,
+    size: tuple[int, int],
+    window: Window,
+    advance: Callable[[], object] = lambda: None,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Predicts a part of a slice: the same bits as of the whole slice.
+
+    Args:
+      image: `[slices, y, x]`, from `normalisation.prepare`: the rows and
+        columns that `Tiling.touching` names; beyond the slice, its reflection.
+      statistics: of the whole slices, from there too.
+      tiling: of the whole slice.
+      size: sides of the whole slice.
+      window: rows and columns that are predicted.
+      advance: see `__call__`.
+
+    Returns:
+      See `__call__`; of the window.
+    """
+    starts, box = tiling.touching(size, window)
+    sides = [len(span) for span in window]
+    mean, std, weights = np.zeros((3, *sides), np.float32)
+    for start in starts:
+      tile, inner, outer = [], [], []
+      places = zip(start, tiling.tile, window, box, strict=True)
+      for first, side, span, read in places:
+        begin, end = max(first, span.start), min(first + side, span.stop)
+        tile.append(slice(first - read.start, first - read.start + side))
+        inner.append(slice(begin - first, end - first))
+        outer.append(slice(begin - span.start, end - span.start))
+      pixels = _normalise(image[:, *tile], statistics)
+      tile_mean, tile_std = self._average(pixels, advance)
+      weight = tiling.weight(start, size)[*inner]
+      mean[*outer] += weight * tile_mean[*inner]
+      std[*outer] += weight * tile_std[*inner]
+      weights[*outer] += weight
+    # Clipped, since rounding errors could exceed the range.
+    return np.clip(mean / weights, 0, 1), std / weights
+
+  def compile(self, tiling: Tiling) -> None:
+    """Predicts a tile of zeros: what follows needs no more memory."""
+    tile = np.zeros((*tiling.tile, self.slices), np.float32)
+    for turn in range(min(2, self._turns)):
+      np.asarray(
+        predict_tile(
+          self._model,
+          self._samples > 0,
+          self._variables[0],
+          _turn(tile, turn),
+          self._keys[0],
+        )
+      )
 
   def _average(
     self, tile: np.ndarray, advance: Callable[[], object]
@@ -350,6 +419,21 @@ class Predictor:
       squared += delta * (value - mean)
       advance()
     return mean, np.sqrt(squared / np.float32(self.count))
+
+
+def _pad(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+  """`[slices, y, x]` of larger sides, continued by reflection."""
+  y, x = image.shape[1:]
+  padding = (0, 0), (0, sides[0] - y), (0, sides[1] - x)
+  return np.pad(image, padding, 'symmetric')
+
+
+def _normalise(
+  image: np.ndarray, statistics: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """`[slices, y, x]` as the network takes it: `[y, x, slices]` float32."""
+  mean, std = (statistics[key][:, None, None] for key in ('mean', 'std'))
+  return np.moveaxis((image.astype(np.float32) - mean) / std, 0, -1)
 
 
 def _turn(image: np.ndarray, turn: int) -> np.ndarray:

@@ -1,0 +1,371 @@
+"""Writes an OME-Zarr image block by block, by several processes.
+
+Version 0.5 has a file for each block (a shard), and 0.4 one for each chunk. A
+file is renamed when it is whole, so that one that exists is whole.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from skipnet_jax import errors
+from skipnet_jax import files
+from skipnet_jax.data import chunk_store
+from skipnet_jax.data import pixel_size
+
+VERSIONS = ('0.5', '0.4')
+# Sides y and x of a chunk; those of a block are multiples of it.
+CHUNK = 256
+# The coarsest level is no longer or wider.
+_COARSEST = 512
+_KEY = 'skipnet_jax'
+_STATISTICS = 'normalisation'
+
+
+def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
+  """The settings that a volume was begun with; None if there is no volume.
+
+  Raises:
+    InputError: something else is there.
+  """
+  if not os.path.lexists(path):
+    return None
+  for name in ('zarr.json', '.zattrs'):
+    content = files.read_json(path / name)
+    found = content.get('attributes', content).get(_KEY)
+    if isinstance(found, dict):
+      return found
+  # What a process leaves that is killed at its start.
+  if path.is_dir() and all(p.suffix == '.part' for p in path.iterdir()):
+    return None
+  raise errors.InputError(
+    f'{path} exists and is not a volume that this command began: choose '
+    'another name.'
+  )
+
+
+def begin(
+  path: pathlib.Path,
+  settings: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+  version: str,
+) -> dict[str, Any]:
+  """Makes the folder of a volume, unless another process just did.
+
+  Args:
+    path: of the folder.
+    settings: of the volume, with `shape` and `block`; kept in its attributes.
+    metadata: as in `StackReader.metadata`.
+    version: one of VERSIONS.
+
+  Returns:
+    The settings that the volume has.
+
+  Raises:
+    InputError: it cannot be made, or something else is there.
+  """
+  try:
+    path.mkdir(exist_ok=True)
+    image = _multiscales(path.name, settings['shape'], metadata)
+    kept = {_KEY: dict(settings)}
+    if version == '0.5':
+      ome = {'version': version, 'multiscales': [image]}
+      group = {'zarr_format': 3, 'node_type': 'group'}
+      group['attributes'] = {'ome': ome} | kept
+      _write_once(path / 'zarr.json', group)
+    else:
+      image['version'] = version
+      _write_once(path / '.zattrs', {'multiscales': [image]} | kept)
+      _write_once(path / '.zgroup', {'zarr_format': 2})
+  except OSError as e:
+    if e.errno in files.FULL:
+      raise
+    raise errors.InputError(
+      f'{path} cannot be written: {e.strerror}; choose another folder.'
+    ) from e
+  return read_settings(path) or {}
+
+
+def _write_once(path: pathlib.Path, value: Any) -> None:
+  """Writes a file whole, unless it exists."""
+  part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+  try:
+    part.write_text(json.dumps(value, indent=2))
+    with contextlib.suppress(FileExistsError):
+      os.link(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def _level_shapes(shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+  """Of all levels; each is half as fine in y and x as the last."""
+  z, y, x = shape
+  found = [(z, y, x)]
+  while max(y, x) > _COARSEST:
+    y, x = -(-y // 2), -(-x // 2)
+    found.append((z, y, x))
+  return found
+
+
+def _multiscales(
+  name: str, shape: tuple[int, int, int], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What OME-Zarr says of an image."""
+  unit = pixel_size.long(str(metadata.get('unit', '')))
+  per_x, per_y = 1.0, 1.0
+  # Without a unit, only a resolution without TIFF's own is one of pixels.
+  if unit or metadata.get('resolutionunit') == 1:
+    per_x, per_y = metadata.get('resolution', (1.0, 1.0))
+  size = [float(metadata.get('spacing', 1.0)), 1 / per_y, 1 / per_x]
+  origin = metadata.get('origin', (0.0, 0.0, 0.0))
+  axes = [
+    {'name': letter.lower(), 'type': 'time' if letter == 'T' else 'space'}
+    for letter in metadata.get('axes', 'ZYX')
+  ]
+  for axis in axes if unit else ():
+    if axis['type'] == 'space':
+      axis['unit'] = unit
+  datasets = []
+  for level in range(len(_level_shapes(shape))):
+    factors = [1, 2**level, 2**level]
+    scale = [s * f for s, f in zip(size, factors, strict=True)]
+    steps: list[dict[str, Any]] = [{'type': 'scale', 'scale': scale}]
+    # The middle of the first pixel.
+    first = [
+      o + (f - 1) / 2 * s for o, f, s in zip(origin, factors, size, strict=True)
+    ]
+    if any(first):
+      steps.append({'type': 'translation', 'translation': first})
+    datasets.append({'path': str(level), 'coordinateTransformations': steps})
+  return {'name': name, 'axes': axes, 'datasets': datasets}
+
+
+class VolumeWriter:
+  """Writes the blocks of a volume that was begun.
+
+  Args:
+    path: of the folder.
+    dtype: float32, or uint32 of labels.
+    statistics: whether it also keeps the statistics of the input's slices.
+
+  Attributes:
+    path: the argument.
+    shape: (z, y, x).
+    block: the same of a block.
+    slabs: number of blocks along z. One process at a time writes a slab.
+
+  Raises:
+    InputError: a damaged volume.
+  """
+
+  def __init__(self, path: pathlib.Path, dtype: Any, statistics: bool = False):
+    settings = read_settings(path) or {}
+    self.path, self._dtype = path, np.dtype(dtype)
+    z, y, x = settings['shape']
+    self.shape = z, y, x
+    z, y, x = settings['block']
+    self.block = z, y, x
+    self.slabs = -(-self.shape[0] // z)
+    self._sharded = (path / 'zarr.json').exists()
+    self._levels = [
+      self._open(str(level), shape, (z, CHUNK, CHUNK), self._dtype, self.block)
+      for level, shape in enumerate(_level_shapes(self.shape))
+    ]
+    self._statistics = None
+    if statistics:
+      chunk = z, 2
+      self._statistics = self._open(
+        _STATISTICS, (self.shape[0], 2), chunk, np.dtype(np.float32), chunk
+      )
+
+  def _open(
+    self,
+    name: str,
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: np.dtype,
+    block: tuple[int, ...],
+  ) -> ts.TensorStore:
+    """Opens an array, and makes it where it is missing."""
+    fill = 'NaN' if name == _STATISTICS else 0
+    blosc = {'cname': 'zstd', 'clevel': 5}
+    metadata: dict[str, Any] = {'shape': shape, 'fill_value': fill}
+    if self._sharded:
+      little = {'name': 'bytes', 'configuration': {'endian': 'little'}}
+      blosc |= {'shuffle': 'shuffle', 'typesize': dtype.itemsize}
+      codecs = [little, {'name': 'blosc', 'configuration': blosc}]
+      if block != chunk:
+        inner = {'chunk_shape': chunk, 'codecs': codecs}
+        inner['index_codecs'] = [little, {'name': 'crc32c'}]
+        codecs = [{'name': 'sharding_indexed', 'configuration': inner}]
+      grid = {'name': 'regular', 'configuration': {'chunk_shape': block}}
+      metadata |= {'chunk_grid': grid, 'codecs': codecs}
+      metadata['data_type'] = dtype.name
+      axes = ('z', 'statistic') if name == _STATISTICS else ('z', 'y', 'x')
+      metadata['dimension_names'] = axes
+    else:
+      metadata |= {'chunks': chunk, 'dtype': dtype.newbyteorder('<').str}
+      metadata['compressor'] = {'id': 'blosc', **blosc, 'shuffle': 1}
+      metadata |= {'dimension_separator': '/', 'filters': None, 'order': 'C'}
+    with chunk_store.refusing(self.path, f'cannot be opened at {name}'):
+      return ts.open(
+        {
+          'driver': 'zarr3' if self._sharded else 'zarr',
+          'kvstore': {'driver': 'file', 'path': f'{self.path}/{name}/'},
+          'metadata': metadata,
+          # Else a block of zeros has no file.
+          'store_data_equal_to_fill_value': True,
+        },
+        open=True,
+        create=True,
+      ).result()
+
+  def blocks(self, level: int = 0) -> list[tuple[range, range]]:
+    """Rows and columns of the blocks of a slab."""
+    _, y, x = self._levels[level].shape
+    return [
+      (range(top, min(top + self.block[1], y)), range(left, min(left + w, x)))
+      for w in self.block[2:]
+      for top in range(0, y, self.block[1])
+      for left in range(0, x, w)
+    ]
+
+  def slices(self, slab: int) -> range:
+    """Those of a slab."""
+    first = slab * self.block[0]
+    return range(first, min(first + self.block[0], self.shape[0]))
+
+  def is_written(
+    self, slab: int, block: tuple[range, range], level: int = 0
+  ) -> bool:
+    """Whether a block is on the disk."""
+    folder = self._folder(slab, level)
+    sides = self.block[1:] if self._sharded else (CHUNK, CHUNK)
+    rows, columns = (
+      range(span.start // side, -(-span.stop // side))
+      for span, side in zip(block, sides, strict=True)
+    )
+    return all((folder / f'{y}/{x}').exists() for y in rows for x in columns)
+
+  def is_finished(self, slab: int) -> bool:
+    """Whether all blocks of a slab are on the disk, at all levels."""
+    return all(
+      self.is_written(slab, block, level)
+      for level in range(len(self._levels))
+      for block in self.blocks(level)
+    )
+
+  def _folder(self, slab: int, level: int = 0) -> pathlib.Path:
+    """Where the files of a slab are."""
+    parts = (str(level), *('c' * self._sharded), str(slab))
+    return self.path.joinpath(*parts)
+
+  @contextlib.contextmanager
+  def claim(self, slab: int) -> Iterator[bool]:
+    """Yields whether this process may write a slab: no other one does.
+
+    The operating system removes the lock when the process ends in any way.
+    """
+    folder = self._folder(slab)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        yield False
+        return
+      except OSError:
+        pass  # Some file systems of clusters have no locks.
+      yield True
+    finally:
+      os.close(descriptor)
+
+  def write(
+    self,
+    slab: int,
+    block: tuple[range, range],
+    values: np.ndarray,
+    level: int = 0,
+  ) -> None:
+    """Writes a block, `[z, y, x]`.
+
+    Raises:
+      InputError: it cannot be written.
+      OSError: the disk is full.
+    """
+    spans = (self.slices(slab), *block)
+    self._write(self._levels[level], spans, values)
+
+  def _write(
+    self, array: ts.TensorStore, spans: tuple[range, ...], values: np.ndarray
+  ) -> None:
+    box = tuple(slice(span.start, span.stop) for span in spans)
+    with chunk_store.refusing(self.path, 'cannot be written'):
+      # Each file is written once.
+      transaction = ts.Transaction()
+      array.with_transaction(transaction)[box].write(
+        values, can_reference_source_data_indefinitely=True
+      ).result()
+      transaction.commit_async().result()
+
+  def write_coarser(self, slab: int) -> None:
+    """Writes the other levels of a slab whose finest one is written.
+
+    A pixel is the mean of those in its place one level finer; of labels, it is
+    the first one.
+    """
+    for level in range(1, len(self._levels)):
+      for block in self.blocks(level):
+        if not self.is_written(slab, block, level):
+          self.write(slab, block, self._coarser(slab, block, level), level)
+
+  def _coarser(
+    self, slab: int, block: tuple[range, range], level: int
+  ) -> np.ndarray:
+    rows, columns = block
+    slices, finer = self.slices(slab), self._levels[level - 1]
+    found = np.empty((len(slices), len(rows), len(columns)), self._dtype)
+    bottom, right = (
+      min(2 * span.stop, side)
+      for span, side in zip(block, finer.shape[1:], strict=True)
+    )
+    for first in range(rows.start, rows.stop, CHUNK):
+      last = min(first + CHUNK, rows.stop)
+      part = finer[
+        slices.start : slices.stop,
+        2 * first : min(2 * last, bottom),
+        2 * columns.start : right,
+      ]
+      with chunk_store.refusing(self.path, 'cannot be read'):
+        fine = part.read().result()
+      where = slice(first - rows.start, last - rows.start)
+      if self._dtype == np.float32:
+        odd = [(0, n % 2) for n in fine.shape[1:]]
+        fine = np.pad(fine, [(0, 0), *odd], 'edge')
+        upper = fine[:, ::2, ::2] + fine[:, ::2, 1::2]
+        lower = fine[:, 1::2, ::2] + fine[:, 1::2, 1::2]
+        found[:, where] = (upper + lower) / np.float32(4)
+      else:
+        found[:, where] = fine[:, ::2, ::2]
+    return found
+
+  def read_statistics(self, slices: range) -> np.ndarray:
+    """Those that are kept, `[slices, 2]` float32; NaN: not yet."""
+    assert self._statistics is not None
+    with chunk_store.refusing(self.path, f'cannot be read at {_STATISTICS}'):
+      part = self._statistics[slices.start : slices.stop]
+      return part.read().result()
+
+  def write_statistics(self, slab: int, values: np.ndarray) -> None:
+    """Keeps those of a slab, `[slices, 2]` float32."""
+    assert self._statistics is not None
+    self._write(self._statistics, (self.slices(slab), range(2)), values)
