@@ -407,7 +407,22 @@ def test_refuses_a_missing_flag(command, flag):
   del given[flag]
   done = command('predict', *(f'--{k}={v}' for k, v in given.items()))
   assert done.code == 2
-  assert done.err.startswith(f'error: No --{flag} given: ')
+  said = f'No --{flag} given: '
+  if flag == 'workdir':
+    said = 'Give either --workdir, a run of your own, or --pretrained, '
+  assert done.err.startswith(f'error: {said}')
+
+
+def test_refuses_a_run_and_a_network_that_ships(command):
+  given = (
+    '--workdir=w',
+    '--pretrained=em_membranes',
+    '--input=i',
+    '--output=o',
+  )
+  done = command('predict', *given)
+  assert done.code == 2
+  assert 'Give either --workdir' in done.err
 
 
 def test_refuses_runs_that_do_not_fit(command, run, state, tmp_path):
