@@ -211,5 +211,5 @@ def test_all_figures_are_known():
   found = set()
   for path in (EXPERIMENTS / 'results').glob('*/report.html'):
     found |= {p.stem for p in path.parent.glob('*.png')}
-  assert found == set(report.figures.NAMES)
+  assert found <= set(report.figures.NAMES)
   assert pathlib.Path(report.PAGE).suffix == '.html'

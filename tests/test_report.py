@@ -92,6 +92,8 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
 def test_each_figure_is_a_picture_and_a_table(made):
   _, page, out = made
   assert {figure.name for figure in page.figures} == FIGURES
+  # `report.check_files` looks for their files.
+  assert set(figures.NAMES) >= FIGURES
   for name in FIGURES:
     picture = np.asarray(Image.open(out / f'{name}.png').convert('L'))
     assert picture.shape[1] == 1500

@@ -51,10 +51,10 @@ def is_one(place: str | os.PathLike) -> bool:
   """Whether a place is such a volume, by its address or its files."""
   if chunk_store.is_url(place):
     return True
-  path = pathlib.Path(place)
-  return path.is_dir() and (
-    path.suffix.lower() in _ENDINGS
-    or any((path / mark).is_file() for mark in _MARKS)
+  # Not by pathlib, which raises where a name is too long.
+  return os.path.isdir(place) and (
+    pathlib.Path(place).suffix.lower() in _ENDINGS
+    or any(os.path.isfile(os.path.join(place, mark)) for mark in _MARKS)
   )
 
 

@@ -44,7 +44,7 @@ def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
     if isinstance(found, dict):
       return found
   # What a process leaves that is killed at its start.
-  if path.is_dir() and all(p.suffix == '.part' for p in path.iterdir()):
+  if os.path.isdir(path) and all(p.suffix == '.part' for p in path.iterdir()):
     return None
   raise errors.InputError(
     f'{path} exists and is not a volume that this command began: choose '

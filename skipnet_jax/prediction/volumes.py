@@ -240,7 +240,7 @@ def _check_paths(
 ) -> None:
   """Refuses outputs that lie in each other or in the input."""
   for path in paths:
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
       raise errors.InputError(
         f'cannot write {path}: the folder {path.parent} does not exist; make '
         'it.'
