@@ -162,6 +162,23 @@ class Outcome:
   err: str
 
 
+@contextlib.contextmanager
+def signals_restored():
+  """Takes back how an interrupted command, which ends a process, left it."""
+  ending = (signal.SIGINT, signal.SIGTERM)
+  before = [signal.getsignal(number) for number in ending]
+  hooks = sys.excepthook, sys.unraisablehook
+  wakeup = signal.set_wakeup_fd(-1)
+  signal.set_wakeup_fd(wakeup)
+  try:
+    yield
+  finally:
+    for number, handler in zip(ending, before, strict=True):
+      signal.signal(number, handler)
+    sys.excepthook, sys.unraisablehook = hooks
+    signal.set_wakeup_fd(wakeup)
+
+
 @pytest.fixture
 def command(capsys, monkeypatch):
   """Runs a command in this process.
@@ -194,7 +211,7 @@ def command(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'path', [*own, *sys.path])
     monkeypatch.setattr(sys, 'orig_argv', [sys.executable, '-m', main])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
+    with signals_restored(), pytest.raises(SystemExit) as left:
       run(program, run_name='__main__')
     captured = capsys.readouterr()
     return Outcome(left.value.code or 0, captured.out, captured.err)
