@@ -13,6 +13,7 @@ from skimage import transform
 import tifffile
 
 from skipnet_jax.data import volume
+from skipnet_jax.prediction import blocks
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.runs import checkpoint
@@ -231,7 +232,11 @@ def test_pixels_of_another_size(command, run, tmp_path):
   ]
 
 
-def test_a_volume_has_the_bits_of_a_stack(command, run, tmp_path):
+def test_a_volume_has_the_bits_of_a_stack(
+  command, run, tmp_path, monkeypatch
+):
+  # Of this process it would be that of all tests before.
+  monkeypatch.setattr(blocks, 'peak_memory', lambda: 0)
   volume_in, source = tmp_path / 'in.zarr', tmp_path / 'in.tif'
   pixels = stack(source, 3, 50, 140)
   write_ome(volume_in, pixels[None], axes='czyx', chunk=(1, 2, 32, 64))
