@@ -232,9 +232,7 @@ def test_pixels_of_another_size(command, run, tmp_path):
   ]
 
 
-def test_a_volume_has_the_bits_of_a_stack(
-  command, run, tmp_path, monkeypatch
-):
+def test_a_volume_has_the_bits_of_a_stack(command, run, tmp_path, monkeypatch):
   # Of this process it would be that of all tests before.
   monkeypatch.setattr(blocks, 'peak_memory', lambda: 0)
   volume_in, source = tmp_path / 'in.zarr', tmp_path / 'in.tif'
