@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the package, trains a network and segments a slice:
 # bash tools/quickstart.sh [flags]
-source "$(dirname "$0")/venv.sh"
+# The empty word: without one, the flags would be extras of the package.
+source "$(dirname "$0")/venv.sh" ''
 workdir=runs/quick
 .venv/bin/python -m skipnet_jax.train \
   --config=experiments/long_short.py:quick --workdir="$workdir" "$@"
