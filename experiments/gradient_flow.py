@@ -17,7 +17,7 @@ import ml_collections
 from skipnet_jax import config as config_lib
 from skipnet_jax import models
 
-LONG = {'short_skips': False}
+LONG, SHORT = {'short_skips': False}, {'long_skips': False}
 FIGURE_4 = {
   'a_long_short_r9': {'model': {'repetitions': (9,) * 7}},
   'b_long_r9': {'model': {'repetitions': (9,) * 7, **LONG}},
@@ -27,7 +27,6 @@ FIGURE_4 = {
     'optim': {'learning_rate': 1e-4},
   },
 }
-SHORT = {'long_skips': False}
 TABLE_3 = {'long_short': {}, 'short': {'model': SHORT}, 'long': {'model': LONG}}
 SIMPLE = {'model.blocks': 'simple'}
 SMALL = {'model.base_width': 8, 'data.size': 256, 'train.batch_size': 1}
@@ -46,5 +45,6 @@ def get_config(preset='small'):
   config.experiment = 'gradient_flow'
   config.model = models.model_config('fc_resnet')
   variants = TABLE_3 if preset == 'table_3' else FIGURE_4
+  config.log.critical_sharpness = True
   config.variants = ml_collections.ConfigDict(variants)
   return config_lib.pick_preset(config, preset, PRESETS)

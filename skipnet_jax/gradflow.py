@@ -61,6 +61,7 @@ def main() -> None:
   from skipnet_jax.analysis.page import report
   from skipnet_jax.data import sources
   from skipnet_jax.runs import recorded
+  from skipnet_jax.training import processes
   from skipnet_jax.training import study
 
   def check_count(networks: int) -> None:
@@ -75,11 +76,14 @@ def main() -> None:
     cli.require_config(config)
     check_count(len(config.get('variants', ())))
   if config is not None and config.parallel.coordinator:
-    cli.refuse(
-      'A comparison runs in one process: leave out parallel.coordinator, or '
-      'train each run with python -m skipnet_jax.train and compare them with '
-      '--runs.'
-    )
+    if _AT_INIT.value or 'depths' in config:
+      cli.refuse(
+        'Several processes can train the runs of a comparison, but --at-init '
+        'and a sweep over depths run in one: leave out parallel.coordinator.'
+      )
+    # The first variant's check is made before the processes join.
+    config_checks.variants(config)
+    processes.start(config.parallel)
   jax.devices()  # Fails, before a folder is made, where JAX has no device.
   if _RUNS.value is not None:
     runs = recorded.open_runs(_RUNS.value, allow_differences=_ALLOW.value)
@@ -113,11 +117,19 @@ def main() -> None:
     else:
       variants = config_checks.variants(config)
       report.check_files(output, overwrite=overwrite, own=own)
+      writes = jax.process_index() == 0
       folders = study.train(
         study.with_seeds(variants, _SEEDS.value),
         pathlib.Path(cli.require(_WORKDIR)),
-        print,
+        print if writes else lambda _: None,
       )
+      if jax.process_count() > 1:
+        if writes:
+          print(
+            'All runs are trained. For the report, run the same command in one '
+            'process, without --config.parallel.'
+          )
+        return
       folder = report.check(output, overwrite=overwrite, own=own)
       runs = recorded.open_runs(folders, allow_differences=True)
       page = comparison.of_runs(title, runs, print)

@@ -87,6 +87,11 @@ def add_records(path, epochs=4):
     file.append(flow[0], flow[1:])
     record = dict.fromkeys(run_log.FIELDS, 1.0)
     record |= {'epoch': epoch, 'step': 4 * epoch}
+    record |= {
+      'critical_sharpness': 2e3 * epoch,
+      'critical_sharpness_ratio': float(epoch),
+      'learning_rate': 1e-3,
+    }
     for part in ('train', 'valid'):
       record |= {f'{part}_loss': 1 / epoch, f'{part}_loss_with_l2': 2 / epoch}
       record |= {f'{part}_bce': 1 / epoch, f'{part}_accuracy': epoch / 10}

@@ -32,6 +32,7 @@ def get_config(preset=''):
   config.data.augment.update(rotation=0.0, shear=0.0, warp=0.0)
   config.experiment = 'two'
   config.log.tensorboard = config.log.progress = False
+  config.log.critical_sharpness = True
   config.variants = ml_collections.ConfigDict({{
     'both': {{}},
     'long': {{'model': {{'short_skips': False}}, 'optim': {{'l2': 1e-5}}}},
@@ -76,6 +77,12 @@ def test_one_command_trains_compares_and_resumes(
   with (workdir / 'report/heat_map_net_change.csv').open() as file:
     rows = [r for r in csv.DictReader(file) if r['run'] == 'long']
   run = recorded.open_run(workdir / 'long')
+  assert (run.curve('critical_sharpness_ratio') > 0).all()
+  np.testing.assert_allclose(
+    run.curve('critical_sharpness') * run.curve('learning_rate') / 2,
+    run.curve('critical_sharpness_ratio'),
+    rtol=1e-5,
+  )
   np.testing.assert_allclose(
     [float(r['1']) for r in rows],
     run.flow['net_change'][0],
@@ -151,8 +158,11 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
     ),
     ((LONG_SHORT, '--workdir=w'), 'has 1 network'),
     (
-      (LONG_SHORT, '--workdir=w', '--config.parallel.coordinator=auto'),
-      'runs in one process',
+      (
+        *(LONG_SHORT, '--at-init', '--output=o'),
+        '--config.parallel.coordinator=auto',
+      ),
+      'run in one: leave out parallel.coordinator',
     ),
     (('--config=nothing.py', '--workdir=w'), 'nothing.py cannot be used'),
     (('--runs=', '--output=o'), 'names no run'),

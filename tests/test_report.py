@@ -23,7 +23,7 @@ from skipnet_jax.runs import recorded
 FIGURES = {
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
   *('gradient_norms', 'split', 'path_lengths', 'propagation', 'lesions'),
-  'first_steps',
+  *('first_steps', 'critical_sharpness', 'network'),
 }
 
 
@@ -171,6 +171,25 @@ def test_the_page_says_first_what_was_found(made):
     anchor = report._anchor(table.title)
     assert f'href="#{anchor}"' in text
     assert f'id="{anchor}"' in text
+
+
+def test_a_run_that_squashes_the_others_is_cut_off():
+  near = {'a': np.array([1.0, 9.0]), 'b': np.array([2.0, np.nan, 0.0])}
+
+  def limits(**more):
+    _, (ax,) = figures.make_grid(1, 3.0)
+    ax.set_yscale('log')
+    for y in (near | more).values():
+      ax.plot(y)
+    return figures.clip_log_axis(ax, near | more), ax.get_ylim()
+
+  said, (low, high) = limits(far=np.array([1e-4, 1e7]))
+  assert said == ' The axis is cut off: far reaches 1e-04 and 1e+07.'
+  assert 0.7 < low < 1
+  assert 9 < high < 13
+  said, (_, high) = limits(c=np.array([3.0, 50.0]))
+  assert said == ''
+  assert high > 50
 
 
 def test_lost_epochs_are_gaps_not_zeros(made):

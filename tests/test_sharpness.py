@@ -86,3 +86,24 @@ def test_rmsprop_divides_by_its_running_average(dense, in_float64):
   root = 1 / np.sqrt(np.sqrt(0.1 * g**2) + 1e-3)
   expected = np.linalg.eigvalsh(root[:, None] * hessian * root)[-1]
   assert found.value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('rate', [1e-4, 0.1, 3.0, 700.0])
+def test_the_critical_step_of_a_quadratic(rate):
+  curvature, x = np.array([0.5, 3.0, 20.0]), np.array([4.0, -1.0, 0.3])
+  gradient = curvature * x
+
+  def loss(factor):
+    return 0.5 * np.sum(curvature * (x - factor * rate * gradient) ** 2)
+
+  found = 2 / (rate * sharpness.critical_factor(loss))
+  along = gradient @ (curvature * gradient) / (gradient @ gradient)
+  assert found == pytest.approx(along, rel=0.05)
+
+
+def test_a_step_that_never_raises_the_loss_has_no_critical_length():
+  assert sharpness.critical_factor(lambda factor: -factor) is None
+  assert sharpness.critical_factor(lambda factor: factor) is None
+  # A loss that is not finite counts as raised.
+  cliff = sharpness.critical_factor(lambda f: np.nan if f > 3 else -f)
+  assert cliff == pytest.approx(3, rel=0.05)

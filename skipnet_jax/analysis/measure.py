@@ -88,7 +88,7 @@ def centre_batch(
 
 
 @functools.cache
-def _objective(name: str):
+def objective(name: str) -> gradient_flow.LossFunction:
   """The loss function of that name; cached, so that JAX compiles it once."""
   loss = losses.LOSSES[name]
   return lambda outputs, batch: loss.value(loss.sums(outputs, batch))
@@ -119,7 +119,7 @@ def measure(
   Raises:
     InputError: a network without convolutions.
   """
-  model, loss = models.build_model(config.model), _objective(config.train.loss)
+  model, loss = models.build_model(config.model), objective(config.train.loss)
   model = (model.clone(dropout=0.0) if model.dropout else model).unrolled()
   layers = gradient_flow.conv_names(model, batch['image'].shape)
   # Variables of a checkpoint are bound to a device: JAX would compile again.
@@ -187,7 +187,7 @@ def sharpness(
     states: by moment.
     batch: from `centre_batch`; with batch statistics.
   """
-  model, loss = models.build_model(config.model), _objective(config.train.loss)
+  model, loss = models.build_model(config.model), objective(config.train.loss)
   model = model.clone(dropout=0.0) if model.dropout else model
   # Of the statistics, training uses none.
   first = next(iter(states.values())).variables()
@@ -196,8 +196,8 @@ def sharpness(
     at = first | {'params': params}
     return gradient_flow.loss_at(model, at, batch, loss, train=True)
 
-  objective = sharpness_lib.training_objective(value, training.l2)
-  hessian = sharpness_lib.Hessian(objective)
+  with_l2 = sharpness_lib.training_objective(value, training.l2)
+  hessian = sharpness_lib.Hessian(with_l2)
   found = {}
   for moment, state in states.items():
     params = jax.device_put(state.params.tree(), jax.devices()[0])

@@ -1,13 +1,19 @@
-"""Sharpness: the largest eigenvalue of the Hessian of the training loss.
+"""Sharpness: how curved the training loss is, by its Hessian or along a step.
 
 Gradient descent at the rate r is stable along a direction of curvature h if
 h < 2 / r. RMSprop divides the gradient by P = sqrt(nu) + eps, so that for it
 the curvature of P^(-1/2) H P^(-1/2) counts (Cohen et al. 2022, arXiv
 2207.14484). A product of the Hessian with a vector costs about two gradients.
+
+The critical sharpness is 2 / the smallest learning rate at which the next step
+would raise the loss (Kalra and Barkeshli 2024, arXiv 2406.09405). It costs some
+eight losses. On a quadratic loss, it is the curvature along the step, and at
+most the largest eigenvalue.
 """
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -21,6 +27,9 @@ from skipnet_jax.step import optim
 Array = jax.Array
 Params = Any
 Objective = Callable[[Params], Array]
+# Of the search for a critical step: at most so many doublings or halvings, and
+# then so many bisections, which leave an error of a twentieth.
+_DOUBLINGS, _BISECTIONS = 20, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,3 +120,42 @@ def rmsprop_scale(average: Params, eps: float) -> Array | None:
 def training_objective(value: Objective, l2: float) -> Objective:
   """A loss with the L2 term that training adds to it."""
   return lambda params: value(params) + optim.l2_penalty(params, l2)
+
+
+def critical_factor(loss: Callable[[float], float]) -> float | None:
+  """By which factor a step can grow until it raises the loss.
+
+  Args:
+    loss: after a step of so many times its length; one that is not finite
+      counts as raised.
+
+  Returns:
+    The smallest such factor, to a twentieth; None if there is none between
+    2^-20 and 2^20.
+  """
+  first = loss(0.0)
+
+  def raised(factor: float) -> bool:
+    return not loss(factor) <= first
+
+  low = high = 1.0
+  if raised(1.0):
+    for _ in range(_DOUBLINGS):
+      low = high / 2
+      if not raised(low):
+        break
+      high = low
+    else:
+      return None
+  else:
+    for _ in range(_DOUBLINGS):
+      high = low * 2
+      if raised(high):
+        break
+      low = high
+    else:
+      return None
+  for _ in range(_BISECTIONS):
+    middle = math.sqrt(low * high)
+    low, high = (low, middle) if raised(middle) else (middle, high)
+  return math.sqrt(low * high)

@@ -157,6 +157,8 @@ class Study:
     row_of: label of the row of each run.
     compared: the field of summary.json that ranks the rows.
     orderings: (better, worse) pairs of labels that the papers claim.
+    reduced: labels of rows whose network differs from the published one, as it
+      does where a small preset narrows it.
   """
 
   name: str
@@ -166,6 +168,17 @@ class Study:
   row_of: dict[str, str]
   compared: str
   orderings: tuple[tuple[str, str], ...]
+  reduced: tuple[str, ...] = ()
+
+  def budget(self) -> str:
+    """How long its runs train, such as '500 steps'."""
+    lengths = dict.fromkeys(
+      f'{config.train.epochs * config.train.steps_per_epoch:,} steps'
+      if config.train.steps_per_epoch
+      else f'{config.train.epochs:,} epochs'
+      for config in self.runs.values()
+    )
+    return ' or '.join(lengths)
 
 
 def _beats(first: str, labels: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -285,11 +298,13 @@ def make(
     )
   preset = {'small': small}.get(scale, scale)
   runs, row_of = {}, {}
+  reduced: dict[str, None] = {}
   for repeat in range(repeats):
     for label, row in rows.items():
-      config = config_lib.load_experiment(
-        experiments / f'{row.experiment}.py', preset
-      )
+      path = experiments / f'{row.experiment}.py'
+      config = config_lib.load_experiment(path, preset)
+      if config.model != config_lib.load_experiment(path, 'paper').model:
+        reduced[label] = None
       if name == 'figure_4':
         config = config_checks.variants(config)[label]
       config.update_from_flattened_dict(row.changes)
@@ -304,4 +319,6 @@ def make(
       config_checks.validate(config)
       key = f'{label.replace(",", "").replace(" ", "_")}_{part}'
       runs[key], row_of[key] = config, label
-  return Study(name, title, rows, runs, row_of, compared, orderings)
+  return Study(
+    name, title, rows, runs, row_of, compared, orderings, tuple(reduced)
+  )

@@ -1,6 +1,6 @@
 """Results of a study: tables, paired tests and curves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import json
 import pathlib
 import re
@@ -254,6 +254,18 @@ def check(study: plan.Study, scale: str, output: pathlib.Path) -> None:
     files.check_outputs(foreign, overwrite=False, remedy=remedy)
 
 
+def _subtitle(study: plan.Study, done: int, datasets: Iterable[str]) -> str:
+  text = (
+    f'{done} of {len(study.runs)} runs of {study.budget()} each, on '
+    f'{" and ".join(datasets)}.'
+  )
+  if not study.reduced:
+    return text
+  if set(study.reduced) == set(study.rows):
+    return f'{text} All networks are smaller than the published ones.'
+  return f'{text} Smaller than published: {", ".join(study.reduced)}.'
+
+
 def write(
   study: plan.Study,
   folder: pathlib.Path,
@@ -279,8 +291,7 @@ def write(
   warnings = {s['warning'] for s in summaries.values() if 'warning' in s}
   page = report.Page(
     title=study.title,
-    subtitle=f'{len(summaries)} of {len(study.runs)} runs, on '
-    f'{" and ".join(datasets)}.',
+    subtitle=_subtitle(study, len(summaries), datasets),
     figures=[curves(study, folder)],
     tables=tables,
     warnings=sorted(warnings),

@@ -23,6 +23,7 @@ from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import telemetry
+from skipnet_jax.training import critical as critical_lib
 from skipnet_jax.training import epoch as epoch_lib
 from skipnet_jax.training import nonfinite
 from skipnet_jax.training import preemption
@@ -271,6 +272,7 @@ class Run:
       train_epoch.compile(self.state)
       # Compiled before the first epoch, while nothing can be lost.
       validate = validation.Validation(prepared, self.state)
+      critical = self._critical_sharpness()
     # A run that ended between a checkpoint and its samples lacks them.
     self._draw_samples()
     processes.barrier()
@@ -286,6 +288,8 @@ class Run:
       record = validation.make_record(
         prepared, self.progress.epoch + 1, part, validate(self.state)
       )
+      if critical is not None:
+        record |= critical(parallel.unreplicate(self.state))
       best = record['valid_loss'] < self.progress.best_loss
       self.progress = self.progress.after(record, part.seconds, every, wall())
       if log.active:
@@ -305,6 +309,14 @@ class Run:
       self._draw_samples()
       part = before = None
     self._checkpoints.wait()
+
+  def _critical_sharpness(self) -> critical_lib.CriticalSharpness | None:
+    """Measures the record's critical sharpness, where one is written."""
+    prepared = self.prepared
+    if not (prepared.config.log.critical_sharpness and self._log.active):
+      return None
+    state = prepared.parallel.unreplicate(self.state)
+    return critical_lib.CriticalSharpness(prepared, state)
 
   def _meta(self) -> dict[str, Any]:
     meta = self.progress.to_json() | {'config': self._identity}

@@ -13,6 +13,7 @@ from skipnet_jax import config_identity
 from skipnet_jax.analysis import depth
 from skipnet_jax.analysis import gradient_flow
 from skipnet_jax.analysis import measure
+from skipnet_jax.analysis.page import drawing
 from skipnet_jax.analysis.page import figures as figures_lib
 from skipnet_jax.analysis.page import findings
 from skipnet_jax.analysis.page import point_figures
@@ -87,6 +88,8 @@ def of_runs(
     points[run.name], signals[run.name] = measured
     _say_found(points[run.name], log)
   first = recorded_figures.first_steps(firsts, dataset)
+  drawn = drawing.network(groups)
+  critical = recorded_figures.critical_sharpness(runs, dataset)
   centre = any(name.startswith('across/') for name in runs[0].layers)
   epochs = ', '.join(dict.fromkeys(f'{run.epochs}' for run in runs))
   environments = {
@@ -103,11 +106,13 @@ def of_runs(
     findings=findings.sentences(runs),
     notes=(*([_NOTATION] if centre else []), _SCORES),
     figures=[
+      *([drawn] if drawn else []),
       recorded_figures.heat_map(firsts, dataset, 'net_change'),
       recorded_figures.profiles(runs, dataset),
       recorded_figures.heat_map(firsts, dataset, 'grad_l2'),
       *([first] if first else []),
       recorded_figures.curves(runs, dataset),
+      *([critical] if critical else []),
       *_point_figures(points, signals, dataset),
       *([point_figures.lesions(lost, dataset)] if lost else []),
     ],

@@ -1,6 +1,6 @@
 """A figure together with its data, and the depth axis that figures share."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -14,7 +14,7 @@ _WIDTH = 10.0  # Inches.
 NAMES = (
   *('heat_map_net_change', 'heat_map_grad_l2', 'profiles', 'curves'),
   *('gradient_norms', 'split', 'path_lengths', 'propagation', 'depth'),
-  *('lesions', 'first_steps'),
+  *('lesions', 'first_steps', 'critical_sharpness', 'network'),
 )
 
 
@@ -160,3 +160,48 @@ def label_stages(ax: Any, stages: list, count: int) -> None:
       labels[middle] = name
   ax.set_yticks(list(labels), list(labels.values()), fontsize=7)
   ax.tick_params(axis='y', length=0)
+
+
+# A run is cut off where it makes a logarithmic axis so many times as long as
+# the others need, and by so many decades longer.
+_SQUASHES, _DECADES = 2.0, 2.0
+
+
+def clip_log_axis(ax: Any, by_run: Mapping[str, np.ndarray]) -> str:
+  """Cuts a logarithmic y axis off where one of several runs squashes the rest.
+
+  Args:
+    ax: the axes; the values are drawn.
+    by_run: the values, by the run's name; NaN and what is not positive do not
+      count.
+
+  Returns:
+    What was cut off, a sentence with a leading blank; '' if nothing was.
+  """
+  logs = {}
+  for run, values in by_run.items():
+    good = values[np.isfinite(values) & (values > 0)]
+    if good.size:
+      logs[run] = np.log10(good)
+  if len(logs) < 3:
+    return ''
+
+  def limits(names: Iterable[str]) -> tuple[float, float]:
+    chosen = [logs[name] for name in names]
+    return min(map(np.min, chosen)), max(map(np.max, chosen))
+
+  low, high = limits(logs)
+  others = {run: limits(name for name in logs if name != run) for run in logs}
+  run = min(others, key=lambda name: others[name][1] - others[name][0])
+  begin, end = others[run]
+  saved = (high - low) - (end - begin)
+  if saved < _DECADES or high - low < _SQUASHES * (end - begin):
+    return ''
+  margin = 0.05 * (end - begin) + 0.05
+  ax.set_ylim(10 ** (begin - margin), 10 ** (end + margin))
+  reached = [
+    f'{10**edge:.0e}'
+    for edge, beyond in ((low, low < begin), (high, high > end))
+    if beyond
+  ]
+  return f' The axis is cut off: {run} reaches {" and ".join(reached)}.'

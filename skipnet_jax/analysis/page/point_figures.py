@@ -62,6 +62,12 @@ def gradient_norms(points: Points, dataset: str) -> figures.FigureWithData:
       **looks[run, moment],
     )
   ax.set(yscale='log', ylabel='L2 norm of the gradient')
+  norms: dict[str, list[np.ndarray]] = {}
+  for run, _, point in curves:
+    norms.setdefault(run, []).append(point.grad_l2)
+  cut = figures.clip_log_axis(
+    ax, {run: np.concatenate(each) for run, each in norms.items()}
+  )
   ax.grid(axis='y', alpha=0.3)
   ax.legend(fontsize=8)
   figure.suptitle(f'Gradient by depth, input left: {dataset}')
@@ -69,7 +75,7 @@ def gradient_norms(points: Points, dataset: str) -> figures.FigureWithData:
     'gradient_norms',
     'Gradient by depth',
     "L2 norm of the gradient of each convolution's kernel "
-    f'({_conditions(points)}). {figures.PROJECTIONS}',
+    f'({_conditions(points)}). {figures.PROJECTIONS}{cut}',
     figure,
     ('run', 'at', 'layer_index', 'layer', 'stage', 'grad_l2'),
     [
@@ -252,6 +258,7 @@ def propagate(
   """Signal sizes at initialisation by depth, with a band over the seeds."""
   figure, axes = figures.make_grid(3, 3.9, columns=3)
   places = figures.mark_depth(axes, [p.layers for p in measured.values()])
+  cut = ''
   for ax, (quantity, title) in zip(axes, _TITLES.items(), strict=True):
     for (run, p), x, colour in zip(
       measured.items(), places, plots.CYCLE, strict=False
@@ -264,6 +271,9 @@ def propagate(
     ax.set_yscale('log')
     ax.set_title(title, fontsize=9)
     ax.grid(axis='y', alpha=0.3)
+    by_run = {run: getattr(p, quantity) for run, p in measured.items()}
+    if said := figures.clip_log_axis(ax, by_run):
+      cut += f' {title.capitalize()}:{said}'
   axes[0].legend(fontsize=7)
   count = len(measure.SEEDS)
   figure.suptitle(
@@ -276,7 +286,7 @@ def propagate(
     "convolution's output, and of its change per mean square of a random "
     'change of the image (jvp). Backward: the mean square of the gradient of '
     'the loss at the output (vjp). A signal of exactly 0 is in the table, but '
-    'not in the curves.',
+    f'not in the curves.{cut}',
     figure,
     ('run', 'seed', 'layer_index', 'layer', *_COLUMNS),
     [

@@ -1,8 +1,10 @@
 """Figures of what runs recorded: heat maps, profiles by depth, curves."""
 
 from collections.abc import Sequence
+import math
 
 import numpy as np
+from scipy import stats
 
 from skipnet_jax import plots
 from skipnet_jax.analysis.page import figures
@@ -164,6 +166,8 @@ def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
     ax.set_yscale('log')
     ax.set_title(f'{part} of the epochs', fontsize=10)
     ax.grid(axis='y', alpha=0.3)
+  both = {name: np.concatenate(change) for name, change in changes.items()}
+  cut = figures.clip_log_axis(axes[0], both)  # The axes share their limits.
   axes[0].set_ylabel('mean |net change| in an epoch')
   axes[0].legend(fontsize=8)
   figure.suptitle(f'Net change by depth, input left: {dataset}')
@@ -172,7 +176,7 @@ def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
     'Net change by depth',
     'The heat map averaged over the first tenth and the last half of the '
     'recorded epochs. Networks of the same stages are aligned stage by stage. '
-    f'{figures.PROJECTIONS}{figures.seeds_text(groups.values())}',
+    f'{figures.PROJECTIONS}{cut}{figures.seeds_text(groups.values())}',
     figure,
     ('run', 'layer_index', 'layer', 'stage', 'first_tenth', 'last_half'),
     [
@@ -262,3 +266,78 @@ def curves(runs: Runs, dataset: str) -> figures.FigureWithData:
       for record in run.records
     ],
   )
+
+
+_CRITICAL = 'critical_sharpness_ratio'
+
+
+def critical_sharpness(
+  runs: Runs, dataset: str
+) -> figures.FigureWithData | None:
+  """By epoch, beside the validation loss; None if no run recorded it."""
+  shown = [
+    run for run in runs if any(_CRITICAL in record for record in run.records)
+  ]
+  if not shown:
+    return None
+  figure, axes = figures.make_grid(2, 4.0)
+  groups = recorded.by_network(shown)
+  correlations = []
+  rows = []
+  for (name, group), colour in zip(groups.items(), plots.CYCLE, strict=False):
+    found = []
+    for run in group:
+      ratios = np.array([r.get(_CRITICAL, np.nan) for r in run.records])
+      losses = run.curve('valid_loss')
+      look = {
+        'color': colour,
+        'lw': 1.0,
+        'alpha': 1 if run is group[0] else 0.4,
+      }
+      label = plots.legend_label(name) if run is group[0] else None
+      epochs = np.arange(1, run.epochs + 1)
+      axes[0].plot(epochs, ratios, label=label, **look)
+      axes[1].plot(epochs, losses, **look)
+      found.append(_jump_correlation(ratios, losses))
+      rows += [
+        (run.name, record['epoch'], *(record.get(c) for c in _COLUMNS))
+        for record in run.records
+      ]
+    correlations.append(f'{name} {" / ".join(f"{c:.2f}" for c in found)}')
+  axes[0].axhline(1, color=plots.GREY, ls='--', lw=1)
+  axes[0].set(yscale='log', ylabel='critical sharpness / (2 / learning rate)')
+  axes[1].set(yscale='log', ylabel='validation loss without L2')
+  for ax in axes:
+    ax.set_xlabel('epoch')
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+  axes[0].legend(fontsize=8)
+  figure.suptitle(f'Critical sharpness by epoch: {dataset}')
+  return figures.FigureWithData(
+    'critical_sharpness',
+    'Critical sharpness by epoch',
+    'The critical sharpness is 2 / the smallest learning rate at which the '
+    'next step would raise the training loss (Kalra and Barkeshli 2024), '
+    'measured on the centre of one training slice without dropout. Above the '
+    'dashed line, the learning rate of training itself raises that loss. Rank '
+    'correlation of the ratio with the rise of the validation loss in the next '
+    f'epoch: {"; ".join(correlations)}.',
+    figure,
+    ('run', 'epoch', *_COLUMNS),
+    rows,
+  )
+
+
+_COLUMNS = ('critical_sharpness', _CRITICAL, 'learning_rate', 'valid_loss')
+
+
+def _jump_correlation(ratios: np.ndarray, losses: np.ndarray) -> float:
+  """Spearman's, of an epoch's ratio and the next rise of the log loss."""
+  rise = np.diff(np.log(losses))
+  both = np.isfinite(ratios[:-1]) & np.isfinite(rise)
+  if np.count_nonzero(both) < 3:
+    return math.nan
+  ranks = [stats.rankdata(x[both]) for x in (ratios[:-1], rise)]
+  if any(np.ptp(r) == 0 for r in ranks):
+    return math.nan
+  return float(np.corrcoef(*ranks)[0, 1])
