@@ -12,6 +12,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax.prediction import fitted
 from skipnet_jax.runs import pretrained
 from skipnet_jax.studies import em_membranes
+from skipnet_jax.studies import shipping
 
 EXPERIMENT = conftest.ROOT / 'experiments/em_membranes.py'
 
@@ -111,11 +112,11 @@ def test_what_ships_is_a_run_with_its_fits(tmp_path, monkeypatch):
       (path / name).write_text('{}')
 
   monkeypatch.setattr(em_membranes, 'fit', fit)
-  for _, row, _ in em_membranes.SHIPPED:
+  for _, row, _ in shipping.SHIPPED:
     made_runs.make_run(tmp_path / f'{row}_4')
   package = tmp_path / 'package'
-  em_membranes.ship(tmp_path, 4, package, lambda _: None)
-  names = [name for name, *_ in em_membranes.SHIPPED]
+  shipping.ship(tmp_path, 4, package, lambda _: None)
+  names = [name for name, *_ in shipping.SHIPPED]
   assert pretrained.names(package) == sorted(names)
   assert ('both_4', fitted.Averaging(tta=True).name) in made
   run = pretrained.open_pretrained('em_membranes_cc_by', package)

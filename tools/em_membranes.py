@@ -41,6 +41,7 @@ def main() -> None:
   from skipnet_jax.runs import pretrained
   from skipnet_jax.studies import em_membranes
   from skipnet_jax.studies import runner
+  from skipnet_jax.studies import shipping
 
   say = functools.partial(print, flush=True)
   folder = pathlib.Path(_WORKDIR.value)
@@ -64,10 +65,10 @@ def main() -> None:
   }
   files.write_json(output / 'scores.json', content)
   files.write_whole(output / 'table.md', em_membranes.table(found))
-  em_membranes.pictures(folder, last, tissues, output)
+  shipping.pictures(folder, last, tissues, output)
   say(em_membranes.table(found))
   if _SHIP.value:
-    em_membranes.ship(folder, last, pretrained.FOLDER, say)
+    shipping.ship(folder, last, pretrained.FOLDER, say)
 
 
 if __name__ == '__main__':

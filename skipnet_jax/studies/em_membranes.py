@@ -29,11 +29,8 @@ from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.prediction import segmenters
-from skipnet_jax.prediction.cells import cells
-from skipnet_jax.runs import pretrained
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import scores
-from skipnet_jax.scores import thinning
 from skipnet_jax.studies import plan
 
 FOLDS = 5
@@ -47,11 +44,6 @@ _SIGMAS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 # FIB-SEM slices are 10 nm apart and much alike: every eighth is taken, which
 # makes as many as the challenge has.
 _EVERY = 8
-# What ships: name, row, what the training data are called.
-SHIPPED = (
-  ('em_membranes', 'both', 'isbi2012 and FIB-SEM sample 2'),
-  ('em_membranes_cc_by', 'fibsem', 'FIB-SEM sample 2'),
-)
 Say = Callable[[str], None]
 
 
@@ -347,69 +339,3 @@ def table(found: Mapping[str, Any]) -> str:
           + ' |'
         )
   return '\n'.join(lines) + '\n'
-
-
-def ship(
-  folder: pathlib.Path, fold: int, package: pathlib.Path, say: Say
-) -> None:
-  """Writes the networks of a fold as those that ship."""
-  for name, row, dataset in SHIPPED:
-    path = folder / f'{row}_{fold}'
-    for averaging in (fitted.Averaging(), fitted.Averaging(tta=True)):
-      fit(path, averaging, say)
-    run = trained.open_run(path)
-    environment_ = files.read_json(path / 'environment.json')
-    kept = ('date', 'python', 'packages', 'devices', 'git')
-    card = {
-      'trained_on': dataset,
-      'held_out': f'fold {fold} of {FOLDS}, counted from 0',
-      'seed': run.config.seed,
-      **{key: environment_[key] for key in kept if key in environment_},
-    }
-    pretrained.export(run, package / name, dataset, card)
-    for kind in (calibration.KIND, edge_fit.KIND):
-      content = (path / kind.file).read_text()
-      files.write_whole(package / name / kind.file, content)
-    weights = package / name / pretrained.WEIGHTS
-    say(f'{weights}: {weights.stat().st_size} bytes')
-
-
-def pictures(
-  folder: pathlib.Path,
-  fold: int,
-  tissues: Sequence[Tissue],
-  output: pathlib.Path,
-) -> None:
-  """Draws one held-out slice of each tissue: image, labels, cells of each row.
-
-  Borders are yellow. Writes TISSUE.png into `output`.
-  """
-  from skipnet_jax import plots
-  from skipnet_jax.prediction.cells import overlay
-
-  for tissue in tissues:
-    z = tissue.fold(fold)[1][0]
-    page, grid = tissue.image[z], tissue.grid
-    moved = grid.to_network(page)
-    drawn = {
-      'image': overlay.draw(page, np.ones_like(page)),
-      'labels': overlay.draw(page, thinning.thin_borders(tissue.inside[z])),
-    }
-    for row in ROWS:
-      run = trained.open_run(folder / f'{row}_{fold}')
-      predictor = run_predictor.make_predictor([run])
-      inside, _ = predictor(moved, predictor.tiling(grid.network))
-      regressions, _ = edge_fit.of_run(run, fitted.Averaging(), 'multicut')
-      found = grid.labels_from_network(
-        cells.segment(cells.measure(inside, moved), regressions, 'multicut')
-      )
-      borders = np.where(cells.draw(found), found, 0)
-      drawn[f'trained on {row}'] = overlay.draw(page, borders)
-    figure = plots.make_figure(3.2 * len(drawn), 3.6)
-    for axes, (title, picture) in zip(
-      figure.subplots(1, len(drawn)), drawn.items(), strict=True
-    ):
-      axes.imshow(picture, interpolation='nearest')
-      axes.set_title(title, fontsize=10)
-      axes.set_axis_off()
-    files.write_whole(output / f'{tissue.name}.png', plots.to_png(figure))
