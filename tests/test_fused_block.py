@@ -35,20 +35,24 @@ class Two(nn.Module):
     )
 
 
-def measured(fused, dtype, resample, short_skip, axis_name, devices=1):
+def measured(
+  fused, dtype, resample, short_skip, axis_name, devices=1, interpret=True
+):
   """Outputs, running statistics, gradients of some function of the outputs."""
   module = Two(resample, short_skip, axis_name, dtype)
   rng = np.random.default_rng(0)
   shape = (8 if axis_name else 4, 32, 32, 32)
   x = jnp.asarray(rng.normal(1, 2, shape), dtype)
+  # Of parameters and sums, as in training.
+  precise = jnp.promote_types(dtype, jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), x[:1])
   variables = jax.tree.map(
-    lambda a: jnp.asarray(rng.normal(0.2, 0.3, a.shape), dtype), variables
+    lambda a: jnp.asarray(rng.normal(0.2, 0.3, a.shape), precise), variables
   )
 
   def value(params, x):
     with (
-      fused_block.instead_of_blocks(interpret=True)
+      fused_block.instead_of_blocks(interpret=interpret)
       if fused
       else contextlib.nullcontext()
     ):
@@ -58,7 +62,7 @@ def measured(fused, dtype, resample, short_skip, axis_name, devices=1):
         mutable=['batch_stats'],
         rngs={'dropout': jax.random.key(1)},
       )
-    total = jnp.sum(y.astype(jnp.float64) ** 2) / 1e3
+    total = jnp.sum(y.astype(precise) ** 2) / 1e3
     if axis_name:
       total = jax.lax.pmean(total, axis_name)
     return total, (y, updated)
@@ -75,7 +79,8 @@ def measured(fused, dtype, resample, short_skip, axis_name, devices=1):
     mesh = jax.make_mesh(
       (devices,),
       ('data',),
-      devices=jax.devices()[:devices],
+      # A GPU, where the kernels are not interpreted.
+      devices=jax.devices(None if interpret else 'gpu')[:devices],
       axis_types=(jax.sharding.AxisType.Auto,),
     )
     spec = jax.sharding.PartitionSpec('data')
@@ -108,3 +113,19 @@ def test_it_is_the_block_to_rounding(resample, short_skip, axis_name):
 def test_devices_that_share_a_batch_run_it_on_their_parts():
   # JAX traces the parts in a thread of its own, which knows float32 alone.
   assert_equal('float32', 1e-3, 'none', True, None, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('resample', ['down', 'none', 'up'])
+def test_a_gpu_runs_it(resample):
+  with jax.numpy_dtype_promotion('standard'):
+    found, expected = (
+      measured(fused, 'bfloat16', resample, True, None, interpret=False)
+      for fused in (True, False)
+    )
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    # bfloat16 has eight bits.
+    assert np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b) + 1e-6

@@ -244,13 +244,45 @@ def test_bfloat16_is_inside_only(mixed, name):
     lambda x: model.init(jax.random.key(0), x, train=False), image
   )
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-  outputs = jax.eval_shape(
-    lambda v, x: model.apply(v, x, train=False), variables, image
-  )
+
+  def gradient(variables):
+    def loss(params):
+      outputs, _ = model.apply(
+        variables | {'params': params},
+        image,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(0)},
+      )
+      return jnp.sum(outputs['logits']), outputs
+
+    return jax.grad(loss, has_aux=True)(variables['params'])
+
+  program, (_, outputs) = jax.make_jaxpr(gradient, return_shape=True)(variables)
   assert outputs['logits'].dtype == jnp.float32
   assert outputs['logits'].shape == (*image.shape[:3], 1)
+  # A sum in bfloat16 stops growing after a few hundred numbers.
+  assert max(sums_in_bfloat16(program.jaxpr), default=0) <= UPSAMPLED
   with pytest.raises(errors.InputError, match='float32 or bfloat16'):
     build(name, dtype='float16')
+
+
+# Numbers that the gradient of `layers.upsample` adds up.
+UPSAMPLED = 4
+
+
+def sums_in_bfloat16(jaxpr):
+  """How many numbers each sum adds up whose numbers are of bfloat16."""
+  found, todo = [], [jaxpr]
+  while todo:
+    for equation in todo.pop().eqns:
+      todo += [v.jaxpr for v in equation.params.values() if hasattr(v, 'jaxpr')]
+      if equation.primitive.name != 'reduce_sum':
+        continue
+      (numbers,), (total,) = equation.invars, equation.outvars
+      if numbers.aval.dtype == jnp.bfloat16:
+        found.append(numbers.aval.size // total.aval.size)
+  return found
 
 
 def test_it_is_measured(name):

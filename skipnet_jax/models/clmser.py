@@ -120,9 +120,10 @@ class F_CLmser_S(network.Network):
       return make(x, skip) if self.long_skips else x
 
     def mask(name, prediction, x):
-      return x * gates_lib.ConfidenceMask(
+      found = gates_lib.ConfidenceMask(
         self.gamma, dtype, name=f'confidence_mask_{name}'
       )(prediction)
+      return x * layers.spread(found, x)
 
     x = layers.reflect_pad(image, ((self.pad, self.pad),) * 2)
     encoder_1 = norm('encoder_1', x, d)

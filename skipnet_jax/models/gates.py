@@ -71,7 +71,7 @@ class ChannelGate(nn.Module):
     mask = nn.relu(conv('reduce', mask.astype(self.dtype), channels // 8))
     mask = nn.sigmoid(conv('expand', mask, channels))
     _sow(self, mask)
-    return x * mask
+    return x * layers.spread(mask, x)
 
 
 class PixelGate(nn.Module):
@@ -85,7 +85,7 @@ class PixelGate(nn.Module):
     mask = jnp.mean(x, -1, keepdims=True)
     mask = nn.sigmoid(_one_channel_conv(self.dtype)(mask))
     _sow(self, mask)
-    return x * mask
+    return x * layers.spread(mask, x)
 
 
 class ConfidenceMask(nn.Module):

@@ -23,14 +23,12 @@ def _conv(module: layers.Conv, x: Array) -> Array | None:
   bias = jnp.zeros((module.features,))
   if module.use_bias:
     bias = layers.make_bias(module, module.features, module.normalised)
-  bias = bias.astype(module.dtype)
   if module.upsampled:
     return _conv_of_upsampled(x, kernel, bias)
   # XLA fuses a sum with what stands before it, and pads a product.
   y = layers.at_least_float32(x) * kernel.reshape(1, 1, 1, -1)
-  return jnp.sum(y, -1, keepdims=True).astype(x.dtype) + bias.reshape(
-    1, 1, 1, 1
-  )
+  y = jnp.sum(y, -1, keepdims=True).astype(x.dtype)
+  return y + layers.spread(bias, y)
 
 
 def _split_in_thirds(kernel: Array, axis: int) -> Array:
@@ -53,7 +51,8 @@ def _conv_of_upsampled(x: Array, kernel: Array, bias: Array) -> Array:
   split = _split_in_thirds(_split_in_thirds(kernel, 0), 2)
   split = split.transpose(3, 1, 4, 2, 0, 5).reshape(3, 3, c, -1)
   y = layers.conv(x, split.astype(x.dtype))
-  y = (y + jnp.tile(bias, 4).reshape(1, 1, 1, -1)).reshape(b, h, w, 2, 2, -1)
+  y = y + layers.spread(jnp.tile(bias, 4), y)
+  y = y.reshape(b, h, w, 2, 2, -1)
   return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
 
 

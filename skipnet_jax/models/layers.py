@@ -72,7 +72,7 @@ class Conv(nn.Module):
       )
     if self.use_bias:
       bias = make_bias(self, self.features, self.normalised, self.bias_init)
-      x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+      x = x + spread(bias, x)
     return x
 
 
@@ -89,6 +89,15 @@ def make_bias(
   """
   bias = module.param('bias', init, (features,))
   return lax.stop_gradient(bias) if normalised else bias
+
+
+def spread(values: jax.Array, x: jax.Array) -> jax.Array:
+  """Broadcasts values to the shape of x, in its dtype.
+
+  The gradient of the values is summed in float32. In bfloat16, which has eight
+  bits, a sum of a few hundred equal numbers stops growing.
+  """
+  return jnp.broadcast_to(at_least_float32(values), x.shape).astype(x.dtype)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -194,7 +203,7 @@ class ConvTranspose(nn.Module):
       x = conv(x, kernel[::-1, ::-1], 1, (pad, pad), input_dilation=s)
     if self.use_bias:
       bias = make_bias(self, self.features, self.normalised)
-      x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+      x = x + spread(bias, x)
     return x
 
 

@@ -99,8 +99,7 @@ class SteerableConv(nn.Module):
     kernel = kernel.reshape(k, k, orientations * inputs, -1).astype(self.dtype)
     x = layers.conv(x.astype(self.dtype), kernel)
     bias = layers.make_bias(self, self.features, self.normalised)
-    bias = jnp.tile(bias, ORIENTATIONS).astype(self.dtype)
-    return x + bias.reshape(1, 1, 1, -1)
+    return x + layers.spread(jnp.tile(bias, ORIENTATIONS), x)
 
   def products(self, kernel: tuple[int, ...]) -> int:
     """Multiplications per pixel for a `kernel` of this shape."""
