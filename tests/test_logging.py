@@ -1,7 +1,9 @@
 """Records of a run, and their end where a crash cut them."""
 
+import importlib
 import json
 import struct
+import sys
 import tracemalloc
 
 import numpy as np
@@ -87,6 +89,16 @@ def shown_steps(folder):
         shown = [step for step in shown if step < event.step]
       shown += [event.step] * len(event.summary.value)
   return shown
+
+
+def test_torch_is_left_out_where_nothing_imported_it(monkeypatch):
+  monkeypatch.delitem(sys.modules, 'torch', raising=False)
+  with (
+    run_log._torch_left_out(),
+    pytest.raises(ImportError),
+  ):
+    importlib.import_module('torch')
+  assert 'torch' not in sys.modules
 
 
 def test_tensorboard_shows_each_step_once_after_a_crash(tmp_path):

@@ -1,6 +1,7 @@
 """The records of a run: metrics.jsonl, TensorBoard, a progress bar."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import json
 import math
 import os
@@ -22,6 +23,25 @@ FIELDS = (
 )
 # Bytes of a line; a record has about a thousand.
 _LONGEST = 2**20
+
+
+@contextlib.contextmanager
+def _torch_left_out() -> Iterator[None]:
+  """Inside this block `import torch` fails, unless it was imported before.
+
+  tensorboardX imports torch if that is installed, to recognise its arrays. That
+  takes longer than all other imports of a command.
+  """
+  if 'torch' in sys.modules:
+    yield
+    return
+  # Python takes None as a module that cannot be imported.
+  modules: dict[str, Any] = sys.modules
+  modules['torch'] = None
+  try:
+    yield
+  finally:
+    del modules['torch']
 
 
 class RunLog:
@@ -55,9 +75,8 @@ class RunLog:
     )
     self._board = None
     if active and tensorboard:
-      # Imported late: it imports torch if that is installed, which takes half
-      # of a command's start.
-      import tensorboardX
+      with _torch_left_out():
+        import tensorboardX
 
       self._board = tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'),
