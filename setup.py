@@ -52,6 +52,14 @@ setuptools.setup(
       'pytest-xdist>=3.7',
       'ruff>=0.9',
     ],
+    # tools/docs.sh, and tools/notebooks.py --execute.
+    'docs': [
+      'ipykernel>=6.29',
+      'myst-parser>=4.0',
+      'nbclient>=0.10',
+      'sphinx>=8.1',
+      'sphinx-book-theme>=1.1.4',
+    ],
     # Read what is written, and check it.
     'zarr_peer': ['ome-zarr>=0.12', 'ome-zarr-models>=1.5', 'zarr>=3.1'],
     'peer': [

@@ -7,6 +7,7 @@ config, data set, folders and devices (there are eight) are checked as usual.
 
 import ast
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -35,6 +36,7 @@ from skipnet_jax.analysis import depth
 from skipnet_jax.analysis.page import comparison
 from skipnet_jax.benchmarking import children
 from skipnet_jax.benchmarking import journal
+from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import rows
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.benchmarking.aot import aot
@@ -53,15 +55,20 @@ from skipnet_jax.training import prepare
 
 # Commands that no test can run.
 NOT_RUN = {
-  'pip install .': 'network',
   'bash tools/quickstart.sh': 'network; its commands are run',
   'bash tools/test.sh': 'network; it runs the tests themselves',
+  'bash tools/test.sh tests/test_unet.py': 'the same',
+  'bash tools/docs.sh': 'network; what it builds is read by no test',
 }
 # Pages whose code and commands another test runs.
 OTHER_TESTS = {
   'docs/own_model.md': 'test_own_model',
   'docs/own_loop.md': 'test_own_loop',
 }
+# Pages whose Python prints what they say; then the page whose two blocks
+# have a test each.
+PRINTING = ('docs/explain_scores.md', 'docs/tutorial_segment.md')
+IN_PYTHON = 'docs/python.md'
 # Where a command stops, and the test that runs what it would do there.
 STOPS = (
   (loop, 'train_and_evaluate', 'test_loop; first the run is prepared'),
@@ -90,6 +97,8 @@ FLAGS_ONLY = {
   'tools/em_membranes.py': 'hours; test_em_membranes runs its parts',
   'tools/hostile.py': 'minutes; test_bad_input and test_hostile_tiff',
   'tools/soak.py': 'hours; test_long_runs',
+  'tools/notebooks.py': 'it writes the notebooks; test_notebooks',
+  'tools/picture.py': 'it runs predict; test_pretrained',
 }
 # Flags added to a command, as it cannot be stopped inside.
 ADDED = {
@@ -102,12 +111,12 @@ PLACEHOLDERS = {'--config=...': '--config=experiments/long_short.py'}
 PLACEHOLDERS |= {'SECONDS': '5'}
 PLACEHOLDERS |= {'--pixel_size=NANOMETRES': '--pixel_size=4.6'}
 
-PAGES = [ROOT / 'README.md', ROOT / 'experiments' / 'README.md']
+PAGES = [*sorted(ROOT.glob('*.md')), ROOT / 'experiments' / 'README.md']
 PAGES += sorted((ROOT / 'docs').glob('*.md'))
 MODULES = sorted((ROOT / 'experiments').glob('*.py'))
 MODULES += sorted((ROOT / 'tools').glob('*.py'))
 MODULES += sorted((ROOT / 'skipnet_jax').glob('*.py'))
-LANGUAGES = {'bash', 'yaml', 'python', ''}
+LANGUAGES = {'bash', 'yaml', 'python', 'text', ''}
 STUBS = {
   **dict.fromkeys(
     ('python', 'pip', 'bash', 'skipnet'),
@@ -305,6 +314,13 @@ def check(config, workdir, *_):
   workdir_lib.check(workdir, config, prepared.data.identity())
 
 
+def check_described(config):
+  """What is described may be a benchmark's."""
+  if 'benchmark' in config:
+    config, _ = plan.split(config)
+  config_checks.validate(config)
+
+
 def stop(name, first=lambda *_, **__: None):
   """A function that ends its command, after a check."""
 
@@ -333,7 +349,7 @@ def stopping(monkeypatch, stack):
 
   instead = {
     'train_and_evaluate': stop('training', check),
-    'describe': stop('the table', config_checks.validate),
+    'describe': stop('the table', check_described),
     '__call__': constant,
     'predict_window': window,
     'compile': lambda *_: None,
@@ -434,26 +450,44 @@ def python_blocks(page):
 
 
 def test_python_is_run_somewhere():
+  run = (*OTHER_TESTS, *PRINTING, IN_PYTHON)
   for page in PAGES:
-    if name_of(page) not in (*OTHER_TESTS, 'README.md'):
-      assert blocks(page, 'python') == []
-  assert len(python_blocks('README.md')) == 2
+    assert (name_of(page) in run) >= bool(blocks(page, 'python')), page
+  assert len(python_blocks(IN_PYTHON)) == 2
 
 
-def test_the_readme_s_notebook(monkeypatch, tmp_path, made, smoke):
+@pytest.mark.parametrize('page', PRINTING)
+def test_python_prints_what_the_page_says(
+  page, stopping, monkeypatch, capsys, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  text = (ROOT / page).read_text()
+  found = re.findall(r'^```(\w+)\n(.*?)^```', text, re.M | re.S)
+  said = 0
+  for (kind, code), after in itertools.pairwise([*found, ('', '')]):
+    if kind == 'python':
+      exec(code, names)
+      printed = capsys.readouterr().out
+      assert printed == (after[1] if after[0] == 'text' else '')
+      said += bool(printed)
+  assert said
+
+
+def test_the_page_s_names_for_notebooks(monkeypatch, tmp_path, made, smoke):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(loop, 'train_and_evaluate', check)
   image, label, _ = np.random.default_rng(0).random((3, 2, 64, 64))
   names = {'config': smoke(), 'label': label > 0.5}
   names['image'] = image.astype(np.float32)
-  start, rest = python_blocks('README.md')[0].split('run = ')
+  start, rest = python_blocks(IN_PYTHON)[0].split('run = ')
   exec(start, names)
   shutil.copytree(made[0], tmp_path / 'runs/mine', dirs_exist_ok=True)
   exec(f'run = {rest}', names)
   assert names['probability'].shape == image.shape
 
 
-def test_the_readme_s_analysis_of_a_point():
+def test_the_page_s_analysis_of_a_point():
   model = small_networks.LinearChain(depth=2)
   names = {
     'model': model,
@@ -461,5 +495,5 @@ def test_the_readme_s_analysis_of_a_point():
     'batch': small_networks.make_batch(8),
     'loss': small_networks.bce,
   }
-  exec(python_blocks('README.md')[1], names)
+  exec(python_blocks(IN_PYTHON)[1], names)
   assert names['found'].by_skip()

@@ -313,6 +313,8 @@ def main() -> None:
     print(json.dumps(report['fuzz']))
   files.write_json(output / 'hostile.json', report)
   table = [
+    '# Hostile input',
+    '',
     '| input | exit code | message | tifffile / scikit-image read |',
     '|---|---|---|---|',
   ]

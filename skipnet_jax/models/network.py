@@ -26,16 +26,16 @@ class Network(nn.Module, kw_only=True):
   config.model, so each needs a default. A subclass may override the following
   with a class attribute or, to make it configurable, with a field:
 
-    size_multiple: both sides of an image must be multiples of it.
-    slices: number of neighbouring slices in an image, as channels; odd. The
-      network predicts the middle slice.
-    dropout: dropout rate; 0 means no dropout.
-    scan: whether repeated blocks run as one `nn.scan`, see `unrolled`.
-    adversarial: whether a training step also passes the labels to the call.
-    normalises: whether the outputs include `normalised`.
-    minimum: smallest allowed value of a field, by name.
-    maximum: largest allowed value of a field, by name; by default 65,535.
-    choices: allowed values of a field, by name.
+  - `size_multiple`: both sides of an image must be multiples of it.
+  - `slices`: number of neighbouring slices in an image, as channels; odd. The
+    network predicts the middle slice.
+  - `dropout`: dropout rate; 0 means no dropout.
+  - `scan`: whether repeated blocks run as one `nn.scan`, see `unrolled`.
+  - `adversarial`: whether a training step also passes the labels to the call.
+  - `normalises`: whether the outputs include `normalised`.
+  - `minimum`: smallest allowed value of a field, by name.
+  - `maximum`: largest allowed value of a field, by name; by default 65,535.
+  - `choices`: allowed values of a field, by name.
 
   Attributes:
     dtype: compute dtype, 'float32' or 'bfloat16'; the outputs are float32.

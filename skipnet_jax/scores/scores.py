@@ -51,15 +51,16 @@ def score_stack(
 
   Returns:
     The content of a scores.json, None where a value is undefined:
-    `v_rand`, `v_info`, `threshold_v_rand`, `threshold_v_info`: the maxima.
-    `per_threshold`: dicts of `threshold` and the means of `v_rand`, `v_info`,
+
+    - `v_rand`, `v_info`, `threshold_v_rand`, `threshold_v_info`: the maxima.
+    - `per_threshold`: dicts of `threshold` and the means of `v_rand`, `v_info`,
       `rand_merge`, `rand_split`, `info_merge`, `info_split`. Merge scores are
       precisions and split scores recalls, each averaged over the slices where
       it is defined.
-    `per_slice`: dicts of `slice`, the same six scores at the stack's two best
+    - `per_slice`: dicts of `slice`, the same six scores at the stack's two best
       thresholds, and `v_rand_per_threshold`, `v_info_per_threshold`.
-    `pixel`: see `pixels.pixel_scores`.
-    `seconds`: the duration of the scoring.
+    - `pixel`: see `pixels.pixel_scores`.
+    - `seconds`: the duration of the scoring.
 
   Raises:
     InputError: shapes differ, a dtype or a value is not as above, or there is
