@@ -35,7 +35,11 @@ autodoc_typehints = 'none'
 
 html_theme = 'sphinx_book_theme'
 html_title = 'skipnet_jax'
-html_theme_options = {'show_navbar_depth': 1, 'home_page_in_toc': True}
+html_theme_options = {
+  'show_navbar_depth': 1,
+  'home_page_in_toc': True,
+  'navbar_persistent': [],
+}
 html_copy_source = False
 
 
@@ -46,10 +50,10 @@ def add_contents(app, name, source):
   parts = ['']
   for section in re.split(r'^## ', source[0], flags=re.M)[1:]:
     title = section.splitlines()[0]
-    links = re.findall(r'^- \[.*?\]\((\S+)\.md\)', section, re.M)
+    links = re.findall(r'^- \[(.*?)\]\((\S+)\.md\)', section, re.M)
     parts.append(
       f'```{{toctree}}\n:hidden:\n:caption: {title}\n\n'
-      + '\n'.join(links)
+      + '\n'.join(f'{text} <{link}>' for text, link in links)
       + '\n```\n'
     )
   tried = '../experiments/results/robustness'

@@ -46,7 +46,7 @@ def train_and_evaluate(
 
   Args:
     config: a whole config.
-    workdir: the run's folder; the README lists the files in it.
+    workdir: the run's folder, see docs/run_files.md.
     stop_signal: says when to stop; by default at SIGTERM.
 
   Returns:
