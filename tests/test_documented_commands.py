@@ -98,7 +98,7 @@ FLAGS_ONLY = {
   'tools/hostile.py': 'minutes; test_bad_input and test_hostile_tiff',
   'tools/soak.py': 'hours; test_long_runs',
   'tools/notebooks.py': 'it writes the notebooks; test_notebooks',
-  'tools/picture.py': 'it runs predict; test_pretrained',
+  'tools/pictures.py': 'it runs predict; test_pretrained',
 }
 # Flags added to a command, as it cannot be stopped inside.
 ADDED = {
