@@ -294,6 +294,24 @@ def test_every_field_in_the_docs_is_one():
       assert set(found) <= known, path
 
 
+def anchors(page):
+  """The anchors of a page's headings, as GitHub makes them."""
+  text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+  titles = re.findall(r'^#+ (.*)', text, re.M)
+  return {re.sub(r'[^\w -]', '', t.lower()).replace(' ', '-') for t in titles}
+
+
+def test_links_lead_somewhere():
+  for page in PAGES:
+    for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+      name, _, anchor = link.partition('#')
+      if '://' in name:
+        continue
+      target = page.parent / name if name else page
+      assert target.exists(), f'{page}: {link}'
+      assert not anchor or anchor in anchors(target), f'{page}: {link}'
+
+
 @pytest.fixture(scope='module')
 def stack():
   """What stands in for the ISBI 2012 stacks: [30, 512, 512] uint8."""
