@@ -5,8 +5,8 @@ python tools/notebooks.py --execute   # also runs them; needs .[docs]
 
 A page becomes cells: text, code in Python, commands in bash. A `text` block
 after a command is what to expect. With --execute, the outputs are compared with
-it: `...` stands for any text, alone in a line for any lines, and numbers may
-differ by a tenth. Exits with 1 where an output is another one. A notebook runs
+it: `...` stands for any text, alone in a line for any lines; numbers before it
+may differ by a tenth. Exits with 1 where an output is another one. A notebook runs
 in a new folder; what takes longer than a trial is left out (`<!-- long -->`).
 """
 
