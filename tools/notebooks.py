@@ -6,8 +6,9 @@ python tools/notebooks.py --execute   # also runs them; needs .[docs]
 A page becomes cells: text, code in Python, commands in bash. A `text` block
 after a command is what to expect. With --execute, the outputs are compared with
 it: `...` stands for any text, alone in a line for any lines; numbers before it
-may differ by a tenth. Exits with 1 where an output is another one. A notebook runs
-in a new folder; what takes longer than a trial is left out (`<!-- long -->`).
+may differ by a tenth. Exits with 1 where an output is another one. A notebook
+runs in a new folder; what takes longer than a trial is left out
+(`<!-- long -->`).
 """
 
 from collections.abc import Iterator
