@@ -312,6 +312,13 @@ def test_links_lead_somewhere():
       assert not anchor or anchor in anchors(target), f'{page}: {link}'
 
 
+def test_the_index_has_every_page():
+  index = ROOT / 'docs/index.md'
+  listed = re.findall(r'^- \[.*?\]\(([^)]+)\)', index.read_text(), re.M)
+  listed = {(index.parent / name).resolve() for name in listed}
+  assert {*PAGES} - {index} == listed
+
+
 @pytest.fixture(scope='module')
 def stack():
   """What stands in for the ISBI 2012 stacks: [30, 512, 512] uint8."""
