@@ -45,7 +45,16 @@ setuptools.setup(
     'tpu': ['jax[tpu]'],
     # Compiles for a GPU without one, nor its libraries: jaxlib's version of it.
     'gpu_compiler': ['jax-cuda13-plugin'],
+    # Files that JAX reads without this package.
+    'export': ['flatbuffers>=25.1'],
+    'onnx': [
+      'bioimageio.core>=0.11',
+      'jax2onnx>=0.17',
+      'onnxruntime>=1.24',
+      'pydantic<2.13',  # 2.14 breaks bioimageio.spec 0.5.12.
+    ],
     'test': [
+      'flatbuffers>=25.1',
       'hypothesis>=6.100',
       'mypy>=2.4',
       'pytest>=9.0',

@@ -13,6 +13,7 @@ from skipnet_jax import environment
 COMMANDS = {
   'train': 'trains a network, or resumes its training',
   'predict': 'finds the cells of a stack with trained networks',
+  'export': 'writes a network for programs without this package',
   'evaluate': 'scores a run, or a file of predictions',
   'gradflow': 'compares how the gradient flows through networks',
   'benchmark': 'measures how fast a network trains and predicts',

@@ -100,6 +100,10 @@ def pytest_collection_modifyitems(items):
     'browser': not BROWSER and 'needs chromium, such as that of Debian',
     'peer': importlib.util.find_spec('torch') is None
     and "needs PyTorch: pip install '.[peer]'",
+    'exporter': importlib.util.find_spec('flatbuffers') is None
+    and "needs flatbuffers: pip install '.[export]'",
+    'onnx': importlib.util.find_spec('jax2onnx') is None
+    and "needs jax2onnx and bioimageio.core: pip install '.[onnx]'",
     'zarr_peer': importlib.util.find_spec('ome_zarr_models') is None
     and "needs other libraries for OME-Zarr: pip install '.[zarr_peer]'",
   }

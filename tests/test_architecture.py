@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'skipnet_jax'
 MAINS = {'train', 'predict', 'evaluate', 'gradflow', 'benchmark', 'cli'}
-MAINS |= {'__main__'}
+MAINS |= {'__main__', 'export'}
 # A room is a folder. It imports itself and the rooms of lower numbers; '' is
 # what lies in none.
 ROOMS = {
@@ -25,6 +25,7 @@ ROOMS = {
   'analysis': 4,
   'training': 5,
   'evaluation': 5,
+  'exporting': 5,
   'benchmarking': 6,
   'studies': 7,
 }
@@ -127,6 +128,8 @@ def test_the_scores_know_neither_networks_nor_training():
     ('orbax', {'skipnet_jax.runs.checkpoint'}),
     ('tifffile', {'skipnet_jax.data.volume', 'skipnet_jax.data.tiff_stack'}),
     ('tensorboardX', {'skipnet_jax.runs.run_log'}),
+    ('jax2onnx', {'skipnet_jax.exporting.onnx_file'}),
+    ('bioimageio', {'skipnet_jax.exporting.bioimage'}),
     (
       'tensorstore',
       {

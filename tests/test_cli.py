@@ -199,7 +199,7 @@ def test_help_exits_with_0(command, flag, before):
 @pytest.mark.parametrize(
   'main',
   [
-    *('predict', 'evaluate', 'gradflow', 'benchmark'),
+    *('predict', 'export', 'evaluate', 'gradflow', 'benchmark'),
     *(
       f'tools/{path.name}'
       for path in (ROOT / 'tools').glob('*.py')

@@ -46,6 +46,7 @@ from skipnet_jax.data import border_weight
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import pipeline
 from skipnet_jax.data import volume
+from skipnet_jax.exporting import artefact
 from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import inference
 from skipnet_jax.runs import workdir as workdir_lib
@@ -64,6 +65,7 @@ NOT_RUN = {
 OTHER_TESTS = {
   'docs/own_model.md': 'test_own_model',
   'docs/own_loop.md': 'test_own_loop',
+  'docs/export.md': 'test_export',
 }
 # Pages whose Python prints what they say; then the page whose two blocks
 # have a test each.
@@ -76,6 +78,7 @@ STOPS = (
   (inference.Predictor, '__call__', 'test_predict; it gives a constant'),
   (inference.Predictor, 'predict_window', 'test_volumes; the same'),
   (inference.Predictor, 'compile', 'test_predict'),
+  (artefact, 'write', 'test_export'),
   (edge_fit, 'of_run', 'test_edge_fit; as if edges were fitted'),
   (border_weight, 'border_weight', 'test_border_weight; it gives ones'),
   (isbi2012, 'download', 'test_isbi2012'),
@@ -425,7 +428,7 @@ def make_inputs(folder, program, words, stack, made):
     elif flag == '--runs':
       for source, name in zip(made, value.split(','), strict=True):
         shutil.copytree(source, folder / name)
-    elif flag == '--workdir' and program in ('predict', 'evaluate'):
+    elif flag == '--workdir' and program in ('predict', 'export', 'evaluate'):
       shutil.copytree(made[0], folder / value)
   if '--compare' in words:
     at = words.index('--compare')

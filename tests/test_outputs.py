@@ -28,6 +28,7 @@ INIT = f'gradflow --config={EXPERIMENTS}/long_short.py:smoke --at-init '
 SEVERAL = f'gradflow --config={EXPERIMENTS}/gradient_flow.py:small --workdir=w'
 DEPTHS = f'gradflow --config={EXPERIMENTS}/depth_sweep.py:small --workdir=w'
 BENCHMARK = f'benchmark --config={EXPERIMENTS}/benchmark.py:smoke '
+EXPORT = 'export --workdir=both --output='
 STUDY = 'tools/reproduce.py --study=table_3 --scale=smoke --workdir=w '
 SUITE = 'tools/accelerator_suite.py --smoke --output=out'
 PROFILE = f'tools/profile.py --config={EXPERIMENTS}/benchmark.py:smoke '
@@ -86,6 +87,8 @@ def refused(command, folder, words, *said):
     (PREDICT + '--segmentation=cells.tif', 'cells.tif'),
     *((RUN, name) for name in ('s.json', 's.png', 'panels/slice_004.png')),
     *((FILES, name) for name in ('s.json', 's.png')),
+    *((EXPORT + 'n.jax', name) for name in ('n.jax', 'n.jax.json')),
+    (EXPORT + 'n.zip', 'n.zip'),
     (RUNS, 'report/report.html'),
     (RUNS, 'report/curves.png'),
     (RUNS, 'report/split.csv'),

@@ -24,7 +24,9 @@ from skipnet_jax import config_checks
 
 _CHECK = flags.DEFINE_bool('check', False, 'Write nothing; compare.')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COMMANDS = ('train', 'predict', 'evaluate', 'gradflow', 'benchmark')
+COMMANDS = (
+  *('train', 'predict', 'export', 'evaluate', 'gradflow', 'benchmark'),
+)
 # Short names of sections in get_default, as the code has them.
 _SECTION = re.compile(r'^c\.(\w+) = (\w) = ConfigDict\(\)')
 

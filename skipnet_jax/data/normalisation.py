@@ -16,12 +16,22 @@ import scipy.ndimage
 from skipnet_jax import errors
 from skipnet_jax.data import volume
 
+# What a network's input is, by the method, for those who have no code of ours.
+DESCRIPTIONS = {
+  'slice': '(grey - mean) / std, mean and std of all pixels of each slice; std '
+  'is 1 if all are equal',
+  'range': 'grey / half - 1, half the largest value of the integer type: 127.5 '
+  'of uint8, 32767.5 of uint16',
+  'local': '(grey - mean) / std of the pixels around each one, mean and std by '
+  'two box filters of 129 pixels in turn, borders reflected (symmetric); std '
+  "is at least a quarter of the slice's; docs/export.md has the code",
+}
 # Side of the window of `local`, in pixels. It is applied twice, so that pixels
 # count the less, the farther away, up to 128 pixels.
 _WINDOW = 129
 # The least standard deviation of a neighbourhood, as a share of the slice's:
 # the noise of an empty region stays small.
-_LEAST_SHARE = 0.25
+LEAST_SHARE = 0.25
 # Pixels of a slice that are summed up at once: 32 MiB in float64.
 _BAND = 2**22
 # Pixels that are read at once, of one or several slices.
@@ -79,9 +89,16 @@ def _local(page: np.ndarray) -> np.ndarray:
   centred = page - page.mean(dtype=np.float64)
   mean = average(centred)
   # A constant slice becomes zeros.
-  least = _LEAST_SHARE * centred.std() or 1.0
+  least = LEAST_SHARE * centred.std() or 1.0
   variance = average(np.square(centred)) - np.square(mean)
   return (centred - mean) / np.sqrt(np.maximum(variance, least**2))
+
+
+def window_matrix(side: int) -> np.ndarray:
+  """The filter of `local` along an axis of this length, as `[side, side]`."""
+  once = scipy.ndimage.uniform_filter1d(np.eye(side), _WINDOW, axis=0)
+  twice = scipy.ndimage.uniform_filter1d(once, _WINDOW, axis=0)
+  return twice.astype(np.float32)
 
 
 def statistics(

@@ -96,7 +96,7 @@ class UNet(network.Network):
     """
     if self.padding == 'SAME':
       super().check_size(size)
-    elif min(size) < 4:
+    elif any(side < 4 for side in size):
       raise errors.InputError(
         f'The image is {size[0]}x{size[1]}; both sides must be at least 4.'
       )
