@@ -108,7 +108,9 @@ def get_default() -> ConfigDict:
   # auto, isbi2012, synthetic, stack or tfds:<name>.
   d.source = 'auto'
   d.dir = ''  # Folder of the ISBI stacks; else $SKIPNET_DATA_DIR or the cache.
-  d.image = ''  # source=stack: TIFF, PNG or folder of slices.
+  # source=stack: TIFF, PNG or folder of slices; OME-Zarr, N5 or a Neuroglancer
+  # volume, which may be larger than the memory.
+  d.image = ''
   d.label = ''  # source=stack: the same, of the labels.
   # source=stack: which image and which channel of the file data.image, counted
   # from 1; 0: the only one.
@@ -134,7 +136,7 @@ def get_default() -> ConfigDict:
   # 'fold:2/6' (the third of six contiguous folds).
   d.valid = '25-29'
   # Largest share of the device's memory for the data set; a larger data set
-  # stays on the host, and an uncompressed TIFF in its file.
+  # stays on the host; an uncompressed TIFF and a volume in chunks on the disk.
   d.device_share = 0.25
   d.augment = ConfigDict(dataclasses.asdict(Augmentation()))
   # w0 of U-Net's pixel weights, which also balance the classes; 0: no weights.

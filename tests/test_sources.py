@@ -1,5 +1,10 @@
 """Data sets by name, and their splits."""
 
+import pathlib
+import re
+import shutil
+
+import made_volumes
 import numpy as np
 from PIL import Image
 import pytest
@@ -7,10 +12,14 @@ import tifffile
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
+from skipnet_jax import models
 from skipnet_jax.data import border_weight
 from skipnet_jax.data import isbi2012
+from skipnet_jax.data import labels
+from skipnet_jax.data import pipeline
 from skipnet_jax.data import sources
 from skipnet_jax.data import stack_reader
+from skipnet_jax.data import volume
 
 
 def config_of(**fields):
@@ -126,6 +135,112 @@ def test_a_stack_of_ones_own(tmp_path, monkeypatch):
   np.testing.assert_array_equal(cropped.image, image[:, 4:36, 14:46])
   assert 'centre 32x32' in cropped.name
   assert cropped.fingerprint() != data.fingerprint()
+
+
+@pytest.fixture
+def volumes(tmp_path):
+  """A labelled stack of cells as TIFF, and the fields of it in chunks."""
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 2**16, (5, 40, 60)).astype(np.uint16)
+  label = np.kron(rng.integers(0, 3, (5, 5, 6)), np.ones((1, 8, 10)))
+  fields = write_stack(tmp_path, image, label.astype(np.uint16))
+  chunk = 2, 16, 32
+  made_volumes.write_ome(tmp_path / 'image.zarr', image, chunk=chunk)
+  path = made_volumes.write_ome(
+    tmp_path / 'label.zarr', label.astype(np.uint16), chunk=chunk
+  )
+  return fields, fields | {
+    'image': str(tmp_path / 'image.zarr'),
+    'label': str(path),
+  }
+
+
+@pytest.mark.parametrize('kind', ['binary', 'inverted', 'instances'])
+@pytest.mark.parametrize('size', [0, 32])
+def test_a_volume_in_chunks_trains_as_the_same_pixels(volumes, kind, size):
+  options = {'valid': '0', 'size': size}
+  options['label_kind'] = 'instances' if kind == 'instances' else 'binary'
+  options['label_inverted'] = kind == 'inverted'
+  if kind != 'instances':
+    for fields in volumes:
+      with volume.open_stack(fields['label'], dtypes=labels.DTYPES) as stack:
+        two = np.minimum(stack.read_all(), 1)
+      if fields['label'].endswith('.tif'):
+        volume.write_stack(fields['label'], two, overwrite=True)
+      else:
+        made_volumes.write_ome(
+          pathlib.Path(fields['label']), two, chunk=(1, 40, 60)
+        )
+  whole, chunked = (
+    sources.load(config_of(**fields, **options)) for fields in volumes
+  )
+  for stack in (chunked.image, chunked.label):
+    assert isinstance(stack, stack_reader.SlicesOnDisk)
+  np.testing.assert_array_equal(chunked.label, whole.label)
+  assert chunked.fingerprint() == whole.fingerprint()
+  assert chunked.inside_share() == whole.inside_share()
+  assert chunked.constant_bce([0, 3]) == whole.constant_bce([0, 3])
+  assert chunked.drawn(range(5)) == whole.drawn(range(5))
+  config = config_of(**volumes[0], **options)
+  config.model = models.model_config('fcn_lstm')
+  config.data.crop = 16
+  pipe = pipeline.make_pipeline(config, whole, 1)
+  plan = {
+    'index': np.array([0, 4, 2]),
+    'offset': np.array([[0, 0], [16, 9], [7, 16]]),
+  }
+  batches = [
+    pipe.read_host(pipeline.host_arrays(data), plan)
+    for data in (whole, chunked)
+  ]
+  for name, expected in batches[0].items():
+    assert batches[1][name].dtype == expected.dtype
+    np.testing.assert_array_equal(batches[1][name], expected)
+
+
+def test_labels_in_chunks_that_do_not_fit_are_refused(volumes):
+  _, fields = volumes
+  path = pathlib.Path(fields['label'])
+
+  def refused(**options):
+    with pytest.raises(errors.InputError) as error:
+      sources.load(config_of(**fields, **options, valid='0'))
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+  assert re.search(
+    r'slice 0 of .*label\.zarr has 3 values \(0, 1, 2\)', refused()
+  )
+  pixels = np.zeros((5, 40, 60), np.uint8)
+  made_volumes.write_ome(path, pixels)
+  assert 'only one value (0) in the whole stack' in refused()
+  assert 'from 0 to 0, but instances' in refused(label_kind='instances')
+  for z, value in enumerate((7, 0, 9)):
+    pixels[z, 3] = value
+  made_volumes.write_ome(path, pixels)
+  message = refused()
+  assert 'slices 0 to 2, has 3 values (0, 7, 9)' in message
+  assert '60 of its 7200 pixels have neither 0 nor 9' in message
+  pixels[:] = 1
+  made_volumes.write_ome(path, pixels)
+  assert 'has no membrane' in refused(label_kind='instances')
+  made_volumes.write_ome(path, pixels[:, :20])
+  assert 'has shape (5, 20, 60) but its image has (5, 40, 60)' in refused()
+  made_volumes.write_ome(path, pixels, axes='zqx')
+  assert "has an axis 'q'" in refused()
+
+
+def test_missing_chunks_are_named(volumes):
+  _, fields = volumes
+  shutil.rmtree(pathlib.Path(fields['image'], '0/c/1'))
+  fields |= {'label_kind': 'instances', 'valid': '2', 'train': '0,1'}
+  data = sources.load(config_of(**fields))
+  assert data.lacking() == ''
+  pipeline.host_arrays(data)
+  assert data.lacking() == (
+    f'{fields["image"]} lacks chunks, which count as its fill value, in slices '
+    '2 (counted from 0).'
+  )
 
 
 def cells_apart(slices):

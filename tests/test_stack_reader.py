@@ -9,6 +9,7 @@ import textwrap
 
 from made_stacks import make_pixels
 from made_stacks import write_tiff
+from made_volumes import write_ome
 import numpy as np
 import pytest
 
@@ -18,11 +19,14 @@ from skipnet_jax.data import pipeline
 from skipnet_jax.data import volume
 
 
-@pytest.fixture(params=['<', '>'])
+@pytest.fixture(params=['<', '>', 'zarr'])
 def on_disk(tmp_path, request):
   array = make_pixels('uint16', (6, 40, 48))
   path = tmp_path / 'a.tif'
-  write_tiff(path, array, byteorder=request.param)
+  if request.param == 'zarr':
+    path = write_ome(tmp_path / 'a.zarr', array, chunk=(4, 16, 32))
+  else:
+    write_tiff(path, array, byteorder=request.param)
   with volume.open_stack(path) as stack:
     return array, stack.on_disk()
 
@@ -107,11 +111,17 @@ def test_a_stack_that_is_cut_short_ends_no_process(tmp_path):
   assert 'was changed while it was being read' in done.stdout
 
 
-def test_reading_leaves_the_rest_on_the_disk(tmp_path):
-  path = tmp_path / 'a.tif'
-  with volume.StackWriter(path, (64, 1024, 1024), 'uint8') as writer:
-    for z in range(64):
-      writer.write(np.full((1024, 1024), z, np.uint8))
+@pytest.mark.parametrize('kind', ['tif', 'zarr'])
+def test_reading_leaves_the_rest_on_the_disk(tmp_path, kind):
+  path = tmp_path / f'a.{kind}'
+  if kind == 'zarr':
+    pages = np.arange(64, dtype=np.uint8)[:, None, None]
+    pixels = np.broadcast_to(pages, (64, 1024, 1024))
+    write_ome(path, pixels, chunk=(2, 1024, 1024))
+  else:
+    with volume.StackWriter(path, (64, 1024, 1024), 'uint8') as writer:
+      for z in range(64):
+        writer.write(np.full((1024, 1024), z, np.uint8))
   status = pathlib.Path('/proc/self/statm')
   with volume.open_stack(path) as stack:
     image = stack.on_disk()

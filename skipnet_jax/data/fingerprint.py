@@ -23,7 +23,7 @@ _FILE = 'fingerprints.json'
 _MOST = 256  # Entries in the cache; the oldest leave it first.
 
 
-def of_arrays(image: volume.Stack, label: np.ndarray) -> str:
+def of_arrays(image: volume.Stack, label: volume.Stack) -> str:
   """Twelve hex digits of the image, a dash, twelve of the labels.
 
   Args:

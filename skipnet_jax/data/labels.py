@@ -1,12 +1,15 @@
 """What the values of a label stack mean: which pixels are inside cells."""
 
-from collections.abc import Mapping, Sequence
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
 
 from skipnet_jax import errors
+from skipnet_jax.data import stack_reader
 from skipnet_jax.data import volume
 
 KINDS = ('binary', 'instances')
@@ -54,6 +57,31 @@ class Meaning:
 BINARY = Meaning()
 
 
+class _Inside(stack_reader.SlicesOnDisk):
+  """What `find_inside_on_disk` gives.
+
+  Args:
+    label: as stored.
+    value: the value inside cells; None: instances.
+  """
+
+  def __init__(self, label: stack_reader.SlicesOnDisk, value: Any):
+    super().__init__(label.path, label.shape, np.dtype(bool), label.depth)
+    self._label, self._value, self.filled = label, value, label.filled
+
+  def _read(self, slices: range, rows: range, columns: range) -> np.ndarray:
+    if self._value is not None:
+      return self._label.read_part(slices, rows, columns) == self._value
+    # A pixel on a border may touch a cell beyond it.
+    wide, inner = [], []
+    for part, side in zip((rows, columns), self._label.shape[1:], strict=True):
+      first = max(0, part.start - 1)
+      wide.append(range(first, min(part.stop + 1, side)))
+      inner.append(slice(part.start - first, part.stop - first))
+    found = outside_borders(self._label.read_part(slices, *wide), both=True)
+    return found[:, *inner]
+
+
 def find_inside(
   label: np.ndarray,
   image_shape: tuple[int, ...],
@@ -75,36 +103,85 @@ def find_inside(
     InputError: another shape, values that do not fit the meaning, or not both
       inside and membrane in the whole stack.
   """
-  if label.shape != tuple(image_shape):
-    raise errors.InputError(
-      f'{name} has shape {label.shape} but its image has '
-      f'{tuple(image_shape)}; give the labels of that very stack'
-    )
+  _check_shape(label.shape, image_shape, name)
   volume.check_finite(label, name)
   if meaning.kind == 'instances':
     return _inside_instances(label, name, meaning)
   low, high = label.min(), label.max()
+  _check_two_values(low, high, name)
+  inside = np.empty(label.shape, bool)
+  for z, page in enumerate(label):
+    np.equal(page, high, out=inside[z])
+    if not np.all(inside[z] | (page == low)):
+      values = np.unique(label, return_counts=True)
+      raise errors.InputError(_too_many_values(*values, name, meaning))
+  return ~inside if meaning.inverted else inside
+
+
+def find_inside_on_disk(
+  label: stack_reader.SlicesOnDisk,
+  image_shape: tuple[int, ...],
+  name: str,
+  meaning: Meaning = BINARY,
+) -> stack_reader.SlicesOnDisk:
+  """`find_inside` of labels that stay on the disk.
+
+  They are read once to check them; instances twice.
+  """
+  _check_shape(label.shape, image_shape, name)
+  if meaning.kind == 'instances':
+    _check_numbers(label, name, meaning)
+    inside = _Inside(label, None)
+    _check_both(((page.any(), page.all()) for page in inside), name)
+    return inside
+  counts: collections.Counter[Any] = collections.Counter()
+  for z, page in enumerate(label):
+    volume.check_finite(page, name, z)
+    own = {
+      v: int(np.count_nonzero(page == v)) for v in (page.min(), page.max())
+    }
+    if sum(own.values()) < page.size:
+      found = np.unique(page, return_counts=True)
+      where = f'slice {z} of {name}'
+      raise errors.InputError(_too_many_values(*found, where, meaning))
+    counts.update(own)
+    if len(counts) > 2:
+      found = np.array([*counts]), np.array([*counts.values()])
+      where = f'{name}, slices 0 to {z},'
+      raise errors.InputError(_too_many_values(*found, where, meaning))
+  _check_two_values(min(counts), max(counts), name)
+  return _Inside(label, (min if meaning.inverted else max)(counts))
+
+
+def _check_shape(
+  shape: tuple[int, ...], image_shape: tuple[int, ...], name: str
+) -> None:
+  if shape != tuple(image_shape):
+    raise errors.InputError(
+      f'{name} has shape {shape} but its image has {tuple(image_shape)}; give '
+      'the labels of that very stack'
+    )
+
+
+def _check_two_values(low: Any, high: Any, name: str) -> None:
   if low == high:
     raise errors.InputError(
       f'{name} has only one value ({low}) in the whole stack; two are needed, '
       'the larger inside a cell, the smaller on membranes'
     )
-  inside = np.empty(label.shape, bool)
-  for z, page in enumerate(label):
-    np.equal(page, high, out=inside[z])
-    if not np.all(inside[z] | (page == low)):
-      raise errors.InputError(_too_many_values(label, name, meaning))
-  return ~inside if meaning.inverted else inside
 
 
-def _too_many_values(label: np.ndarray, name: str, meaning: Meaning) -> str:
-  found, counts = np.unique(label, return_counts=True)
+def _too_many_values(
+  found: np.ndarray, counts: np.ndarray, name: str, meaning: Meaning
+) -> str:
+  order = np.argsort(found)
+  found, counts = found[order], counts[order]
   shown = ', '.join(str(value) for value in found[:5])
   others = counts[1:-1].sum()
   sentence = (
     f'{name} has {len(found)} values ({shown}'
     f'{", ..." if len(found) > 5 else ""}) where two are needed, the larger '
-    f'inside a cell; {others} of its {label.size} pixels have neither '
+    f'inside a cell; {others} of its {counts.sum()} pixels have neither '
     f'{found[0]} nor {found[-1]}: threshold it (ImageJ: Process > Binary)'
   )
   if found[0] >= 0 and np.all(found == np.round(found)):
@@ -115,12 +192,15 @@ def _too_many_values(label: np.ndarray, name: str, meaning: Meaning) -> str:
   return sentence
 
 
-def _check_numbers(label: np.ndarray, name: str, meaning: Meaning) -> None:
+def _check_numbers(label: volume.Stack, name: str, meaning: Meaning) -> None:
   """Refuses what cannot be numbers of cells, with 0 on membranes."""
-  low, high = label.min(), label.max()
-  whole = label.dtype.kind != 'f' or all(
-    np.array_equal(page, np.round(page)) for page in label
-  )
+  whole, extremes = True, []
+  for z, page in enumerate(label):
+    volume.check_finite(page, name, z)
+    extremes.append((page.min(), page.max()))
+    if label.dtype.kind == 'f':
+      whole = whole and np.array_equal(page, np.round(page))
+  low, high = min(extremes)[0], max(most for _, most in extremes)
   if not whole or low < 0 or high == 0:
     raise errors.InputError(
       f'{name} has {label.dtype} values from {low} to {high}, but instances '
@@ -143,16 +223,27 @@ def _inside_instances(
 ) -> np.ndarray:
   _check_numbers(label, name, meaning)
   inside = outside_borders(label, both=True)
+  _check_both([(inside.any(), inside.all())], name)
+  return inside
+
+
+def _check_both(pages: Iterable[tuple[np.bool, np.bool]], name: str) -> None:
+  """Refuses instances without a cell or a membrane.
+
+  Args:
+    pages: whether some pixel, and whether all pixels of a part are inside.
+    name: of the labels.
+  """
+  some, every = zip(*pages, strict=True)
   for ok, what in (
-    (inside.any(), 'cell of which a pixel is left: every pixel is 0 or'),
-    (not inside.all(), 'membrane: no pixel is 0, and no pixel'),
+    (any(some), 'cell of which a pixel is left: every pixel is 0 or'),
+    (not all(every), 'membrane: no pixel is 0, and no pixel'),
   ):
     if not ok:
       raise errors.InputError(
         f'{name} has no {what} touches another cell; give one number to each '
         'cell, and 0 to membranes'
       )
-  return inside
 
 
 def draw_instances(
@@ -208,7 +299,7 @@ def is_drawn(inside: np.ndarray) -> bool:
 
 
 def undrawn_sentence(
-  inside: np.ndarray, groups: Mapping[str, Sequence[int]], name: str
+  inside: volume.Stack, groups: Mapping[str, Sequence[int]], name: str
 ) -> str:
   """Names the slices without a membrane, or without a cell; '' for none.
 
@@ -270,7 +361,7 @@ def looks_inverted(inside: np.ndarray) -> bool:
 
 
 def inverted_sentence(
-  inside: np.ndarray, slices: Sequence[int], name: str, meaning: Meaning
+  inside: volume.Stack, slices: Sequence[int], name: str, meaning: Meaning
 ) -> str:
   """Warns of labels, or of some slices, that look inverted; '' for none.
 

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.ndimage
 
 from skipnet_jax import errors
+from skipnet_jax.data import stack_reader
 from skipnet_jax.data import volume
 
 # What a network's input is, by the method, for those who have no code of ours.
@@ -122,6 +123,14 @@ def statistics(
   if method == 'range':
     half = np.full(len(image), np.iinfo(image.dtype).max / 2, np.float32)
     return {'mean': half, 'std': half}
+  if isinstance(image, stack_reader.SlicesOnDisk):
+    table = read_statistics(image, range(len(image)))
+  else:
+    table = _statistics(image)
+  return {'mean': table[:, 0], 'std': table[:, 1]}
+
+
+def _statistics(image: np.ndarray) -> np.ndarray:
   rows = _band_rows(image.shape[1:])
   table = []
   for z, page in enumerate(image):
@@ -130,11 +139,12 @@ def statistics(
     for y in range(0, len(page), rows):
       moments.add(page[y : y + rows])
     table.append(moments.values())
-  mean, std = np.asarray(table, np.float32).reshape(-1, 2).T
-  return {'mean': mean, 'std': std}
+  return np.asarray(table, np.float32).reshape(-1, 2)
 
 
-def read_statistics(reader: volume.StackReader, slices: range) -> np.ndarray:
+def read_statistics(
+  reader: volume.StackReader | stack_reader.SlicesOnDisk, slices: range
+) -> np.ndarray:
   """What `statistics` gives for slices, of which only bands are in memory.
 
   Returns:

@@ -93,15 +93,21 @@ class ChunkedStack(stack_reader.StackReader):
     page = math.prod(self.shape[1:]) * self.dtype.itemsize
     depth = (self._store.chunk_layout.read_chunk.shape or [None])[0] or 1
     self._depth = max(1, min(depth, _KEPT // page))
-    self._kept, self._begin = np.empty((0, 0, 0), self.dtype), 0
+    # The first of them, and their pixels: threads may read at once.
+    self._kept = 0, np.empty((0, 0, 0), self.dtype)
 
   def _read(self, z: int) -> np.ndarray:
-    if not self._begin <= z < self._begin + len(self._kept):
-      self._begin = z // self._depth * self._depth
-      slices = range(self._begin, min(self._begin + self._depth, len(self)))
-      y, x = self.shape[1:]
-      self._kept = self.read_part(slices, range(y), range(x))
-    return self._kept[z - self._begin].copy()
+    begin, kept = self._kept
+    if not begin <= z < begin + len(kept):
+      begin = z // self._depth * self._depth
+      slices = range(begin, min(begin + self._depth, len(self)))
+      kept = self.read_part(slices, *map(range, self.shape[1:]))
+      self._kept = begin, kept
+    return kept[z - begin].copy()
+
+  def on_disk(self) -> stack_reader.SlicesOnDisk:
+    """See `StackReader`."""
+    return _Slices(self, self._depth)
 
   def read_part(self, slices: range, rows: range, columns: range) -> np.ndarray:
     """See `StackReader`; reads only chunks that have some of it."""
@@ -114,9 +120,33 @@ class ChunkedStack(stack_reader.StackReader):
       except ValueError as e:
         if not chunk_store.is_missing(e):
           raise
+        places = slices.start, (slices.start + slices.stop) // 2
+        first, half = (z // self._depth * self._depth for z in places)
+        middle = max(first + self._depth, half)
+        if middle < slices.stop:
+          # Only slices of the chunks that are missing count as filled.
+          parts = range(slices.start, middle), range(middle, slices.stop)
+          return np.concatenate(
+            [self.read_part(part, rows, columns) for part in parts]
+          )
         found = self._folder.filling(self._store)[box].read().result()
         self.filled.update(slices)
     return np.ascontiguousarray(found)
+
+
+class _Slices(stack_reader.SlicesOnDisk):
+  """What `ChunkedStack.on_disk` gives; threads may read it at once."""
+
+  def __init__(self, reader: ChunkedStack, depth: int):
+    super().__init__(reader.path, reader.shape, reader.dtype, depth)
+    # One set, which grows.
+    self._reader, self.filled = reader, reader.filled
+
+  def _read(self, slices: range, rows: range, columns: range) -> np.ndarray:
+    if len(slices) == 1 and (len(rows), len(columns)) == self._reader.shape[1:]:
+      # Its neighbours in the same chunks are often asked for next.
+      return self._reader.read(slices.start)[None]
+    return self._reader.read_part(slices, rows, columns)
 
 
 def _open(folder: chunk_store.Folder, choice: stack_reader.Choice) -> _Image:

@@ -18,7 +18,9 @@ from skipnet_jax.data import fingerprint as fingerprint_lib
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import labels
 from skipnet_jax.data import normalisation
+from skipnet_jax.data import ome_zarr
 from skipnet_jax.data import pixel_size as pixel_size_lib
+from skipnet_jax.data import stack_reader
 from skipnet_jax.data import synthetic
 from skipnet_jax.data import volume
 
@@ -39,7 +41,7 @@ class DataSet:
   Attributes:
     name: what figures and reports show, such as 'isbi2012'.
     image: `[z, y, x]` uint8, uint16 or float32; may stay in its file.
-    label: `[z, y, x]` bool, True inside a cell.
+    label: `[z, y, x]` bool, True inside a cell; may stay on the disk.
     train: slices for training.
     valid: slices for validation.
     warning: a sentence that every artefact repeats; '' for real data whose
@@ -54,7 +56,7 @@ class DataSet:
 
   name: str
   image: volume.Stack
-  label: np.ndarray
+  label: volume.Stack
   train: tuple[int, ...]
   valid: tuple[int, ...]
   warning: str = ''
@@ -71,6 +73,16 @@ class DataSet:
   def drawn(self, slices: Sequence[int]) -> list[int]:
     """Those of the slices whose labels have both cells and membranes."""
     return [z for z in slices if labels.is_drawn(self.label[z])]
+
+  def lacking(self) -> str:
+    """Names slices of parts that were read and are not on the disk, or ''."""
+    slices = {*self.train, *self.valid}
+    return ' '.join(
+      f'{stack.path} lacks chunks, which count as its fill value, in slices '
+      f'{labels.ranges([*stack.filled & slices])} (counted from 0).'
+      for stack in (self.image, self.label)
+      if isinstance(stack, stack_reader.SlicesOnDisk) and stack.filled & slices
+    )
 
   def inside_share(self) -> float:
     """The share of pixels inside cells, of the slices of both splits."""
@@ -187,7 +199,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
   weight = None
   if data.border_weight:
     weight = border_weight.border_weight(
-      label, data.border_weight, data.border_sigma
+      np.asarray(label), data.border_weight, data.border_sigma
     )
   return DataSet(
     name,
@@ -205,7 +217,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
 
 
 def _check_label(
-  label: np.ndarray,
+  label: volume.Stack,
   train: tuple[int, ...],
   valid: tuple[int, ...],
   name: str,
@@ -241,7 +253,7 @@ def _stack_paths(data: ml_collections.ConfigDict) -> tuple[str, str]:
 
 def _read(
   data: ml_collections.ConfigDict, meaning: labels.Meaning
-) -> tuple[str, volume.Stack, np.ndarray, str, str, float]:
+) -> tuple[str, volume.Stack, volume.Stack, str, str, float]:
   source = data.source
   if source == 'stack':
     choice = volume.Choice(data.series, data.channel, 'data.')
@@ -253,9 +265,19 @@ def _read(
       volume.check_same_slices(images, labelled)
       on_disk = images.on_disk()
       image = images.read_all() if on_disk is None else on_disk
-      label = labelled.read_all()
+      label: volume.Stack
+      in_chunks = ome_zarr.is_one(label_path)
+      stored = labelled.on_disk() if in_chunks else None
+      # A volume in chunks may be larger than the memory, and so its labels.
+      if stored is not None:
+        label = labels.find_inside_on_disk(
+          stored, image.shape, data.label, meaning
+        )
+      else:
+        label = labels.find_inside(
+          labelled.read_all(), image.shape, data.label, meaning
+        )
       y, x = pixel_size_lib.of_metadata(images.metadata) or (0.0, 0.0)
-    label = labels.find_inside(label, image.shape, data.label, meaning)
     # Pixels that are not square have no size that a run could keep.
     side = y if math.isclose(y, x, rel_tol=0.02) else 0.0
     return f'stack {data.image}', image, label, '', '', side

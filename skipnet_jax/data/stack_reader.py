@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Iterator, Sequence, Set
 import contextlib
+import copy
 import dataclasses
 import operator
 import os
@@ -87,46 +88,46 @@ def unchanged(path: pathlib.Path, before: Stamp) -> Iterator[None]:
         )
 
 
-class SlicesOnDisk:
-  """A stack `[z, y, x]` in a file, which is read where it is indexed.
+class SlicesOnDisk(abc.ABC):
+  """A stack `[z, y, x]` on the disk, which is read where it is indexed.
 
-  Like an array, it gives a view for slices and a copy for integers. The file is
-  read, not mapped: a mapped file that another program cuts short would end the
-  process.
+  Like an array, it gives a view for slices and a copy for integers.
 
   Attributes:
-    path: the file.
+    path: where it lies; text if that is a URL.
     shape: (z, y, x).
     dtype: native byte order.
+    depth: neighbouring slices that are best read at once.
+    filled: see `StackReader`; of the whole stack.
 
   Args:
-    path: the file.
-    stored: dtype as stored, with its byte order.
-    starts: offset of each slice in bytes, int64.
-    sides: (y, x) of a whole slice.
-    before: the file's stamp when it was opened.
-    rows: those that are visible; None: all.
-    columns: likewise.
+    path: the attribute.
+    shape: of the whole stack.
+    dtype: the attribute.
+    depth: the attribute.
   """
 
   ndim = 3
+  filled: Set[int] = frozenset()
 
   def __init__(
     self,
-    path: pathlib.Path,
-    stored: np.dtype,
-    starts: np.ndarray,
-    sides: tuple[int, int],
-    before: Stamp,
-    rows: range | None = None,
-    columns: range | None = None,
+    path: pathlib.Path | str,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    depth: int = 1,
   ):
-    self.path, self.dtype = path, stored.newbyteorder('=')
-    self._stored, self._starts, self._sides = stored, starts, sides
-    self._before = before
-    self._rows = range(sides[0]) if rows is None else rows
-    self._columns = range(sides[1]) if columns is None else columns
-    self.shape = (len(starts), len(self._rows), len(self._columns))
+    self.path, self.dtype, self.depth = path, dtype, depth
+    self._slices, self._rows, self._columns = map(range, shape)
+
+  @abc.abstractmethod
+  def _read(self, slices: range, rows: range, columns: range) -> np.ndarray:
+    """Neighbouring pixels of the whole stack, `[z, y, x]`."""
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """Slices, rows and columns that are visible."""
+    return len(self._slices), len(self._rows), len(self._columns)
 
   @property
   def nbytes(self) -> int:
@@ -135,10 +136,12 @@ class SlicesOnDisk:
     return z * y * x * self.dtype.itemsize
 
   def __len__(self) -> int:
-    return self.shape[0]
+    return len(self._slices)
 
   def __iter__(self) -> Iterator[np.ndarray]:
-    return (self._read(z, self._rows, self._columns) for z in range(len(self)))
+    for first in range(0, len(self), self.depth):
+      group = range(first, min(first + self.depth, len(self)))
+      yield from self.read_part(group, *map(range, self.shape[1:]))
 
   def __array__(
     self, dtype: Any = None, copy: bool | None = None
@@ -157,28 +160,79 @@ class SlicesOnDisk:
     if {rows.step, columns.step} != {1}:
       raise IndexError(f'{key}: rows and columns must be neighbours')
     if isinstance(z, slice):
-      starts = self._starts[z]
-      fixed = self.path, self._stored, starts, self._sides, self._before
-      return SlicesOnDisk(*fixed, rows, columns)
-    if not np.ndim(z):
-      return self._read(operator.index(z), rows, columns)
+      view = copy.copy(self)
+      view._slices, view._rows, view._columns = self._slices[z], rows, columns
+      return view
     found = np.empty((*np.shape(z), len(rows), len(columns)), self.dtype)
     for at, one in np.ndenumerate(z):
-      found[at] = self._read(int(one), rows, columns)
+      place = self._slices[operator.index(one)]
+      part = self._read(range(place, place + 1), rows, columns)
+      found[at] = part[0].view(self.dtype)
     return found
 
-  def _read(self, z: int, rows: range, columns: range) -> np.ndarray:
+  def view(self, dtype: Any) -> 'SlicesOnDisk':
+    """The same bytes as another dtype of the same size."""
+    view = copy.copy(self)
+    view.dtype = np.dtype(dtype)
+    return view
+
+  def read_part(self, slices: range, rows: range, columns: range) -> np.ndarray:
+    """A box of the visible pixels as `[z, y, x]`."""
+    z, y, x = (
+      whole[part.start : part.stop]
+      for whole, part in (
+        (self._slices, slices),
+        (self._rows, rows),
+        (self._columns, columns),
+      )
+    )
+    if z.step == 1:
+      return self._read(z, y, x).view(self.dtype)
+    pages = [self._read(range(one, one + 1), y, x)[0] for one in z]
+    return np.stack(pages).view(self.dtype)
+
+
+class SlicesInFile(SlicesOnDisk):
+  """A stack whose pixels lie in a file as they are.
+
+  The file is read, not mapped: a mapped file that another program cuts short
+  would end the process.
+
+  Args:
+    path: the file.
+    stored: dtype as stored, with its byte order.
+    starts: offset of each slice in bytes, int64.
+    sides: (y, x) of a slice.
+    before: the file's stamp when it was opened.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    stored: np.dtype,
+    starts: np.ndarray,
+    sides: tuple[int, int],
+    before: Stamp,
+  ):
+    super().__init__(path, (len(starts), *sides), stored.newbyteorder('='))
+    self._stored, self._starts, self._sides = stored, starts, sides
+    self._file, self._before = path, before
+
+  def _read(self, slices: range, rows: range, columns: range) -> np.ndarray:
+    return np.stack([self._read_one(z, rows, columns) for z in slices])
+
+  def _read_one(self, z: int, rows: range, columns: range) -> np.ndarray:
     width = self._sides[1]
     start = int(self._starts[z]) + rows.start * width * self.dtype.itemsize
     count = len(rows) * width
     what = f'cannot be read at slice {z + 1}'
     with (
-      unchanged(self.path, self._before),
-      tiff_checks.refusing(self.path, what),
+      unchanged(self._file, self._before),
+      tiff_checks.refusing(self._file, what),
     ):
-      found = np.fromfile(self.path, self._stored, count, offset=start)
+      found = np.fromfile(self._file, self._stored, count, offset=start)
       found = found.reshape(len(rows), width)[:, columns.start : columns.stop]
-      return found.astype(self.dtype, copy=False)
+      return found.astype(self._stored.newbyteorder('='), copy=False)
 
 
 class StackReader(abc.ABC):

@@ -161,7 +161,7 @@ class TiffStack(stack_reader.StackReader):
     self._raw = None
     if raw:
       stored = self.dtype.newbyteorder(self._tiff.byteorder)
-      self._raw = stack_reader.SlicesOnDisk(
+      self._raw = stack_reader.SlicesInFile(
         self.path, stored, starts, (y, x), self._stamp
       )
 

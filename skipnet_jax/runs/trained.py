@@ -14,6 +14,7 @@ from skipnet_jax import config_checks
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax.data import chunk_store
 from skipnet_jax.data import sources
 from skipnet_jax.models import network
 from skipnet_jax.runs import checkpoint
@@ -156,7 +157,7 @@ def load_data(run: TrainedRun, image: str = '', label: str = '') -> DataSet:
   config.data.image = image or environment.expand_home(config.data.image)
   config.data.label = label or environment.expand_home(config.data.label)
   for path in (config.data.image, config.data.label) if own else ():
-    if not pathlib.Path(path).exists():
+    if not (chunk_store.is_url(path) or pathlib.Path(path).exists()):
       raise errors.InputError(
         f'{run.path} was trained on {path}, which is not there: if it was '
         'moved, give its new place to evaluate by --image and --labels, or to '

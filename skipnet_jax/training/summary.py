@@ -44,7 +44,9 @@ def banner(
     f'To beat: validation BCE {data.constant_bce(data.valid):.4f} of a '
     'constant prediction, the mean of the validation labels',
   ]
-  return '\n'.join([*lines, *filter(None, [data.warning, data.remedy])])
+  return '\n'.join(
+    [*lines, *filter(None, [data.warning, data.lacking(), data.remedy])]
+  )
 
 
 def content(
