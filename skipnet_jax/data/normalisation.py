@@ -155,16 +155,23 @@ def read_statistics(
   """
   y, x = reader.shape[1:]
   rows = _band_rows((y, x))
-  each = max(1, _READ // (rows * x))
+  # Neighbours in the same chunks are read at once, and parts that are as tall
+  # as the memory allows: no chunk is read twice, if it is not very large.
+  depth = 1
+  if isinstance(reader, stack_reader.SlicesOnDisk):
+    depth = reader.depth
+  each = max(depth, _READ // (y * x) // depth * depth)
+  tall = max(rows, _READ // (each * x) // rows * rows)
   table = []
   for first in range(slices.start, slices.stop, each):
     group = range(first, min(first + each, slices.stop))
     moments = [_Moments() for _ in group]
-    for top in range(0, y, rows):
-      part = reader.read_part(group, range(top, min(top + rows, y)), range(x))
+    for top in range(0, y, tall):
+      part = reader.read_part(group, range(top, min(top + tall, y)), range(x))
       volume.check_finite(part, str(reader.path), first, top)
-      for one, band in zip(moments, part, strict=True):
-        one.add(band)
+      for one, page in zip(moments, part, strict=True):
+        for start in range(0, len(page), rows):
+          one.add(page[start : start + rows])
     table += [one.values() for one in moments]
   return np.asarray(table, np.float32).reshape(-1, 2)
 
