@@ -1,4 +1,4 @@
-"""Predicts a volume block by block, in one process or in several."""
+"""A volume larger than the memory: what is begun, resumed, shared, refused."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -13,18 +13,16 @@ import numpy as np
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax.data import chunk_store
-from skipnet_jax.data import labels
 from skipnet_jax.data import normalisation
 from skipnet_jax.data import ome_zarr_writer
-from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import blocks as blocks_lib
 from skipnet_jax.prediction import calibration as calibration_lib
 from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
-from skipnet_jax.prediction import progress as progress_lib
 from skipnet_jax.prediction import segmenters
+from skipnet_jax.prediction import slabs as slabs_lib
 from skipnet_jax.runs import trained
 
 Path = str | os.PathLike[str]
@@ -212,7 +210,7 @@ def predict_volume(
   if pending:
     tiling, demand, used = planned()
     blocks_lib.check(demand, main.block, limit, used)
-    work = _Work(
+    work = slabs_lib.SlabPredictor(
       predictor,
       source,
       tiling,
@@ -284,172 +282,3 @@ def _check_same(
       f'{path} was begun with other settings, {", ".join(changed)}: repeat the '
       'command that began it, choose another name, or remove it.'
     )
-
-
-class _Work:
-  """Predicts slabs of a volume.
-
-  Args:
-    predictor: predicts and averages.
-    source: the input.
-    tiling: of its slices.
-    writers: of the probabilities; of the standard deviations, if `has_std`; of
-      the cells, if there is a segmenter.
-    has_std: see there.
-    segmenter: see there.
-    calibration: see `predict_volume`.
-  """
-
-  def __init__(
-    self,
-    predictor: inference.Predictor,
-    source: volume.StackReader,
-    tiling: inference.Tiling,
-    writers: Sequence[ome_zarr_writer.VolumeWriter],
-    *,
-    has_std: bool,
-    segmenter: segmenters.Segmenter | None,
-    calibration: Callable[[np.ndarray], np.ndarray] | None,
-  ):
-    self._predictor, self._source, self._tiling = predictor, source, tiling
-    self._writers, self._has_std = writers, has_std
-    self._segmenter, self._calibration = segmenter, calibration
-    self._size = source.shape[1], source.shape[2]
-
-  def run(self, slabs: Sequence[int], log: Callable[[str], None]) -> None:
-    """Predicts slabs, but for those that another process is at."""
-    main = self._writers[0]
-    todo = {slab: self._missing(slab) for slab in slabs}
-    parts = {
-      slab: self._predictor.count
-      * len(main.slices(slab))
-      * sum(
-        len(self._tiling.touching(self._size, block)[0]) for block in missing
-      )
-      for slab, missing in todo.items()
-    }
-    count = sum(len(main.slices(slab)) for slab in slabs)
-    total = max(1, sum(parts.values()))
-    with progress_lib.progress(count, total) as advance:
-      for slab in slabs:
-        with main.claim(slab) as mine:
-          if not mine:
-            log(
-              f'Slices {labels.ranges(main.slices(slab))} (counted from 0) are '
-              'left to another process, which predicts them just now.'
-            )
-            continue
-          # Another process may have written some since.
-          missing = self._missing(slab)
-          if missing:
-            around, statistics = self._statistics(slab)
-            for block in missing:
-              self._predict(slab, block, around, statistics, advance)
-          for writer in self._writers:
-            writer.write_coarser(slab)
-
-  def _missing(self, slab: int) -> list[inference.Window]:
-    return [
-      block
-      for block in self._writers[0].blocks()
-      if not all(w.is_written(slab, block) for w in self._writers)
-    ]
-
-  def _statistics(self, slab: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the slices that a slab needs.
-
-    Returns:
-      Numbers of the slices that each slice needs, `[z, slices]`; mean and
-      standard deviation of all slices of the volume, `[z, 2]` float32, NaN of
-      those that are not needed.
-    """
-    main, method = self._writers[0], self._predictor.normalise
-    own = main.slices(slab)
-    around = sources.neighbours(
-      np.arange(own.start, own.stop), len(self._source), self._predictor.slices
-    )
-    needed = range(int(around.min()), int(around.max()) + 1)
-    found = np.full((len(self._source), 2), np.nan, np.float32)
-    if method != 'slice':
-      like = np.zeros((1, 1, 1), self._source.dtype)
-      _, same = normalisation.prepare(like, method)
-      found[:] = [same['mean'][0], same['std'][0]]
-      return around, found
-    found[needed.start : needed.stop] = main.read_statistics(needed)
-    if np.isnan(found[own.start : own.stop]).any():
-      values = normalisation.read_statistics(self._source, own)
-      found[own.start : own.stop] = values
-      main.write_statistics(slab, values)
-    for z in needed:
-      if np.isnan(found[z]).any():
-        one = range(z, z + 1)
-        found[z] = normalisation.read_statistics(self._source, one)[0]
-    return around, found
-
-  def _predict(
-    self,
-    slab: int,
-    block: inference.Window,
-    around: np.ndarray,
-    statistics: np.ndarray,
-    advance: Callable[[], object],
-  ) -> None:
-    """Predicts one block of a slab and writes it."""
-    shape = (len(around), *(len(span) for span in block))
-    probabilities = np.empty(shape, np.float32)
-    stds = np.empty(shape, np.float32) if self._has_std else None
-    cells = np.empty(shape, np.uint32) if self._segmenter else None
-    first = int(around.min())
-    slices = range(first, int(around.max()) + 1)
-    pages, pixels = self._read(slices, block)
-    for at, numbers in enumerate(around):
-      mean, std = statistics[numbers].T
-      probability, deviation = self._predictor.predict_window(
-        pixels[numbers - first],
-        {'mean': mean, 'std': std},
-        self._tiling,
-        self._size,
-        block,
-        advance,
-      )
-      probabilities[at] = (
-        self._calibration(probability) if self._calibration else probability
-      )
-      if stds is not None:
-        stds[at] = deviation
-      if cells is not None and self._segmenter is not None:
-        page = pages[numbers[len(numbers) // 2] - first]
-        grid = pixel_grid.Grid(self._size, self._size)
-        cells[at] = self._segmenter(probability, page, grid)
-    del pages, pixels
-    arrays = [a for a in (probabilities, stds, cells) if a is not None]
-    for writer, array in zip(self._writers, arrays, strict=True):
-      writer.write(slab, block, array)
-
-  def _read(
-    self, slices: range, block: inference.Window
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """What the tiles of a block lie on, each `[z, y, x]`.
-
-    Returns:
-      Grey values of whole slices if the block has these, else of a part; what
-      `Predictor.predict_window` takes.
-    """
-    _, box = self._tiling.touching(self._size, block)
-    padded = self._tiling.padded(self._size)
-    reads, places = [], []
-    for span, side, longer in zip(box, self._size, padded, strict=True):
-      # The slice, continued by reflection.
-      index = np.pad(np.arange(side), (0, longer - side), 'symmetric')
-      index = index[span.start : span.stop]
-      reads.append(range(int(index.min()), int(index.max()) + 1))
-      places.append(index - index.min())
-    found = self._source.read_part(slices, *reads)
-    pixels: np.ndarray = found
-    if self._predictor.normalise == 'local':
-      pages, _ = normalisation.prepare(found, 'local')
-      pixels = np.asarray(pages)
-    rows, columns = places
-    if pixels.shape[1:] != (len(rows), len(columns)):
-      pixels = pixels[:, rows[:, None], columns]
-    return found, pixels
