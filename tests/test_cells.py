@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy import optimize
+from skimage import segmentation
 
 from skipnet_jax import errors
 from skipnet_jax.prediction import edge_fit
@@ -64,6 +65,34 @@ def test_superpixels_are_connected_and_keep_to_membranes():
   truth = edge_fit.true_regions(edges_lib.build_graph(labels), inside)
   drawn = cells.draw(truth[labels] + 1)
   assert scores.score_stack(drawn, inside, [0.5])['v_rand'] > 0.97
+
+
+def test_small_superpixels_are_flooded_as_from_all_others(monkeypatch):
+  found = np.random.default_rng(0).random((64, 80)).astype(np.float32)
+  # Equal values, whose order counts too.
+  for page in (found, (found > 0.3).astype(np.float32)):
+    shares = []
+
+    def watershed(relief, seeds, mask=None, flood=segmentation.watershed):
+      expected = flood(relief, seeds)
+      if mask is None:
+        return expected
+      shares.append(mask.mean())
+      found = flood(relief, seeds, mask=mask)
+      np.testing.assert_array_equal(found[mask], expected[mask])
+      return found
+
+    with monkeypatch.context() as patch:
+      patch.setattr(segmentation, 'watershed', watershed)
+      superpixels.superpixels(page)
+    assert 0 < shares[0] < 1
+
+
+def test_distances_are_exact():
+  free = make_slice(2)[2] > 0.5
+  np.testing.assert_array_equal(
+    superpixels._distance(free), ndimage.distance_transform_edt(free)
+  )
 
 
 @pytest.mark.parametrize('value', [0.0, 0.5, 1.0])

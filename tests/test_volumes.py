@@ -409,6 +409,6 @@ def test_the_block_is_chosen_from_the_memory():
     blocks.choose(local, 1.5e9, 0, 1)
   cells = dataclasses.replace(demand, cells='multicut')
   with pytest.raises(errors.InputError, match='leave out --segmentation'):
-    blocks.choose(cells, 2e9, 0, 1)
+    blocks.choose(cells, 1.5e9, 0, 1)
   with pytest.raises(errors.InputError, match=r'is 0\.1, but a block'):
     blocks.choose(demand, 1e8, 0, 1)

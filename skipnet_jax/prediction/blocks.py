@@ -22,7 +22,7 @@ _LARGEST = 2**28
 # Bytes for each pixel of a slice while it is predicted, and while its cells
 # are found: by a threshold, by multicut.
 _PREDICTING = 20
-_CELLS = {'': 0, 'threshold': 16, 'multicut': 160}
+_CELLS = {'': 0, 'threshold': 16, 'multicut': 60}
 # The same while a slice is normalised around each pixel.
 _LOCAL = 64
 # Copies of what is read, and of an output while its file is written.

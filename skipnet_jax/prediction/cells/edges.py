@@ -62,18 +62,16 @@ class Graph:
 def build_graph(labels: np.ndarray) -> Graph:
   """The graph of superpixels `[y, x]` int32, numbered from 0 up."""
   nodes = int(labels.max()) + 1
-  places = np.arange(labels.size).reshape(labels.shape)
-  sides = [
-    np.stack([places[first].ravel(), places[second].ravel()])
-    for first, second in (
-      (np.s_[:, :-1], np.s_[:, 1:]),
-      (np.s_[:-1], np.s_[1:]),
-    )
-  ]
+  width = labels.shape[1]
+  sides = []
+  for step, first, second in (
+    (1, labels[:, :-1], labels[:, 1:]),
+    (width, labels[:-1], labels[1:]),
+  ):
+    y, x = np.nonzero(first != second)
+    sides.append(np.stack([y * width + x, y * width + x + step]))
   pixels = np.concatenate(sides, 1)
-  ends = labels.ravel()[pixels].astype(np.int64)
-  border = ends[0] != ends[1]
-  pixels, ends = pixels[:, border], np.sort(ends[:, border], 0)
+  ends = np.sort(labels.ravel()[pixels].astype(np.int64), 0)
   keys = ends[0] * nodes + ends[1]
   order = np.argsort(keys, kind='stable')
   unique, lengths = np.unique(keys, return_counts=True)
@@ -104,15 +102,18 @@ def features(
   membrane = 1 - np.asarray(inside, np.float64)
   grey = np.asarray(image, np.float64)
   grey = (grey - grey.mean()) / max(grey.std(), 1e-6)
-  maps = [
-    ndimage.gaussian_filter(source, sigma) if sigma else source
+  # One map at a time: a slice may be large.
+  statistics = [
+    _border_statistics(
+      graph,
+      (ndimage.gaussian_filter(source, sigma) if sigma else source).ravel(),
+    )
     for source, sigmas in (
       (membrane, _MEMBRANE_SMOOTHING),
       (grey, _IMAGE_SMOOTHING),
     )
     for sigma in sigmas
   ]
-  statistics = [_border_statistics(graph, page.ravel()) for page in maps]
   log_odds = [
     special.logit(
       np.clip(found[:, 1:], _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)

@@ -40,15 +40,46 @@ def superpixels(inside: np.ndarray) -> np.ndarray:
   free = membrane <= _MEMBRANE
   if free.all() or not free.any():
     return np.zeros(inside.shape, np.int32)
-  distance = ndimage.distance_transform_edt(free)
+  # Arrays that are no longer needed make room: a slice may be large.
+  distance = _distance(free)
   smooth = ndimage.gaussian_filter(distance, _SMOOTHING)
   highest = (smooth == ndimage.maximum_filter(smooth, 3)) & (smooth > 0)
+  del smooth, free
   seeds, _ = ndimage.label(highest, np.ones((3, 3)))
-  relief = _PROBABILITY_SHARE * ndimage.gaussian_filter(membrane, _SMOOTHING)
-  relief += (1 - _PROBABILITY_SHARE) * (1 - distance / distance.max())
+  del highest
+  relief = ndimage.gaussian_filter(membrane, _SMOOTHING)
+  del membrane
+  relief *= _PROBABILITY_SHARE
+  distance /= distance.max()
+  np.subtract(1, distance, out=distance)
+  distance *= 1 - _PROBABILITY_SHARE
+  relief += distance
+  del distance
   labels = segmentation.watershed(relief, seeds)
-  large = np.bincount(labels.ravel()) >= _LEAST_SIZE
+  del seeds
+  sizes = np.bincount(labels.ravel())
+  large = sizes >= _LEAST_SIZE
   if large.any() and not large[1:].all():
-    labels = segmentation.watershed(relief, np.where(large[labels], labels, 0))
-  _, numbers = np.unique(labels, return_inverse=True)
-  return numbers.reshape(labels.shape).astype(np.int32)
+    # Only what is around the small ones can flood them.
+    small = ~large[labels]
+    labels[small] = 0
+    around = ndimage.binary_dilation(small)
+    flooded = segmentation.watershed(relief, labels, mask=around)
+    labels[small] = flooded[small]
+    sizes = np.bincount(labels.ravel())
+  return (np.cumsum(sizes > 0) - 1).astype(np.int32)[labels]
+
+
+def _distance(free: np.ndarray) -> np.ndarray:
+  """From each pixel to the nearest one that is not free, `[y, x]` float64.
+
+  That of `ndimage.distance_transform_edt`, which needs three times the memory.
+  """
+  nearest = ndimage.distance_transform_edt(
+    free, return_distances=False, return_indices=True
+  )
+  found = np.empty(free.shape)
+  columns = np.arange(free.shape[1])
+  for y, (row, column) in enumerate(zip(*nearest, strict=True)):
+    found[y] = np.sqrt((row - y) ** 2 + (column - columns) ** 2)
+  return found
