@@ -1,5 +1,6 @@
 """Slices on the pixels of training, and back on their own."""
 
+import functools
 import pathlib
 import types
 
@@ -27,6 +28,34 @@ def test_a_linear_ramp_stays_one(network):
   back = grid.from_network(expected.astype(np.float32))
   assert back.shape == (40, 100)
   np.testing.assert_allclose(back[8:-8, 10:-10], ramp[8:-8, 10:-10], rtol=1e-4)
+
+
+@pytest.mark.parametrize('sides', [(61, 150), (23, 41), (40, 90), (160, 31)])
+def test_parts_have_the_bits_of_whole_slices(sides):
+  from skimage import transform
+
+  page = np.random.default_rng(0).integers(0, 255, (40, 100), np.uint8)
+  grid = pixel_grid.Grid((40, 100), sides)
+  whole = grid.to_network(page)
+  options = {'order': 1, 'mode': 'symmetric', 'preserve_range': True}
+  resize = functools.partial(transform.resize, anti_aliasing=True, **options)
+  expected = resize(page.astype(np.float32), sides)
+  np.testing.assert_array_equal(whole, np.rint(expected))
+  back = grid.from_network(expected)
+  np.testing.assert_array_equal(back, resize(expected, (40, 100)))
+  for share in (0, 0.3, 0.8):
+    window = tuple(
+      range(int(share * n), int(share * n) + n // 5) for n in sides
+    )
+    rows, columns = (slice(s.start, s.stop) for s in grid.input_window(window))
+    found = grid.to_network(page[rows, columns], window)
+    np.testing.assert_array_equal(found, whole[window[0]][:, window[1]])
+    window = range(int(share * 40), 39), range(int(share * 90), 95)
+    rows, columns = (
+      slice(s.start, s.stop) for s in grid.network_window(window)
+    )
+    found = grid.from_network(expected[rows, columns], window)
+    np.testing.assert_array_equal(found, back[window[0]][:, window[1]])
 
 
 def test_equal_grids_copy_nothing():

@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy import ndimage
 
 from skipnet_jax import config
 from skipnet_jax import errors
@@ -17,6 +18,13 @@ _TOLERANCE = 0.02
 # A side is made at most so many times as long: in larger pixels than four of
 # training's, a membrane cannot be seen.
 _LARGEST_FACTOR = 4
+# A Gaussian ends after so many standard deviations.
+_TRUNCATE = 4.0
+# Pixels that are interpolated at once.
+_BAND = 2**20
+
+Sides = tuple[int, int]
+Window = tuple[range, range]  # Rows and columns of a slice.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,21 +36,53 @@ class Grid:
     network: y and x of the slice that the network sees.
   """
 
-  sides: tuple[int, int]
-  network: tuple[int, int]
+  sides: Sides
+  network: Sides
 
-  def to_network(self, page: np.ndarray) -> np.ndarray:
-    """Resamples a slice, `[y, x]` of grey values; keeps its dtype."""
-    if self.sides == self.network:
+  @property
+  def is_same(self) -> bool:
+    """Whether nothing is resampled."""
+    return self.sides == self.network
+
+  def input_window(self, window: Window) -> Window:
+    """The input's pixels that a window of the network's grid depends on."""
+    return _support(window, self.network, self.sides)
+
+  def network_window(self, window: Window) -> Window:
+    """The network's pixels that a window of the input's grid depends on."""
+    return _support(window, self.sides, self.network)
+
+  def to_network(
+    self, page: np.ndarray, window: Window | None = None
+  ) -> np.ndarray:
+    """Resamples a slice or a part of it; equal bits.
+
+    Args:
+      page: `[y, x]` of grey values, of the `input_window` of `window`.
+      window: rows and columns of the network's grid; None: all.
+
+    Returns:
+      `[y, x]` of the window, of the same dtype.
+    """
+    if self.is_same:
       return page
-    found = _resize(page, self.network)
+    found = _resize(page, self.sides, self.network, window)
     if np.issubdtype(page.dtype, np.integer):
       found = np.rint(found)
     return found.astype(page.dtype, copy=False)
 
-  def from_network(self, values: np.ndarray) -> np.ndarray:
-    """Brings `[y, x]` float32 of the network's grid back by interpolation."""
-    return values if self.sides == self.network else _resize(values, self.sides)
+  def from_network(
+    self, values: np.ndarray, window: Window | None = None
+  ) -> np.ndarray:
+    """Brings `[y, x]` float32 of the network's grid back by interpolation.
+
+    Args:
+      values: those of the `network_window` of `window`.
+      window: rows and columns of the input's grid; None: all.
+    """
+    if self.is_same:
+      return values
+    return _resize(values, self.network, self.sides, window)
 
   def labels_from_network(self, labels: np.ndarray) -> np.ndarray:
     """Brings numbers of cells back: each pixel has that of the nearest one."""
@@ -53,19 +93,83 @@ class Grid:
     return labels[rows[:, None], columns]
 
 
-def _resize(page: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-  """Linear interpolation, after smoothing where pixels become larger."""
-  # Imported late: a training need not wait for it.
-  from skimage import transform
+class Resampled(stack_reader.StackReader):
+  """A stack on the network's grid, of which only parts are in memory."""
 
-  return transform.resize(
-    page.astype(np.float32),
-    sides,
-    order=1,
-    mode='symmetric',
-    anti_aliasing=True,
-    preserve_range=True,
+  def __init__(self, source: stack_reader.StackReader, grid: Grid):
+    self._source, self._grid = source, grid
+    self.path, self.dtype = source.path, source.dtype
+    self.metadata = source.metadata
+    self.shape = (len(source), *grid.network)
+
+  def _read(self, z: int) -> np.ndarray:
+    return self._grid.to_network(self._source.read(z))
+
+  def read_part(self, slices: range, rows: range, columns: range) -> np.ndarray:
+    """See `StackReader`."""
+    window = rows, columns
+    pages = self._source.read_part(slices, *self._grid.input_window(window))
+    return np.stack([self._grid.to_network(page, window) for page in pages])
+
+
+def _sigmas(old: Sides, new: Sides) -> list[float]:
+  """Of the smoothing along y and x where pixels become larger."""
+  return [max(0.0, (o / n - 1) / 2) for o, n in zip(old, new, strict=True)]
+
+
+def _support(window: Window, new: Sides, old: Sides) -> Window:
+  """The pixels of sides `old` that a window of sides `new` depends on."""
+  found = []
+  for span, n, o, sigma in zip(
+    window, new, old, _sigmas(old, new), strict=True
+  ):
+    radius = int(_TRUNCATE * sigma + 0.5) + 1
+    first = int(np.floor((span.start + 0.5) * (o / n) - 0.5)) - radius
+    last = int(np.floor((span.stop - 0.5) * (o / n) - 0.5)) + radius
+    found.append(range(max(0, first), min(o, last + 1)))
+  rows, columns = found
+  return rows, columns
+
+
+def _resize(
+  page: np.ndarray, old: Sides, new: Sides, window: Window | None
+) -> np.ndarray:
+  """Linear interpolation, after smoothing where pixels become larger.
+
+  Of a window and its `_support`, with the bits of the whole slice, which are
+  those of `skimage.transform.resize`.
+  """
+  window = window or (range(new[0]), range(new[1]))
+  smooth = ndimage.gaussian_filter(
+    page.astype(np.float32), _sigmas(old, new), truncate=_TRUNCATE
   )
+  places = []
+  for span, n, o, have in zip(
+    window, new, old, _support(window, new, old), strict=True
+  ):
+    place = (np.asarray(span) + 0.5) * (o / n) - 0.5
+    # Reflected, as the smoothing has it.
+    place = np.where(place < 0, -place - 1, place)
+    low = np.floor(place).astype(int)
+    share = 1 - (place - low)
+    places.append(
+      [
+        (np.clip(at, 0, o - 1) - have.start, weight)
+        for at, weight in ((low, share), (low + 1, 1 - share))
+      ]
+    )
+  rows, columns = places
+  found = np.empty([len(span) for span in window], np.float32)
+  # In bands: the sum is in float64.
+  band = max(1, _BAND // len(window[1]))
+  for top in range(0, len(found), band):
+    part = slice(top, top + band)
+    found[part] = sum(
+      smooth[y[part, None], x] * of_y[part, None] * of_x
+      for y, of_y in rows
+      for x, of_x in columns
+    )
+  return found
 
 
 def input_pixel_size(
