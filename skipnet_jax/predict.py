@@ -159,6 +159,7 @@ def main() -> None:
   from skipnet_jax.prediction import calibration
   from skipnet_jax.prediction import cell_files
   from skipnet_jax.prediction import fitted
+  from skipnet_jax.prediction import inference
   from skipnet_jax.prediction import pixel_grid
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import segmenters
@@ -176,7 +177,10 @@ def main() -> None:
     else:
       runs = [trained.open_run(path) for path in _WORKDIR.value or []]
     predictor = run_predictor.make_predictor(
-      runs, tta=_TTA.value, mc_samples=_SAMPLES.value
+      runs,
+      tta=_TTA.value,
+      mc_samples=_SAMPLES.value,
+      devices=inference.devices(),
     )
     if _STD.value and predictor.count == 1:
       cli.refuse(

@@ -76,7 +76,8 @@ STOPS = (
   (loop, 'train_and_evaluate', 'test_loop; first the run is prepared'),
   (prepare, 'describe', 'test_cli; first the config is checked'),
   (inference.Predictor, '__call__', 'test_predict; it gives a constant'),
-  (inference.Predictor, 'predict_window', 'test_volumes; the same'),
+  (inference.Predictor, 'predict_slices', 'test_predict; the same'),
+  (inference.Predictor, 'predict_windows', 'test_volumes; the same'),
   (inference.Predictor, 'compile', 'test_predict'),
   (artefact, 'write', 'test_export'),
   (edge_fit, 'of_run', 'test_edge_fit; as if edges were fitted'),
@@ -371,15 +372,19 @@ def stopping(monkeypatch, stack):
     del self, tiling, advance
     return np.full(image.shape[-2:], 0.75, np.float32), None
 
-  def window(self, image, statistics, tiling, size, window, advance):
-    del self, image, statistics, tiling, size, advance
-    return np.full((2, *map(len, window)), 0.75, np.float32)
+  def slices(self, images, size, tiling, advance):
+    del self, tiling, advance
+    return (np.full((2, *size), 0.75, np.float32) for _ in images)
+
+  def windows(self, images, tiling, size, window, advance):
+    return slices(self, images, [*map(len, window)], tiling, advance)
 
   instead = {
     'train_and_evaluate': stop('training', check),
     'describe': stop('the table', check_described),
     '__call__': constant,
-    'predict_window': window,
+    'predict_slices': slices,
+    'predict_windows': windows,
     'compile': lambda *_: None,
     'of_run': lambda *_: (None, {'slices': [], 'training_scores': {}}),
     'border_weight': lambda label, *_: np.ones(label.shape, np.float32),

@@ -46,6 +46,10 @@ def made(run, pictures, tmp_path, monkeypatch):
     del self, tiling, advance
     return pages[0].astype(np.float32) / 255, np.zeros(pages[0].shape)
 
+  def slices(self, images, size, tiling, advance):
+    del size
+    return (grey(self, pages, tiling, advance) for pages in images)
+
   load = trained.load_data
 
   def with_pictures(*arguments):
@@ -54,6 +58,7 @@ def made(run, pictures, tmp_path, monkeypatch):
     return data
 
   monkeypatch.setattr(inference.Predictor, '__call__', grey)
+  monkeypatch.setattr(inference.Predictor, 'predict_slices', slices)
   monkeypatch.setattr(trained, 'load_data', with_pictures)
   return shutil.copytree(run, tmp_path / 'run')
 

@@ -291,6 +291,24 @@ def test_an_identity_comes_back_in_place():
       assert std.max() < 1e-5
 
 
+def test_all_devices_together_give_the_bits_of_one():
+  model, variables = pooled(dropout=0.5)
+  images, tiling = noise(3, 32, 28)[:, None], Tiling((16, 16), 8, 2, 4)
+  assert 3 * len(tiling.starts((32, 28))) % 8
+  found = []
+  for devices in (None, jax.local_devices()):
+    predictor = inference.Predictor(
+      *(model, variables),
+      tta=True,
+      mc_samples=2,
+      multiple=4,
+      devices=devices,
+    )
+    predictor.compile(tiling)
+    found.append([*predictor.predict_slices(images, (32, 28), tiling)])
+  np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_dropout_samples_and_checkpoints_are_averaged():
   model, variables = pooled(dropout=0.5)
   image = noise(16, 24)

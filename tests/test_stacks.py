@@ -22,10 +22,10 @@ class Grey:
   def tiling(self, size, *_):
     return inference.Tiling(size)
 
-  def __call__(self, pages, tiling, advance):
-    advance()
-    (page,) = pages
-    return page.astype(np.float32) / 255, np.zeros(page.shape, np.float32)
+  def predict_slices(self, images, size, tiling, advance):
+    for (page,) in images:
+      advance()
+      yield page.astype(np.float32) / 255, np.zeros(size, np.float32)
 
 
 def test_labels_widen_where_a_slice_has_more_than_65535(tmp_path):
@@ -99,7 +99,7 @@ def test_files_appear_only_when_all_is_done(tmp_path):
     def tiling(self, size, *_):
       return inference.Tiling(size)
 
-    def __call__(self, *_):
+    def predict_slices(self, *_):
       raise KeyboardInterrupt
 
   volume.write_stack(tmp_path / 'in.tif', np.zeros((2, 32, 32), np.uint8))

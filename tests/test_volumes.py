@@ -46,12 +46,13 @@ class Fake(inference.Predictor):
   def compile(self, tiling):
     pass
 
-  def _average(self, tile, advance):
-    self.tiles += 1
-    advance()
-    mixed = tile @ np.arange(1, self.slices + 1, dtype=np.float32)
-    mean = np.cumsum(mixed, 1) + np.cumsum(mixed[::-1], 0)
-    return 1 / (1 + np.exp(-mean / 8)), np.abs(mixed)
+  def _averages(self, tiles, advance):
+    for tile in tiles:
+      self.tiles += 1
+      advance()
+      mixed = tile @ np.arange(1, self.slices + 1, dtype=np.float32)
+      mean = np.cumsum(mixed, 1) + np.cumsum(mixed[::-1], 0)
+      yield 1 / (1 + np.exp(-mean / 8)), np.abs(mixed)
 
 
 @pytest.fixture
@@ -104,18 +105,26 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('version', 'slices', 'normalise'),
-  [('0.5', 3, 'slice'), ('0.4', 1, 'slice'), ('0.5', 3, 'local')],
+  ('version', 'slices', 'normalise', 'network'),
+  [
+    ('0.5', 3, 'slice', (100, 150)),
+    ('0.4', 1, 'slice', (100, 150)),
+    ('0.5', 3, 'local', (100, 150)),
+    ('0.5', 3, 'slice', (140, 120)),
+    ('0.5', 1, 'local', (70, 90)),
+  ],
 )
 def test_blocks_equal_the_stack_bit_for_bit(
-  small_blocks, tmp_path, source, slices, version, normalise
+  small_blocks, tmp_path, source, slices, version, normalise, network
 ):
+  grid = pixel_grid.Grid((100, 150), network)
   with volume.open_stack(source) as opened:
     stacks.predict_stack(
       Fake(slices=slices, normalise=normalise),
       opened,
       tmp_path / 'out.tif',
       std_output=tmp_path / 'std.tif',
+      grid=grid,
       calibration=np.sqrt,
     )
   whole = (3, 128, 160), (1, 128, 160)
@@ -125,6 +134,7 @@ def test_blocks_equal_the_stack_bit_for_bit(
     line = predict(
       *(Fake(slices=slices, normalise=normalise), source, out),
       std_output=std,
+      grid=grid,
       calibration=np.sqrt,
       version=version,
     )
@@ -191,10 +201,11 @@ def test_a_volume_is_resumed_bit_for_bit(small_blocks, tmp_path, source):
   expected = files_of(tmp_path / 'whole/out.zarr')
 
   class Dying(Fake):
-    def _average(self, tile, advance):
-      if self.tiles == 20:
-        raise KeyboardInterrupt
-      return super()._average(tile, advance)
+    def _averages(self, tiles, advance):
+      for average in super()._averages(tiles, advance):
+        if self.tiles == 20:
+          raise KeyboardInterrupt
+        yield average
 
   output = tmp_path / 'out.zarr'
   dying = Dying()
@@ -386,7 +397,8 @@ def test_a_tiff_becomes_a_volume(small_blocks, tmp_path):
 
 def test_the_block_is_chosen_from_the_memory():
   tiling = inference.Tiling((1024, 1024), 512, 200)
-  demand = blocks.Demand((320, 4096, 5000), 1, 1, tiling)
+  grid = pixel_grid.Grid((4096, 5000), (4096, 5000))
+  demand = blocks.Demand((320, 4096, 5000), 1, 1, tiling, grid)
   small = dataclasses.replace(demand, shape=(32, 500, 500))
   found = {}
   for memory in (0.8, 1, 2, 4, 64):

@@ -9,6 +9,7 @@ import sys
 from skipnet_jax import errors
 from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import pixel_grid
 
 Block = Sequence[int]  # Its sides z, y and x.
 
@@ -23,6 +24,8 @@ _LARGEST = 2**28
 # are found: by a threshold, by multicut.
 _PREDICTING = 20
 _CELLS = {'': 0, 'threshold': 16, 'multicut': 60}
+# The same of the float32 slices that are resampled, and of those brought back.
+_RESAMPLING = 16
 # The same while a slice is normalised around each pixel.
 _LOCAL = 64
 # Copies of what is read, and of an output while its file is written.
@@ -41,7 +44,8 @@ class Demand:
     shape: (z, y, x) of the volume.
     itemsize: bytes of a pixel of the input.
     slices: of the network's input.
-    tiling: of a slice.
+    tiling: of a slice on the network's grid.
+    grid: on which the network predicts.
     outputs: bytes that are written for each pixel.
     cells: how cells are found: '', 'threshold' or 'multicut'.
     local: whether slices are normalised around each pixel.
@@ -51,6 +55,7 @@ class Demand:
   itemsize: int
   slices: int
   tiling: inference.Tiling
+  grid: pixel_grid.Grid
   outputs: int = 4
   cells: str = ''
   local: bool = False
@@ -62,18 +67,27 @@ class Demand:
 
   def bytes_of(self, block: Block) -> int:
     """Memory that a block needs beside the program and its network."""
-    z, *sides = (min(a, b) for a, b in zip(block, self.shape, strict=True))
-    padded = self.tiling.padded(self.shape[1:])
+    z, y, x = (min(a, b) for a, b in zip(block, self.shape, strict=True))
+    grid = self.grid
+    window = grid.network_window((range(y), range(x)))
+    padded = self.tiling.padded(grid.network)
+    seen = math.prod(len(span) for span in window)
     read = math.prod(
-      min(side + 2 * tile, most)
-      for side, tile, most in zip(sides, self.tiling.tile, padded, strict=True)
+      min(len(span) + 2 * tile, most)
+      for span, tile, most in zip(window, self.tiling.tile, padded, strict=True)
     )
     itemsize = self.itemsize + 4 * self.local
     read *= _COPIES * (z + self.slices - 1) * itemsize
     each = max(_PREDICTING + _CELLS[self.cells], _LOCAL * self.local)
-    each += z * self.outputs * _COPIES
+    found = each * seen + z * self.outputs * _COPIES * y * x
     statistics = _STATISTICS[0] * self.itemsize + _STATISTICS[1]
-    return _KEPT + max(statistics, read + math.prod(sides) * each)
+    if not grid.is_same:
+      # The input, and a slice of it in float32 before and after smoothing.
+      share = math.prod(grid.sides) / math.prod(grid.network)
+      read += int(read * share)
+      found += int((_RESAMPLING + 8 * share) * max(seen, y * x))
+      statistics += int(statistics * share)
+    return _KEPT + max(statistics, read + found)
 
 
 def choose(demand: Demand, limit: float, used: int, shards: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Predicts slices of any size, from tiles, orientations and dropout samples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -18,6 +18,8 @@ from skipnet_jax.step import losses
 
 Variables = dict[str, Any]
 Window = tuple[range, range]  # Rows and columns of a slice.
+Statistics = Mapping[str, np.ndarray]
+Average = tuple[np.ndarray, np.ndarray]  # Mean and standard deviation.
 
 # Longest side of a slice, in pixels, that is predicted whole by default.
 _MAX_WHOLE = 1536
@@ -115,6 +117,15 @@ def _outputs(
   return outputs
 
 
+def devices() -> list[jax.Device]:
+  """Those of this machine that a prediction may use.
+
+  Of CPU devices only the first one, as all of them share the same cores.
+  """
+  found = jax.local_devices()
+  return found[:1] if found[0].platform == 'cpu' else found
+
+
 # Not a method: all predictors share what was compiled.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def predict_tile(
@@ -132,6 +143,30 @@ def predict_tile(
   rngs = {'dropout': key}
   outputs = _outputs(model, variables, image[None], sample=sample, rngs=rngs)
   return losses.prediction(outputs)[0, ..., 0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _predict_tiles(
+  mesh: jax.sharding.Mesh,
+  model: network.Network,
+  sample: bool,
+  variables: Variables,
+  images: jax.Array,
+  key: jax.Array,
+) -> jax.Array:
+  """`predict_tile` of as many tiles as there are devices, one on each."""
+
+  def each(variables, images, key):
+    return predict_tile(model, sample, variables, images[0], key)[None]
+
+  tiles, all_of_it = jax.P('tiles'), jax.P()
+  return jax.shard_map(
+    each,
+    mesh=mesh,
+    in_specs=(all_of_it, tiles, all_of_it),
+    out_specs=tiles,
+    check_vma=False,
+  )(variables, images, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -157,6 +192,7 @@ class Predictor:
     multiple: both sides of a tile are multiples of it and of the model's
       `size_multiple`.
     normalise: how slices were normalised in training, see `normalisation`.
+    devices: each predicts a tile at a time; None: the first one alone.
 
   Attributes:
     normalise: the argument.
@@ -173,10 +209,16 @@ class Predictor:
     seed: int = 0,
     multiple: int = 32,
     normalise: str = 'slice',
+    devices: Sequence[jax.Device] | None = None,
   ):
     self._model = model
-    device = jax.local_devices()[0]
-    self._variables = [jax.device_put(v, device) for v in variables]
+    devices = devices or jax.local_devices()[:1]
+    self._mesh = jax.sharding.Mesh(np.asarray(devices), ('tiles',))
+    self._variables = [jax.device_put(v, devices[0]) for v in variables]
+    self._copies = self._variables
+    if len(devices) > 1:
+      everywhere = jax.NamedSharding(self._mesh, jax.P())
+      self._copies = [jax.device_put(v, everywhere) for v in variables]
     self._turns = 8 if tta else 1
     self._samples = mc_samples
     self._keys = jax.random.split(jax.random.key(seed), max(1, mc_samples))
@@ -318,7 +360,7 @@ class Predictor:
     image: np.ndarray,
     tiling: Tiling,
     advance: Callable[[], object] = lambda: None,
-  ) -> tuple[np.ndarray, np.ndarray]:
+  ) -> Average:
     """Predicts the middle slice of a network's input.
 
     Args:
@@ -336,89 +378,135 @@ class Predictor:
     """
     image = image.reshape(-1, *image.shape[-2:])
     y, x = image.shape[1:]
-    pages, statistics = normalisation.prepare(image, self.normalise)
-    image = _pad(np.asarray(pages), tiling.padded((y, x)))
-    whole = range(y), range(x)
-    return self.predict_window(
-      image, statistics, tiling, (y, x), whole, advance
-    )
+    (found,) = self.predict_slices([image], (y, x), tiling, advance)
+    return found
 
-  def predict_window(
+  def predict_slices(
     self,
-    image: np.ndarray,
-    statistics: Mapping[str, np.ndarray],
+    images: Iterable[np.ndarray],
+    size: tuple[int, int],
+    tiling: Tiling,
+    advance: Callable[[], object] = lambda: None,
+  ) -> Iterator[Average]:
+    """Predicts slices one after the other, on all devices.
+
+    Args:
+      images: `[slices, y, x]` each, see `__call__`; read when they are needed.
+      size: sides y and x of all.
+      tiling: see `__call__`.
+      advance: see `__call__`.
+
+    Yields:
+      What `__call__` returns.
+    """
+
+    def prepared() -> Iterator[tuple[np.ndarray, Statistics]]:
+      for image in images:
+        pages, statistics = normalisation.prepare(image, self.normalise)
+        yield _pad(np.asarray(pages), tiling.padded(size)), statistics
+
+    whole = range(size[0]), range(size[1])
+    return self.predict_windows(prepared(), tiling, size, whole, advance)
+
+  def predict_windows(
+    self,
+    images: Iterable[tuple[np.ndarray, Statistics]],
     tiling: Tiling,
     size: tuple[int, int],
     window: Window,
     advance: Callable[[], object] = lambda: None,
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicts a part of a slice: the same bits as of the whole slice.
+  ) -> Iterator[Average]:
+    """Predicts the same part of slices: the same bits as of whole slices.
 
     Args:
-      image: `[slices, y, x]`, from `normalisation.prepare`: the rows and
-        columns that `Tiling.touching` names; beyond the slice, its reflection.
-      statistics: of the whole slices, from there too.
+      images: `[slices, y, x]` each, and the statistics of their whole slices,
+        both from `normalisation.prepare`. Of the image, the rows and columns
+        that `Tiling.touching` names; beyond the slice, its reflection.
       tiling: of the whole slice.
       size: sides of the whole slice.
       window: rows and columns that are predicted.
       advance: see `__call__`.
 
-    Returns:
-      See `__call__`; of the window.
+    Yields:
+      What `__call__` returns; of the window.
     """
     starts, box = tiling.touching(size, window)
     sides = [len(span) for span in window]
-    mean, std, weights = np.zeros((3, *sides), np.float32)
+    places = []
     for start in starts:
       tile, inner, outer = [], [], []
-      places = zip(start, tiling.tile, window, box, strict=True)
-      for first, side, span, read in places:
+      axes = zip(start, tiling.tile, window, box, strict=True)
+      for first, side, span, read in axes:
         begin, end = max(first, span.start), min(first + side, span.stop)
         tile.append(slice(first - read.start, first - read.start + side))
         inner.append(slice(begin - first, end - first))
         outer.append(slice(begin - span.start, end - span.start))
-      pixels = _normalise(image[:, *tile], statistics)
-      tile_mean, tile_std = self._average(pixels, advance)
+      places.append((start, tile, inner, outer))
+    tiles = (
+      _normalise(image[:, *tile], statistics)
+      for image, statistics in images
+      for _, tile, _, _ in places
+    )
+    mean, std, weights = np.zeros((3, *sides), np.float32)
+    for (start, _, inner, outer), (tile_mean, tile_std) in zip(
+      itertools.cycle(places), self._averages(tiles, advance), strict=False
+    ):
       weight = tiling.weight(start, size)[*inner]
       mean[*outer] += weight * tile_mean[*inner]
       std[*outer] += weight * tile_std[*inner]
       weights[*outer] += weight
-    # Clipped, since rounding errors could exceed the range.
-    return np.clip(mean / weights, 0, 1), std / weights
+      if start == starts[-1]:
+        # Clipped, since rounding errors could exceed the range.
+        yield np.clip(mean / weights, 0, 1), std / weights
+        mean, std, weights = np.zeros((3, *sides), np.float32)
 
   def compile(self, tiling: Tiling) -> None:
-    """Predicts a tile of zeros: what follows needs no more memory."""
+    """Predicts tiles of zeros: what follows needs no more memory."""
     tile = np.zeros((*tiling.tile, self.slices), np.float32)
     for turn in range(min(2, self._turns)):
-      np.asarray(
-        predict_tile(
-          self._model,
-          self._samples > 0,
-          self._variables[0],
-          _turn(tile, turn),
-          self._keys[0],
-        )
-      )
+      self._predict(self._copies[0], [_turn(tile, turn)], self._keys[0])
 
-  def _average(
-    self, tile: np.ndarray, advance: Callable[[], object]
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of a tile's predictions, each `[y, x]`."""
-    images = [_turn(tile, turn) for turn in range(self._turns)]
-    # Welford's running mean and variance: stores no list of predictions.
-    mean, squared = np.zeros((2, *tile.shape[:2]), np.float32)
-    for number, (variables, key, (turn, image)) in enumerate(
-      itertools.product(self._variables, self._keys, enumerate(images)), start=1
-    ):
-      output = predict_tile(
-        self._model, self._samples > 0, variables, image, key
-      )
-      value = _turn_back(np.asarray(output), turn)
-      delta = value - mean
-      mean += delta / np.float32(number)
-      squared += delta * (value - mean)
-      advance()
-    return mean, np.sqrt(squared / np.float32(self.count))
+  def _predict(
+    self, variables: Variables, tiles: Sequence[np.ndarray], key: jax.Array
+  ) -> np.ndarray:
+    """Predictions `[tiles, y, x]`, of no more tiles than devices."""
+    devices, sample = self._mesh.size, self._samples > 0
+    if devices == 1:
+      (tile,) = tiles
+      one = predict_tile(self._model, sample, variables, tile, key)
+      return np.asarray(one)[None]
+    idle = [np.zeros_like(tiles[0])] * (devices - len(tiles))
+    images = jax.device_put(
+      np.stack([*tiles, *idle]), jax.NamedSharding(self._mesh, jax.P('tiles'))
+    )
+    found = _predict_tiles(
+      self._mesh, self._model, sample, variables, images, key
+    )
+    return np.asarray(found)[: len(tiles)]
+
+  def _averages(
+    self, tiles: Iterator[np.ndarray], advance: Callable[[], object]
+  ) -> Iterator[Average]:
+    """Mean and standard deviation of each tile's predictions, `[y, x]`."""
+    while group := list(itertools.islice(tiles, self._mesh.size)):
+      turned = [
+        [_turn(tile, turn) for tile in group] for turn in range(self._turns)
+      ]
+      # Welford's running mean and variance: stores no list of predictions.
+      shape = (2, len(group), *group[0].shape[:2])
+      means, squares = np.zeros(shape, np.float32)
+      for number, (variables, key, (turn, images)) in enumerate(
+        itertools.product(self._copies, self._keys, enumerate(turned)), start=1
+      ):
+        outputs = self._predict(variables, images, key)
+        for mean, squared, output in zip(means, squares, outputs, strict=True):
+          value = _turn_back(output, turn)
+          delta = value - mean
+          mean += delta / np.float32(number)
+          squared += delta * (value - mean)
+          advance()
+      stds = np.sqrt(squares / np.float32(self.count))
+      yield from zip(means, stds, strict=True)
 
 
 def _pad(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
@@ -428,9 +516,7 @@ def _pad(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
   return np.pad(image, padding, 'symmetric')
 
 
-def _normalise(
-  image: np.ndarray, statistics: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def _normalise(image: np.ndarray, statistics: Statistics) -> np.ndarray:
   """`[slices, y, x]` as the network takes it: `[y, x, slices]` float32."""
   mean, std = (statistics[key][:, None, None] for key in ('mean', 'std'))
   return np.moveaxis((image.astype(np.float32) - mean) / std, 0, -1)

@@ -46,10 +46,14 @@ class Grid:
 
   def input_window(self, window: Window) -> Window:
     """The input's pixels that a window of the network's grid depends on."""
+    if self.is_same:
+      return window
     return _support(window, self.network, self.sides)
 
   def network_window(self, window: Window) -> Window:
     """The network's pixels that a window of the input's grid depends on."""
+    if self.is_same:
+      return window
     return _support(window, self.sides, self.network)
 
   def to_network(

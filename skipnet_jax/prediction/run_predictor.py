@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 
 from skipnet_jax import config_identity
@@ -17,7 +18,11 @@ from skipnet_jax.scores import scores
 
 
 def make_predictor(
-  runs: Sequence[trained.TrainedRun], *, tta: bool = False, mc_samples: int = 0
+  runs: Sequence[trained.TrainedRun],
+  *,
+  tta: bool = False,
+  mc_samples: int = 0,
+  devices: Sequence[jax.Device] | None = None,
 ) -> inference.Predictor:
   """A predictor that averages over the runs, see `inference.Predictor`.
 
@@ -53,6 +58,7 @@ def make_predictor(
     tta=tta,
     mc_samples=mc_samples,
     normalise=first.config.data.normalise,
+    devices=devices,
   )
 
 

@@ -21,7 +21,8 @@ class SlabPredictor:
   Args:
     predictor: predicts and averages.
     source: the input.
-    tiling: of its slices.
+    grid: on which the network predicts.
+    tiling: of slices of that grid.
     writers: of the probabilities; of the standard deviations, if `has_std`; of
       the cells, if there is a segmenter.
     has_std: see there.
@@ -33,6 +34,7 @@ class SlabPredictor:
     self,
     predictor: inference.Predictor,
     source: volume.StackReader,
+    grid: pixel_grid.Grid,
     tiling: inference.Tiling,
     writers: Sequence[ome_zarr_writer.VolumeWriter],
     *,
@@ -40,10 +42,13 @@ class SlabPredictor:
     segmenter: segmenters.Segmenter | None,
     calibration: Callable[[np.ndarray], np.ndarray] | None,
   ):
-    self._predictor, self._source, self._tiling = predictor, source, tiling
+    self._predictor, self._grid, self._tiling = predictor, grid, tiling
+    # What the network sees.
+    self._source = source
+    if not grid.is_same:
+      self._source = pixel_grid.Resampled(source, grid)
     self._writers, self._has_std = writers, has_std
     self._segmenter, self._calibration = segmenter, calibration
-    self._size = source.shape[1], source.shape[2]
 
   def run(self, slabs: Sequence[int], log: Callable[[str], None]) -> None:
     """Predicts slabs, but for those that another process is at."""
@@ -52,9 +57,7 @@ class SlabPredictor:
     parts = {
       slab: self._predictor.count
       * len(main.slices(slab))
-      * sum(
-        len(self._tiling.touching(self._size, block)[0]) for block in missing
-      )
+      * sum(len(self._touching(block)[0]) for block in missing)
       for slab, missing in todo.items()
     }
     count = sum(len(main.slices(slab)) for slab in slabs)
@@ -131,43 +134,54 @@ class SlabPredictor:
     first = int(around.min())
     slices = range(first, int(around.max()) + 1)
     pages, pixels = self._read(slices, block)
-    for at, numbers in enumerate(around):
-      mean, std = statistics[numbers].T
-      probability, deviation = self._predictor.predict_window(
-        pixels[numbers - first],
-        {'mean': mean, 'std': std},
-        self._tiling,
-        self._size,
-        block,
-        advance,
-      )
+    images = (
+      (pixels[n - first], {'mean': statistics[n, 0], 'std': statistics[n, 1]})
+      for n in around
+    )
+    averages = self._predictor.predict_windows(
+      images,
+      self._tiling,
+      self._grid.network,
+      self._grid.network_window(block),
+      advance,
+    )
+    for at, (probability, deviation) in enumerate(averages):
+      inside = self._grid.from_network(probability, block)
       probabilities[at] = (
-        self._calibration(probability) if self._calibration else probability
+        self._calibration(inside) if self._calibration else inside
       )
       if stds is not None:
-        stds[at] = deviation
+        stds[at] = self._grid.from_network(deviation, block)
       if cells is not None and self._segmenter is not None:
+        numbers = around[at]
         page = pages[numbers[len(numbers) // 2] - first]
-        grid = pixel_grid.Grid(self._size, self._size)
-        cells[at] = self._segmenter(probability, page, grid)
+        cells[at] = self._segmenter(probability, page, self._grid)
     del pages, pixels
     arrays = [a for a in (probabilities, stds, cells) if a is not None]
     for writer, array in zip(self._writers, arrays, strict=True):
       writer.write(slab, block, array)
 
+  def _touching(
+    self, block: inference.Window
+  ) -> tuple[list[tuple[int, int]], inference.Window]:
+    """The tiles that a block needs, see `Tiling.touching`."""
+    window = self._grid.network_window(block)
+    return self._tiling.touching(self._grid.network, window)
+
   def _read(
     self, slices: range, block: inference.Window
   ) -> tuple[np.ndarray, np.ndarray]:
-    """What the tiles of a block lie on, each `[z, y, x]`.
+    """What the tiles of a block lie on, each `[z, y, x]`, resampled.
 
     Returns:
       Grey values of whole slices if the block has these, else of a part; what
       `Predictor.predict_window` takes.
     """
-    _, box = self._tiling.touching(self._size, block)
-    padded = self._tiling.padded(self._size)
+    _, box = self._touching(block)
+    size = self._grid.network
+    padded = self._tiling.padded(size)
     reads, places = [], []
-    for span, side, longer in zip(box, self._size, padded, strict=True):
+    for span, side, longer in zip(box, size, padded, strict=True):
       # The slice, continued by reflection.
       index = np.pad(np.arange(side), (0, longer - side), 'symmetric')
       index = index[span.start : span.stop]

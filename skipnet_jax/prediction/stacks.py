@@ -95,10 +95,12 @@ def predict_stack(
     read = functools.lru_cache(predictor.slices)(
       lambda z: grid.to_network(source.read(z))
     )
-    for z in range(len(source)):
-      around = sources.neighbours(np.asarray(z), len(source), predictor.slices)
-      pages = np.stack([read(int(i)) for i in around])
-      probability, std = predictor(pages, tiling, advance)
+    around = sources.neighbours(
+      np.arange(len(source)), len(source), predictor.slices
+    )
+    images = (np.stack([read(int(i)) for i in slices]) for slices in around)
+    averages = predictor.predict_slices(images, grid.network, tiling, advance)
+    for z, (probability, std) in enumerate(averages):
       inside = grid.from_network(probability)
       mean_out.write(calibration(inside) if calibration else inside)
       if std_out:

@@ -107,7 +107,7 @@ def predict_volume(
     segmentation: folder of labels: in every slice, the cells have numbers from
       1, and their borders 0; uint32.
     segmenter: finds the cells, in whole slices.
-    grid: on which the network predicts; it must be the input's.
+    grid: on which the network predicts; None: the input's.
     calibration: see `stacks.predict_stack`.
     tile: see `Predictor.tiling`.
     overlap: see `Predictor.tiling`.
@@ -120,8 +120,8 @@ def predict_volume(
 
   Raises:
     InputError: files that cannot be read or written, an output with other
-      settings, an input to be resampled, too little memory, more shards than
-      slabs; and as `stacks.predict_stack`.
+      settings, too little memory, more shards than slabs; and as
+      `stacks.predict_stack`.
   """
   if len(source) < predictor.slices:
     raise errors.InputError(
@@ -129,13 +129,7 @@ def predict_volume(
       f'{predictor.slices} at a time: give a larger volume.'
     )
   normalisation.check(predictor.normalise, source.dtype, str(source.path))
-  if grid and grid.network != grid.sides:
-    raise errors.InputError(
-      f'{source.path} would be resampled to {grid.network[0]} x '
-      f'{grid.network[1]} pixels, which is not done in blocks: give a --level '
-      'of the pixel size of training, or that size as --pixel_size to resample '
-      'nothing.'
-    )
+  grid = grid or pixel_grid.Grid(source.shape[1:], source.shape[1:])
   for name in (output, std_output, segmentation):
     if name and (
       not str(name).lower().endswith(SUFFIX) or chunk_store.is_url(name)
@@ -154,6 +148,7 @@ def predict_volume(
   given = dict(settings) | {
     'shape': source.shape,
     'dtype': source.dtype.name,
+    'network_sides': grid.network,
     'tile': tile,
     'overlap': overlap,
     'ome_zarr': version,
@@ -169,13 +164,14 @@ def predict_volume(
 
   @functools.cache
   def planned() -> tuple[inference.Tiling, blocks_lib.Demand, int]:
-    tiling = predictor.tiling(source.shape[1:], tile, overlap, log)
+    tiling = predictor.tiling(grid.network, tile, overlap, log)
     kind = type(segmenter) if segmentation else None
     demand = blocks_lib.Demand(
       source.shape,
       source.dtype.itemsize,
       predictor.slices,
       tiling,
+      grid,
       outputs=4 * count,
       cells='' if kind is None else _CELLS.get(kind, 'multicut'),
       local=predictor.normalise == 'local',
@@ -213,6 +209,7 @@ def predict_volume(
     work = slabs_lib.SlabPredictor(
       predictor,
       source,
+      grid,
       tiling,
       writers,
       has_std=bool(std_output),
