@@ -61,14 +61,15 @@ _SEGMENTATION = flags.DEFINE_string(
 _OVERLAY = flags.DEFINE_string(
   'overlay',
   None,
-  'TIFF, or PNG for one slice: the image with the borders of its cells. Needs '
-  'no --segmentation; has the same cells.',
+  'TIFF, or PNG for one slice, or NAME.zarr: the image with the borders of its '
+  'cells. Needs no --segmentation; has the same cells.',
 )
 _MEASURE = flags.DEFINE_string(
   'measure',
   None,
   'CSV of the area and centroid of each cell in each slice; with --link, in '
-  'all its slices. Needs no --segmentation; has the same cells.',
+  'all its slices. Has the cells of --segmentation, which it needs with '
+  'NAME.zarr alone.',
 )
 _METHOD = flags.DEFINE_enum(
   'method',
@@ -144,7 +145,7 @@ def main() -> None:
     cli.refuse_given(
       'goes with a TIFF: --output is the folder of a volume, which is written '
       'in blocks and not replaced.',
-      *(_OVERLAY, _MEASURE, _LINK, _OVERWRITE),
+      _OVERWRITE,
     )
   else:
     cli.refuse_given(
@@ -213,8 +214,7 @@ def main() -> None:
         output,
         volumes.settings_of(source, choice, runs, averaging, calibrated),
         std_output=_STD.value,
-        segmentation=_SEGMENTATION.value,
-        segmenter=segmenter,
+        cells=cells if any(of_cells) else None,
         grid=grid,
         calibration=calibrated,
         tile=_TILE.value,
@@ -244,11 +244,6 @@ def main() -> None:
   print(f'{output}: {shape} float32, 1 inside a cell, 0 on membranes')
   if in_blocks:
     print(finished)
-    if _SEGMENTATION.value:
-      print(
-        f'{_SEGMENTATION.value}: uint32 labels of each slice, 0 on borders, '
-        f'{segmenter.how}'
-      )
   if _CALIBRATION.value != 'off' and len(runs) == 1:
     line = calibration.describe(runs[0], averaging, calibrated)
     if line:

@@ -18,11 +18,14 @@ from skipnet_jax.data import normalisation
 from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import blocks
+from skipnet_jax.prediction import cell_files
+from skipnet_jax.prediction import cell_volumes
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import segmenters
 from skipnet_jax.prediction import stacks
 from skipnet_jax.prediction import volumes
+from skipnet_jax.prediction.cells import linking
 
 
 class Fake(inference.Predictor):
@@ -170,8 +173,7 @@ def test_cells_are_those_of_whole_slices(small_blocks, tmp_path, source):
   by = segmenters.ByThreshold(0.4)
   predict(
     *(Fake(), source, tmp_path / 'out.zarr'),
-    segmentation=tmp_path / 'cells.zarr',
-    segmenter=by,
+    cells=cell_files.CellFiles(tmp_path / 'cells.zarr', segmenter=by),
   )
   found, inside = read(tmp_path / 'cells.zarr'), read(tmp_path / 'out.zarr')
   for labels, page in zip(found, inside, strict=True):
@@ -179,6 +181,77 @@ def test_cells_are_those_of_whole_slices(small_blocks, tmp_path, source):
   np.testing.assert_array_equal(
     read(tmp_path / 'cells.zarr', 1), found[:, ::2, ::2]
   )
+
+
+def cells_of(folder, suffix, **options):
+  return cell_files.CellFiles(
+    *(folder / f'{name}{suffix}' for name in ('cells', 'overlay')),
+    folder / f'cells{suffix}.csv',
+    segmenter=segmenters.ByThreshold(0.4),
+    pixel_size=(4.0, 4.6),
+    **options,
+  )
+
+
+@pytest.mark.parametrize('link', [True, False])
+def test_cells_are_those_of_the_stack(
+  small_blocks, tmp_path, source, link, monkeypatch
+):
+  with volume.open_stack(source) as opened:
+    stacks.predict_stack(
+      *(Fake(), opened, tmp_path / 'out.tif'),
+      cells=cells_of(tmp_path, '.tif', link=link),
+    )
+  version, output = '0.4' if link else '0.5', tmp_path / 'out.zarr'
+  options = {
+    'version': version,
+    'cells': cells_of(tmp_path, '.zarr', link=link),
+  }
+  shards = volumes.Shards(1, 3)
+  line = predict(Fake(), source, output, shards=shards, **options)
+  assert line.endswith('linked and measured when all are')
+
+  class Dying(linking.Linker):
+    count = 0
+
+    def __call__(self, labels):
+      Dying.count += 1
+      if Dying.count == 4:
+        raise KeyboardInterrupt
+      return super().__call__(labels)
+
+  def die(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(cell_volumes.linking, 'Linker', Dying)
+    patch.setattr(cell_volumes, 'measure', die)
+    with pytest.raises(KeyboardInterrupt):
+      predict(Fake(), source, output, **options)
+  again = Fake()
+  predict(again, source, output, **options)
+  assert not again.tiles
+  assert not (tmp_path / 'cells.zarr/unlinked').exists()
+  expected = tifffile.imread(tmp_path / 'cells.tif')
+  found = read(tmp_path / 'cells.zarr')
+  np.testing.assert_array_equal(found, expected)
+  assert found[0].max() > 2
+  np.testing.assert_array_equal(
+    read(tmp_path / 'cells.zarr', 1), found[:, ::2, ::2]
+  )
+  for channel in range(3):
+    choice = volume.Choice(channel=channel + 1)
+    with volume.open_stack(tmp_path / 'overlay.zarr', choice=choice) as stack:
+      drawn = stack.read_all()
+    expected = tifffile.imread(tmp_path / 'overlay.tif')[..., channel]
+    np.testing.assert_array_equal(drawn, expected)
+  table = tmp_path / 'cells.zarr.csv'
+  assert table.read_text() == (tmp_path / 'cells.tif.csv').read_text()
+  # The same command again leaves the table; another one is not replaced.
+  predict(Fake(), source, output, **options)
+  table.write_text('mine')
+  with pytest.raises(errors.InputError, match=r'csv exists and has other'):
+    predict(Fake(), source, output, **options)
 
 
 def _grid(page):
@@ -329,7 +402,16 @@ def test_refusals(small_blocks, tmp_path, source):
   refused('lies in another', path=source / 'out.zarr')
   refused('named twice', path=source)
   refused('no folder', path=tmp_path / 'no folder/out.zarr')
-  refused('a local or shared folder', segmentation=tmp_path / 'cells.tif')
+  files = cell_files.CellFiles
+  cells = files(tmp_path / 'cells.tif')
+  refused('a local or shared folder', cells=cells)
+  cells = files(overlay=tmp_path / 'cells.zarr', measure=tmp_path / 'cells.csv')
+  refused('name a --segmentation', cells=cells)
+  (tmp_path / 'mine.csv').touch()
+  cells = files(tmp_path / 'cells.zarr', measure=tmp_path / 'mine.csv')
+  refused('mine.csv exists', cells=cells)
+  cells = files(tmp_path / 'cells.zarr', measure=tmp_path / 'mine.txt')
+  refused('must end in .csv', cells=cells)
   refused('write s3://b/out.zarr: with', path='s3://b/out.zarr')
   other = tmp_path / 'other.zarr'
   other.mkdir()
@@ -366,7 +448,12 @@ def test_other_libraries_read_and_check_it(
   import zarr
 
   output = tmp_path / 'out.zarr'
-  predict(Fake(), source, output, version=version)
+  cells = cells_of(tmp_path, '.zarr', link=True)
+  predict(Fake(), source, output, version=version, cells=cells)
+  drawn = zarr.open_group(tmp_path / 'overlay.zarr', mode='r')
+  image = ome_zarr_models.open_ome_zarr(drawn)
+  assert type(image).__name__ == 'Image'
+  assert drawn['0'].shape == (3, 5, 100, 150)
   group = zarr.open_group(output, mode='r')
   image = ome_zarr_models.open_ome_zarr(group)
   assert type(image).__name__ == 'Image'

@@ -4,13 +4,14 @@ Version 0.5 has a file for each block (a shard), and 0.4 one for each chunk. A
 file is renamed when it is whole, so that one that exists is whole.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import secrets
+import shutil
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ CHUNK = 256
 _COARSEST = 512
 _KEY = 'skipnet_jax'
 _STATISTICS = 'normalisation'
+_DRAFT = 'unlinked'
+_COLOURS = {'red': 'FF0000', 'green': '00FF00', 'blue': '0000FF'}
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
@@ -57,14 +60,17 @@ def begin(
   settings: Mapping[str, Any],
   metadata: Mapping[str, Any],
   version: str,
+  colours: bool = False,
 ) -> dict[str, Any]:
   """Makes the folder of a volume, unless another process just did.
 
   Args:
     path: of the folder.
-    settings: of the volume, with `shape` and `block`; kept in its attributes.
+    settings: of the volume, with `shape`, `block` and `axes`, the letters of
+      these; kept in its attributes.
     metadata: as in `StackReader.metadata`.
     version: one of VERSIONS.
+    colours: whether pixels are red, green and blue.
 
   Returns:
     The settings that the volume has.
@@ -74,16 +80,17 @@ def begin(
   """
   try:
     path.mkdir(exist_ok=True)
-    image = _multiscales(path.name, settings['shape'], metadata)
+    image = _multiscales(path.name, settings, metadata, colours)
     kept = {_KEY: dict(settings)}
+    shown = {'omero': _omero()} if colours else {}
     if version == '0.5':
-      ome = {'version': version, 'multiscales': [image]}
+      ome = {'version': version, 'multiscales': [image]} | shown
       group = {'zarr_format': 3, 'node_type': 'group'}
       group['attributes'] = {'ome': ome} | kept
       _write_once(path / 'zarr.json', group)
     else:
       image['version'] = version
-      _write_once(path / '.zattrs', {'multiscales': [image]} | kept)
+      _write_once(path / '.zattrs', {'multiscales': [image]} | shown | kept)
       _write_once(path / '.zgroup', {'zarr_format': 2})
   except OSError as e:
     if e.errno in files.FULL:
@@ -116,7 +123,10 @@ def _level_shapes(shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
 
 
 def _multiscales(
-  name: str, shape: tuple[int, int, int], metadata: Mapping[str, Any]
+  name: str,
+  settings: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+  colours: bool,
 ) -> dict[str, Any]:
   """What OME-Zarr says of an image."""
   unit = pixel_size.long(str(metadata.get('unit', '')))
@@ -128,24 +138,46 @@ def _multiscales(
   origin = metadata.get('origin', (0.0, 0.0, 0.0))
   axes = [
     {'name': letter.lower(), 'type': 'time' if letter == 'T' else 'space'}
-    for letter in metadata.get('axes', 'ZYX')
+    for letter in settings['axes']
   ]
   for axis in axes if unit else ():
     if axis['type'] == 'space':
       axis['unit'] = unit
   datasets = []
-  for level in range(len(_level_shapes(shape))):
+  channel = _channel(settings['axes'])
+  if colours:
+    axes.insert(channel, {'name': 'c', 'type': 'channel'})
+  for level in range(len(_level_shapes(settings['shape']))):
     factors = [1, 2**level, 2**level]
     scale = [s * f for s, f in zip(size, factors, strict=True)]
+    if colours:
+      scale.insert(channel, 1.0)
     steps: list[dict[str, Any]] = [{'type': 'scale', 'scale': scale}]
     # The middle of the first pixel.
     first = [
       o + (f - 1) / 2 * s for o, f, s in zip(origin, factors, size, strict=True)
     ]
+    if any(first) and colours:
+      first.insert(channel, 0.0)
     if any(first):
       steps.append({'type': 'translation', 'translation': first})
     datasets.append({'path': str(level), 'coordinateTransformations': steps})
   return {'name': name, 'axes': axes, 'datasets': datasets}
+
+
+def _channel(axes: str) -> int:
+  """Place of the axis of colours: OME-Zarr orders t, c, z, y, x."""
+  return 1 if axes.startswith('T') else 0
+
+
+def _omero() -> dict[str, Any]:
+  """How a viewer shows three channels as colours."""
+  window = {'start': 0, 'end': 255, 'min': 0, 'max': 255}
+  channels = [
+    {'label': name, 'color': colour, 'active': True, 'window': window}
+    for name, colour in _COLOURS.items()
+  ]
+  return {'channels': channels, 'rdefs': {'model': 'color'}}
 
 
 class VolumeWriter:
@@ -153,11 +185,14 @@ class VolumeWriter:
 
   Args:
     path: of the folder.
-    dtype: float32, or uint32 of labels.
+    dtype: float32, uint32 of labels, or uint8 of colours.
     statistics: whether it also keeps the statistics of the input's slices.
+    draft: whether labels are written that are linked later. They have an array
+      of their own, without coarser levels; what is linked counts as written.
 
   Attributes:
     path: the argument.
+    dtype: the argument.
     shape: (z, y, x).
     block: the same of a block.
     slabs: number of blocks along z. One process at a time writes a slab.
@@ -166,18 +201,30 @@ class VolumeWriter:
     InputError: a damaged volume.
   """
 
-  def __init__(self, path: pathlib.Path, dtype: Any, statistics: bool = False):
+  def __init__(
+    self,
+    path: pathlib.Path,
+    dtype: Any,
+    *,
+    statistics: bool = False,
+    draft: bool = False,
+  ):
     settings = read_settings(path) or {}
-    self.path, self._dtype = path, np.dtype(dtype)
+    self.path, self.dtype = path, np.dtype(dtype)
     z, y, x = settings['shape']
     self.shape = z, y, x
     z, y, x = settings['block']
     self.block = z, y, x
     self.slabs = -(-self.shape[0] // z)
+    self._axes = settings['axes']
+    self._colours = self.dtype == np.uint8
     self._sharded = (path / 'zarr.json').exists()
+    self._linked = VolumeWriter(path, dtype) if draft else None
+    shapes = _level_shapes(self.shape)[: 1 if draft else None]
+    self._names = [_DRAFT] if draft else [str(n) for n in range(len(shapes))]
     self._levels = [
-      self._open(str(level), shape, (z, CHUNK, CHUNK), self._dtype, self.block)
-      for level, shape in enumerate(_level_shapes(self.shape))
+      self._open(name, shape, (z, CHUNK, CHUNK), self.dtype, self.block)
+      for name, shape in zip(self._names, shapes, strict=True)
     ]
     self._statistics = None
     if statistics:
@@ -196,6 +243,13 @@ class VolumeWriter:
   ) -> ts.TensorStore:
     """Opens an array, and makes it where it is missing."""
     fill = 'NaN' if name == _STATISTICS else 0
+    axes = ['z', 'statistic'] if name == _STATISTICS else [*self._axes.lower()]
+    if self._colours:
+      at = _channel(self._axes)
+      axes.insert(at, 'c')
+      shape, chunk, block = (
+        (*n[:at], 3, *n[at:]) for n in (shape, chunk, block)
+      )
     blosc = {'cname': 'zstd', 'clevel': 5}
     metadata: dict[str, Any] = {'shape': shape, 'fill_value': fill}
     if self._sharded:
@@ -209,7 +263,6 @@ class VolumeWriter:
       grid = {'name': 'regular', 'configuration': {'chunk_shape': block}}
       metadata |= {'chunk_grid': grid, 'codecs': codecs}
       metadata['data_type'] = dtype.name
-      axes = ('z', 'statistic') if name == _STATISTICS else ('z', 'y', 'x')
       metadata['dimension_names'] = axes
     else:
       metadata |= {'chunks': chunk, 'dtype': dtype.newbyteorder('<').str}
@@ -230,7 +283,7 @@ class VolumeWriter:
 
   def blocks(self, level: int = 0) -> list[tuple[range, range]]:
     """Rows and columns of the blocks of a slab."""
-    _, y, x = self._levels[level].shape
+    y, x = self._levels[level].shape[-2:]
     return [
       (range(top, min(top + self.block[1], y)), range(left, min(left + w, x)))
       for w in self.block[2:]
@@ -247,6 +300,8 @@ class VolumeWriter:
     self, slab: int, block: tuple[range, range], level: int = 0
   ) -> bool:
     """Whether a block is on the disk."""
+    if self._linked and self._linked.is_finished(slab):
+      return True
     folder = self._folder(slab, level)
     sides = self.block[1:] if self._sharded else (CHUNK, CHUNK)
     rows, columns = (
@@ -265,16 +320,20 @@ class VolumeWriter:
 
   def _folder(self, slab: int, level: int = 0) -> pathlib.Path:
     """Where the files of a slab are."""
-    parts = (str(level), *('c' * self._sharded), str(slab))
+    axes = [str(slab)]
+    if self._colours:
+      axes.insert(_channel(self._axes), '0')
+    parts = (self._names[level], *('c' * self._sharded), *axes)
     return self.path.joinpath(*parts)
 
   @contextlib.contextmanager
-  def claim(self, slab: int) -> Iterator[bool]:
+  def claim(self, slab: int | None) -> Iterator[bool]:
     """Yields whether this process may write a slab: no other one does.
 
-    The operating system removes the lock when the process ends in any way.
+    None: what comes when all slabs are written. The operating system removes
+    the lock when the process ends in any way.
     """
-    folder = self._folder(slab)
+    folder = self.path if slab is None else self._folder(slab)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -296,17 +355,34 @@ class VolumeWriter:
     values: np.ndarray,
     level: int = 0,
   ) -> None:
-    """Writes a block, `[z, y, x]`.
+    """Writes a block, `[z, y, x]`, or `[z, y, x, 3]` of colours.
 
     Raises:
       InputError: it cannot be written.
       OSError: the disk is full.
     """
-    spans = (self.slices(slab), *block)
-    self._write(self._levels[level], spans, values)
+    spans = [self.slices(slab), *block]
+    if self._colours:
+      spans.insert(_channel(self._axes), range(3))
+      values = np.moveaxis(values, -1, _channel(self._axes))
+    self._write(self._levels[level], spans, np.ascontiguousarray(values))
+
+  def read(self, slab: int) -> np.ndarray:
+    """A slab of the finest level, `[z, y, x]`.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    slices = self.slices(slab)
+    return self._read(self._levels[0], (slices, *map(range, self.shape[1:])))
+
+  def _read(self, array: ts.TensorStore, spans: Sequence[range]) -> np.ndarray:
+    box = tuple(slice(span.start, span.stop) for span in spans)
+    with chunk_store.refusing(self.path, 'cannot be read'):
+      return array[box].read().result()
 
   def _write(
-    self, array: ts.TensorStore, spans: tuple[range, ...], values: np.ndarray
+    self, array: ts.TensorStore, spans: Sequence[range], values: np.ndarray
   ) -> None:
     box = tuple(slice(span.start, span.stop) for span in spans)
     with chunk_store.refusing(self.path, 'cannot be written'):
@@ -333,30 +409,39 @@ class VolumeWriter:
   ) -> np.ndarray:
     rows, columns = block
     slices, finer = self.slices(slab), self._levels[level - 1]
-    found = np.empty((len(slices), len(rows), len(columns)), self._dtype)
+    shape = (len(slices), len(rows), len(columns), *(3,) * self._colours)
+    found = np.empty(shape, self.dtype)
     bottom, right = (
       min(2 * span.stop, side)
-      for span, side in zip(block, finer.shape[1:], strict=True)
+      for span, side in zip(block, finer.shape[-2:], strict=True)
     )
     for first in range(rows.start, rows.stop, CHUNK):
       last = min(first + CHUNK, rows.stop)
-      part = finer[
-        slices.start : slices.stop,
-        2 * first : min(2 * last, bottom),
-        2 * columns.start : right,
+      spans = [
+        slices,
+        range(2 * first, min(2 * last, bottom)),
+        range(2 * columns.start, right),
       ]
-      with chunk_store.refusing(self.path, 'cannot be read'):
-        fine = part.read().result()
+      if self._colours:
+        spans.insert(_channel(self._axes), range(3))
+      fine = self._read(finer, spans)
+      if self._colours:
+        fine = np.moveaxis(fine, _channel(self._axes), -1)
       where = slice(first - rows.start, last - rows.start)
-      if self._dtype == np.float32:
-        odd = [(0, n % 2) for n in fine.shape[1:]]
-        fine = np.pad(fine, [(0, 0), *odd], 'edge')
-        upper = fine[:, ::2, ::2] + fine[:, ::2, 1::2]
-        lower = fine[:, 1::2, ::2] + fine[:, 1::2, 1::2]
-        found[:, where] = (upper + lower) / np.float32(4)
-      else:
+      if self.dtype == np.uint32:
         found[:, where] = fine[:, ::2, ::2]
+        continue
+      odd = [(0, 0), *((0, n % 2) for n in fine.shape[1:3]), (0, 0)]
+      fine = np.pad(fine.astype(np.float32), odd[: fine.ndim], 'edge')
+      upper = fine[:, ::2, ::2] + fine[:, ::2, 1::2]
+      lower = fine[:, 1::2, ::2] + fine[:, 1::2, 1::2]
+      mean = (upper + lower) / np.float32(4)
+      found[:, where] = np.rint(mean) if self._colours else mean
     return found
+
+  def remove_draft(self) -> None:
+    """Removes the labels that are linked now."""
+    shutil.rmtree(self.path / _DRAFT, ignore_errors=True)
 
   def read_statistics(self, slices: range) -> np.ndarray:
     """Those that are kept, `[slices, 2]` float32; NaN: not yet."""

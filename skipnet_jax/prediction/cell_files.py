@@ -1,4 +1,7 @@
-"""What is written of the cells of a stack: labels, a picture, a table."""
+"""What is written of the cells of a stack: labels, a picture, a table.
+
+Of a volume, `slabs` and `cell_volumes` write them block by block.
+"""
 
 import contextlib
 import os
@@ -37,6 +40,14 @@ class CellFiles:
       `linking.Linker`.
     pixel_size: sides y and x of the input's pixels in nanometres; None:
       unknown.
+
+  Attributes:
+    segmentation: the argument, as the five below.
+    overlay: see there.
+    measure: see there.
+    segmenter: see there.
+    link: see there.
+    pixel_size: see there.
   """
 
   def __init__(
@@ -49,8 +60,9 @@ class CellFiles:
     link: bool = False,
     pixel_size: tuple[float, float] | None = None,
   ):
-    self._paths = segmentation, overlay, measure
-    self._segmenter = segmenter
+    self.segmentation, self.overlay = segmentation, overlay
+    self.measure = measure
+    self.segmenter, self.link, self.pixel_size = segmenter, link, pixel_size
     self._linker = linking.Linker() if link else None
     self._measured = measurements.Measurements(link, pixel_size)
     self._single: list[int] = []
@@ -62,7 +74,8 @@ class CellFiles:
   @property
   def paths(self) -> list[Path]:
     """The files that are written."""
-    return [path for path in self._paths if path]
+    paths = self.segmentation, self.overlay, self.measure
+    return [path for path in paths if path]
 
   def open(
     self,
@@ -75,7 +88,7 @@ class CellFiles:
     Raises:
       InputError: one cannot be written.
     """
-    segmentation, overlay, measure = self._paths
+    segmentation, overlay = self.segmentation, self.overlay
     if overlay:
       suffix = pathlib.Path(overlay).suffix.lower()
       if suffix not in ('.png', '.tif', '.tiff'):
@@ -103,9 +116,9 @@ class CellFiles:
           segmentation, source.shape, 'uint16', source.metadata, overwrite
         )
       )
-    if measure:
+    if self.measure:
       self._table = stack.enter_context(
-        volume.replacing(pathlib.Path(measure), ('.csv',), overwrite)
+        volume.replacing(pathlib.Path(self.measure), ('.csv',), overwrite)
       )
 
   def add(
@@ -123,9 +136,7 @@ class CellFiles:
       page: `[y, x]` as in the input.
       grid: both grids.
     """
-    regions = self._segmenter(probability, image, grid)
-    if regions.max() < 2:
-      self._single.append(self._slices)
+    regions = self.find(self._slices, probability, image, grid)
     self._slices += 1
     if self._linker:
       regions = self._linker(regions)
@@ -138,6 +149,19 @@ class CellFiles:
     if self._table:
       self._measured.add(regions)
 
+  def find(
+    self,
+    z: int,
+    probability: np.ndarray,
+    image: np.ndarray,
+    grid: pixel_grid.Grid,
+  ) -> np.ndarray:
+    """Numbers the cells of slice z, not linked; for the rest, see `add`."""
+    regions = self.segmenter(probability, image, grid)
+    if regions.max() < 2:
+      self._single.append(z)
+    return regions
+
   def finish(self) -> None:
     """Writes the table; call it after the last slice."""
     if self._table:
@@ -146,23 +170,24 @@ class CellFiles:
 
   def describe(self) -> list[str]:
     """Lines about the written files."""
-    segmentation, overlay, measure = self._paths
-    what = 'cells through the slices' if self._linker else 'each slice'
-    how = self._segmenter.how
+    what = 'cells through the slices' if self.link else 'each slice'
+    how = self.segmenter.how
     lines = []
-    if self._labels:
+    if self.segmentation:
+      dtype = self._labels.dtype.name if self._labels else 'uint32'
       lines.append(
-        f'{segmentation}: {self._labels.dtype.name} labels of {what}, 0 on '
-        f'borders, {how}'
+        f'{self.segmentation}: {dtype} labels of {what}, 0 on borders, {how}'
       )
-    if overlay:
-      lines.append(f'{overlay}: the image with the borders of its cells, {how}')
-    if measure:
-      lines.append(f'{measure}: areas and centroids of {what}, {how}')
+    if self.overlay:
+      lines.append(
+        f'{self.overlay}: the image with the borders of its cells, {how}'
+      )
+    if self.measure:
+      lines.append(f'{self.measure}: areas and centroids of {what}, {how}')
     if self._single:
       lines.append(
         f'{self.paths[0]} has only one region in slices '
         f'{labels_lib.ranges(self._single)} (counted from 0) '
-        f'{self._segmenter.remedy}.'
+        f'{self.segmenter.remedy}.'
       )
     return lines

@@ -1,6 +1,6 @@
 """Predicts blocks of a volume and writes them, one after the other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,10 +9,11 @@ from skipnet_jax.data import normalisation
 from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import sources
 from skipnet_jax.data import volume
+from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import progress as progress_lib
-from skipnet_jax.prediction import segmenters
+from skipnet_jax.prediction.cells import overlay
 
 
 class SlabPredictor:
@@ -23,10 +24,9 @@ class SlabPredictor:
     source: the input.
     grid: on which the network predicts.
     tiling: of slices of that grid.
-    writers: of the probabilities; of the standard deviations, if `has_std`; of
-      the cells, if there is a segmenter.
-    has_std: see there.
-    segmenter: see there.
+    writers: of 'probabilities', and of what else is wanted: 'std', 'cells',
+      'overlay'.
+    cells: finds them, if they or the overlay are wanted.
     calibration: see `stacks.predict_stack`.
   """
 
@@ -36,23 +36,22 @@ class SlabPredictor:
     source: volume.StackReader,
     grid: pixel_grid.Grid,
     tiling: inference.Tiling,
-    writers: Sequence[ome_zarr_writer.VolumeWriter],
+    writers: Mapping[str, ome_zarr_writer.VolumeWriter],
     *,
-    has_std: bool,
-    segmenter: segmenters.Segmenter | None,
+    cells: cell_files.CellFiles | None,
     calibration: Callable[[np.ndarray], np.ndarray] | None,
   ):
     self._predictor, self._grid, self._tiling = predictor, grid, tiling
-    # What the network sees.
-    self._source = source
+    # What the network sees, and the input.
+    self._source = self._input = source
     if not grid.is_same:
       self._source = pixel_grid.Resampled(source, grid)
-    self._writers, self._has_std = writers, has_std
-    self._segmenter, self._calibration = segmenter, calibration
+    self._writers, self._main = writers, writers['probabilities']
+    self._cells, self._calibration = cells, calibration
 
   def run(self, slabs: Sequence[int], log: Callable[[str], None]) -> None:
     """Predicts slabs, but for those that another process is at."""
-    main = self._writers[0]
+    main = self._main
     todo = {slab: self._missing(slab) for slab in slabs}
     parts = {
       slab: self._predictor.count
@@ -77,14 +76,14 @@ class SlabPredictor:
             around, statistics = self._statistics(slab)
             for block in missing:
               self._predict(slab, block, around, statistics, advance)
-          for writer in self._writers:
+          for writer in self._writers.values():
             writer.write_coarser(slab)
 
   def _missing(self, slab: int) -> list[inference.Window]:
     return [
       block
-      for block in self._writers[0].blocks()
-      if not all(w.is_written(slab, block) for w in self._writers)
+      for block in self._main.blocks()
+      if not all(w.is_written(slab, block) for w in self._writers.values())
     ]
 
   def _statistics(self, slab: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +94,7 @@ class SlabPredictor:
       standard deviation of all slices of the volume, `[z, 2]` float32, NaN of
       those that are not needed.
     """
-    main, method = self._writers[0], self._predictor.normalise
+    main, method = self._main, self._predictor.normalise
     own = main.slices(slab)
     around = sources.neighbours(
       np.arange(own.start, own.stop), len(self._source), self._predictor.slices
@@ -128,9 +127,10 @@ class SlabPredictor:
   ) -> None:
     """Predicts one block of a slab and writes it."""
     shape = (len(around), *(len(span) for span in block))
-    probabilities = np.empty(shape, np.float32)
-    stds = np.empty(shape, np.float32) if self._has_std else None
-    cells = np.empty(shape, np.uint32) if self._segmenter else None
+    found = {
+      kind: np.empty((*shape, *(3,) * (kind == 'overlay')), writer.dtype)
+      for kind, writer in self._writers.items()
+    }
     first = int(around.min())
     slices = range(first, int(around.max()) + 1)
     pages, pixels = self._read(slices, block)
@@ -147,19 +147,23 @@ class SlabPredictor:
     )
     for at, (probability, deviation) in enumerate(averages):
       inside = self._grid.from_network(probability, block)
-      probabilities[at] = (
+      found['probabilities'][at] = (
         self._calibration(inside) if self._calibration else inside
       )
-      if stds is not None:
-        stds[at] = self._grid.from_network(deviation, block)
-      if cells is not None and self._segmenter is not None:
-        numbers = around[at]
-        page = pages[numbers[len(numbers) // 2] - first]
-        cells[at] = self._segmenter(probability, page, self._grid)
+      if 'std' in found:
+        found['std'][at] = self._grid.from_network(deviation, block)
+      if self._cells:
+        z = self._main.slices(slab)[at]
+        page = pages[around[at, around.shape[1] // 2] - first]
+        cells = self._cells.find(z, probability, page, self._grid)
+        if 'cells' in found:
+          found['cells'][at] = cells
+        if 'overlay' in found:
+          page = page if self._grid.is_same else self._input.read(z)
+          found['overlay'][at] = overlay.draw(page, cells)
     del pages, pixels
-    arrays = [a for a in (probabilities, stds, cells) if a is not None]
-    for writer, array in zip(self._writers, arrays, strict=True):
-      writer.write(slab, block, array)
+    for kind, writer in self._writers.items():
+      writer.write(slab, block, found[kind])
 
   def _touching(
     self, block: inference.Window

@@ -18,11 +18,14 @@ from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import blocks as blocks_lib
 from skipnet_jax.prediction import calibration as calibration_lib
+from skipnet_jax.prediction import cell_files
+from skipnet_jax.prediction import cell_volumes
 from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import segmenters
 from skipnet_jax.prediction import slabs as slabs_lib
+from skipnet_jax.prediction.cells import measurements
 from skipnet_jax.runs import trained
 
 Path = str | os.PathLike[str]
@@ -83,8 +86,7 @@ def predict_volume(
   settings: Mapping[str, Any],
   *,
   std_output: Path | None = None,
-  segmentation: Path | None = None,
-  segmenter: segmenters.Segmenter = segmenters.ByThreshold(0.5),  # noqa: B008
+  cells: cell_files.CellFiles | None = None,
   grid: pixel_grid.Grid | None = None,
   calibration: Callable[[np.ndarray], np.ndarray] | None = None,
   tile: int = 0,
@@ -104,9 +106,9 @@ def predict_volume(
     output: folder of probabilities, see `stacks.predict_stack`.
     settings: from `settings_of`.
     std_output: folder of their standard deviations.
-    segmentation: folder of labels: in every slice, the cells have numbers from
-      1, and their borders 0; uint32.
-    segmenter: finds the cells, in whole slices.
+    cells: finds the cells, in whole slices. Its labels, uint32, and its
+      overlay are folders; its table is written, and the cells are linked, when
+      all slabs are finished. Both need the labels.
     grid: on which the network predicts; None: the input's.
     calibration: see `stacks.predict_stack`.
     tile: see `Predictor.tiling`.
@@ -130,23 +132,11 @@ def predict_volume(
     )
   normalisation.check(predictor.normalise, source.dtype, str(source.path))
   grid = grid or pixel_grid.Grid(source.shape[1:], source.shape[1:])
-  for name in (output, std_output, segmentation):
-    if name and (
-      not str(name).lower().endswith(SUFFIX) or chunk_store.is_url(name)
-    ):
-      raise errors.InputError(
-        f'cannot write {name}: with --output=NAME{SUFFIX}, every output must '
-        f'be a local or shared folder whose name ends in {SUFFIX}.'
-      )
-  holds = {pathlib.Path(output): 'probabilities'}
-  if std_output:
-    holds[pathlib.Path(std_output)] = 'standard deviations'
-  if segmentation:
-    holds[pathlib.Path(segmentation)] = f'cells {segmenter.how}'
-  count = 1 + bool(std_output) + bool(segmentation)
-  _check_paths([*holds], count, source.path)
+  outputs = _outputs(output, std_output, cells)
+  _check_paths(outputs, source.path)
   given = dict(settings) | {
     'shape': source.shape,
+    'axes': source.metadata.get('axes', 'ZYX'),
     'dtype': source.dtype.name,
     'network_sides': grid.network,
     'tile': tile,
@@ -154,7 +144,9 @@ def predict_volume(
     'ome_zarr': version,
   }
   given = json.loads(json.dumps(given))
-  block = _begun(holds, given)
+  block = _begun(outputs, given)
+  if cells and cells.measure and block is None:
+    cell_volumes.check_table(cells.measure)
   slabs = len(source) if block is None else -(-len(source) // block[0])
   if shards.count > slabs:
     raise errors.InputError(
@@ -165,14 +157,14 @@ def predict_volume(
   @functools.cache
   def planned() -> tuple[inference.Tiling, blocks_lib.Demand, int]:
     tiling = predictor.tiling(grid.network, tile, overlap, log)
-    kind = type(segmenter) if segmentation else None
+    kind = type(cells.segmenter) if cells else None
     demand = blocks_lib.Demand(
       source.shape,
       source.dtype.itemsize,
       predictor.slices,
       tiling,
       grid,
-      outputs=4 * count,
+      outputs=sum(output.bytes for output in outputs),
       cells='' if kind is None else _CELLS.get(kind, 'multicut'),
       local=predictor.normalise == 'local',
     )
@@ -183,27 +175,37 @@ def predict_volume(
   if block is None:
     _, demand, used = planned()
     block = blocks_lib.choose(demand, limit, used, shards.count)
-  writers: list[ome_zarr_writer.VolumeWriter] = []
-  for path, held in holds.items():
-    wanted = given | {'holds': held, 'block': block}
-    found = ome_zarr_writer.begin(path, wanted, source.metadata, version)
+  writers: dict[str, ome_zarr_writer.VolumeWriter] = {}
+  linked = None
+  for each in outputs:
+    wanted = given | {'holds': each.holds, 'block': block}
+    colours = each.dtype == np.uint8
+    found = ome_zarr_writer.begin(
+      each.path, wanted, source.metadata, version, colours
+    )
     if not writers:
       # That of another process, where it began first.
       block = wanted['block'] = found['block']
-    _check_same(path, found, wanted)
-    writers.append(
-      ome_zarr_writer.VolumeWriter(
-        path,
-        np.uint32 if held.startswith('cells') else np.float32,
-        statistics=not writers and predictor.normalise == 'slice',
-      )
+    _check_same(each.path, found, wanted)
+    statistics = not writers and predictor.normalise == 'slice'
+    writer = ome_zarr_writer.VolumeWriter(
+      each.path, each.dtype, statistics=statistics
     )
-  main = writers[0]
+    if each.kind == 'cells' and cells and cells.link:
+      linked = writer
+      if _finished([writer]) < writer.slabs:
+        writer = ome_zarr_writer.VolumeWriter(each.path, each.dtype, draft=True)
+    writers[each.kind] = writer
+  main = writers['probabilities']
   mine = range(shards.number, main.slabs, shards.count)
   pending = [
-    slab for slab in mine if not all(w.is_finished(slab) for w in writers)
+    slab
+    for slab in mine
+    if not all(w.is_finished(slab) for w in writers.values())
   ]
   if pending:
+    if cells and cells.measure:
+      cell_volumes.check_table(cells.measure)
     tiling, demand, used = planned()
     blocks_lib.check(demand, main.block, limit, used)
     work = slabs_lib.SlabPredictor(
@@ -212,28 +214,104 @@ def predict_volume(
       grid,
       tiling,
       writers,
-      has_std=bool(std_output),
-      segmenter=segmenter if segmentation else None,
+      cells=cells,
       calibration=calibration,
     )
     work.run(pending, log)
-  done = sum(
-    all(w.is_finished(slab) for w in writers) for slab in range(main.slabs)
-  )
-  return (
+  done = _finished([*writers.values()])
+  line = (
     f'{output}: {done} of {main.slabs} blocks of {main.block[0]} slices are '
     'finished'
   )
+  if not cells or not (cells.link or cells.measure):
+    return line
+  if done < main.slabs:
+    return f'{line}; cells are linked and measured when all are'
+  with main.claim(None) as is_mine:
+    if not is_mine:
+      return f'{line}; another process links and measures their cells just now'
+    if linked:
+      cell_volumes.link(writers['cells'], linked)
+    if cells.measure:
+      cell_volumes.measure(
+        linked or writers['cells'],
+        cells.measure,
+        measurements.Measurements(cells.link, cells.pixel_size),
+      )
+  return line
+
+
+def _finished(writers: Sequence[ome_zarr_writer.VolumeWriter]) -> int:
+  """How many slabs are finished in all of them."""
+  return sum(
+    all(writer.is_finished(slab) for writer in writers)
+    for slab in range(writers[0].slabs)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+  """A volume that is written.
+
+  Attributes:
+    kind: see `slabs.SlabPredictor`.
+    path: of its folder.
+    holds: what it has, for its attributes.
+    dtype: of its values.
+  """
+
+  kind: str
+  path: pathlib.Path
+  holds: str
+  dtype: np.dtype
+
+  @property
+  def bytes(self) -> int:
+    """Of a pixel."""
+    return 3 if self.kind == 'overlay' else 4
+
+
+def _outputs(
+  output: Path, std_output: Path | None, cells: cell_files.CellFiles | None
+) -> list[_Output]:
+  """All of them; `InputError` for a name that none can have."""
+  how = ''
+  if cells:
+    how = cells.segmenter.how + ', linked' * cells.link
+    if (cells.link or cells.measure) and not cells.segmentation:
+      raise errors.InputError(
+        f'with --output=NAME{SUFFIX}, --link and --measure read the labels '
+        f'that are written: name a --segmentation=CELLS{SUFFIX} too.'
+      )
+    if cells.measure and not str(cells.measure).lower().endswith('.csv'):
+      raise errors.InputError(
+        f'cannot write {cells.measure}: its name must end in .csv'
+      )
+  found = []
+  for kind, path, holds, dtype in (
+    ('probabilities', output, 'probabilities', np.float32),
+    ('std', std_output, 'standard deviations', np.float32),
+    ('cells', cells and cells.segmentation, f'cells {how}', np.uint32),
+    ('overlay', cells and cells.overlay, f'borders of cells {how}', np.uint8),
+  ):
+    if not path:
+      continue
+    if not str(path).lower().endswith(SUFFIX) or chunk_store.is_url(path):
+      raise errors.InputError(
+        f'cannot write {path}: with --output=NAME{SUFFIX}, every output must '
+        f'be a local or shared folder whose name ends in {SUFFIX}.'
+      )
+    found.append(_Output(kind, pathlib.Path(path), holds, np.dtype(dtype)))
+  return found
 
 
 # What of the memory of segmenters is known.
 _CELLS = {segmenters.ByThreshold: 'threshold', segmenters.ByEdges: 'multicut'}
 
 
-def _check_paths(
-  paths: Sequence[pathlib.Path], count: int, source: chunk_store.Place
-) -> None:
+def _check_paths(outputs: Sequence[_Output], source: chunk_store.Place) -> None:
   """Refuses outputs that lie in each other or in the input."""
+  paths = [output.path for output in outputs]
   for path in paths:
     if not os.path.isdir(path.absolute().parent):
       raise errors.InputError(
@@ -243,10 +321,8 @@ def _check_paths(
   real = [pathlib.Path(os.path.realpath(path)) for path in paths]
   if not chunk_store.is_url(source):
     real.append(pathlib.Path(os.path.realpath(source)))
-    count += 1
   for path in real:
-    inside = [other for other in real if path.is_relative_to(other)]
-    if len(inside) > 1 or len(real) < count:
+    if sum(path.is_relative_to(other) for other in real) > 1:
       raise errors.InputError(
         f'{path} is named twice, or lies in another input or output: give '
         'every volume a name and a folder of its own.'
@@ -254,7 +330,7 @@ def _check_paths(
 
 
 def _begun(
-  holds: Mapping[pathlib.Path, str], given: Mapping[str, Any]
+  outputs: Sequence[_Output], given: Mapping[str, Any]
 ) -> list[int] | None:
   """The block of outputs that exist; None if none does.
 
@@ -262,11 +338,12 @@ def _begun(
     InputError: one of them has other settings.
   """
   block = None
-  for path, held in holds.items():
-    found = ome_zarr_writer.read_settings(path)
+  for output in outputs:
+    found = ome_zarr_writer.read_settings(output.path)
     if found is not None:
       block = found.get('block') if block is None else block
-      _check_same(path, found, {**given, 'holds': held, 'block': block})
+      wanted = {**given, 'holds': output.holds, 'block': block}
+      _check_same(output.path, found, wanted)
   return block
 
 
