@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 
 from made_volumes import make_pixels
 from made_volumes import write_ome
@@ -384,7 +385,7 @@ def test_another_process_may_begin_first(
   assert '2 of 3 blocks of 2 slices' in line
 
 
-def test_refusals(small_blocks, tmp_path, source):
+def test_refusals(small_blocks, tmp_path, source, monkeypatch):
   output = tmp_path / 'out.zarr'
 
   def refused(*words, path=output, **options):
@@ -422,7 +423,19 @@ def test_refusals(small_blocks, tmp_path, source):
       shards(*bad)
   with pytest.raises(errors.InputError, match='--memory_gb is nan'):
     shards(memory_gb=float('nan'))
+  with monkeypatch.context() as patch:
+    full = types.SimpleNamespace(free=3000)
+    patch.setattr(shutil, 'disk_usage', lambda _: full)
+    refused('has 3e-06 GB free', 'about 0.00028 GB (0.0004 GB before')
   predict(Fake(), source, output, shards=shards(0, 3))
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, 'disk_usage', lambda _: full)
+    warned = []
+    # Three of five slices are missing, at all levels.
+    predict(Fake(), source, output, shards=shards(1, 3), log=warned.append)
+    assert 'about 0.000165 GB (0.000236 GB before compression). If' in warned[0]
+    for path in (output / '0/c/1', output / '1/c/1', output / '2/c/1'):
+      shutil.rmtree(path)
   refused('other settings', 'tile (0, now 32)', tile=32)
   refused('other settings', "ome_zarr ('0.5', now '0.4')", version='0.4')
   refused('--num_shards is 4', 'at most 3', shards=shards(0, 4))

@@ -250,7 +250,8 @@ class VolumeWriter:
       shape, chunk, block = (
         (*n[:at], 3, *n[at:]) for n in (shape, chunk, block)
       )
-    blosc = {'cname': 'zstd', 'clevel': 5}
+    # Level 5 saves another sixteenth of probabilities, in four times the time.
+    blosc = {'cname': 'zstd', 'clevel': 1}
     metadata: dict[str, Any] = {'shape': shape, 'fill_value': fill}
     if self._sharded:
       little = {'name': 'bytes', 'configuration': {'endian': 'little'}}
@@ -317,6 +318,17 @@ class VolumeWriter:
       for level in range(len(self._levels))
       for block in self.blocks(level)
     )
+
+  def missing_bytes(self) -> int:
+    """Bytes, before compression, of all blocks that are not on the disk."""
+    pixels = sum(
+      len(self.slices(slab)) * len(block[0]) * len(block[1])
+      for slab in range(self.slabs)
+      for level in range(len(self._levels))
+      for block in self.blocks(level)
+      if not self.is_written(slab, block, level)
+    )
+    return pixels * self.dtype.itemsize * (3 if self._colours else 1)
 
   def _folder(self, slab: int, level: int = 0) -> pathlib.Path:
     """Where the files of a slab are."""

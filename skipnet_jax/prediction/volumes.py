@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ from skipnet_jax.prediction import blocks as blocks_lib
 from skipnet_jax.prediction import calibration as calibration_lib
 from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import cell_volumes
+from skipnet_jax.prediction import disk_space
 from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
@@ -122,8 +124,8 @@ def predict_volume(
 
   Raises:
     InputError: files that cannot be read or written, an output with other
-      settings, too little memory, more shards than slabs; and as
-      `stacks.predict_stack`.
+      settings, too little memory or space on the disk, more shards than slabs;
+      and as `stacks.predict_stack`.
   """
   if len(source) < predictor.slices:
     raise errors.InputError(
@@ -172,7 +174,11 @@ def predict_volume(
     return tiling, demand, blocks_lib.peak_memory()
 
   limit = shards.memory_gb * blocks_lib.GB
+  was_begun = block is not None
   if block is None:
+    # The coarser levels have a third of the pixels of the finest one.
+    pixels = math.prod(source.shape) * 4 // 3
+    disk_space.check({o.path: pixels * o.bytes for o in outputs}, log)
     _, demand, used = planned()
     block = blocks_lib.choose(demand, limit, used, shards.count)
   writers: dict[str, ome_zarr_writer.VolumeWriter] = {}
@@ -206,6 +212,9 @@ def predict_volume(
   if pending:
     if cells and cells.measure:
       cell_volumes.check_table(cells.measure)
+    if was_begun:
+      left = {w.path: w.missing_bytes() for w in writers.values()}
+      disk_space.check(left, log)
     tiling, demand, used = planned()
     blocks_lib.check(demand, main.block, limit, used)
     work = slabs_lib.SlabPredictor(
