@@ -40,7 +40,9 @@ def is_url(place: str | os.PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def refusing(place: Place, what: str) -> Iterator[None]:
+def refusing(
+  place: Place, what: str, remedy: str = 'copy or export it again'
+) -> Iterator[None]:
   """Turns an error of tensorstore into an `InputError` of one sentence.
 
   Except for a full disk: the commands treat it alike for all files.
@@ -50,12 +52,14 @@ def refusing(place: Place, what: str) -> Iterator[None]:
   except errors.InputError:
     raise
   except (ValueError, TimeoutError, OSError, NotImplementedError) as e:
-    text = ' '.join(str(e).split())
+    # What follows is for the authors of tensorstore.
+    text = re.split(
+      r' \[(?:tensorstore_spec|source locations)=', ' '.join(str(e).split())
+    )[0]
     for message, number in _FULL.items():
       if message in text:
         raise OSError(number, message, str(place)) from e
     code, _, reason = text.partition(': ')
-    remedy = 'copy or export it again'
     if is_url(place) and code in _DENIED:
       reason = 'the bucket refuses it'
       remedy = (

@@ -30,6 +30,7 @@ _COARSEST = 512
 _KEY = 'skipnet_jax'
 _STATISTICS = 'normalisation'
 _DRAFT = 'unlinked'
+_REMEDY = 'remove the folder, and give the command again'
 _COLOURS = {'red': 'FF0000', 'green': '00FF00', 'blue': '0000FF'}
 
 
@@ -269,7 +270,8 @@ class VolumeWriter:
       metadata |= {'chunks': chunk, 'dtype': dtype.newbyteorder('<').str}
       metadata['compressor'] = {'id': 'blosc', **blosc, 'shuffle': 1}
       metadata |= {'dimension_separator': '/', 'filters': None, 'order': 'C'}
-    with chunk_store.refusing(self.path, f'cannot be opened at {name}'):
+    what = f'cannot be opened at {name}'
+    with chunk_store.refusing(self.path, what, _REMEDY):
       return ts.open(
         {
           'driver': 'zarr3' if self._sharded else 'zarr',
@@ -390,7 +392,7 @@ class VolumeWriter:
 
   def _read(self, array: ts.TensorStore, spans: Sequence[range]) -> np.ndarray:
     box = tuple(slice(span.start, span.stop) for span in spans)
-    with chunk_store.refusing(self.path, 'cannot be read'):
+    with chunk_store.refusing(self.path, 'cannot be read', _REMEDY):
       return array[box].read().result()
 
   def _write(
@@ -458,7 +460,8 @@ class VolumeWriter:
   def read_statistics(self, slices: range) -> np.ndarray:
     """Those that are kept, `[slices, 2]` float32; NaN: not yet."""
     assert self._statistics is not None
-    with chunk_store.refusing(self.path, f'cannot be read at {_STATISTICS}'):
+    what = f'cannot be read at {_STATISTICS}'
+    with chunk_store.refusing(self.path, what, _REMEDY):
       part = self._statistics[slices.start : slices.stop]
       return part.read().result()
 
