@@ -189,7 +189,7 @@ def test_the_page_s_loader_needs_jax_alone(command, tmp_path, monkeypatch):
     ('--pretrained=em_membranes', 'No --output'),
     ('--pretrained=em_membranes --output=a.pt', r'end in \.jax, \.onnx or'),
     ('--pretrained=em_membranes --output=a.jax --tile=64', '--tile goes with'),
-    ('--pretrained=em_membranes --output=no/a.jax', 'folder no does not exist'),
+    ('--pretrained=em_membranes --output=no/a.jax', 'folder no of --output is'),
     ('--pretrained=em_membrane --output=a.jax', "did you mean 'em_membranes'"),
     ('--workdir=nowhere --output=a.jax', 'nowhere'),
   ],
@@ -201,6 +201,15 @@ def test_bad_input_is_one_sentence(words, said, command, tmp_path, monkeypatch):
   assert re.search(said, done.err), done.err
   assert done.err.count('\n') == 1
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(
+  command, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(artefact.os, 'access', lambda *_: False)
+  done = command('export', '--workdir=nowhere', f'--output={tmp_path}/a.jax')
+  assert done.code == 2
+  assert f'The folder {tmp_path} of --output is missing or not' in done.err
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,11 @@ def test_a_folder_is_all_its_files(tmp_path):
   (tmp_path / 'b').write_text('longer')
   assert fingerprint.state_of([tmp_path]) not in (first, '')
   assert fingerprint.state_of([tmp_path / 'none']) == ''
+  # A link to a file is followed, one to a folder hides what changes there.
+  (tmp_path / 'c').symlink_to('a')
+  assert fingerprint.state_of([tmp_path])
+  (tmp_path / 'd').symlink_to('.')
+  assert fingerprint.state_of([tmp_path]) == ''
   assert fingerprint.remembered('', lambda: 'x') == 'x'
 
 

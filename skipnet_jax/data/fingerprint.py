@@ -51,6 +51,9 @@ def state_of(paths: Iterable[str | os.PathLike], *reading: object) -> str:
   try:
     for path in map(pathlib.Path, paths):
       for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+        # What lies beyond a link to a folder is not listed.
+        if file.is_symlink() and file.is_dir():
+          return ''
         stat = file.stat()
         times = stat.st_mtime_ns, stat.st_ctime_ns
         found.append((str(file.resolve()), stat.st_size, *times))

@@ -209,7 +209,7 @@ def _open_ome(
   images = attributes.get('multiscales')
   if not isinstance(images, list) or not images:
     raise _unknown(place, path)
-  what = f'{len(images)} images'
+  what = f'{len(images)} image' + 's' * (len(images) > 1)
   try:
     image = images[choice.pick('series', len(images), what, place)]
     version = attributes.get('version', image.get('version', _VERSIONS[0]))

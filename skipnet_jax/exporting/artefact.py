@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import importlib.util
+import os
 import pathlib
 from typing import Any
 
@@ -84,16 +85,17 @@ def check_output(output: pathlib.Path, *, overwrite: bool) -> None:
   """Checks that an export loses nothing.
 
   Raises:
-    InputError: its folder does not exist; one of its files does, or cannot
-      have its name.
+    InputError: its folder is missing or not writable; one of its files exists,
+      or cannot have its name.
   """
   outputs = [output]
   if output.suffix != '.zip':
     outputs.append(card_path(output))
-  if not output.parent.is_dir():
+  parent = output.parent
+  if not (parent.is_dir() and os.access(parent, os.W_OK)):
     raise errors.InputError(
-      f'{output} cannot be written: the folder {output.parent} does not exist; '
-      'make it.'
+      f'The folder {parent} of --output is missing or not writable: create '
+      'it, or choose another.'
     )
   files.check_outputs(outputs, overwrite=overwrite)
 
