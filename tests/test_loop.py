@@ -12,6 +12,7 @@ from test_resume import records
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax.data import sources
 from skipnet_jax.training import loop
 
 
@@ -126,7 +127,12 @@ def test_several_steps_in_a_call_are_the_same_steps(finished, smoke, tmp_path):
     np.testing.assert_allclose(row[name], value, rtol=1e-3, err_msg=name)
 
 
-def test_crops_dice_averages_and_accumulation_go_together(smoke, tmp_path):
+def test_crops_dice_averages_and_accumulation_go_together(
+  smoke, tmp_path, monkeypatch, capsys
+):
+  # At the start, in the banner, and after each epoch.
+  found = iter(['', '', 'Chunks are gone.', 'Chunks are gone.'])
+  monkeypatch.setattr(sources.DataSet, 'lacking', lambda _: next(found))
   config = smoke(
     {
       'data.crop': 32,
@@ -150,6 +156,7 @@ def test_crops_dice_averages_and_accumulation_go_together(smoke, tmp_path):
   assert 0 < summary['v_rand'] <= 1
   names = {p.name for p in (tmp_path / 'samples').iterdir()}
   assert {'epoch_0001_slice_008.png', 'epoch_0002_slice_009.png'} <= names
+  assert capsys.readouterr().out.count('Chunks are gone.') == 1
 
 
 @pytest.mark.parametrize('share', [0.25, 1e-9])

@@ -190,6 +190,7 @@ class Run:
     )
     stack.callback(self._log.close)
     self._samples = samples_lib.Samples(prepared, path / 'samples', self._log)
+    self._lacking = prepared.data.lacking()
     self._log.print(summary_lib.banner(prepared, path, self._init_from))
     for message in filter(None, messages):
       self._log.print(message)
@@ -303,6 +304,11 @@ class Run:
         f'{record["images_per_second"]:.2f} images/s'
         + ('  best' if best else '')
       )
+      # Chunks that were not read before, or are gone since.
+      lacking = prepared.data.lacking()
+      if lacking != self._lacking:
+        log.print(lacking)
+        self._lacking = lacking
       if best or record['epoch'] % every == 0 or record['epoch'] == epochs:
         state = parallel.unreplicate(self.state)
         self._checkpoints.save(state, self._meta(), best=best)
