@@ -1,6 +1,7 @@
 """`python -m skipnet_jax.evaluate`: a run or two files, and what it refuses."""
 
 import json
+import os
 
 import made_runs
 import numpy as np
@@ -153,6 +154,11 @@ def test_refuses_a_run_before_it_compiles(command, run, tmp_path, monkeypatch):
   below = f'--panels={tmp_path}/slice_004.png/below'
   refuses(here, given, below, words=['below of --panels cannot be made'])
   refuses(here, given, f'--panels={"x" * 300}', words=['is too long'])
+  closed = tmp_path / 'closed'
+  # Whoever is root may write anywhere.
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'access', lambda path, mode: path != closed)
+    refuses(here, given, f'--panels={closed}', words=['--panels is not writ'])
   refuses(here, f'--output={"s" * 245}.json', words=['is too long'])
   refuses(here, '--output=s.txt', words=['.json'])
   refuses(here, '--output=no/s.json', words=['folder no'])

@@ -54,7 +54,7 @@ class OutputFiles:
 
     Raises:
       InputError: a file exists or is an input, its name has another ending, or
-        its folder does not exist or cannot be made.
+        a folder does not exist, cannot be made or is not writable.
     """
     if self.scores.suffix != '.json':
       raise errors.InputError(
@@ -84,6 +84,10 @@ class OutputFiles:
         f'The folder {self.panels} of --panels cannot be made ({e.strerror}): '
         'choose another.'
       ) from e
+    if self.panels is not None and not os.access(self.panels, os.W_OK):
+      raise errors.InputError(
+        f'The folder {self.panels} of --panels is not writable: choose another.'
+      )
 
   def write(self, evaluation: scoring.Evaluation) -> list[str]:
     """Writes all files; returns a line on each."""
