@@ -45,6 +45,6 @@ def get_config(preset='small'):
   config.experiment = 'gradient_flow'
   config.model = models.model_config('fc_resnet')
   variants = TABLE_3 if preset == 'table_3' else FIGURE_4
-  config.log.critical_sharpness = True
+  config.log.critical_sharpness = preset != 'smoke'
   config.variants = ml_collections.ConfigDict(variants)
   return config_lib.pick_preset(config, preset, PRESETS)

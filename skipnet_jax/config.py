@@ -69,15 +69,14 @@ class Augmentation:
   elastic_share: float = 0.5  # Share of the examples that it is applied to.
   # Pixels; the image is smoothed by a Gaussian of sigma 0 to blur, uniform.
   blur: float = 0.0
-  # The normalised image is multiplied by a factor in 1 +- contrast; then an
-  # offset in +- brightness is added, both uniform; noise is the standard
-  # deviation of what is added to each pixel.
+  # The normalised image is multiplied by a factor in 1 +- contrast, uniform.
   contrast: float = 0.0
   # Share of the examples whose contrast is lost before the noise is added: they
   # are multiplied by a factor in 0.1..0.5, uniform.
   low_contrast: float = 0.0
+  # Then an offset in +- brightness, uniform, is added.
   brightness: float = 0.0
-  noise: float = 0.0
+  noise: float = 0.0  # Standard deviation of what each pixel gets at the end.
 
   def active(self) -> bool:
     """Whether any transform moves pixels."""
@@ -112,10 +111,10 @@ def get_default() -> ConfigDict:
   # volume, which may be larger than the memory.
   d.image = ''
   d.label = ''  # source=stack: the same, of the labels.
-  # source=stack: which image and which channel of the file data.image, counted
-  # from 1; 0: the only one.
+  # source=stack: which image of the file data.image, counted from 1; 0: the
+  # only one.
   d.series = 0
-  d.channel = 0
+  d.channel = 0  # source=stack: which channel, likewise.
   # Side of the image's pixels in nanometres, to which predict resamples its
   # input; 0: what the file says, or 4 for isbi2012; unknown where neither does.
   d.pixel_size = 0.0
@@ -146,10 +145,10 @@ def get_default() -> ConfigDict:
 
   c.optim = o = ConfigDict()
   o.name = 'rmsprop'
-  o.learning_rate = 1e-3
+  o.learning_rate = 1e-3  # Before the schedule changes it.
   o.decay = 0.9  # rmsprop: decay of the squared gradients. adam: b2.
   o.momentum = 0.0  # sgd, rmsprop: momentum. adam: b1.
-  o.eps = 1e-8
+  o.eps = 1e-8  # rmsprop, adam: added to the root of the squared gradients.
   # Coefficient of sum(w^2) of the convolution kernels in the loss (adamw:
   # decoupled weight decay).
   o.l2 = 1e-4
@@ -157,8 +156,8 @@ def get_default() -> ConfigDict:
   # schedule=step: the rate is multiplied by step_factor every step_epochs
   # epochs or, if step_at is set, after those numbers of epochs.
   o.step_epochs = 200
-  o.step_at = ()
-  o.step_factor = 0.1
+  o.step_at = ()  # schedule=step: numbers of epochs; (): see step_epochs.
+  o.step_factor = 0.1  # schedule=step: see step_epochs.
   o.warmup_epochs = 0  # Linear, from zero.
   o.cooldown_epochs = 0  # Linear, to zero, at the end of the run.
   o.accumulate = 1  # Batches whose gradients are averaged for one update.
@@ -174,7 +173,7 @@ def get_default() -> ConfigDict:
   # For networks with auxiliary outputs, the weight of their losses: the first
   # weight at the start, the next after each number of epochs in auxiliary_at.
   t.auxiliary = (1.0,)
-  t.auxiliary_at = ()
+  t.auxiliary_at = ()  # Numbers of epochs, see auxiliary.
   # For networks with a discriminator: weight of the generator's adversarial
   # loss.
   t.adversarial = 0.1
@@ -182,7 +181,7 @@ def get_default() -> ConfigDict:
   # Steps in an epoch; 0: as many whole batches as the training slices fill, at
   # least one.
   t.steps_per_epoch = 0
-  t.epochs = 500
+  t.epochs = 500  # A finished run trains on if it is raised.
   # Folder of a run, or pretrained:NAME of a network that ships: training begins
   # with the parameters and the BatchNorm statistics that predict would take
   # from it; steps and the optimizer's state begin anew. '': random values. Only
@@ -208,12 +207,12 @@ def get_default() -> ConfigDict:
   # Several processes: host:port of process 0, or 'auto' to ask SLURM or a TPU
   # pod.
   p.coordinator = ''
-  p.num_processes = 1
-  p.process_id = 0
+  p.num_processes = 1  # Of all machines.
+  p.process_id = 0  # Of this process, from 0.
 
   c.log = g = ConfigDict()
   g.progress = True  # Progress bar, if standard error is a terminal.
-  g.tensorboard = True
+  g.tensorboard = True  # Whether event files are written.
   g.sample_every = 10  # Epochs between sample pictures; 0: at the end only.
   g.samples = 2  # Number of validation slices in them.
   # After each epoch, measures how curved the training loss is along the next

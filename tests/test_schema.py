@@ -90,6 +90,13 @@ def test_what_does_not_apply_is_null(path):
   schema.check(found)
 
 
+def test_a_prediction_is_no_report_of_measured_rows():
+  with pytest.raises(
+    errors.InputError, match=r'nothing executed.*without --aot'
+  ):
+    schema.check({'what': 'predictions: nothing executed', 'identity': {}})
+
+
 @pytest.mark.parametrize(
   ('path', 'value', 'message'),
   [

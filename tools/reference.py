@@ -78,10 +78,11 @@ def config_fields(path: pathlib.Path, start: str) -> Iterator[tuple[str, ...]]:
     if match := _SECTION.match(lines[node.lineno - 1].strip()):
       sections[match[2]] = f'{match[1]}.'
     elif not isinstance(node.value, ast.Call):
-      text = on_line(node.lineno, lines, found) or 'See the field above.'
+      text = on_line(node.lineno, lines, found)
       if choices := config_checks._CHOICES.get(name):
-        known = f'One of {", ".join(choices)}.'
-        text = known if text.startswith('See') else f'{known} {text}'
+        text = f'One of {", ".join(choices)}. {text}'.strip()
+      if not text:
+        raise ValueError(f'{path}: {name} has no comment that explains it.')
       yield name, ast.unparse(node.value), text
 
 
@@ -96,9 +97,11 @@ def augmentation_fields(path: pathlib.Path) -> Iterator[tuple[str, ...]]:
   )
   for node in body:
     if isinstance(node, ast.AnnAssign):
-      comment = on_line(node.lineno, lines, found)
       name, default = ast.unparse(node.target), ast.unparse(node.value)
-      yield f'data.augment.{name}', default, comment or 'See the field above.'
+      text = on_line(node.lineno, lines, found)
+      if not text:
+        raise ValueError(f'{path}: {name} has no comment that explains it.')
+      yield f'data.augment.{name}', default, text
 
 
 def network_fields(network: type) -> Iterator[tuple[str, ...]]:

@@ -54,9 +54,9 @@ class Cell:
 def get_default() -> Section:
   """The default of `config.benchmark`, with a comment on every field."""
   b = Section()
-  b.calls = schema.CALLS
+  b.calls = schema.CALLS  # What is timed.
   b.feeds = schema.FEEDS  # Of the training step.
-  b.dtypes = DTYPES
+  b.dtypes = DTYPES  # Of the network, one after the other.
   # Of float32 products: default (TF32 on NVIDIA GPUs since the A100, one
   # bfloat16 pass on a TPU), high (TF32, three) or highest (float32, six).
   b.matmul_precision = 'default'

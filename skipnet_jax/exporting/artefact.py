@@ -77,7 +77,7 @@ def require(extra: str, *libraries: str) -> None:
     if importlib.util.find_spec(name.partition('.')[0]) is None:
       raise errors.InputError(
         f'This export needs {name}, which is not installed: pip install '
-        f"'skipnet_jax[{extra}]'."
+        f"'.[{extra}]' in a clone of this project."
       )
 
 

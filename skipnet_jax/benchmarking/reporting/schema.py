@@ -187,6 +187,14 @@ def check(report: Any) -> None:
     InputError: names the path of the first field that is wrong, such as
       `results[2].timing.p50`.
   """
+  if isinstance(report, dict) and 'schema' not in report:
+    what = report.get('what')
+    raise errors.InputError(
+      "it has no field 'schema'"
+      + (f' ({what})' if isinstance(what, str) else '')
+      + ': take a report of measured rows, which python -m '
+      'skipnet_jax.benchmark writes without --aot.'
+    )
   _check(report, SCHEMA, '')
 
 
