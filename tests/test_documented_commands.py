@@ -100,6 +100,7 @@ FLAGS_ONLY = {
   'tools/chaos.py': 'test_chaos runs it',
   'tools/em_membranes.py': 'hours; test_em_membranes runs its parts',
   'tools/hostile.py': 'minutes; test_bad_input and test_hostile_tiff',
+  'tools/large_volume.py': 'minutes; test_volumes',
   'tools/soak.py': 'hours; test_long_runs',
   'tools/notebooks.py': 'it writes the notebooks; test_notebooks',
   'tools/pictures.py': 'it runs predict; test_pretrained',

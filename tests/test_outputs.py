@@ -111,6 +111,7 @@ def refused(command, folder, words, *said):
     ),
     (PROFILE + '--output=out', 'out/any'),
     (PROFILE + '--output=out', 'out'),
+    ('tools/large_volume.py --workdir=run --output=out', 'out'),
     ('tools/soak.py --output=out', 'out'),
     ('tools/hostile.py --output=out', 'out'),
     ('tools/chaos.py --workdir=out', 'out'),
