@@ -216,7 +216,7 @@ def get_default() -> ConfigDict:
   g.sample_every = 10  # Epochs between sample pictures; 0: at the end only.
   g.samples = 2  # Number of validation slices in them.
   # After each epoch, measures how curved the training loss is along the next
-  # step; takes about as long as four steps.
+  # step, by one gradient and some eight forward passes of one slice.
   g.critical_sharpness = False
   return c
 
