@@ -187,7 +187,7 @@ def check(report: Any) -> None:
     InputError: names the path of the first field that is wrong, such as
       `results[2].timing.p50`.
   """
-  if isinstance(report, dict) and 'schema' not in report:
+  if isinstance(report, dict) and not {'schema', 'results'} & set(report):
     what = report.get('what')
     raise errors.InputError(
       "it has no field 'schema'"
