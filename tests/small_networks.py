@@ -207,3 +207,16 @@ class LinearChain(nn.Module):
       y = nn.Dense(1, use_bias=False, name=f'dense_{i}')(x)
       x = self.Skip(name=f'skip_{i}')(y, x)
     return {'logits': x}
+
+
+def equations_of(program):
+  """All equations of a traced program, those of calls inside it included."""
+  found, todo = [], [program.jaxpr]
+  while todo:
+    for equation in todo.pop().eqns:
+      found.append(equation)
+      for value in equation.params.values():
+        inside = value if isinstance(value, tuple | list) else [value]
+        inside = [getattr(inner, 'jaxpr', inner) for inner in inside]
+        todo += [inner for inner in inside if hasattr(inner, 'eqns')]
+  return found

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from small_networks import equations_of
 
 from skipnet_jax import models
 from skipnet_jax.benchmarking.timing import flops
@@ -37,16 +38,10 @@ def test_the_fewest_bytes_by_hand():
   )
 
 
-def count_traced(jaxpr):
-  """Multiplications and additions of products and convolutions in a jaxpr."""
+def count_traced(program):
+  """Multiplications and additions of products and convolutions in a program."""
   total = 0
-  for eqn in jaxpr.eqns:
-    for value in eqn.params.values():
-      for inner in value if isinstance(value, tuple | list) else [value]:
-        if hasattr(inner, 'jaxpr'):
-          total += count_traced(inner.jaxpr)
-        elif hasattr(inner, 'eqns'):
-          total += count_traced(inner)
+  for eqn in equations_of(program):
     if eqn.primitive.name == 'dot_general':
       ((left, _), _) = eqn.params['dimension_numbers']
       shape = eqn.invars[0].aval.shape
@@ -76,7 +71,7 @@ def test_a_prediction_counts_what_the_traced_program_has(blocks):
   table = layer_table.layer_table(model, image.shape)
   # The last 3x3 convolution is computed on 33x17 pixels instead of 32x16.
   border = 2 * 2 * (33 * 17 - 32 * 16) * (4 * 32) * (4 * 32)
-  assert flops.forward(table) + border == count_traced(traced.jaxpr)
+  assert flops.forward(table) + border == count_traced(traced)
 
 
 def test_the_image_needs_no_gradient():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_networks import bce
+from small_networks import equations_of
 from small_networks import make_batch
 import systems
 import test_parallel
@@ -262,7 +263,7 @@ def test_bfloat16_is_inside_only(mixed, name):
   assert outputs['logits'].dtype == jnp.float32
   assert outputs['logits'].shape == (*image.shape[:3], 1)
   # A sum in bfloat16 stops growing after a few hundred numbers.
-  assert max(sums_in_bfloat16(program.jaxpr), default=0) <= UPSAMPLED
+  assert max(sums_in_bfloat16(program), default=0) <= UPSAMPLED
   with pytest.raises(errors.InputError, match='float32 or bfloat16'):
     build(name, dtype='float16')
 
@@ -271,18 +272,14 @@ def test_bfloat16_is_inside_only(mixed, name):
 UPSAMPLED = 4
 
 
-def sums_in_bfloat16(jaxpr):
+def sums_in_bfloat16(program):
   """How many numbers each sum adds up whose numbers are of bfloat16."""
-  found, todo = [], [jaxpr]
-  while todo:
-    for equation in todo.pop().eqns:
-      todo += [v.jaxpr for v in equation.params.values() if hasattr(v, 'jaxpr')]
-      if equation.primitive.name != 'reduce_sum':
-        continue
-      (numbers,), (total,) = equation.invars, equation.outvars
-      if numbers.aval.dtype == jnp.bfloat16:
-        found.append(numbers.aval.size // total.aval.size)
-  return found
+  sums = [e for e in equations_of(program) if e.primitive.name == 'reduce_sum']
+  return [
+    e.invars[0].aval.size // e.outvars[0].aval.size
+    for e in sums
+    if e.invars[0].aval.dtype == jnp.bfloat16
+  ]
 
 
 def test_it_is_measured(name):

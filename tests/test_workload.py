@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import equations_of
 
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import plan
@@ -126,13 +127,7 @@ def _equations(bench, cell):
   work = bench.build(cell)
   # Flax's BatchNorm promotes by itself.
   with jax.numpy_dtype_promotion('standard'):
-    todo = [jax.make_jaxpr(work.jitted)(*work.arguments).jaxpr]
-  found = []
-  while todo:
-    for eqn in todo.pop().eqns:
-      found.append(eqn)
-      todo += [v.jaxpr for v in eqn.params.values() if hasattr(v, 'jaxpr')]
-  return found
+    return equations_of(jax.make_jaxpr(work.jitted)(*work.arguments))
 
 
 def test_a_tiled_prediction_is_of_four_slices(bench):
