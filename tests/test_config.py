@@ -1,5 +1,7 @@
 """Configs: checks, identity, presets."""
 
+import sys
+
 import ml_collections
 import numpy as np
 import pytest
@@ -224,6 +226,10 @@ def test_sections_in_sections():
     value = {'a': value}
   with config.unlocked():
     config.extra = value
+  # From Python 3.13 on, its JSON goes deeper, and such a config is no error.
+  if sys.version_info >= (3, 13):
+    config_checks.check_whole(config)
+    return
   with pytest.raises(errors.InputError, match='hundreds of levels deep'):
     config_checks.check_whole(config)
 
