@@ -12,8 +12,9 @@ import pytest
 from skipnet_jax import errors
 from skipnet_jax.models import network
 from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import tiling as tiling_lib
 
-Tiling = inference.Tiling
+Tiling = tiling_lib.Tiling
 
 
 TRACES = []

@@ -9,8 +9,8 @@ import tifffile
 from skipnet_jax import errors
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import cell_files
-from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import stacks
+from skipnet_jax.prediction import tiling as tiling_lib
 
 
 class Grey:
@@ -20,7 +20,7 @@ class Grey:
   normalise = 'slice'
 
   def tiling(self, size, *_):
-    return inference.Tiling(size)
+    return tiling_lib.Tiling(size)
 
   def predict_slices(self, images, size, tiling, advance):
     for (page,) in images:
@@ -97,7 +97,7 @@ def test_files_appear_only_when_all_is_done(tmp_path):
     normalise = 'slice'
 
     def tiling(self, size, *_):
-      return inference.Tiling(size)
+      return tiling_lib.Tiling(size)
 
     def predict_slices(self, *_):
       raise KeyboardInterrupt

@@ -25,6 +25,7 @@ from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import segmenters
 from skipnet_jax.prediction import stacks
+from skipnet_jax.prediction import tiling as tiling_lib
 from skipnet_jax.prediction import volumes
 from skipnet_jax.prediction.cells import linking
 
@@ -44,8 +45,8 @@ class Fake(inference.Predictor):
     self.multiple, self.tiles = 32, 0
 
   def tiling(self, size, *_):
-    sides = [min(self._tile, inference._round_up(n, 32)) for n in size]
-    return inference.Tiling(tuple(sides), self._tile // 2, 8)
+    sides = [min(self._tile, tiling_lib.round_up(n, 32)) for n in size]
+    return tiling_lib.Tiling(tuple(sides), self._tile // 2, 8)
 
   def compile(self, tiling):
     pass
@@ -496,7 +497,7 @@ def test_a_tiff_becomes_a_volume(small_blocks, tmp_path):
 
 
 def test_the_block_is_chosen_from_the_memory():
-  tiling = inference.Tiling((1024, 1024), 512, 200)
+  tiling = tiling_lib.Tiling((1024, 1024), 512, 200)
   grid = pixel_grid.Grid((4096, 5000), (4096, 5000))
   demand = blocks.Demand((320, 4096, 5000), 1, 1, tiling, grid)
   small = dataclasses.replace(demand, shape=(32, 500, 500))

@@ -343,7 +343,7 @@ EVALUATION = (
   ),
   Mutation(
     'tiles-off-by-one',
-    'skipnet_jax/prediction/inference.py',
+    'skipnet_jax/prediction/tiling.py',
     '[*range(0, side - tile, step), side - tile]',
     '[*range(0, side - tile, step), max(0, side - tile - 1)]',
     'The last tile starts a pixel too early.',

@@ -27,6 +27,7 @@ from skipnet_jax.benchmarking.timing import flops
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.prediction import inference
+from skipnet_jax.prediction import tiling as tiling_lib
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
@@ -242,7 +243,7 @@ class Bench:
 
 def tile_by(
   window: tuple[int, int], multiples: Sequence[int]
-) -> inference.Tiling:
+) -> tiling_lib.Tiling:
   """Tiles of the window's sides, which overlap by up to a quarter of them.
 
   They start at multiples of the first of `multiples` that divides both sides; a
@@ -250,7 +251,7 @@ def tile_by(
   """
   multiple = next(m for m in multiples if not any(side % m for side in window))
   overlap = min(min(window) // 4, min(window) - multiple)
-  return inference.Tiling(window, overlap, overlap * 3 // 8, multiple)
+  return tiling_lib.Tiling(window, overlap, overlap * 3 // 8, multiple)
 
 
 def _loss(parallel: parallel_lib.Parallel, result: tuple[Any, Any]) -> float:

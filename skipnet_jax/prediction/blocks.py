@@ -8,8 +8,8 @@ import sys
 
 from skipnet_jax import errors
 from skipnet_jax.data import ome_zarr_writer
-from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
+from skipnet_jax.prediction import tiling as tiling_lib
 
 Block = Sequence[int]  # Its sides z, y and x.
 
@@ -54,7 +54,7 @@ class Demand:
   shape: tuple[int, int, int]
   itemsize: int
   slices: int
-  tiling: inference.Tiling
+  tiling: tiling_lib.Tiling
   grid: pixel_grid.Grid
   outputs: int = 4
   cells: str = ''

@@ -1,7 +1,6 @@
 """Predicts slices of any size, from tiles, orientations and dropout samples."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import dataclasses
 import functools
 import itertools
 import math
@@ -14,10 +13,10 @@ from skipnet_jax import errors
 from skipnet_jax.data import normalisation
 from skipnet_jax.models import network
 from skipnet_jax.prediction import gate_maps
+from skipnet_jax.prediction import tiling as tiling_lib
 from skipnet_jax.step import losses
 
 Variables = dict[str, Any]
-Window = tuple[range, range]  # Rows and columns of a slice.
 Statistics = Mapping[str, np.ndarray]
 Average = tuple[np.ndarray, np.ndarray]  # Mean and standard deviation.
 
@@ -26,87 +25,6 @@ _MAX_WHOLE = 1536
 _DEFAULT_TILE = 1024
 # A receptive field that reaches this far, in pixels, counts as unlimited.
 _MAX_REACH = 4096
-
-
-def _round_up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiling:
-  """How a slice is cut into tiles, and how their predictions are weighted.
-
-  Attributes:
-    tile: sides y and x of a tile, in pixels, multiples of `multiple`.
-    overlap: the least number of pixels that neighbouring tiles share.
-    margin: pixels at an inner border of a tile with weight 0, because the
-      border cuts their receptive field; less than half the overlap.
-    multiple: the network's downsampling. Tiles start at multiples of it, so
-      that pooling combines the same pixels as in a whole slice.
-  """
-
-  tile: tuple[int, int]
-  overlap: int = 0
-  margin: int = 0
-  multiple: int = 32
-
-  def padded(self, size: Sequence[int]) -> tuple[int, int]:
-    """The sides to which a slice with the sides `size` is padded."""
-    y, x = (
-      max(tile, _round_up(side, self.multiple))
-      for side, tile in zip(size, self.tile, strict=True)
-    )
-    return y, x
-
-  def starts(self, size: Sequence[int]) -> list[tuple[int, int]]:
-    """Corners of the tiles that cover a slice with the sides `size`."""
-    axes, m = [], self.multiple
-    for side, tile in zip(self.padded(size), self.tile, strict=True):
-      # A tile without a neighbour may be shorter than the overlap.
-      step = max(m, (tile - self.overlap) // m * m)
-      axes.append([*range(0, side - tile, step), side - tile])
-    return list(itertools.product(*axes))
-
-  def touching(
-    self, size: Sequence[int], window: Window
-  ) -> tuple[list[tuple[int, int]], Window]:
-    """Corners of the tiles that some pixels of a window lie in.
-
-    Args:
-      size: sides of the slice.
-      window: rows and columns of it.
-
-    Returns:
-      The corners, in the order of `starts`, and the rows and columns of all
-      these tiles; some may lie beyond the slice, see `padded`.
-    """
-    found = [
-      start
-      for start in self.starts(size)
-      if all(
-        first < span.stop and span.start < first + tile
-        for first, tile, span in zip(start, self.tile, window, strict=True)
-      )
-    ]
-    (top, left), (bottom, right) = np.min(found, 0), np.max(found, 0)
-    rows = range(int(top), int(bottom) + self.tile[0])
-    return found, (rows, range(int(left), int(right) + self.tile[1]))
-
-  def weight(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Weights of a tile's pixels, `[y, x]` float32: ramps at inner borders."""
-    ramp = max(1, self.overlap - 2 * self.margin)
-    axes = []
-    for first, side, tile in zip(
-      start, self.padded(size), self.tile, strict=True
-    ):
-      rising = np.clip((np.arange(tile) + 0.5 - self.margin) / ramp, 0, 1)
-      axis = np.ones(tile)
-      if first > 0:
-        axis = axis * rising
-      if first + tile < side:
-        axis = axis * rising[::-1]
-      axes.append(axis)
-    return np.outer(*axes).astype(np.float32)
 
 
 def _outputs(
@@ -265,7 +183,9 @@ class Predictor:
     m = self.multiple
     image = image.reshape(-1, y, x)
     pages, statistics = normalisation.prepare(image, self.normalise)
-    image = _pad(np.asarray(pages), (_round_up(y, m), _round_up(x, m)))
+    image = _pad(
+      np.asarray(pages), (tiling_lib.round_up(y, m), tiling_lib.round_up(x, m))
+    )
     return _normalise(image, statistics), (y, x)
 
   def receptive_field(self) -> int | None:
@@ -284,7 +204,7 @@ class Predictor:
       compiler_options=options,
     )
     for length in (_MAX_REACH // 2, 2 * _MAX_REACH + block):
-      length = _round_up(length, block)
+      length = tiling_lib.round_up(length, block)
       strip = np.ones((1, block, length, self.slices), np.float32)
       first = length // 2 // block * block
       strip[:, :, first : first + block] = np.nan
@@ -300,7 +220,7 @@ class Predictor:
     tile: int = 0,
     overlap: int | None = None,
     log: Callable[[str], None] = lambda _: None,
-  ) -> Tiling:
+  ) -> tiling_lib.Tiling:
     """Chooses tile and overlap for slices with the sides `size`.
 
     Args:
@@ -319,7 +239,7 @@ class Predictor:
         f'--tile is {tile}, but it must be a multiple of {m}: give '
         f'{max(m, round(tile / m) * m)}, the nearest.'
       )
-    side = tile or _round_up(
+    side = tile or tiling_lib.round_up(
       _DEFAULT_TILE if longest > _MAX_WHOLE else longest, m
     )
     if overlap is not None and not 0 <= overlap <= side - m:
@@ -327,10 +247,13 @@ class Predictor:
         f'--overlap is {overlap}, but with tiles of {side} pixels it must be '
         f'from 0 to {side - m}.'
       )
-    sides = (min(side, _round_up(size[0], m)), min(side, _round_up(size[1], m)))
+    sides = (
+      min(side, tiling_lib.round_up(size[0], m)),
+      min(side, tiling_lib.round_up(size[1], m)),
+    )
     if longest <= side:
-      return Tiling(sides, multiple=m)
-    reach, whole = self.receptive_field(), _round_up(longest, m)
+      return tiling_lib.Tiling(sides, multiple=m)
+    reach, whole = self.receptive_field(), tiling_lib.round_up(longest, m)
     if reach is None:
       overlap = min(side // 2, side - m) if overlap is None else overlap
       log(
@@ -338,14 +261,14 @@ class Predictor:
         f'whole slices give different predictions. Pass --tile={whole} for '
         'whole slices.'
       )
-      return Tiling(sides, overlap, overlap * 3 // 8, m)
+      return tiling_lib.Tiling(sides, overlap, overlap * 3 // 8, m)
     # The weights rise smoothly between margins of `reach` on both sides.
     exact = 2 * reach + m
     if overlap is None:
       overlap = min(exact, side // 2, side - m)
     if overlap >= exact:
-      return Tiling(sides, overlap, reach, m)
-    enough = max(side, _round_up(exact + m, m))
+      return tiling_lib.Tiling(sides, overlap, reach, m)
+    enough = max(side, tiling_lib.round_up(exact + m, m))
     options = f'--tile={enough} --overlap={exact}'
     log(
       f'Tiles of {side} pixels overlap by {overlap}, but the receptive field '
@@ -353,12 +276,12 @@ class Predictor:
       'those of whole slices. For equal predictions pass '
       f'{options if enough < whole else f"--tile={whole}"}.'
     )
-    return Tiling(sides, overlap, min(reach, overlap * 3 // 8), m)
+    return tiling_lib.Tiling(sides, overlap, min(reach, overlap * 3 // 8), m)
 
   def __call__(
     self,
     image: np.ndarray,
-    tiling: Tiling,
+    tiling: tiling_lib.Tiling,
     advance: Callable[[], object] = lambda: None,
   ) -> Average:
     """Predicts the middle slice of a network's input.
@@ -385,7 +308,7 @@ class Predictor:
     self,
     images: Iterable[np.ndarray],
     size: tuple[int, int],
-    tiling: Tiling,
+    tiling: tiling_lib.Tiling,
     advance: Callable[[], object] = lambda: None,
   ) -> Iterator[Average]:
     """Predicts slices one after the other, on all devices.
@@ -411,9 +334,9 @@ class Predictor:
   def predict_windows(
     self,
     images: Iterable[tuple[np.ndarray, Statistics]],
-    tiling: Tiling,
+    tiling: tiling_lib.Tiling,
     size: tuple[int, int],
-    window: Window,
+    window: tiling_lib.Window,
     advance: Callable[[], object] = lambda: None,
   ) -> Iterator[Average]:
     """Predicts the same part of slices: the same bits as of whole slices.
@@ -460,7 +383,7 @@ class Predictor:
         yield np.clip(mean / weights, 0, 1), std / weights
         mean, std, weights = np.zeros((3, *sides), np.float32)
 
-  def compile(self, tiling: Tiling) -> None:
+  def compile(self, tiling: tiling_lib.Tiling) -> None:
     """Predicts tiles of zeros: what follows needs no more memory."""
     tile = np.zeros((*tiling.tile, self.slices), np.float32)
     for turn in range(min(2, self._turns)):

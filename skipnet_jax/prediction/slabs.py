@@ -13,6 +13,7 @@ from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import progress as progress_lib
+from skipnet_jax.prediction import tiling as tiling_lib
 from skipnet_jax.prediction.cells import overlay
 
 
@@ -35,7 +36,7 @@ class SlabPredictor:
     predictor: inference.Predictor,
     source: volume.StackReader,
     grid: pixel_grid.Grid,
-    tiling: inference.Tiling,
+    tiling: tiling_lib.Tiling,
     writers: Mapping[str, ome_zarr_writer.VolumeWriter],
     *,
     cells: cell_files.CellFiles | None,
@@ -79,7 +80,7 @@ class SlabPredictor:
           for writer in self._writers.values():
             writer.write_coarser(slab)
 
-  def _missing(self, slab: int) -> list[inference.Window]:
+  def _missing(self, slab: int) -> list[tiling_lib.Window]:
     return [
       block
       for block in self._main.blocks()
@@ -120,7 +121,7 @@ class SlabPredictor:
   def _predict(
     self,
     slab: int,
-    block: inference.Window,
+    block: tiling_lib.Window,
     around: np.ndarray,
     statistics: np.ndarray,
     advance: Callable[[], object],
@@ -166,14 +167,14 @@ class SlabPredictor:
       writer.write(slab, block, found[kind])
 
   def _touching(
-    self, block: inference.Window
-  ) -> tuple[list[tuple[int, int]], inference.Window]:
+    self, block: tiling_lib.Window
+  ) -> tuple[list[tuple[int, int]], tiling_lib.Window]:
     """The tiles that a block needs, see `Tiling.touching`."""
     window = self._grid.network_window(block)
     return self._tiling.touching(self._grid.network, window)
 
   def _read(
-    self, slices: range, block: inference.Window
+    self, slices: range, block: tiling_lib.Window
   ) -> tuple[np.ndarray, np.ndarray]:
     """What the tiles of a block lie on, each `[z, y, x]`, resampled.
 

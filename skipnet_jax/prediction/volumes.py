@@ -27,6 +27,7 @@ from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import segmenters
 from skipnet_jax.prediction import slabs as slabs_lib
+from skipnet_jax.prediction import tiling as tiling_lib
 from skipnet_jax.prediction.cells import measurements
 from skipnet_jax.runs import trained
 
@@ -157,7 +158,7 @@ def predict_volume(
     )
 
   @functools.cache
-  def planned() -> tuple[inference.Tiling, blocks_lib.Demand, int]:
+  def planned() -> tuple[tiling_lib.Tiling, blocks_lib.Demand, int]:
     tiling = predictor.tiling(grid.network, tile, overlap, log)
     kind = type(cells.segmenter) if cells else None
     demand = blocks_lib.Demand(

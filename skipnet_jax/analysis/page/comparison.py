@@ -6,7 +6,6 @@ import math
 
 import jax
 import ml_collections
-import numpy as np
 
 from skipnet_jax import config_checks
 from skipnet_jax import config_identity
@@ -16,6 +15,7 @@ from skipnet_jax.analysis import measure
 from skipnet_jax.analysis.page import drawing
 from skipnet_jax.analysis.page import figures as figures_lib
 from skipnet_jax.analysis.page import findings
+from skipnet_jax.analysis.page import page_tables
 from skipnet_jax.analysis.page import point_figures
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
@@ -31,7 +31,6 @@ Runs = Sequence[recorded.RecordedRun]
 # Side of the measured windows, in pixels: of runs; smaller before training, to
 # take no more than a minute.
 _RUN_SIDE, _INITIAL_SIDE = 256, 128
-_L2 = ('', '_with_l2')
 INITIAL, BEST, LAST = 'at initialisation', 'best epoch', 'last epoch'
 _NOTATION = (
   'Stages are named in the order of the forward pass: down_1, down_2, ... '
@@ -43,8 +42,6 @@ _SCORES = (
   'V_rand compares a segmentation with the labels by pairs of pixels, V_info '
   'by information: 1 is perfect, and split or merged cells lower both.'
 )
-# Training slices on which the sharpness is measured.
-_SHARP_SLICES = 2
 
 
 def of_runs(
@@ -117,11 +114,11 @@ def of_runs(
       *([point_figures.lesions(lost, dataset)] if lost else []),
     ],
     tables=[
-      _differences(configs),
-      _scores(runs),
-      _least_trained(runs),
-      _sharp_table(sharp),
-      *_found(points),
+      page_tables.differences(configs),
+      page_tables.scores(runs),
+      page_tables.least_trained(runs),
+      page_tables.sharpness(sharp),
+      *page_tables.found_skips(points),
     ],
     warnings=[*_warnings(data), *_warm_starts(configs)],
     details=_details(configs) | environments,
@@ -175,9 +172,9 @@ def at_init(
     ),
     figures=_point_figures(points, signals, data.name),
     tables=[
-      *([_differences(configs)] if len(configs) > 1 else []),
+      *([page_tables.differences(configs)] if len(configs) > 1 else []),
       table,
-      *_found(points),
+      *page_tables.found_skips(points),
     ],
     warnings=_warnings([data]),
     details=_details(configs),
@@ -259,34 +256,9 @@ def _sharpness(
     LAST: latest,
   }
   batch = measure.centre_batch(
-    run.config, data, _RUN_SIDE, data.train[:_SHARP_SLICES]
+    run.config, data, _RUN_SIDE, data.train[: page_tables.SHARP_SLICES]
   )
   return measure.sharpness(run.config, training, states, batch)
-
-
-def _sharp_table(sharp: dict[str, dict[str, measure.Sharp]]) -> report.Table:
-  rows = []
-  for run, moments in sharp.items():
-    for moment, each in moments.items():
-      row = [run, moment, each.limit]
-      for found in (each.plain, each.preconditioned):
-        ratio = found.value / each.limit if found else None
-        row += [found.value if found else None, ratio]
-      rows.append(row)
-  return report.Table(
-    'Sharpness',
-    'The largest eigenvalue of the Hessian of the training loss, L2 included, '
-    f'on the centres of the first {_SHARP_SLICES} training slices; a bound '
-    'from below, by twelve products with a vector. RMSprop divides gradients '
-    'by P: with P, it is that of P^(-1/2) H P^(-1/2). Where the ratio to '
-    '2 / learning rate is above 1, steps along that direction grow (Cohen et '
-    'al. 2022).',
-    (
-      *('run', 'at', '2 / learning rate'),
-      *('eigenvalue', 'ratio', 'with P', 'ratio with P'),
-    ),
-    rows,
-  )
 
 
 def _say_found(points: dict[str, measure.Point], log: Log) -> None:
@@ -294,27 +266,6 @@ def _say_found(points: dict[str, measure.Point], log: Log) -> None:
   found = next(iter(points.values())).found
   if found:
     log(f'It names no skips; found: {"; ".join(map(str, found))}')
-
-
-def _found(points: point_figures.Points) -> list[report.Table]:
-  """A table of the skips that were found; [] if all networks name theirs."""
-  rows = [
-    (name, join.name, join.kind, join.layers)
-    for name, by_moment in points.items()
-    for join in next(iter(by_moment.values())).found
-  ]
-  if not rows:
-    return []
-  return [
-    report.Table(
-      'Skips that were found',
-      'These networks do not name their skips. In their traced programs, one '
-      'side of each of these sums and concatenations bypasses layers that the '
-      'other side passes. A long skip bypasses layers of lower resolution.',
-      ('network', 'where', 'kind', 'layers bypassed'),
-      rows,
-    )
-  ]
 
 
 def _warnings(data: Iterable[sources.DataSet]) -> list[str]:
@@ -337,69 +288,3 @@ def _details(configs: dict[str, Config]) -> dict[str, str]:
     )
     for name, config in configs.items()
   }
-
-
-def _differences(configs: dict[str, Config]) -> report.Table:
-  varied = config_identity.varied(list(configs.values()))
-  cells = [
-    [value if isinstance(value, str) else json.dumps(value) for value in values]
-    for values in varied.values()
-  ]
-  text = 'Every config field in which they differ.'
-  return report.Table(
-    'What was compared',
-    text if varied else 'No field differs.',
-    ('', *varied),
-    list(zip(configs, *cells, strict=True)),
-  )
-
-
-def _least_trained(runs: Runs) -> report.Table:
-  return report.Table(
-    'The least trained stage',
-    'The stage with the smallest change of its weights, and the one with the '
-    'smallest gradient, in the last half of the epochs. Each is divided by the '
-    'mean over all convolutions; all means are geometric.',
-    ('run', 'least net change', 'of the mean', 'least gradient', 'of the mean'),
-    [
-      (
-        run.name,
-        *(
-          cell
-          for quantity in ('net_change', 'grad_l2')
-          for least in [findings.least_stage(run, quantity)]
-          for cell in (least.stage, least.ratio)
-        ),
-      )
-      for run in runs
-    ],
-  )
-
-
-def _scores(runs: Runs) -> report.Table:
-  rows = []
-  for run in runs:
-    best = run.records[int(np.argmin(run.curve('valid_loss')))]
-    rows.append(
-      (
-        run.name,
-        len(run.layers),
-        run.summary.get('parameters'),
-        best['epoch'],
-        *(best[f'{p}_loss{l2}'] for p in ('train', 'valid') for l2 in _L2),
-        *(run.summary.get(n) for n in ('constant_val_bce', 'v_rand', 'v_info')),
-      )
-    )
-  return report.Table(
-    'Losses and scores',
-    'Losses at the epoch of the best validation loss, without and with the L2 '
-    'term. Constant: the BCE of predicting the mean label of the validation '
-    'slices everywhere. V_rand and V_info: of the checkpoint of that epoch, '
-    "the best over the challenge's thresholds.",
-    (
-      *('run', 'convolutions', 'parameters', 'best epoch'),
-      *('train loss', 'with L2', 'validation loss', 'with L2'),
-      *('constant BCE', 'V_rand', 'V_info'),
-    ),
-    rows,
-  )
