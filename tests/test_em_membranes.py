@@ -9,6 +9,8 @@ import pytest
 import tifffile
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
+from skipnet_jax import errors
 from skipnet_jax.prediction import fitted
 from skipnet_jax.runs import pretrained
 from skipnet_jax.studies import em_membranes
@@ -81,6 +83,7 @@ def test_scores_are_kept_and_tabulated(tissues, tmp_path, monkeypatch):
   for name in study.runs:
     (tmp_path / name).mkdir()
     (tmp_path / name / 'summary.json').write_text('{}')
+    (tmp_path / name / 'environment.json').write_text('{"git": "abc"}')
   scored = []
 
   def score(run, tissue, slices):
@@ -92,15 +95,30 @@ def test_scores_are_kept_and_tabulated(tissues, tmp_path, monkeypatch):
   monkeypatch.setattr(em_membranes, 'score', score)
   monkeypatch.setattr(em_membranes, 'fit', lambda *_: None)
   monkeypatch.setattr(em_membranes.trained, 'open_run', str)
+  path = tmp_path / 'scores.json'
   for _ in range(2):  # The second time, nothing is scored again.
-    found = em_membranes.measure(study, tmp_path, tissues, lambda _: None)
+    found = em_membranes.measure(study, tmp_path, tissues, path, lambda _: None)
   assert len(scored) == 4
   assert scored[0][2] == tissues[0].fold(4)[1]
-  assert found == json.loads((tmp_path / 'scores.json').read_text())
+  kept = json.loads(path.read_text())
+  assert found == kept['rows']
+  assert kept['runs']['both_3']['git'] == 'abc'
   table = em_membranes.table(found)
   line = '| both | fibsem | multicut | 2 | 0.8500 (0.8000 to 0.9000) | 0.9000'
   assert line in table
   assert '| blurred image | isbi2012 | thresholds | 2 |' in table
+
+
+def test_a_scored_run_is_not_trained_again(tissues, tmp_path):
+  study = em_membranes.make(tissues, tmp_path, EXPERIMENT, [4, 3], ['both'])
+  path = tmp_path / 'scores.json'
+  assert em_membranes.unscored(study, path).runs == study.runs
+  known = {'config': config_identity.hash_of(study.runs['both_4'])}
+  path.write_text(json.dumps({'runs': {'both_4': known}}))
+  assert list(em_membranes.unscored(study, path).runs) == ['both_3']
+  study.runs['both_4'].optim.learning_rate /= 2
+  with pytest.raises(errors.InputError, match='scores of both_4 with config'):
+    em_membranes.unscored(study, path)
 
 
 def test_what_ships_is_a_run_with_its_fits(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from skipnet_jax import config_identity
 from skipnet_jax import models
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.data import labels
-from skipnet_jax.data import sources
+from skipnet_jax.data import slice_split
 from skipnet_jax.studies import plan as studies_plan
 
 FOLDER = conftest.ROOT / 'experiments'
@@ -167,7 +167,7 @@ def test_the_networks_that_ship_are_those_of_quick(preset):
   config, quick = load('em_membranes', preset), load('long_short', 'quick')
   config_checks.validate(config)
   assert config.model == quick.model
-  train, valid = sources.split(config.data.train, config.data.valid, 61, 0)
+  train, valid = slice_split.split(config.data.train, config.data.valid, 61, 0)
   assert labels.ranges(train) == config.data.train
   both = load('em_membranes', 'both').data
   assert config.data.valid in both.valid

@@ -17,8 +17,9 @@ from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
+from skipnet_jax.data import data_set
 from skipnet_jax.data import pipeline
-from skipnet_jax.data import sources
+from skipnet_jax.data import slice_split
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
 from skipnet_jax.step import losses
@@ -80,12 +81,12 @@ def prepare(config):
   """All that looks at a config before anything is compiled."""
   config_checks.validate(config)
   model = models.build_model(config.model)
-  train, valid = sources.split(
+  train, valid = slice_split.split(
     config.data.train, config.data.valid, 10, config.seed
   )
   image = np.zeros((10, 64, 64), np.uint8)
   image[:, ::2] = 255
-  data = sources.DataSet('test', image, image > 0, train, valid)
+  data = data_set.DataSet('test', image, image > 0, train, valid)
   found = pipeline.make_pipeline(config, data, 1)
   model.check_size(found.window)
   optim.make_optimizer(

@@ -12,7 +12,7 @@ from test_resume import records
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
-from skipnet_jax.data import sources
+from skipnet_jax.data import data_set
 from skipnet_jax.training import loop
 
 
@@ -132,7 +132,7 @@ def test_crops_dice_averages_and_accumulation_go_together(
 ):
   # At the start, in the banner, and after each epoch.
   found = iter(['', '', 'Chunks are gone.', 'Chunks are gone.'])
-  monkeypatch.setattr(sources.DataSet, 'lacking', lambda _: next(found))
+  monkeypatch.setattr(data_set.DataSet, 'lacking', lambda _: next(found))
   config = smoke(
     {
       'data.crop': 32,

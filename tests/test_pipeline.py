@@ -10,9 +10,9 @@ import pytest
 from skipnet_jax import config as config_lib
 from skipnet_jax import errors
 from skipnet_jax import streams
+from skipnet_jax.data import data_set
 from skipnet_jax.data import normalisation
 from skipnet_jax.data import pipeline as pipeline_lib
-from skipnet_jax.data import sources
 
 KEY = jax.random.key(3)
 
@@ -22,7 +22,7 @@ def make_data(shape=(10, 48, 40), dtype=np.uint8):
   image = rng.integers(0, 255, shape).astype(dtype)
   label = rng.random(shape) < 0.8
   count = shape[0]
-  return sources.DataSet(
+  return data_set.DataSet(
     'test', image, label, tuple(range(count - 2)), (count - 2, count - 1)
   )
 

@@ -1,4 +1,4 @@
-"""Data sets by name, and their splits."""
+"""Data sets by name."""
 
 import pathlib
 import re
@@ -26,56 +26,6 @@ def config_of(**fields):
   config = config_lib.get_default()
   config.data.update(fields)
   return config
-
-
-@pytest.mark.parametrize(
-  ('train', 'valid', 'expected'),
-  [
-    ('rest', '25-29', (tuple(range(25)), (25, 26, 27, 28, 29))),
-    ('0-2,5', '3, 4', ((0, 1, 2, 5), (3, 4))),
-    ('rest', 'fold:0/6', (tuple(range(5, 30)), (0, 1, 2, 3, 4))),
-    ('rest', 'fold:5/6', (tuple(range(25)), (25, 26, 27, 28, 29))),
-    ('1,1,2', '0,0', ((1, 2), (0,))),
-  ],
-)
-def test_splits(train, valid, expected):
-  assert sources.split(train, valid, 30, 0) == expected
-
-
-def test_folds_partition_the_stack():
-  held = [sources.split('rest', f'fold:{k}/4', 30, 0)[1] for k in range(4)]
-  assert sorted(sum(held, ())) == list(range(30))
-
-
-def test_a_random_split_is_of_the_seed():
-  first, again, other = (
-    sources.split('rest', 'random:5', 30, seed) for seed in (1, 1, 2)
-  )
-  assert first == again
-  assert first[1] != other[1]
-  assert len(first[1]) == 5
-  assert sorted(first[0] + first[1]) == list(range(30))
-
-
-@pytest.mark.parametrize(
-  ('train', 'valid', 'words'),
-  [
-    ('rest', '', 'data.valid selects no slice'),
-    ('', '1', 'data.train selects no slice'),
-    ('rest', '0-29', 'data.train selects no slice'),
-    ('0-5', '5-6', r'Slices \[5\] are in data.train and in data.valid'),
-    ('rest', '28-30', 'has 30 slices, 0 to 29'),
-    ('rest', '7-3', 'has 30 slices'),
-    ('rest', 'last', "data.valid has 'last'"),
-    ('some', '1', "data.train has 'some'"),
-    ('rest', 'random:30', 'leave some for training'),
-    ('rest', 'fold:6/6', 'K below N'),
-    ('rest', 'fold:0/1', 'N from 2 to 30'),
-  ],
-)
-def test_bad_splits_are_refused(train, valid, words):
-  with pytest.raises(errors.InputError, match=words):
-    sources.split(train, valid, 30, 0)
 
 
 def test_synthetic_is_named_and_warned_of():
@@ -344,21 +294,6 @@ def test_the_pixel_size_of_a_stack(tmp_path):
   assert found(0.0046, 0.0046, pixel_size=8.0) == 8
 
 
-@pytest.mark.parametrize(
-  ('name', 'kept', 'expected'),
-  [
-    ('isbi2012', {}, 4),
-    ('tfds:isbi2012_em', {}, 4),
-    ('isbi2012, centre 256x256', {'pixel_size': 0.0}, 4),
-    ('isbi2012', {'pixel_size': 5.0}, 5),
-    ('stack isbi2012.tif', {}, 0),
-  ],
-)
-def test_the_pixel_size_of_a_run(name, kept, expected):
-  kept = {'name': name, 'fingerprint': '0-0', **kept}
-  assert sources.trained_pixel_size(kept) == expected
-
-
 def test_folders_of_other_slices_are_refused(tmp_path):
   fields = {'source': 'stack', 'valid': '0'}
   for name, first in (('image', 0), ('label', 1)):
@@ -369,15 +304,6 @@ def test_folders_of_other_slices_are_refused(tmp_path):
       Image.fromarray(page).save(tmp_path / name / f'{z + first}.png')
   with pytest.raises(errors.InputError, match=r'slice 1 is 0\.png in .*1\.png'):
     sources.load(config_of(**fields))
-
-
-@pytest.mark.parametrize(('share', 'nats'), [(0, 0), (0.25, 0.562335), (1, 0)])
-def test_a_constant_prediction_costs_the_entropy_of_the_share(share, nats):
-  label = np.zeros((3, 4, 4), bool)
-  label[1:, :, : int(4 * share)] = True
-  data = sources.DataSet('made', label, label, train=(0,), valid=(1, 2))
-  assert data.constant_bce(data.valid) == pytest.approx(nats, abs=1e-6)
-  assert data.constant_bce(data.train) == 0
 
 
 def test_weights_of_borders_are_those_of_the_config(tmp_path):

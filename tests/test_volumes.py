@@ -16,6 +16,7 @@ import tifffile
 
 from skipnet_jax import errors
 from skipnet_jax.data import normalisation
+from skipnet_jax.data import ome_zarr_metadata
 from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import blocks
@@ -64,7 +65,7 @@ class Fake(inference.Predictor):
 def small_blocks(monkeypatch):
   """Volumes of small chunks and blocks; chooses those of the next volume."""
   monkeypatch.setattr(ome_zarr_writer, 'CHUNK', 32)
-  monkeypatch.setattr(ome_zarr_writer, '_COARSEST', 40)
+  monkeypatch.setattr(ome_zarr_metadata, 'COARSEST', 40)
   monkeypatch.setattr(blocks, 'peak_memory', lambda: 0)
 
   def choose(*block):

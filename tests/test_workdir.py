@@ -17,13 +17,13 @@ from skipnet_jax import config_checks
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import models
-from skipnet_jax.data import sources
+from skipnet_jax.data import data_set
 from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import plain_path
 from skipnet_jax.runs import workdir
 
 PIXELS = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
-DATA = sources.DataSet('isbi2012', PIXELS, PIXELS > 9, (0,), (1,))
+DATA = data_set.DataSet('isbi2012', PIXELS, PIXELS > 9, (0,), (1,))
 DATASET = DATA.identity()
 
 

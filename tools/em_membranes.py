@@ -6,8 +6,9 @@ python tools/em_membranes.py --fibsem=FOLDER --workdir=runs/em_membranes \
 Joins the challenge's stack and FIB-SEM sample 2 (image.tif and instances.tif of
 FOLDER), trains what is missing of three rows and --folds of five folds, the
 last first, scores held-out slices of both stacks, and writes scores.json,
-table.md and pictures into --output. The same command resumes. --ship also
-writes the networks of the last fold into skipnet_jax/pretrained.
+table.md and pictures into --output. The same command resumes, and runs whose
+scores are in --output are not trained again. --ship trains them all the same,
+and writes the networks of the last fold into skipnet_jax/pretrained.
 """
 
 import functools
@@ -36,7 +37,6 @@ def main() -> None:
   """Trains the study and writes its results."""
   fibsem, output = cli.require(_FIBSEM), pathlib.Path(cli.require(_OUTPUT))
   # Imported late, so that --help does not wait for JAX.
-  from skipnet_jax import environment
   from skipnet_jax import files
   from skipnet_jax.runs import pretrained
   from skipnet_jax.studies import em_membranes
@@ -55,18 +55,18 @@ def main() -> None:
     ROOT / 'experiments/em_membranes.py',
     range(last, last - _FOLDS.value, -1),
   )
-  runner.train(study, folder, budget=None, say=say)
-  found = em_membranes.measure(study, folder, tissues, say)
+  path = output / 'scores.json'
+  todo = study if _SHIP.value else em_membranes.unscored(study, path)
+  runner.train(todo, folder, budget=None, say=say)
   output.mkdir(parents=True, exist_ok=True)
-  content = {
-    'command': environment.command(),
-    'date': environment.now(),
-    'rows': found,
-  }
-  files.write_json(output / 'scores.json', content)
+  found = em_membranes.measure(study, folder, tissues, path, say)
   files.write_whole(output / 'table.md', em_membranes.table(found))
-  shipping.pictures(folder, last, tissues, output)
   say(em_membranes.table(found))
+  of_last = [folder / f'{row}_{last}' for row in em_membranes.ROWS]
+  if not all((run / 'summary.json').exists() for run in of_last):
+    say(f'The networks of fold {last} are not in {folder}: pictures are left.')
+    return
+  shipping.pictures(folder, last, tissues, output)
   if _SHIP.value:
     shipping.ship(folder, last, pretrained.FOLDER, say)
 

@@ -300,7 +300,7 @@ DATA = (
   ),
   Mutation(
     'neighbours-not-reflected',
-    'skipnet_jax/data/sources.py',
+    'skipnet_jax/data/data_set.py',
     'at = abs(z[..., None] + offsets)',
     'at = (z[..., None] + offsets).clip(0)',
     "The first slice's missing neighbour is itself, not its reflection.",
@@ -308,11 +308,11 @@ DATA = (
   ),
   Mutation(
     'split-off-by-one',
-    'skipnet_jax/data/sources.py',
+    'skipnet_jax/data/slice_split.py',
     'range(low, high + 1)',
     'range(low, max(low + 1, high))',
     'The last slice of a range such as 25-29 is left out.',
-    ('tests/test_sources.py::test_splits',),
+    ('tests/test_slice_split.py::test_splits',),
   ),
 )
 

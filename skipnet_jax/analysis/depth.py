@@ -24,6 +24,7 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import models
 from skipnet_jax import plots
+from skipnet_jax.data import data_set
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.runs import workdir as workdir_lib
@@ -179,7 +180,7 @@ def read(folder: str | os.PathLike) -> tuple[list[Row], list[Row]]:
 
 
 def _train(
-  config: Config, data: sources.DataSet, steps: int
+  config: Config, data: data_set.DataSet, steps: int
 ) -> tuple[Row, list[Row]]:
   """Trains one network; returns its row of depth.csv, and of its layers."""
   parallel = parallel_lib.make_parallel(config.parallel)

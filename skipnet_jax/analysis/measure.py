@@ -19,8 +19,8 @@ from skipnet_jax.analysis import lesions as lesions_lib
 from skipnet_jax.analysis import propagation
 from skipnet_jax.analysis import routes as routes_lib
 from skipnet_jax.analysis import sharpness as sharpness_lib
+from skipnet_jax.data import data_set
 from skipnet_jax.data import pipeline as pipeline_lib
-from skipnet_jax.data import sources
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import losses
@@ -55,7 +55,7 @@ class Point:
 
 def centre_batch(
   config: ml_collections.ConfigDict,
-  data: sources.DataSet,
+  data: data_set.DataSet,
   side: int,
   slices: Sequence[int] = (),
 ) -> gradient_flow.Batch:

@@ -1,184 +1,28 @@
-"""Writes an OME-Zarr image block by block, by several processes.
+"""Writes the blocks of an OME-Zarr image, by several processes.
 
 Version 0.5 has a file for each block (a shard), and 0.4 one for each chunk. A
 file is renamed when it is whole, so that one that exists is whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
-import secrets
 import shutil
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from skipnet_jax import errors
-from skipnet_jax import files
 from skipnet_jax.data import chunk_store
-from skipnet_jax.data import pixel_size
+from skipnet_jax.data import ome_zarr_metadata
 
-VERSIONS = ('0.5', '0.4')
 # Sides y and x of a chunk; those of a block are multiples of it.
 CHUNK = 256
-# The coarsest level is no longer or wider.
-_COARSEST = 512
-_KEY = 'skipnet_jax'
 _STATISTICS = 'normalisation'
 _DRAFT = 'unlinked'
 _REMEDY = 'remove the folder, and give the command again'
-_COLOURS = {'red': 'FF0000', 'green': '00FF00', 'blue': '0000FF'}
-
-
-def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
-  """The settings that a volume was begun with; None if there is no volume.
-
-  Raises:
-    InputError: something else is there.
-  """
-  if not os.path.lexists(path):
-    return None
-  for name in ('zarr.json', '.zattrs'):
-    content = files.read_json(path / name)
-    found = content.get('attributes', content).get(_KEY)
-    if isinstance(found, dict):
-      return found
-  # What a process leaves that is killed at its start.
-  if os.path.isdir(path) and all(p.suffix == '.part' for p in path.iterdir()):
-    return None
-  raise errors.InputError(
-    f'{path} exists and is not a volume that this command began: choose '
-    'another name.'
-  )
-
-
-def begin(
-  path: pathlib.Path,
-  settings: Mapping[str, Any],
-  metadata: Mapping[str, Any],
-  version: str,
-  colours: bool = False,
-) -> dict[str, Any]:
-  """Makes the folder of a volume, unless another process just did.
-
-  Args:
-    path: of the folder.
-    settings: of the volume, with `shape`, `block` and `axes`, the letters of
-      these; kept in its attributes.
-    metadata: as in `StackReader.metadata`.
-    version: one of VERSIONS.
-    colours: whether pixels are red, green and blue.
-
-  Returns:
-    The settings that the volume has.
-
-  Raises:
-    InputError: it cannot be made, or something else is there.
-  """
-  try:
-    path.mkdir(exist_ok=True)
-    image = _multiscales(path.name, settings, metadata, colours)
-    kept = {_KEY: dict(settings)}
-    shown = {'omero': _omero()} if colours else {}
-    if version == '0.5':
-      ome = {'version': version, 'multiscales': [image]} | shown
-      group = {'zarr_format': 3, 'node_type': 'group'}
-      group['attributes'] = {'ome': ome} | kept
-      _write_once(path / 'zarr.json', group)
-    else:
-      image['version'] = version
-      _write_once(path / '.zattrs', {'multiscales': [image]} | shown | kept)
-      _write_once(path / '.zgroup', {'zarr_format': 2})
-  except OSError as e:
-    if e.errno in files.FULL:
-      raise
-    raise errors.InputError(
-      f'{path} cannot be written: {e.strerror}; choose another folder.'
-    ) from e
-  return read_settings(path) or {}
-
-
-def _write_once(path: pathlib.Path, value: Any) -> None:
-  """Writes a file whole, unless it exists."""
-  part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
-  try:
-    part.write_text(json.dumps(value, indent=2))
-    with contextlib.suppress(FileExistsError):
-      os.link(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
-def _level_shapes(shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-  """Of all levels; each is half as fine in y and x as the last."""
-  z, y, x = shape
-  found = [(z, y, x)]
-  while max(y, x) > _COARSEST:
-    y, x = -(-y // 2), -(-x // 2)
-    found.append((z, y, x))
-  return found
-
-
-def _multiscales(
-  name: str,
-  settings: Mapping[str, Any],
-  metadata: Mapping[str, Any],
-  colours: bool,
-) -> dict[str, Any]:
-  """What OME-Zarr says of an image."""
-  unit = pixel_size.long(str(metadata.get('unit', '')))
-  per_x, per_y = 1.0, 1.0
-  # Without a unit, only a resolution without TIFF's own is one of pixels.
-  if unit or metadata.get('resolutionunit') == 1:
-    per_x, per_y = metadata.get('resolution', (1.0, 1.0))
-  size = [float(metadata.get('spacing', 1.0)), 1 / per_y, 1 / per_x]
-  origin = metadata.get('origin', (0.0, 0.0, 0.0))
-  axes = [
-    {'name': letter.lower(), 'type': 'time' if letter == 'T' else 'space'}
-    for letter in settings['axes']
-  ]
-  for axis in axes if unit else ():
-    if axis['type'] == 'space':
-      axis['unit'] = unit
-  datasets = []
-  channel = _channel(settings['axes'])
-  if colours:
-    axes.insert(channel, {'name': 'c', 'type': 'channel'})
-  for level in range(len(_level_shapes(settings['shape']))):
-    factors = [1, 2**level, 2**level]
-    scale = [s * f for s, f in zip(size, factors, strict=True)]
-    if colours:
-      scale.insert(channel, 1.0)
-    steps: list[dict[str, Any]] = [{'type': 'scale', 'scale': scale}]
-    # The middle of the first pixel.
-    first = [
-      o + (f - 1) / 2 * s for o, f, s in zip(origin, factors, size, strict=True)
-    ]
-    if any(first) and colours:
-      first.insert(channel, 0.0)
-    if any(first):
-      steps.append({'type': 'translation', 'translation': first})
-    datasets.append({'path': str(level), 'coordinateTransformations': steps})
-  return {'name': name, 'axes': axes, 'datasets': datasets}
-
-
-def _channel(axes: str) -> int:
-  """Place of the axis of colours: OME-Zarr orders t, c, z, y, x."""
-  return 1 if axes.startswith('T') else 0
-
-
-def _omero() -> dict[str, Any]:
-  """How a viewer shows three channels as colours."""
-  window = {'start': 0, 'end': 255, 'min': 0, 'max': 255}
-  channels = [
-    {'label': name, 'color': colour, 'active': True, 'window': window}
-    for name, colour in _COLOURS.items()
-  ]
-  return {'channels': channels, 'rdefs': {'model': 'color'}}
 
 
 class VolumeWriter:
@@ -210,7 +54,7 @@ class VolumeWriter:
     statistics: bool = False,
     draft: bool = False,
   ):
-    settings = read_settings(path) or {}
+    settings = ome_zarr_metadata.read_settings(path) or {}
     self.path, self.dtype = path, np.dtype(dtype)
     z, y, x = settings['shape']
     self.shape = z, y, x
@@ -218,10 +62,11 @@ class VolumeWriter:
     self.block = z, y, x
     self.slabs = -(-self.shape[0] // z)
     self._axes = settings['axes']
+    self._channel = ome_zarr_metadata.channel_axis(self._axes)
     self._colours = self.dtype == np.uint8
     self._sharded = (path / 'zarr.json').exists()
     self._linked = VolumeWriter(path, dtype) if draft else None
-    shapes = _level_shapes(self.shape)[: 1 if draft else None]
+    shapes = ome_zarr_metadata.level_shapes(self.shape)[: 1 if draft else None]
     self._names = [_DRAFT] if draft else [str(n) for n in range(len(shapes))]
     self._levels = [
       self._open(name, shape, (z, CHUNK, CHUNK), self.dtype, self.block)
@@ -246,7 +91,7 @@ class VolumeWriter:
     fill = 'NaN' if name == _STATISTICS else 0
     axes = ['z', 'statistic'] if name == _STATISTICS else [*self._axes.lower()]
     if self._colours:
-      at = _channel(self._axes)
+      at = self._channel
       axes.insert(at, 'c')
       shape, chunk, block = (
         (*n[:at], 3, *n[at:]) for n in (shape, chunk, block)
@@ -336,7 +181,7 @@ class VolumeWriter:
     """Where the files of a slab are."""
     axes = [str(slab)]
     if self._colours:
-      axes.insert(_channel(self._axes), '0')
+      axes.insert(self._channel, '0')
     parts = (self._names[level], *('c' * self._sharded), *axes)
     return self.path.joinpath(*parts)
 
@@ -377,8 +222,8 @@ class VolumeWriter:
     """
     spans = [self.slices(slab), *block]
     if self._colours:
-      spans.insert(_channel(self._axes), range(3))
-      values = np.moveaxis(values, -1, _channel(self._axes))
+      spans.insert(self._channel, range(3))
+      values = np.moveaxis(values, -1, self._channel)
     self._write(self._levels[level], spans, np.ascontiguousarray(values))
 
   def read(self, slab: int) -> np.ndarray:
@@ -437,10 +282,10 @@ class VolumeWriter:
         range(2 * columns.start, right),
       ]
       if self._colours:
-        spans.insert(_channel(self._axes), range(3))
+        spans.insert(self._channel, range(3))
       fine = self._read(finer, spans)
       if self._colours:
-        fine = np.moveaxis(fine, _channel(self._axes), -1)
+        fine = np.moveaxis(fine, self._channel, -1)
       where = slice(first - rows.start, last - rows.start)
       if self.dtype == np.uint32:
         found[:, where] = fine[:, ::2, ::2]

@@ -22,8 +22,8 @@ import numpy as np
 from skipnet_jax import errors
 from skipnet_jax import streams
 from skipnet_jax.data import augment
+from skipnet_jax.data import data_set
 from skipnet_jax.data import normalisation
-from skipnet_jax.data import sources
 
 Array = jax.Array
 Arrays = dict[str, Any]
@@ -141,7 +141,7 @@ class Pipeline:
 
   def _read(self, arrays: Arrays, plan: Arrays, cut, cut_several) -> Arrays:
     index, offset = plan['index'], plan['offset']
-    around = sources.neighbours(index, self.count, self.slices)
+    around = data_set.neighbours(index, self.count, self.slices)
 
     def read(name, stack):
       if name in ('mean', 'std'):
@@ -233,7 +233,7 @@ def one_pass(slices: int, batch_size: int) -> int:
 
 
 def make_pipeline(
-  config: ml_collections.ConfigDict, data: sources.DataSet, num_shards: int
+  config: ml_collections.ConfigDict, data: data_set.DataSet, num_shards: int
 ) -> Pipeline:
   """Makes the pipeline, after checking sizes and counts for the devices.
 
@@ -295,7 +295,7 @@ def batch_shapes(
   return shapes
 
 
-def host_arrays(data: sources.DataSet) -> Arrays:
+def host_arrays(data: data_set.DataSet) -> Arrays:
   """The data set as `Pipeline.read` takes it, on the host.
 
   Raises:

@@ -1,12 +1,7 @@
-"""Which stack a config means, and which of its slices train and validate."""
+"""Which stack a config means: finds, reads and checks it."""
 
-from collections.abc import Sequence
-import dataclasses
-import hashlib
-import itertools
 import math
-import re
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -14,159 +9,19 @@ import numpy as np
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.data import border_weight
+from skipnet_jax.data import data_set
 from skipnet_jax.data import fingerprint as fingerprint_lib
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import labels
 from skipnet_jax.data import normalisation
 from skipnet_jax.data import ome_zarr
 from skipnet_jax.data import pixel_size as pixel_size_lib
-from skipnet_jax.data import stack_reader
+from skipnet_jax.data import slice_split
 from skipnet_jax.data import synthetic
 from skipnet_jax.data import volume
 
 
-class Identity(TypedDict):
-  """What a run's folder keeps of its data, see `DataSet`."""
-
-  name: str
-  fingerprint: str
-  # Not in the folders of older runs.
-  pixel_size: NotRequired[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-  """A labelled stack and its split.
-
-  Attributes:
-    name: what figures and reports show, such as 'isbi2012'.
-    image: `[z, y, x]` uint8, uint16 or float32; may stay in its file.
-    label: `[z, y, x]` bool, True inside a cell; may stay on the disk.
-    train: slices for training.
-    valid: slices for validation.
-    warning: a sentence that every artefact repeats; '' for real data whose
-      labels are as expected.
-    remedy: why the real data were not found, and what to do.
-    weight: `[z, y, x]` float32, by which the losses count pixels; None: alike.
-    state: of the files, see `fingerprint.state_of`; '' where there are none.
-    normalise: how slices are normalised, one of
-      `config.NORMALISATIONS`.
-    pixel_size: side of a pixel in nanometres; 0: unknown.
-  """
-
-  name: str
-  image: volume.Stack
-  label: volume.Stack
-  train: tuple[int, ...]
-  valid: tuple[int, ...]
-  warning: str = ''
-  remedy: str = ''
-  weight: np.ndarray | None = None
-  state: str = ''
-  normalise: str = 'slice'
-  pixel_size: float = 0.0
-
-  def around(self, z: int, slices: int) -> np.ndarray:
-    """Slice `z` in the middle of its neighbours, `[slices, y, x]`."""
-    return self.image[neighbours(np.asarray(z), len(self.image), slices)]
-
-  def drawn(self, slices: Sequence[int]) -> list[int]:
-    """Those of the slices whose labels have both cells and membranes."""
-    return [z for z in slices if labels.is_drawn(self.label[z])]
-
-  def lacking(self) -> str:
-    """Names slices of parts that were read and are not on the disk, or ''."""
-    slices = {*self.train, *self.valid}
-    return ' '.join(
-      f'{stack.path} lacks chunks, which count as its fill value, in slices '
-      f'{labels.ranges([*stack.filled & slices])} (counted from 0).'
-      for stack in (self.image, self.label)
-      if isinstance(stack, stack_reader.SlicesOnDisk) and stack.filled & slices
-    )
-
-  def inside_share(self) -> float:
-    """The share of pixels inside cells, of the slices of both splits."""
-    slices = (*self.train, *self.valid)
-    return float(np.mean([self.label[z].mean() for z in slices]))
-
-  def fingerprint(self) -> str:
-    """See `fingerprint.of_arrays`; of files, hashed once."""
-    return fingerprint_lib.remembered(
-      self.state, lambda: fingerprint_lib.of_arrays(self.image, self.label)
-    )
-
-  def identity(self) -> Identity:
-    """What a run's folder keeps of its data."""
-    return {
-      'name': self.name,
-      'fingerprint': self.fingerprint(),
-      'pixel_size': self.pixel_size,
-    }
-
-  def change_since(self, kept: Identity) -> str:
-    """What is not as when a run began: '' or, for one, 'the labels'.
-
-    Args:
-      kept: the `identity` that the run's folder keeps.
-    """
-    before = kept.get('fingerprint', '')
-    if is_old(kept):
-      return '' if before == self._old_fingerprint() else 'pixels or labels'
-    pairs = zip(before.split('-'), self.fingerprint().split('-'), strict=True)
-    changed = [a != b for a, b in pairs]
-    return ' and '.join(itertools.compress(('pixels', 'labels'), changed))
-
-  def _old_fingerprint(self) -> str:
-    head = f'{self.name} {self.image.shape} {self.image.dtype}'
-    digest = hashlib.sha256(head.encode())
-    for array in (self.image, self.label):
-      digest.update(np.ascontiguousarray(array[0]).tobytes())
-    return digest.hexdigest()[:12]
-
-  def constant_bce(self, slices: Sequence[int]) -> float:
-    """BCE, in nats, of predicting the slices' own share of cells everywhere."""
-    p = float(np.mean([self.label[z].mean() for z in slices]))
-    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
-
-
-def trained_pixel_size(kept: Identity) -> float:
-  """Side of a pixel of a run's data in nanometres; 0: unknown.
-
-  Older runs keep none, but isbi2012 is known.
-  """
-  return kept.get('pixel_size', 0.0) or _known_pixel_size(kept['name'])
-
-
-def _known_pixel_size(name: str) -> float:
-  isbi = name.removeprefix('tfds:').startswith('isbi2012')
-  return isbi2012.PIXEL_SIZE if isbi else 0.0
-
-
-def is_old(kept: Identity) -> bool:
-  """Whether an identity is of the first slice and the name alone.
-
-  So were all, before there was a fingerprint of all pixels, in two parts.
-  """
-  return str(kept.get('fingerprint')).count('-') != 1
-
-
-def neighbours(z: Any, count: int, slices: int) -> Any:
-  """The slices that an example of several slices consists of.
-
-  Args:
-    z: the slices in the middle, integers `[...]`, an array of NumPy or JAX.
-    count: slices of the stack, at least `slices`.
-    slices: of an example, odd.
-
-  Returns:
-    `[..., slices]`; beyond the stack's ends, those inside by reflection.
-  """
-  offsets = np.arange(slices).reshape(z.ndim * (1,) + (slices,)) - slices // 2
-  at = abs(z[..., None] + offsets)
-  return count - 1 - abs(count - 1 - at)
-
-
-def load(config: ml_collections.ConfigDict) -> DataSet:
+def load(config: ml_collections.ConfigDict) -> data_set.DataSet:
   """Finds, reads and checks the data set of a config.
 
   Args:
@@ -193,7 +48,9 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
     image, label = (_centre_crop(s, data.size) for s in (image, label))
     if 'synthetic' not in name:
       name += f', centre {data.size}x{data.size}'
-  train, valid = split(data.train, data.valid, len(image), config.seed)
+  train, valid = slice_split.split(
+    data.train, data.valid, len(image), config.seed
+  )
   label_name = data.label if data.source == 'stack' else name
   warnings = [warning, *_check_label(label, train, valid, label_name, meaning)]
   weight = None
@@ -201,7 +58,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
     weight = border_weight.border_weight(
       np.asarray(label), data.border_weight, data.border_sigma
     )
-  return DataSet(
+  return data_set.DataSet(
     name,
     image,
     label,
@@ -212,7 +69,7 @@ def load(config: ml_collections.ConfigDict) -> DataSet:
     weight,
     state,
     data.normalise,
-    data.pixel_size or pixel_size or _known_pixel_size(name),
+    data.pixel_size or pixel_size or data_set.known_pixel_size(name),
   )
 
 
@@ -330,74 +187,3 @@ def _centre_crop(stack: volume.Stack, size: int) -> Any:
     )
   top, left = (y - size) // 2, (x - size) // 2
   return stack[:, top : top + size, left : left + size]
-
-
-def _parse_list(text: str, field: str, count: int) -> tuple[int, ...]:
-  indices: list[int] = []
-  for part in filter(None, (p.strip() for p in text.split(','))):
-    match = re.fullmatch(r'(\d+)(?:-(\d+))?', part)
-    if not match:
-      raise errors.InputError(
-        f'{field} has {part!r}; give slices such as 0-11,14'
-        + (', random:5 or fold:0/6.' if field == 'data.valid' else ' or rest.')
-      )
-    low, high = int(match[1]), int(match[2] or match[1])
-    if high < low or high >= count:
-      raise errors.InputError(
-        f'{field} has {part!r}, but the stack has {count} slices, 0 to '
-        f'{count - 1}.'
-      )
-    indices += range(low, high + 1)
-  return tuple(dict.fromkeys(indices))
-
-
-def split(
-  train: str, valid: str, count: int, seed: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Slices for training and validation.
-
-  Args:
-    train: 'rest' or a list such as '0-11,14'.
-    valid: a list, 'random:N' (by seed) or 'fold:K/N' (contiguous, K from 0).
-    count: number of slices.
-    seed: decides over 'random:N'.
-
-  Raises:
-    InputError: unreadable, empty or overlapping.
-  """
-  drawn = re.fullmatch(r'random:(\d+)', valid)
-  fold = re.fullmatch(r'fold:(\d+)/(\d+)', valid)
-  if drawn:
-    if int(drawn[1]) >= count:
-      raise errors.InputError(
-        f'data.valid is {valid!r}, but the stack has {count} slices: leave '
-        'some for training.'
-      )
-    order = np.random.default_rng(seed).permutation(count)
-    held = tuple(sorted(int(i) for i in order[: int(drawn[1])]))
-  elif fold:
-    k, folds = int(fold[1]), int(fold[2])
-    if not (k < folds and 2 <= folds <= count):
-      raise errors.InputError(
-        f'data.valid is {valid!r}; give fold:K/N with N from 2 to {count} (the '
-        'slices) and K below N.'
-      )
-    held = tuple(int(i) for i in np.array_split(np.arange(count), folds)[k])
-  else:
-    held = _parse_list(valid, 'data.valid', count)
-  if train == 'rest':
-    rest: Sequence[int] = [i for i in range(count) if i not in held]
-  else:
-    rest = _parse_list(train, 'data.train', count)
-  for field, slices in (('data.train', rest), ('data.valid', held)):
-    if not slices:
-      raise errors.InputError(
-        f'{field} selects no slice of the {count}: name at least one.'
-      )
-  both = sorted(set(rest) & set(held))
-  if both:
-    raise errors.InputError(
-      f'Slices {both} are in data.train and in data.valid: take them out of '
-      'one.'
-    )
-  return tuple(rest), held

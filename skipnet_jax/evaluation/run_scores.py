@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from skipnet_jax import errors
-from skipnet_jax.data import sources
+from skipnet_jax.data import data_set
 from skipnet_jax.evaluation import scoring
 from skipnet_jax.prediction import calibration
 from skipnet_jax.prediction import edge_fit
@@ -164,7 +164,7 @@ def _kept_edges(
 def _fit_edges(
   run: trained.TrainedRun,
   averaging: fitted.Averaging,
-  data: sources.DataSet,
+  data: data_set.DataSet,
   training: Sequence[int],
   pages: Pages,
 ) -> Mapping[str, Any]:
@@ -184,7 +184,7 @@ def _drawn(
   run: trained.TrainedRun,
   averaging: fitted.Averaging,
   segment: str,
-  data: sources.DataSet,
+  data: data_set.DataSet,
   slices: Sequence[int],
   pages: Pages,
 ) -> np.ndarray:

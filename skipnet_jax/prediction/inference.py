@@ -287,7 +287,7 @@ class Predictor:
     """Predicts the middle slice of a network's input.
 
     Args:
-      image: `[slices, y, x]`, see `sources.neighbours`, or `[y, x]` for one
+      image: `[slices, y, x]`, see `data_set.neighbours`, or `[y, x]` for one
         slice; uint8, uint16 or float32, not normalised.
       tiling: from `tiling`.
       advance: called after each of `count` predictions of each tile.

@@ -9,8 +9,8 @@ import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax.data import data_set
 from skipnet_jax.data import normalisation
-from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import inference
 from skipnet_jax.runs import trained
@@ -129,7 +129,7 @@ def predict(
   tiling = predictor.tiling(
     stack.shape[1:], tile, overlap, lambda text: print(text, file=sys.stderr)
   )
-  inputs = sources.neighbours(
+  inputs = data_set.neighbours(
     np.arange(len(stack)), len(stack), predictor.slices
   )
   probability = np.empty(stack.shape, np.float32)
@@ -140,7 +140,7 @@ def predict(
 
 def predict_slices(
   predictor: inference.Predictor,
-  data: sources.DataSet,
+  data: data_set.DataSet,
   slices: Sequence[int],
   log: Callable[[str], None] = lambda _: None,
   advance: Callable[[], object] = lambda: None,
@@ -152,7 +152,7 @@ def predict_slices(
 
 
 def score_predictions(
-  predictions: np.ndarray, data: sources.DataSet, slices: Sequence[int]
+  predictions: np.ndarray, data: data_set.DataSet, slices: Sequence[int]
 ) -> dict[str, Any]:
   """Scores predictions `[z, y, x]` of some slices of a data set.
 
@@ -168,7 +168,7 @@ def score_predictions(
 
 def score_slices(
   predictor: inference.Predictor,
-  data: sources.DataSet,
+  data: data_set.DataSet,
   slices: Sequence[int],
   log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:

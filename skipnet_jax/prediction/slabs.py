@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from skipnet_jax.data import data_set
 from skipnet_jax.data import labels
 from skipnet_jax.data import normalisation
 from skipnet_jax.data import ome_zarr_writer
-from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import inference
@@ -97,7 +97,7 @@ class SlabPredictor:
     """
     main, method = self._main, self._predictor.normalise
     own = main.slices(slab)
-    around = sources.neighbours(
+    around = data_set.neighbours(
       np.arange(own.start, own.stop), len(self._source), self._predictor.slices
     )
     needed = range(int(around.min()), int(around.max()) + 1)

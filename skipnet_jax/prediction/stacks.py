@@ -9,8 +9,8 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax import files
+from skipnet_jax.data import data_set
 from skipnet_jax.data import normalisation
-from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import inference
@@ -95,7 +95,7 @@ def predict_stack(
     read = functools.lru_cache(predictor.slices)(
       lambda z: grid.to_network(source.read(z))
     )
-    around = sources.neighbours(
+    around = data_set.neighbours(
       np.arange(len(source)), len(source), predictor.slices
     )
     images = (np.stack([read(int(i)) for i in slices]) for slices in around)

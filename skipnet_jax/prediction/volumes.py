@@ -15,6 +15,7 @@ from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax.data import chunk_store
 from skipnet_jax.data import normalisation
+from skipnet_jax.data import ome_zarr_metadata
 from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import blocks as blocks_lib
@@ -94,7 +95,7 @@ def predict_volume(
   calibration: Callable[[np.ndarray], np.ndarray] | None = None,
   tile: int = 0,
   overlap: int | None = None,
-  version: str = ome_zarr_writer.VERSIONS[0],
+  version: str = ome_zarr_metadata.VERSIONS[0],
   shards: Shards = Shards(),
   log: Callable[[str], None] = lambda _: None,
 ) -> str:
@@ -187,7 +188,7 @@ def predict_volume(
   for each in outputs:
     wanted = given | {'holds': each.holds, 'block': block}
     colours = each.dtype == np.uint8
-    found = ome_zarr_writer.begin(
+    found = ome_zarr_metadata.begin(
       each.path, wanted, source.metadata, version, colours
     )
     if not writers:
@@ -349,7 +350,7 @@ def _begun(
   """
   block = None
   for output in outputs:
-    found = ome_zarr_writer.read_settings(output.path)
+    found = ome_zarr_metadata.read_settings(output.path)
     if found is not None:
       block = found.get('block') if block is None else block
       wanted = {**given, 'holds': output.holds, 'block': block}

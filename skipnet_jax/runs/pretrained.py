@@ -20,7 +20,7 @@ from skipnet_jax import config as config_lib
 from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax import files
-from skipnet_jax.data import sources
+from skipnet_jax.data import data_set
 from skipnet_jax.runs import trained
 from skipnet_jax.runs import workdir
 
@@ -159,7 +159,7 @@ def export(
   save(buffer, **{name: np.asarray(flat[name]) for name in sorted(flat)})
   weights = buffer.getvalue()
   files.write_whole(folder / WEIGHTS, weights)
-  identity: sources.Identity = {**run.dataset, 'name': dataset}
+  identity: data_set.Identity = {**run.dataset, 'name': dataset}
   config = json.loads(run.config.to_json())
   # Where the data lay is nobody's business, and is nowhere now.
   config['data'] |= {'image': 'image.tif', 'label': 'labels.tif'}

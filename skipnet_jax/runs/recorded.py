@@ -12,7 +12,7 @@ import numpy as np
 from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import files
-from skipnet_jax.data import sources
+from skipnet_jax.data import data_set
 from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir
@@ -43,7 +43,7 @@ class RecordedRun:
   name: str
   path: pathlib.Path
   config: ml_collections.ConfigDict
-  dataset: sources.Identity
+  dataset: data_set.Identity
   environment: dict[str, Any]
   records: list[dict[str, Any]]
   summary: dict[str, Any]

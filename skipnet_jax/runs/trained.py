@@ -15,6 +15,7 @@ from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import models
 from skipnet_jax.data import chunk_store
+from skipnet_jax.data import data_set
 from skipnet_jax.data import sources
 from skipnet_jax.models import network
 from skipnet_jax.runs import checkpoint
@@ -23,7 +24,6 @@ from skipnet_jax.scores import scores
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import state as state_lib
 
-DataSet = sources.DataSet
 TrainState = state_lib.TrainState
 
 
@@ -42,7 +42,7 @@ class TrainedRun:
 
   path: pathlib.Path
   config: ml_collections.ConfigDict
-  dataset: sources.Identity
+  dataset: data_set.Identity
   model: network.Network
   variables: dict[str, Any]
   best_epoch: int
@@ -50,7 +50,7 @@ class TrainedRun:
   @property
   def pixel_size(self) -> float:
     """Side of a pixel of the training data in nanometres; 0: unknown."""
-    return sources.trained_pixel_size(self.dataset)
+    return data_set.trained_pixel_size(self.dataset)
 
   @property
   def warning(self) -> str:
@@ -135,7 +135,9 @@ def open_states(path: str | os.PathLike) -> tuple[TrainState, TrainState]:
   return best, latest[0] if latest else best
 
 
-def load_data(run: TrainedRun, image: str = '', label: str = '') -> DataSet:
+def load_data(
+  run: TrainedRun, image: str = '', label: str = ''
+) -> data_set.DataSet:
   """Loads the data set of a run's training.
 
   Args:

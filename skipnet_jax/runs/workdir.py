@@ -24,7 +24,7 @@ from skipnet_jax import environment as environment_lib
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import models
-from skipnet_jax.data import sources
+from skipnet_jax.data import data_set
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import plain_path
@@ -103,7 +103,7 @@ def _check_version(
   )
 
 
-def read_dataset(workdir: str | os.PathLike) -> sources.Identity:
+def read_dataset(workdir: str | os.PathLike) -> data_set.Identity:
   """Name, fingerprint and pixel size of a run's data set.
 
   Raises:
@@ -129,7 +129,7 @@ def _read(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, Any]]:
 def check(
   workdir: str | os.PathLike,
   config: ml_collections.ConfigDict,
-  data: sources.DataSet,
+  data: data_set.DataSet,
 ) -> pathlib.Path:
   """Makes the folder, or checks that it has the same config and data.
 
@@ -188,7 +188,7 @@ def check(
       f'{data.name!r} with other {changed_data}: choose another --workdir, or '
       'use the data of its first epochs.'
     )
-  if sources.is_old(old):
+  if data_set.is_old(old):
     _, content = _read(path)
     content['dataset'] = data.identity()
     files.write_json(path / 'config.json', content)
@@ -359,7 +359,7 @@ def require_shared(path: pathlib.Path, first: str) -> None:
 def describe(
   path: pathlib.Path,
   config: ml_collections.ConfigDict,
-  dataset: sources.Identity,
+  dataset: data_set.Identity,
   init_from: dict[str, Any] | None = None,
 ) -> None:
   """Writes config.json and environment.json.

@@ -9,9 +9,9 @@ import numpy as np
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.analysis.page import report
+from skipnet_jax.data import data_set
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import labels as labels_lib
-from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import run_predictor
 from skipnet_jax.runs import trained as runs_lib
@@ -116,7 +116,7 @@ def test_set_table(
     for samples in (0, 30):
       predictor = run_predictor.make_predictor(runs, mc_samples=samples)
       tiling = predictor.tiling(image.shape[1:], log=say)
-      around = sources.neighbours(
+      around = data_set.neighbours(
         np.arange(len(image)), len(image), predictor.slices
       )
       prediction = np.stack([predictor(image[i], tiling)[0] for i in around])

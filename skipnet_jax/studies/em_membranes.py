@@ -16,6 +16,7 @@ import scipy.ndimage
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_checks
+from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import files
@@ -272,37 +273,75 @@ def baseline(tissue: Tissue, fold: int) -> dict[str, float]:
   return {**_scores(blurred(held, sigma), tissue, held), 'sigma': sigma}
 
 
+def unscored(study: plan.Study, path: pathlib.Path) -> plan.Study:
+  """The study without the runs whose scores a results file has already.
+
+  Args:
+    study: from `make`.
+    path: scores.json of the results, as `measure` writes it; may be missing.
+
+  Raises:
+    InputError: the file has scores of a run with another config.
+  """
+  known = files.read_json(path).get('runs', {})
+  runs = {}
+  for name, config in study.runs.items():
+    if name not in known:
+      runs[name] = config
+    elif known[name]['config'] != config_identity.hash_of(config):
+      raise errors.InputError(
+        f'{path} has the scores of {name} with config {known[name]["config"]}, '
+        f'and its config is {config_identity.hash_of(config)} now: give '
+        'another --output, or move the file away.'
+      )
+  return dataclasses.replace(study, runs=runs)
+
+
 def measure(
-  study: plan.Study, folder: pathlib.Path, tissues: Sequence[Tissue], say: Say
+  study: plan.Study,
+  folder: pathlib.Path,
+  tissues: Sequence[Tissue],
+  path: pathlib.Path,
+  say: Say,
 ) -> dict[str, Any]:
-  """Scores all finished runs, and the baseline; what is known is kept.
+  """Scores the finished runs that have no scores, and the baseline.
+
+  Args:
+    study: from `make`.
+    folder: of its runs.
+    tissues: to score on.
+    path: scores.json of the results, written after each run. What it has is
+      kept.
+    say: called with each progress message.
 
   Returns:
-    Row to tissue to method to fold to scores; the content of scores.json in the
-    folder.
+    Row to tissue to method to fold to scores.
   """
-  path = folder / 'scores.json'
-  found = files.read_json(path)
+  content: dict[str, Any] = {'command': '', 'date': '', 'runs': {}, 'rows': {}}
+  content.update(files.read_json(path))
+  found = content['rows']
 
-  def missing(row: str, tissue: str, fold: str) -> bool:
-    known = found.get(row, {}).get(tissue, {})
-    return not all(fold in known.get(method, {}) for method in METHODS)
+  def write() -> None:
+    content.update(command=environment.command(), date=environment.now())
+    files.write_json(path, content)
 
-  for name, row in study.row_of.items():
-    fold = name.rpartition('_')[2]
+  for name, config in unscored(study, path).runs.items():
     if not (folder / name / 'summary.json').exists():
       continue
-    wanted = [t for t in tissues if missing(row, t.name, fold)]
-    if wanted:
-      fit(folder / name, fitted.Averaging(), say)
-    for tissue in wanted:
-      run = trained.open_run(folder / name)
+    row, _, fold = name.rpartition('_')
+    fit(folder / name, fitted.Averaging(), say)
+    run = trained.open_run(folder / name)
+    for tissue in tissues:
       by_method = score(run, tissue, tissue.fold(int(fold))[1])
       for method, each in by_method.items():
         say(f'{name} on {tissue.name}, {method}: {_shown(each)}')
         into = found.setdefault(row, {}).setdefault(tissue.name, {})
         into.setdefault(method, {})[fold] = each
-      files.write_json(path, found)
+    made = files.read_json(folder / name / 'environment.json')
+    kept = {key: made.get(key) for key in ('date', 'git')}
+    kept |= {'config': config_identity.hash_of(config)}
+    content['runs'][name] = kept
+    write()
   for tissue in tissues:
     into = found.setdefault(BASELINE, {}).setdefault(tissue.name, {})
     into = into.setdefault('thresholds', {})
@@ -310,7 +349,7 @@ def measure(
       if fold not in into:
         into[fold] = baseline(tissue, int(fold))
         say(f'{BASELINE} of {tissue.name}, fold {fold}: {_shown(into[fold])}')
-        files.write_json(path, found)
+        write()
   return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.analysis.page import report
-from skipnet_jax.data import sources
+from skipnet_jax.data import data_set
 from skipnet_jax.prediction import calibration
 from skipnet_jax.prediction import edge_fit
 from skipnet_jax.prediction import fitted
@@ -70,7 +70,7 @@ def measure(
 
 
 def score(
-  run: trained.TrainedRun, data: sources.DataSet, averaging_: fitted.Averaging
+  run: trained.TrainedRun, data: data_set.DataSet, averaging_: fitted.Averaging
 ) -> dict[str, dict[str, float] | None]:
   """Scores on the validation slices by each of METHODS.
 

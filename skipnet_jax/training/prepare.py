@@ -7,6 +7,7 @@ import ml_collections
 
 from skipnet_jax import config_checks
 from skipnet_jax import errors
+from skipnet_jax.data import data_set
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.models import layer_table
@@ -29,7 +30,7 @@ class Prepared:
 
   config: ml_collections.ConfigDict
   parallel: parallel_lib.Parallel
-  data: sources.DataSet
+  data: data_set.DataSet
   pipeline: pipeline_lib.Pipeline
   training: build_lib.Training
   arrays: pipeline_lib.Arrays

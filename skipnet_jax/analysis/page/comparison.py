@@ -19,6 +19,7 @@ from skipnet_jax.analysis.page import page_tables
 from skipnet_jax.analysis.page import point_figures
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
+from skipnet_jax.data import data_set
 from skipnet_jax.data import sources
 from skipnet_jax.runs import recorded
 from skipnet_jax.runs import trained
@@ -126,7 +127,7 @@ def of_runs(
 
 
 def at_init(
-  title: str, configs: dict[str, Config], data: sources.DataSet, log: Log
+  title: str, configs: dict[str, Config], data: data_set.DataSet, log: Log
 ) -> report.Page:
   """Compares networks before training, on one slice of the data.
 
@@ -242,7 +243,7 @@ def _point_figures(
 
 def _sharpness(
   run: recorded.RecordedRun,
-  data: sources.DataSet,
+  data: data_set.DataSet,
   initial: gradient_flow.Variables,
 ) -> dict[str, measure.Sharp]:
   """At the start, the best and the last epoch, on the first training slices."""
@@ -268,7 +269,7 @@ def _say_found(points: dict[str, measure.Point], log: Log) -> None:
     log(f'It names no skips; found: {"; ".join(map(str, found))}')
 
 
-def _warnings(data: Iterable[sources.DataSet]) -> list[str]:
+def _warnings(data: Iterable[data_set.DataSet]) -> list[str]:
   return list(dict.fromkeys(one.warning for one in data if one.warning))
 
 

@@ -28,7 +28,7 @@ from skipnet_jax.benchmarking.timing import hardware
 from skipnet_jax.benchmarking.timing import largest as largest_lib
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import pipeline
-from skipnet_jax.data import sources
+from skipnet_jax.data import slice_split
 
 # Compilations that search for the largest batch; each takes minutes.
 SEARCH = 2
@@ -216,7 +216,7 @@ def _steps_per_epoch(config: ml_collections.ConfigDict) -> int:
   if source == 'stack' or source.startswith('tfds:'):
     return 1
   count = config.data.slices if source == 'synthetic' else isbi2012.SHAPE[0]
-  train, _ = sources.split(
+  train, _ = slice_split.split(
     config.data.train, config.data.valid, count, config.seed
   )
   return pipeline.one_pass(len(train), config.train.batch_size)

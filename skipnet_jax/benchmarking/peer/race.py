@@ -34,6 +34,7 @@ from skipnet_jax import models
 from skipnet_jax import tables
 from skipnet_jax.benchmarking.timing import hardware
 from skipnet_jax.benchmarking.timing import turns
+from skipnet_jax.data import data_set
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.step import build as build_lib
@@ -96,7 +97,7 @@ def _torch_device(dtype: str) -> str:
 
 
 def _make_batch(
-  config: ml_collections.ConfigDict, data: sources.DataSet
+  config: ml_collections.ConfigDict, data: data_set.DataSet
 ) -> losses.Batch:
   """The first augmented examples; `batch_size` may be any number."""
   one = config.copy_and_resolve_references()
