@@ -10,6 +10,7 @@ import pytest
 
 from skipnet_jax.models import blocks
 from skipnet_jax.models import fused_block
+from skipnet_jax.step import flat
 
 
 class Two(nn.Module):
@@ -36,7 +37,14 @@ class Two(nn.Module):
 
 
 def measured(
-  fused, dtype, resample, short_skip, axis_name, devices=1, interpret=True
+  fused,
+  dtype,
+  resample,
+  short_skip,
+  axis_name,
+  devices=1,
+  interpret=True,
+  joined=True,
 ):
   """Outputs, running statistics, gradients of some function of the outputs."""
   module = Two(resample, short_skip, axis_name, dtype)
@@ -50,9 +58,13 @@ def measured(
     lambda a: jnp.asarray(rng.normal(0.2, 0.3, a.shape), precise), variables
   )
 
+  # The kernels read parameters where they lie in a vector, as in training, or
+  # from copies.
+  places = {'find': flat.join(variables['params']).find} if joined else {}
+
   def value(params, x):
     with (
-      fused_block.instead_of_blocks(interpret=interpret)
+      fused_block.instead_of_blocks(**places, interpret=interpret)
       if fused
       else contextlib.nullcontext()
     ):
@@ -108,6 +120,10 @@ def assert_equal(dtype, tolerance, *arguments):
 )
 def test_it_is_the_block_to_rounding(resample, short_skip, axis_name):
   assert_equal('float64', 1e-9, resample, short_skip, axis_name)
+
+
+def test_parameters_may_lie_in_no_vector():
+  assert_equal('float64', 1e-9, 'none', True, None, 1, True, False)
 
 
 def test_devices_that_share_a_batch_run_it_on_their_parts():

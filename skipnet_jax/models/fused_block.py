@@ -12,7 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from skipnet_jax.models import blocks
 from skipnet_jax.models import fused_norm
@@ -23,19 +25,26 @@ from skipnet_jax.models import skips
 Array = jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+# The vector that has a parameter, and where in it the parameter begins, by the
+# path of its module, its name and its shape; None if it is not in a vector.
+Find = Callable[
+  [tuple[str, ...], str, tuple[int, ...]], tuple[Array, int] | None
+]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def product(
   form: products.Form,
   passes: bool,
-  epsilon: float,
   axis_name: str | None,
   x: Array,
   scale: Array,
   shift: Array,
   kernel: Array,
   bias: Array | None,
+  where: tuple[Array, Any] | None,
   skip: Array | None,
-  words: tuple[Array, Array] | None,
+  words: products.Words | None,
   sums: Array | None,
 ) -> tuple[Array, Array, tuple[Array, Array], Array]:
   """BatchNorm, ReLU, 1x1 convolution, dropout and the sum with a skip.
@@ -43,13 +52,15 @@ def product(
   Args:
     form: see `products.Form`.
     passes: whether the second result is used.
-    epsilon: is added to the variance.
     axis_name: mapped axis of a pmapped call, or None.
     x: `[b, y, x, k]`.
     scale: of BatchNorm, `[k]`.
     shift: its bias, `[k]`.
     kernel: `[k, n]`.
     bias: `[n]`, or None.
+    where: a vector that has scale, shift and bias, and where each begins, as in
+      `products.Norm`: the kernels then read them there, and need no copies. Or
+      None.
     skip: is added, `[b, y, x, n]`, or None.
     words: see `products.forward`.
     sums: see `fused_norm.normalise`.
@@ -62,13 +73,13 @@ def product(
   return _forward(
     form,
     passes,
-    epsilon,
     axis_name,
     x,
     scale,
     shift,
     kernel,
     bias,
+    where,
     skip,
     words,
     sums,
@@ -79,55 +90,62 @@ def _matrix(x: Array | None) -> Array | None:
   return None if x is None else x.reshape(-1, x.shape[-1])
 
 
+def _of_all(sums: Any, axis_name: str | None) -> Any:
+  """Sums over a device's pixels become their mean over the devices."""
+  return sums if axis_name is None else lax.pmean(sums, axis_name)
+
+
+def _joined(scale: Array, shift: Array, bias: Array | None) -> Any:
+  """`where` of `product`, of a vector made for it."""
+  given = [a for a in (scale, shift, bias) if a is not None]
+  starts = np.cumsum([0, scale.size, shift.size], dtype=np.int32)
+  return jnp.concatenate(given), starts
+
+
 def _forward(
   form,
   passes,
-  epsilon,
   axis_name,
   x,
   scale,
   shift,
   kernel,
   bias,
+  where,
   skip,
   words,
   sums,
 ):
-  mean, variance, inverse = fused_norm.moments(epsilon, axis_name, x, sums)
-  rows = jnp.stack([mean, inverse, scale, shift])
+  powers = _of_all(fused_norm.power_sums(x, sums), axis_name)
+  vector, starts = where or _joined(scale, shift, bias)
+  norm = products.Norm(*powers, vector, starts)
   w = kernel.astype(x.dtype)
-  y, found = products.forward(
-    _matrix(x),
-    rows,
-    w,
-    None if bias is None else bias.astype(x.dtype)[None],
-    _matrix(skip),
-    words,
-    form,
-  )
+  y, found = products.forward(_matrix(x), norm, w, _matrix(skip), words, form)
   y = y.reshape(*x.shape[:-1], -1)
-  kept = x, rows, w, words, bias is None, skip is None
-  return (y, x, (mean, variance), found), kept
+  k = x.shape[-1]
+  mean, square = powers[0][:k] / form.pixels, powers[1][-k:] / form.pixels
+  kept = x, norm, w, words, skip is None
+  return (y, x, (mean, fused_norm.variance_of(mean, square)), found), kept
 
 
-def _backward(form, passes, epsilon, axis_name, kept, cotangents):
-  x, rows, w, words, unbiased, alone = kept
+def _backward(form, passes, axis_name, kept, cotangents):
+  x, norm, w, words, alone = kept
   dy, through = cotangents[:2]
   matrix = _matrix(dy)
-  dw, found = products.sums(_matrix(x), rows, w, matrix, words, form)
+  dw, found = products.sums(_matrix(x), norm, w, matrix, words, form)
   k = x.shape[-1]
-  of_shift, of_scale, of_bias = jnp.split(jnp.sum(found, 0), (k, 2 * k))
-  rows = jnp.concatenate(
-    [rows, jnp.stack(fused_norm.means((of_shift, of_scale), x, axis_name))]
-  )
+  found = jnp.sum(found, 0)
+  of_shift, of_scale, of_bias = jnp.split(found, (k, 2 * k))
+  found = _of_all(found, axis_name)
   added = _matrix(through) if passes else None
-  dx = products.backward(_matrix(x), rows, w, matrix, added, words, form)
+  dx = products.backward(_matrix(x), norm, w, matrix, found, added, words, form)
   return (
     dx.reshape(x.shape),
     of_scale,
     of_shift,
     jnp.sum(dw, 0),
-    None if unbiased else of_bias,
+    of_bias if form.biased else None,
+    None,
     None if alone else dy,
     None,
     None,
@@ -163,12 +181,14 @@ class _Block:
   Attributes:
     module: bound, in its compact method.
     known: sums over the activations of the network, as far as it is traced.
-    form: of products without dropout.
+    find: where the parameters are.
+    interpret: see `products.Form`.
   """
 
   module: blocks.BottleneckBlock
   known: _Sums
-  form: products.Form
+  find: Find
+  interpret: bool
 
   def call(self, x: Array, drop: bool) -> Array:
     """See `blocks.Block`."""
@@ -213,25 +233,35 @@ class _Block:
     """BatchNorm, ReLU and a 1x1 convolution; x again, see `product`."""
     m, norm = self.module, self._norm(index)
     params, kernel = norm.variables['params'], conv.variables['params']
-    form, words = self.form, None
+    pixels = x.size // x.shape[-1]
+    form = products.Form(
+      products.rows_of(_pixels(m, x)),
+      pixels,
+      norm.epsilon,
+      biased=biased,
+      interpret=self.interpret,
+    )
+    words = None
     if drop and m.dropout:
       dropout = layers.Dropout(m.dropout, m.axis_name)
-      layer = layers.dropout_layer(dropout.path)
-      form = dataclasses.replace(form, rate=m.dropout, layer=layer)
-      size = x.size // x.shape[-1] * conv.features
-      starts = jnp.arange(0, size, form.rows * m.features, dtype=jnp.uint32)
-      words = dropout.words(), starts + dropout.first(size)
+      form = dataclasses.replace(form, rate=m.dropout)
+      # Constants need no kernel, as a range would.
+      layer = np.asarray([layers.dropout_layer(dropout.path)], np.uint32)
+      first: Any = np.arange(0, pixels, form.rows, dtype=np.uint32)
+      if m.axis_name is not None:
+        first = first + dropout.first(pixels)
+      words = products.Words(dropout.words(), layer, first)
     with jax.named_scope(f'conv_{index}'):
       y, x, statistics, sums = product(
         form,
         passes,
-        norm.epsilon,
         norm.axis_name,
         x,
         params['scale'],
         params['bias'],
         kernel['kernel'][0, 0],
         kernel['bias'] if biased else None,
+        self._where(norm, conv if biased else None),
         skip,
         words,
         self.known.of(x),
@@ -254,6 +284,21 @@ class _Block:
       )
     self._keep_running(norm, mean, variance, before)
     return y
+
+  def _where(self, norm: nn.BatchNorm, conv: layers.Conv | None) -> Any:
+    """See `product`."""
+    named: list[tuple[nn.Module, str]] = [(norm, 'scale'), (norm, 'bias')]
+    if conv is not None:
+      named.append((conv, 'bias'))
+    places = [
+      self.find(module.path, name, module.variables['params'][name].shape)
+      for module, name in named
+    ]
+    found = [place for place in places if place is not None]
+    if len(found) < len(named):
+      return None
+    starts = [start for _, start in found]
+    return found[0][0], np.asarray((*starts, 0)[:3], np.int32)
 
   def _norm(self, index: int) -> nn.BatchNorm:
     m = self.module
@@ -291,11 +336,14 @@ def _pixels(module: blocks.BottleneckBlock, x: Array) -> int:
   return x.shape[1] * x.shape[2] // module._strides() ** 2
 
 
-def instead_of_blocks(interpret: bool = False) -> Any:
+def instead_of_blocks(
+  find: Find = lambda *_: None, interpret: bool = False
+) -> Any:
   """In this context, networks that train use it for `blocks.BottleneckBlock`.
 
   It takes those whose sides the kernels take, in bfloat16. With `interpret`,
-  of any dtype and on any platform, slowly.
+  of any dtype and on any platform, slowly. `find` says where the parameters
+  are.
   """
   known = _Sums()
 
@@ -310,8 +358,6 @@ def instead_of_blocks(interpret: bool = False) -> Any:
     x, train, drop = args
     if not _replaces(module, x, train, interpret):
       return next_fun(*args, **kwargs)
-    rows = products.rows_of(_pixels(module, x))
-    form = products.Form(rows, interpret=interpret)
-    return _Block(module, known, form).call(x, drop)
+    return _Block(module, known, find, interpret).call(x, drop)
 
   return nn.intercept_methods(intercept)

@@ -30,13 +30,36 @@ def total(a: Array, b: Array) -> tuple[Array, Array]:
   )
 
 
-def means(
+def _means(
   sums: tuple[Array, Array], x: Array, axis_name: str | None
 ) -> tuple[Array, Array]:
   """Divides sums over x, and those of all devices, by the number of pixels."""
   count = x.size // x.shape[-1]
   means = sums[0] / count, sums[1] / count
   return means if axis_name is None else lax.pmean(means, axis_name)
+
+
+def power_sums(x: Array, parts: Array | None) -> tuple[Array, Array]:
+  """The sums over pixels of x and of its square.
+
+  Args:
+    x: `[..., c]`.
+    parts: these sums, if they are known, see `normalise`.
+
+  Returns:
+    Those of x, the first c elements, and those of its square, the last c: if
+    they are known, twice the same array, so that nothing is copied.
+  """
+  if parts is None:
+    wide = layers.at_least_float32(x)
+    return total(wide, jnp.square(wide))
+  joined = jnp.sum(parts, 0)
+  return joined, joined
+
+
+def variance_of(mean: Array, square: Array) -> Array:
+  """The variance, from the means of values and of their squares."""
+  return jnp.maximum(0.0, square - jnp.square(mean))
 
 
 def _along(x: Array, ndim: int) -> Array:
@@ -73,22 +96,12 @@ def normalise(
   return _forward(epsilon, axis_name, then, x, scale, bias, sums)[0]
 
 
-def moments(
-  epsilon: float, axis_name: str | None, x: Array, sums: Array | None
-) -> tuple[Array, Array, Array]:
-  """Mean, variance and the inverse of the deviation of `normalise`."""
-  if sums is None:
-    wide = layers.at_least_float32(x)
-    both = total(wide, jnp.square(wide))
-  else:
-    both = tuple(jnp.sum(sums, 0).reshape(2, -1))
-  mean, square = means(both, x, axis_name)
-  variance = jnp.maximum(0.0, square - jnp.square(mean))
-  return mean, variance, lax.rsqrt(variance + epsilon)
-
-
 def _forward(epsilon, axis_name, then, x, scale, bias, sums):
-  mean, variance, inverse = moments(epsilon, axis_name, x, sums)
+  first, second = power_sums(x, sums)
+  c = x.shape[-1]
+  mean, square = _means((first[:c], second[-c:]), x, axis_name)
+  variance = variance_of(mean, square)
+  inverse = lax.rsqrt(variance + epsilon)
   y = _affine(x, scale, bias, mean, inverse)
   if then:
     y = jnp.maximum(y.astype(x.dtype), 0)
@@ -113,7 +126,7 @@ def _backward(epsilon, axis_name, then, kept, cotangents):
   centred = layers.at_least_float32(x) - _along(mean, x.ndim)
   standard = centred * _along(inverse, x.ndim)
   of_bias, of_scale = total(dy, dy * standard)
-  first, second = means((of_bias, of_scale), x, axis_name)
+  first, second = _means((of_bias, of_scale), x, axis_name)
   dx = dy - _along(first, x.ndim) - standard * _along(second, x.ndim)
   dx *= _along(scale * inverse, x.ndim)
   return dx.astype(x.dtype), of_scale, of_bias, None

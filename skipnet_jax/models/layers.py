@@ -253,9 +253,12 @@ def dropout_layer(path: Sequence[str]) -> int:
 
 
 def kept(
-  unit: jax.Array, layer: int, words: Sequence[Any] | jax.Array, rate: float
+  unit: jax.Array, layer: Any, words: Sequence[Any] | jax.Array, rate: float
 ) -> jax.Array:
-  """Whether dropout keeps units, by their number in the batch, uint32."""
+  """Whether dropout keeps units, by their number in the batch, uint32.
+
+  `layer` is a `dropout_layer`, `words` are from `Dropout.words`.
+  """
   mixed = _mix(_mix((unit * jnp.uint32(layer)) ^ words[0]) + words[1])
   return mixed >= jnp.uint32(rate * 2**32)
 

@@ -5,6 +5,9 @@ convolution after BatchNorm and ReLU it writes the normalised input and reads it
 again, in both directions. These kernels, in Pallas, normalise the input as they
 read it, and add bias, dropout and skip before they write. Arrays are matrices
 of pixels by channels.
+
+What differs between blocks of one shape is an operand: the compiler then makes
+one kernel for all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +24,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 
 Array = jax.Array
@@ -37,14 +41,18 @@ class Form:
   Attributes:
     rows: number of pixels in a part of the sums for gradients; it divides an
       image, so that each part lies on one device.
+    pixels: by which sums are divided for means.
+    epsilon: is added to the variance.
+    biased: whether the product has a bias.
     rate: of dropout; 0 for none.
-    layer: the number of the dropout layer, see `layers.kept`.
     interpret: whether it runs on a CPU, slowly, for tests.
   """
 
   rows: int
+  pixels: int
+  epsilon: float
+  biased: bool = True
   rate: float = 0.0
-  layer: int = 0
   interpret: bool = False
 
   @property
@@ -68,26 +76,57 @@ def fits(pixels: int, inputs: int, outputs: int) -> bool:
   )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Norm:
+  """The operands by which a kernel normalises x `[m, k]`.
+
+  Attributes:
+    sums: over pixels of x, the first k elements; in at least float32.
+    squares: the same of its square, the last k. May be the same array.
+    vector: has BatchNorm's scale and bias, and the product's bias; `[v]`.
+    starts: where each of the three begins, `[3]` int32.
+  """
+
+  sums: Array
+  squares: Array
+  vector: Array
+  starts: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """The operands by which dropout selects units, see `layers.kept`.
+
+  Attributes:
+    key: its words, `[2]` uint32.
+    layer: its number, `[1]` uint32.
+    first: the number of the first pixel of each part of `Form.rows` pixels,
+      `[p]` uint32.
+  """
+
+  key: Array
+  layer: Any
+  first: Any
+
+
 def forward(
   x: Array,
-  rows: Array,
+  norm: Norm,
   w: Array,
-  bias: Array | None,
   skip: Array | None,
-  words: tuple[Array, Array] | None,
+  words: Words | None,
   form: Form,
 ) -> tuple[Array, Array]:
   """`skip + dropout(relu(normalised x) @ w + bias)`.
 
   Args:
     x: `[m, k]`.
-    rows: `[4, k]`: mean of x, inverse of its deviation, BatchNorm's scale and
-      bias.
+    norm: see `Norm`.
     w: `[k, n]`, of x's dtype.
-    bias: `[1, n]`, of x's dtype, or None.
     skip: `[m, n]`, or None.
-    words: those of dropout, and the number of the first unit of each part of
-      `form.rows` rows, `[p]`; both uint32. Or None.
+    words: of dropout, or None.
     form: see `Form`.
 
   Returns:
@@ -97,16 +136,13 @@ def forward(
   split = form.rows // form.short
   part, pixel = ('(p q)', '(p q r)') if split > 1 else ('p', '(p r)')
   return _on_each_device(
-    functools.partial(
-      _forward, form=form, biased=bias is not None, skipped=skip is not None
-    ),
+    functools.partial(_forward, form=form, skipped=skip is not None),
     [
       (f'{pixel} k', x),
-      ('a k', rows),
+      *_of_norm(norm),
       ('k n', w),
-      ('b n', bias),
       (f'{pixel} n', skip),
-      *_named(words),
+      *_of_words(words),
     ],
     f'{pixel} n, {part} s',
     {'r': form.short} | ({'q': split} if split > 1 else {}),
@@ -115,16 +151,16 @@ def forward(
 
 def sums(
   x: Array,
-  rows: Array,
+  norm: Norm,
   w: Array,
   dy: Array,
-  words: tuple[Array, Array] | None,
+  words: Words | None,
   form: Form,
 ) -> tuple[Array, Array]:
   """Sums over pixels, for the gradients.
 
   Args:
-    x: see `forward`, also for `rows`, `w`, `words` and `form`.
+    x: see `forward`, also for `norm`, `w`, `words` and `form`.
     dy: gradient of its result, `[m, n]`.
 
   Returns:
@@ -136,10 +172,10 @@ def sums(
     functools.partial(_sums, form=form),
     [
       ('(p r) k', x),
-      ('a k', rows),
+      *_of_norm(norm),
       ('k n', w),
       ('(p r) n', dy),
-      *_named(words),
+      *_of_words(words),
     ],
     'p k n, p s',
     {'r': form.rows},
@@ -148,38 +184,50 @@ def sums(
 
 def backward(
   x: Array,
-  rows: Array,
+  norm: Norm,
   w: Array,
   dy: Array,
+  found: Array,
   through: Array | None,
-  words: tuple[Array, Array] | None,
+  words: Words | None,
   form: Form,
 ) -> Array:
   """The gradient of x, `[m, k]`.
 
   Args:
-    x: see `sums`, also for `w`, `dy`, `words` and `form`.
-    rows: `[6, k]`, those of `forward` and the means of the two sums over
-      gradients.
+    x: see `sums`, also for `norm`, `w`, `dy`, `words` and `form`.
+    found: the second result of `sums`, added over its parts.
     through: is added, `[m, k]`, or None.
   """
   return _on_each_device(
     functools.partial(_backward, form=form, added=through is not None),
     [
       ('(p r) k', x),
-      ('a k', rows),
+      *_of_norm(norm),
       ('k n', w),
       ('(p r) n', dy),
+      ('s', found),
       ('(p r) k', through),
-      *_named(words),
+      *_of_words(words),
     ],
     '(p r) k',
     {'r': form.rows},
   )
 
 
-def _named(words: tuple[Array, Array] | None) -> list[tuple[str, Any]]:
-  return [] if words is None else [('c', words[0]), ('p', words[1])]
+def _of_norm(norm: Norm) -> list[tuple[str, Any]]:
+  return [
+    ('a', norm.sums),
+    ('b', norm.squares),
+    ('v', norm.vector),
+    ('t', norm.starts),
+  ]
+
+
+def _of_words(words: Words | None) -> list[tuple[str, Any]]:
+  if words is None:
+    return []
+  return [('c', words.key), ('l', words.layer), ('p', words.first)]
 
 
 def _on_each_device(
@@ -250,15 +298,42 @@ def _wide(x: Array) -> Any:
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _activated(x: Array, rows_ref: Any, part: Any) -> tuple[Array, Array]:
+def _read(norm: Sequence[Any], which: int, column: Any, width: int) -> Array:
+  """Scale, bias, or the product's bias, of some columns."""
+  *_, vector_ref, starts_ref = norm
+  return vector_ref[pl.ds(starts_ref[which] + column, width)]
+
+
+def _moments(
+  norm: Sequence[Any], column: Any, width: int, k: int, form: Form
+) -> tuple[Array, Array]:
+  """Mean and inverse of the deviation of some columns of k."""
+  sums_ref, squares_ref = norm[:2]
+  mean = sums_ref[pl.ds(column, width)] / form.pixels
+  last = squares_ref.shape[0] - k
+  square = squares_ref[pl.ds(last + column, width)] / form.pixels
+  variance = fused_norm.variance_of(mean, square)
+  return mean, lax.rsqrt(variance + form.epsilon)
+
+
+def _activated(
+  x: Array, norm: Sequence[Any], column: Any, k: int, form: Form
+) -> tuple[Array, Array]:
   """A tile of x, standardised, and the same with scale and bias, of x's dtype.
 
-  `rows_ref` has the rows of `forward` or more, of which `part` is used.
+  Args:
+    x: `[rows, columns]`.
+    norm: references to the operands of `Norm`.
+    column: the tile's first.
+    k: number of columns of the matrix.
+    form: see `Form`.
   """
-  mean, inverse, scale, bias = (rows_ref[i, part][None] for i in range(4))
-  centred = layers.at_least_float32(x) - mean
-  y = centred * (inverse * scale) + bias
-  return centred * inverse, y.astype(x.dtype)
+  width = x.shape[1]
+  mean, inverse = _moments(norm, column, width, k, form)
+  scale, bias = (_read(norm, which, column, width) for which in (0, 1))
+  centred = layers.at_least_float32(x) - mean[None]
+  y = centred * (inverse * scale)[None] + bias[None]
+  return centred * inverse[None], y.astype(x.dtype)
 
 
 def _dropped(
@@ -269,21 +344,21 @@ def _dropped(
   Args:
     y: `[rows, columns]` of a matrix of `width` columns.
     form: see `Form`.
-    words: the references to `words` of `forward`, or none.
+    words: references to the operands of `Words`, or none.
     row: the tile's first.
     column: the tile's first.
     width: see y.
   """
   if not words:
     return y
-  key_ref, first_ref = words
+  key_ref, layer_ref, first_ref = words
   part = row // form.rows
   unit = lax.broadcasted_iota(jnp.int32, y.shape, 0) * width
   unit += lax.broadcasted_iota(jnp.int32, y.shape, 1)
   unit += (row - part * form.rows) * width + column
   key = [key_ref[0], key_ref[1]]
-  unit = unit.astype(jnp.uint32) + first_ref[part]
-  keep = layers.kept(unit, form.layer, key, form.rate)
+  unit = unit.astype(jnp.uint32) + first_ref[part] * jnp.uint32(width)
+  keep = layers.kept(unit, layer_ref[0], key, form.rate)
   scale = jnp.asarray(1 / (1 - form.rate), y.dtype)
   return jnp.where(keep, y * scale, jnp.zeros_like(y))
 
@@ -292,20 +367,23 @@ def _whole(*arrays: Array) -> list[pl.BlockSpec]:
   return [pl.BlockSpec(a.shape, lambda *_, n=a.ndim: (0,) * n) for a in arrays]
 
 
-def _forward(x, rows, w, *others, form: Form, biased: bool, skipped: bool):
+def _forward(x, *operands, form: Form, skipped: bool):
+  *norm, w = operands[:5]
+  others = operands[5:]
   (m, k), n = x.shape, w.shape[1]
-  length, more = form.short, biased + skipped
+  length = form.short
   tm, tk, tn = _ROWS, min(k, _COLUMNS), min(n, 2 * _COLUMNS)
   wide = _wide(x)
 
-  def kernel(x_ref, rows_ref, w_ref, *refs):
-    *refs, out_ref, sums_ref = refs
+  def kernel(x_ref, *refs):
+    *norm, w_ref = refs[:5]
+    *refs, out_ref, sums_ref = refs[5:]
     start, column = pl.program_id(0) * length, pl.program_id(1) * tn
 
     def product(row):
       def add(i, total):
         part = pl.ds(i * tk, tk)
-        _, y = _activated(x_ref[row, part], rows_ref, part)
+        _, y = _activated(x_ref[row, part], norm, i * tk, k, form)
         y = jnp.maximum(y, jnp.zeros_like(y))
         return total + jnp.dot(y, w_ref[part, :], preferred_element_type=wide)
 
@@ -314,11 +392,11 @@ def _forward(x, rows, w, *others, form: Form, biased: bool, skipped: bool):
     def tile(i, totals):
       row = pl.ds(i * tm, tm)
       y = product(row).astype(x.dtype)
-      if biased:
-        y += refs[0][0, :][None]
-      y = _dropped(y, form, refs[more:], start + i * tm, column, n)
+      if form.biased:
+        y += _read(norm, 2, column, tn).astype(x.dtype)[None]
+      y = _dropped(y, form, refs[skipped:], start + i * tm, column, n)
       if skipped:
-        y += refs[biased][row, :]
+        y += refs[0][row, :]
       out_ref[row, :] = y
       y = y.astype(wide)
       return totals[0] + jnp.sum(y, 0), totals[1] + jnp.sum(y * y, 0)
@@ -337,32 +415,33 @@ def _forward(x, rows, w, *others, form: Form, biased: bool, skipped: bool):
     out_shape=(jax.ShapeDtypeStruct((m, n), x.dtype), totals),
     in_specs=[
       pl.BlockSpec((length, k), lambda i, j: (i, 0)),
-      *_whole(rows),
+      *_whole(*norm),
       pl.BlockSpec((k, tn), lambda i, j: (0, j)),
-      *[pl.BlockSpec((1, tn), lambda i, j: (0, j))] * biased,
       *[out] * skipped,
-      *_whole(*others[more:]),
+      *_whole(*others[skipped:]),
     ],
     out_specs=(out, pl.BlockSpec((None, 2 * n), lambda i, j: (i, 0))),
-  )(x, rows, w, *others)
+  )(x, *operands)
 
 
-def _sums(x, rows, w, dy, *words, form: Form):
+def _sums(x, *operands, form: Form):
+  *norm, w, _ = operands[:6]
   (m, k), n = x.shape, w.shape[1]
   # Programs of the same pixels find them in the L2 cache.
   tk = max(16, min(_COLUMNS, k // 4, 8192 // n))
   tm = max(16, min(_ROWS, 8192 // n))
   wide = _wide(x)
 
-  def kernel(x_ref, rows_ref, w_ref, dy_ref, *refs):
-    *words, dw_ref, sums_ref = refs
+  def kernel(x_ref, *refs):
+    *norm, w_ref, dy_ref = refs[:6]
+    *words, dw_ref, sums_ref = refs[6:]
     column, start = pl.program_id(0) * tk, pl.program_id(1) * form.rows
 
     def add(i, totals):
       dw, first, second, bias = totals
       row = pl.ds(i * tm, tm)
       g = _dropped(dy_ref[row, :], form, words, start + i * tm, 0, n)
-      standard, y = _activated(x_ref[row, :], rows_ref, slice(None))
+      standard, y = _activated(x_ref[row, :], norm, column, k, form)
       positive = y > 0
       y = jnp.where(positive, y, jnp.zeros_like(y))
       dw += jnp.dot(y.T, g, preferred_element_type=wide)
@@ -393,26 +472,29 @@ def _sums(x, rows, w, dy, *words, form: Form):
     out_shape=(out((parts, k, n)), out((parts, 2 * k + n))),
     in_specs=[
       pl.BlockSpec((form.rows, tk), lambda i, j: (j, i)),
-      pl.BlockSpec((rows.shape[0], tk), lambda i, j: (0, i)),
+      *_whole(*norm),
       pl.BlockSpec((tk, n), lambda i, j: (i, 0)),
       pl.BlockSpec((form.rows, n), lambda i, j: (j, 0)),
-      *_whole(*words),
+      *_whole(*operands[6:]),
     ],
     out_specs=(
       pl.BlockSpec((None, tk, n), lambda i, j: (j, i, 0)),
       pl.BlockSpec((None, 2 * k + n), lambda i, j: (j, 0)),
     ),
-  )(x, rows, w, dy, *words)
+  )(x, *operands)
 
 
-def _backward(x, rows, w, dy, *others, form: Form, added: bool):
+def _backward(x, *operands, form: Form, added: bool):
+  *norm, w, _, found = operands[:7]
+  others = operands[7:]
   (m, k), n = x.shape, w.shape[1]
   tm, tk, tn = _ROWS, min(k, _COLUMNS), min(n, _COLUMNS)
   wide = _wide(x)
 
-  def kernel(x_ref, rows_ref, w_ref, dy_ref, *refs):
-    *refs, out_ref = refs
-    start = pl.program_id(0) * tm
+  def kernel(x_ref, *refs):
+    *norm, w_ref, dy_ref, found_ref = refs[:7]
+    *refs, out_ref = refs[7:]
+    start, column = pl.program_id(0) * tm, pl.program_id(1) * tk
 
     def add(i, total):
       part = pl.ds(i * tn, tn)
@@ -420,10 +502,15 @@ def _backward(x, rows, w, dy, *others, form: Form, added: bool):
       return total + jnp.dot(g, w_ref[:, part].T, preferred_element_type=wide)
 
     of_y = lax.fori_loop(0, n // tn, add, jnp.zeros((tm, tk), wide))
-    standard, y = _activated(x_ref[...], rows_ref, slice(None))
+    standard, y = _activated(x_ref[...], norm, column, k, form)
     of_y = jnp.where(y > 0, of_y, jnp.zeros_like(of_y))
-    inverse, scale, first, second = (rows_ref[i, :][None] for i in (1, 2, 4, 5))
-    dx = (of_y - first - standard * second) * (scale * inverse)
+    _, inverse = _moments(norm, column, tk, k, form)
+    scale = _read(norm, 0, column, tk)
+    first, second = (
+      found_ref[pl.ds(i * k + column, tk)] / form.pixels for i in (0, 1)
+    )
+    dx = of_y - first[None] - standard * second[None]
+    dx *= (scale * inverse)[None]
     if added:
       dx += refs[0][...].astype(wide)
     out_ref[...] = dx.astype(x.dtype)
@@ -436,11 +523,12 @@ def _backward(x, rows, w, dy, *others, form: Form, added: bool):
     out_shape=jax.ShapeDtypeStruct((m, k), x.dtype),
     in_specs=[
       tile,
-      pl.BlockSpec((rows.shape[0], tk), lambda i, j: (0, j)),
+      *_whole(*norm),
       pl.BlockSpec((tk, n), lambda i, j: (j, 0)),
       pl.BlockSpec((tm, n), lambda i, j: (i, 0)),
+      *_whole(found),
       *[tile] * added,
       *_whole(*others[added:]),
     ],
     out_specs=tile,
-  )(x, rows, w, dy, *others)
+  )(x, *operands)

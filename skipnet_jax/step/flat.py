@@ -132,6 +132,27 @@ class Flat:
       return _cut(self)
     return _split(self)
 
+  def find(
+    self, path: Sequence[str], name: str, shape: tuple[int, ...]
+  ) -> tuple[Any, int] | None:
+    """The vector that has a parameter, and where in it this one begins.
+
+    Args:
+      path: of its module.
+      name: of the parameter.
+      shape: of the parameter.
+
+    Returns:
+      None if there is no such array: a module in a scan has a part of one.
+    """
+    place = self.layout.by_path
+    for key in (*path, name):
+      place = place.get(key) if isinstance(place, dict) else None
+    if not isinstance(place, Place) or place.shape != shape:
+      return None
+    owner, kind = place.group
+    return self.vectors[owner][kind], place.start
+
 
 def _cut(flat: Flat) -> Any:
   def cut(place):

@@ -95,7 +95,7 @@ def make_train_step(
         if form != 'plain':
           forms.enter_context(norm_lib.instead_of_flax())
         if form == 'pallas':
-          forms.enter_context(fused_block.instead_of_blocks())
+          forms.enter_context(fused_block.instead_of_blocks(state.params.find))
           forms.enter_context(gpu_layers.instead_of_layers())
         outputs, batch_stats = apply_training(
           model, params, variables['batch_stats'], batch, _rngs(state)
