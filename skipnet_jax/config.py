@@ -182,7 +182,7 @@ def get_default() -> ConfigDict:
   # least one.
   t.steps_per_epoch = 0
   t.epochs = 500  # A finished run trains on if it is raised.
-  # Folder of a run, or pretrained:NAME of a network that ships: training begins
+  # Folder of a run, or pretrained:NAME of a pretrained network: training begins
   # with the parameters and the BatchNorm statistics that predict would take
   # from it; steps and the optimizer's state begin anew. '': random values. Only
   # the first start reads it.

@@ -2,7 +2,7 @@
 
 `python -m skipnet_jax.export --workdir=RUN --output=network.jax`
 
-With a network that ships: `python -m skipnet_jax.export
+With a pretrained network: `python -m skipnet_jax.export
 --pretrained=em_membranes --output=network.jax`
 """
 
@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run.')
 _PRETRAINED = flags.DEFINE_string(
   'pretrained',
   None,
-  'Instead of --workdir: the name of a network that ships, such as '
+  'Instead of --workdir: the name of a pretrained network, such as '
   'em_membranes (docs/pretrained.md).',
 )
 _OUTPUT = flags.DEFINE_string(
@@ -43,8 +43,8 @@ def main() -> None:
   """Exports a network."""
   if bool(_WORKDIR.value) == bool(_PRETRAINED.value):
     cli.refuse(
-      'Give either --workdir, a run of your own, or --pretrained, a network '
-      'that ships, such as --pretrained=em_membranes.'
+      'Give either --workdir, a run of your own, or --pretrained, the name of '
+      'a network of the package, such as --pretrained=em_membranes.'
     )
   output = pathlib.Path(cli.require(_OUTPUT))
   if output.suffix not in ('.jax', '.onnx', '.zip'):

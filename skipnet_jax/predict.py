@@ -2,7 +2,7 @@
 
 `python -m skipnet_jax.predict --workdir=RUN --input=stack.tif --output=out.tif`
 
-With a network that ships: `python -m skipnet_jax.predict
+With a pretrained network: `python -m skipnet_jax.predict
 --pretrained=em_membranes --input=stack.tif --output=out.tif`
 """
 
@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_list(
 _PRETRAINED = flags.DEFINE_string(
   'pretrained',
   None,
-  'Instead of --workdir: the name of a network that ships, such as '
+  'Instead of --workdir: the name of a pretrained network, such as '
   'em_membranes (docs/pretrained.md).',
 )
 _INPUT = flags.DEFINE_string(
@@ -130,8 +130,8 @@ def main() -> None:
   """Predicts a stack."""
   if bool(_WORKDIR.value) == bool(_PRETRAINED.value):
     cli.refuse(
-      'Give either --workdir, a run of your own, or --pretrained, a network '
-      'that ships, such as --pretrained=em_membranes.'
+      'Give either --workdir, a run of your own, or --pretrained, the name of '
+      'a network of the package, such as --pretrained=em_membranes.'
     )
   source_path, output = cli.require(_INPUT), cli.require(_OUTPUT)
   of_cells = _SEGMENTATION.value, _OVERLAY.value, _MEASURE.value

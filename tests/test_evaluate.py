@@ -10,8 +10,6 @@ import pytest
 import scipy.ndimage
 import tifffile
 
-from skipnet_jax import config_checks
-from skipnet_jax.data import sources
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import scoring
 from skipnet_jax.prediction import inference
@@ -427,9 +425,3 @@ def test_warns_of_an_inverted_prediction(score, pair, tmp_path):
   assert 'looks inverted' in done.err
   found = json.loads((tmp_path / 's.json').read_text())
   assert 'prediction.tif: the prediction looks inverted' in found['warning']
-
-
-def test_made_configs_are_valid():
-  config = made_runs.small_config()
-  config_checks.validate(config)
-  assert sources.load(config).valid == (4, 5)

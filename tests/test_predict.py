@@ -416,7 +416,7 @@ def test_refuses_a_missing_flag(command, flag):
   assert done.err.startswith(f'error: {said}')
 
 
-def test_refuses_a_run_and_a_network_that_ships(command):
+def test_refuses_a_run_and_a_pretrained_network(command):
   given = (
     '--workdir=w',
     '--pretrained=em_membranes',

@@ -5,9 +5,17 @@ import made_runs
 import numpy as np
 import pytest
 
+from skipnet_jax import config_checks
+from skipnet_jax.data import sources
 from skipnet_jax.runs import trained
 from skipnet_jax.step import flat
 from skipnet_jax.step import parallel
+
+
+def test_made_configs_are_valid():
+  config = made_runs.small_config()
+  config_checks.validate(config)
+  assert sources.load(config).valid == (4, 5)
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'sharded'])

@@ -199,7 +199,7 @@ def test_what_begins_with_random_values_refuses_a_warm_start(source):
   config_checks.require_random_start(config, 'a benchmark')
 
 
-def test_a_network_that_ships_is_named_by_its_name(
+def test_a_pretrained_network_is_named_by_its_name(
   source, tmp_path, monkeypatch
 ):
   run = trained.open_run(source)

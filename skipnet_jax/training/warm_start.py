@@ -33,7 +33,7 @@ from skipnet_jax.training import processes
 Record = dict[str, Any]
 # By the path of each array in Flax's trees.
 _Arrays = dict[tuple[Any, ...], Any]
-# Before the name of a network that ships.
+# Before the name of a pretrained network.
 SHIPPED = 'pretrained:'
 # Layers that a message names, and that a line on skipped ones names.
 _NAMED, _LISTED = 3, 20
@@ -81,7 +81,7 @@ def check_source(value: str) -> None:
 
 
 def open_source(value: str) -> trained.TrainedRun:
-  """The run, or the network that ships, that `train.init_from` names.
+  """The run, or the pretrained network, that `train.init_from` names.
 
   All that a warm start takes are its `variables`, `config`, `dataset`, `path`
   and `best_epoch`.
