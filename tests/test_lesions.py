@@ -57,6 +57,12 @@ def test_a_lesion_is_a_network_built_without_the_branch(
     assert abs(bce - expected[0]) > 1e-4
 
 
+def test_depth_counts_the_layers_before_a_sum(both):
+  # Before s1 first, a and b; then c; then d; then the gate and the classifier.
+  np.testing.assert_allclose(both[0].depth, [3 / 7, 4 / 7, 5 / 7])
+  np.testing.assert_allclose(both[1].depth, [1 / 6, 3 / 6, 5 / 6])
+
+
 def test_shares_are_of_the_norms_in_the_sum(both, stack, variables):
   kept = {}
 

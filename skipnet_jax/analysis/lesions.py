@@ -31,6 +31,8 @@ class Lesions:
   Attributes:
     names: of the skips, in call order.
     kinds: 'short' or 'long'.
+    depth: share of the network's layers that are called before the skip's sum,
+      `[n]`; of skips without a name, their place in the order of the skips.
     bce: binary cross-entropy in nats without each branch, `[n]`.
     v_rand: V_rand without it, the best over the challenge's thresholds, `[n]`.
     share: norm of the branch over that of the whole sum, or of all channels.
@@ -40,6 +42,7 @@ class Lesions:
 
   names: tuple[str, ...]
   kinds: tuple[str, ...]
+  depth: np.ndarray
   bce: np.ndarray
   v_rand: np.ndarray
   share: np.ndarray
@@ -53,6 +56,7 @@ class _Branches:
   Attributes:
     kinds: of their skips.
     names: of their skips.
+    depth: see `Lesions`.
   """
 
   def __init__(
@@ -63,12 +67,23 @@ class _Branches:
   ):
     self._model = model
     found: list[tuple[str, str]] = []
+    layers: list[str] = []
+    before: list[int] = []
 
     def record(kind: str, name: str, *sides: Any) -> tuple:
       found.append((kind, name))
+      before.append(len(layers))
       return sides
 
-    with joins_lib.named(record):
+    def count(next_fun: Callable, args: tuple, kwargs: dict, context: Any):
+      result = next_fun(*args, **kwargs)
+      module = context.module
+      called = context.method_name == '__call__'
+      if called and 'kernel' in module.variables.get('params', {}):
+        layers.append(module.name)
+      return result
+
+    with joins_lib.named(record), nn.intercept_methods(count):
       program = jax.make_jaxpr(self._forward)(variables, image)
     self._joins: tuple[joins_lib.Join, ...] = ()
     if not found:
@@ -77,6 +92,9 @@ class _Branches:
       found = [(join.kind, join.name) for join in self._joins]
     self.kinds = tuple(kind for kind, _ in found)
     self.names = tuple(name for _, name in found)
+    self.depth = np.asarray(before) / max(1, len(layers))
+    if self._joins:
+      self.depth = (np.arange(len(found)) + 0.5) / len(found)
 
   def _forward(self, variables: gradient_flow.Variables, image: Array) -> Array:
     outputs: Any = self._model.apply(variables, image, train=False)
@@ -177,6 +195,7 @@ def measure(
   return Lesions(
     names=branches.names,
     kinds=branches.kinds,
+    depth=branches.depth,
     bce=np.array([bce for bce, _ in rows]),
     v_rand=np.array([v_rand for _, v_rand in rows]),
     share=np.sqrt(branch / np.maximum(total, tiny)),

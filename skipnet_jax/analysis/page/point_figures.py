@@ -189,7 +189,6 @@ def lesions(
 ) -> figures.FigureWithData:
   """What trained networks lose without each branch, by depth."""
   figure, axes = figures.make_grid(4, 3.2)
-  places = figures.mark_depth(axes, [each.names for each in lost.values()])
   columns = {
     run: {
       'bce_added': each.bce - each.whole[0],
@@ -199,17 +198,20 @@ def lesions(
     }
     for run, each in lost.items()
   }
+  axes[0].set_yscale('symlog', linthresh=0.01)
   for ax, (quantity, title) in zip(axes, _LESIONS.items(), strict=True):
-    for (run, each), x, colour in zip(
-      lost.items(), places, plots.CYCLE, strict=False
-    ):
+    # Else markers at the edges are cut.
+    ax.margins(y=0.1)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_xlabel('depth of the sum, input 0 to output 1')
+    for (run, each), colour in zip(lost.items(), plots.CYCLE, strict=False):
       kinds = np.array(each.kinds)
       for kind, marker in (('short', '.'), ('long', 'D')):
         of_kind = kinds == kind
         if not of_kind.any():
           continue
         ax.plot(
-          x[of_kind],
+          each.depth[of_kind],
           columns[run][quantity][of_kind],
           marker,
           color=colour,
@@ -219,8 +221,12 @@ def lesions(
     ax.axhline(0, color='0.6', lw=0.6)
     ax.set_title(title, fontsize=9)
     ax.grid(axis='y', alpha=0.3)
-  axes[0].set_yscale('symlog', linthresh=0.01)
-  axes[0].legend(fontsize=7)
+  figure.legend(
+    *axes[0].get_legend_handles_labels(),
+    fontsize=7,
+    ncols=4,
+    loc='outside lower center',
+  )
   figure.suptitle(f'Networks that lack one branch, input left: {dataset}')
   return figures.FigureWithData(
     'lesions',
@@ -229,12 +235,13 @@ def lesions(
     'of a short skip the residual branch, of a long one the side of the '
     'contracting path. BCE in nats and V_rand are of the centres of the '
     'validation slices, with running statistics; the axis of BCE is linear '
-    'below 0.01. Below: how much of each sum the branch is.',
+    'below 0.01. Depth: the share of the layers that are called before the '
+    'sum. Below: how much of each sum the branch is.',
     figure,
-    ('run', 'number', 'skip', 'kind', 'bce', 'v_rand', *_LESIONS),
+    ('run', 'depth', 'skip', 'kind', 'bce', 'v_rand', *_LESIONS),
     [
       (
-        *(run, i, name, each.kinds[i]),
+        *(run, float(each.depth[i]), name, each.kinds[i]),
         *(float(each.bce[i]), float(each.v_rand[i])),
         *(float(columns[run][key][i]) for key in _LESIONS),
       )
