@@ -114,6 +114,22 @@ def test_the_tables_hold_what_was_recorded(made):
     np.testing.assert_allclose(losses, run.curve('valid_loss'), rtol=1e-5)
 
 
+def test_tables_are_files_too(made):
+  runs, page, out = made
+  names = [table.name for table in page.tables if table.name]
+  assert sorted(names) == sorted(report.TABLES)
+  for table in page.tables:
+    if table.name:
+      first = read(out, table.name)[0]
+      assert list(first) == list(table.columns)
+  rows = {row['run']: row for row in read(out, 'scores')}
+  for run in runs:
+    least = min(run.curve('valid_loss'))
+    assert float(rows[run.name]['validation loss']) == pytest.approx(least)
+  differing = {row['run'] for row in read(out, 'differences')}
+  assert differing == {run.name for run in runs}
+
+
 def test_the_shares_add_up_in_the_tables(made):
   _, _, out = made
   for row in read(out, 'split'):

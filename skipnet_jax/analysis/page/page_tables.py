@@ -44,6 +44,7 @@ def sharpness(sharp: dict[str, dict[str, measure.Sharp]]) -> report.Table:
       *('eigenvalue', 'ratio', 'with P', 'ratio with P'),
     ),
     rows,
+    'sharpness',
   )
 
 
@@ -79,8 +80,9 @@ def differences(configs: dict[str, Config]) -> report.Table:
   return report.Table(
     'What was compared',
     text if varied else 'No field differs.',
-    ('', *varied),
+    ('run', *varied),
     list(zip(configs, *cells, strict=True)),
+    'differences',
   )
 
 
@@ -91,7 +93,10 @@ def least_trained(runs: Runs) -> report.Table:
     'The stage with the smallest change of its weights, and the one with the '
     'smallest gradient, in the last half of the epochs. Each is divided by the '
     'mean over all convolutions; all means are geometric.',
-    ('run', 'least net change', 'of the mean', 'least gradient', 'of the mean'),
+    (
+      *('run', 'least net change', 'its share of the mean'),
+      *('least gradient', 'share of the mean'),
+    ),
     [
       (
         run.name,
@@ -104,6 +109,7 @@ def least_trained(runs: Runs) -> report.Table:
       )
       for run in runs
     ],
+    'least_trained',
   )
 
 
@@ -130,8 +136,10 @@ def scores(runs: Runs) -> report.Table:
     "the best over the challenge's thresholds.",
     (
       *('run', 'convolutions', 'parameters', 'best epoch'),
-      *('train loss', 'with L2', 'validation loss', 'with L2'),
+      *('train loss', 'train loss with L2'),
+      *('validation loss', 'validation loss with L2'),
       *('constant BCE', 'V_rand', 'V_info'),
     ),
     rows,
+    'scores',
   )

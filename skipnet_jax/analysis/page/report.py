@@ -19,6 +19,7 @@ from skipnet_jax.analysis.page import figures
 from skipnet_jax.runs import workdir
 
 PAGE = 'report.html'
+TABLES = ('differences', 'scores', 'least_trained', 'sharpness')
 # In every page.
 _SIGN = '<a href="#made">How it was made</a>'
 
@@ -32,12 +33,14 @@ class Table:
     text: what its columns mean.
     columns: their names.
     rows: str, int or float cells; None for an empty cell.
+    name: of its CSV file, one of `TABLES`; '' for none.
   """
 
   title: str
   text: str
   columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
+  name: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,7 @@ def check_files(
   """
   folder = pathlib.Path(folder)
   names = [f'{n}{end}' for n in figures.NAMES for end in ('.png', '.csv')]
+  names += [f'{name}.csv' for name in TABLES]
   try:
     text = (folder / PAGE).read_text()
   except (OSError, ValueError):
@@ -137,7 +141,9 @@ def check(
 
 
 def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
-  """Writes report.html, and a PNG and a CSV file of each figure beside it.
+  """Writes report.html; beside it a PNG and a CSV file of each figure.
+
+  Tables that have a name become CSV files too.
 
   Returns:
     The page's path.
@@ -163,11 +169,14 @@ def write(folder: pathlib.Path, page: Page) -> pathlib.Path:
   files.write_whole(path, text)
   for one in page.figures:
     files.write_whole(folder / f'{one.name}.png', images[one.name])
+  written: list[figures.FigureWithData | Table] = [*page.figures]
+  written += [table for table in page.tables if table.name]
+  for each in written:
     rows = (
       [f'{v:.6g}' if isinstance(v, float) else v for v in row]
-      for row in one.rows
+      for row in each.rows
     )
-    files.write_csv(folder / f'{one.name}.csv', one.columns, rows)
+    files.write_csv(folder / f'{each.name}.csv', each.columns, rows)
   return path
 
 
