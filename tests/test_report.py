@@ -125,7 +125,7 @@ def test_tables_are_files_too(made):
   rows = {row['run']: row for row in read(out, 'scores')}
   for run in runs:
     least = min(run.curve('valid_loss'))
-    assert float(rows[run.name]['validation loss']) == pytest.approx(least)
+    assert float(rows[run.name]['valid loss']) == pytest.approx(least)
   differing = {row['run'] for row in read(out, 'differences')}
   assert differing == {run.name for run in runs}
 

@@ -136,8 +136,7 @@ def scores(runs: Runs) -> report.Table:
     "the best over the challenge's thresholds.",
     (
       *('run', 'convolutions', 'parameters', 'best epoch'),
-      *('train loss', 'train loss with L2'),
-      *('validation loss', 'validation loss with L2'),
+      *('train loss', 'train + L2', 'valid loss', 'valid + L2'),
       *('constant BCE', 'V_rand', 'V_info'),
     ),
     rows,
