@@ -21,8 +21,8 @@ class ShortSkip(nn.Module):
     self.resample = resample
     self.projection = None
     if channels != features:
-      stride = 2 if resample == 'down' else 1
-      self.projection = nn.Conv2d(channels, features, 1, stride)
+      step = 2 if resample == 'down' else 1
+      self.projection = torch_layers.Pointwise(channels, features, step)
 
   def forward(self, residual: Tensor, x: Tensor) -> Tensor:
     """Adds x to residual, in place."""
@@ -89,7 +89,7 @@ class Block(nn.Module):
       self.conv_2 = nn.Conv2d(features, features, 3, padding=1)
     else:
       inner = features // 4
-      self.conv_1 = nn.Conv2d(channels, inner, 1, 1 + down)
+      self.conv_1 = torch_layers.Pointwise(channels, inner, 1 + down)
       relu(2, inner)
       self.conv_2 = nn.Conv2d(inner, inner, 3, padding=1)
       relu(3, inner)
