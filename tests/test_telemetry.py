@@ -169,3 +169,11 @@ def test_gates_are_summed_over_the_examples_that_count():
     assert found[f'gate/{name}/passing'] == pytest.approx(passing, rel=1e-6)
   assert len(found) == 6
   assert telemetry.gate_sums({}, jnp.asarray(counts)) == {}
+
+
+def test_both_forms_of_row_sums_are_those_of_numpy():
+  rng = np.random.default_rng(0)
+  values = rng.normal(1, 1, (3, 4 * flat.ROW)).astype(np.float32)
+  expected = values.reshape(3, 4, flat.ROW).astype(np.float64).sum(2).T
+  for form in (telemetry.row_sums, telemetry.row_sums_by_lanes):
+    np.testing.assert_allclose(jax.jit(form)(*values), expected, rtol=1e-5)

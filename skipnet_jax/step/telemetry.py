@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +17,8 @@ from skipnet_jax.step import flat
 
 Params = Any
 
+# Numbers in a vector register of a CPU, at the most.
+_LANES = 16
 # Means over an epoch's steps of what `Kernels.step_flow` measures.
 STEP_QUANTITIES = ('step_update', 'grad_l2', 'grad_mean_abs', 'update_ratio')
 # Quantities of an epoch's record.
@@ -51,6 +54,28 @@ def vector(params: flat.Flat) -> jax.Array:
   return params.vectors['network']['kernel']
 
 
+def row_sums(*values: jax.Array) -> jax.Array:
+  """Sums of vectors over each row of `flat.ROW` elements, `[rows, vectors]`."""
+  return jnp.stack(
+    [jnp.sum(value.reshape(-1, flat.ROW), 1) for value in values], 1
+  )
+
+
+def row_sums_by_lanes(*values: jax.Array) -> jax.Array:
+  """The same for a CPU, in one pass, with vector instructions.
+
+  XLA's reduction along contiguous elements adds them one by one.
+  """
+  zeros = tuple(jnp.zeros((), value.dtype) for value in values)
+  lanes = lax.reduce(
+    tuple(value.reshape(-1, flat.ROW // _LANES, _LANES) for value in values),
+    zeros,
+    lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+    (1,),
+  )
+  return jnp.stack([jnp.sum(each, 1) for each in lanes], 1)
+
+
 class Kernels:
   """The kernels of named layers, as parts of the vector of all kernels.
 
@@ -72,8 +97,8 @@ class Kernels:
 
   def sums(self, *values: jax.Array) -> list[jax.Array]:
     """Sums of vectors such as `vector` over each kernel, each `[layers]`."""
-    rows = jnp.stack(
-      [jnp.sum(value.reshape(-1, flat.ROW), 1) for value in values], 1
+    rows = lax.platform_dependent(
+      *values, cpu=row_sums_by_lanes, default=row_sums
     )
     # Rows of other kernels belong to none.
     layer = np.full(len(rows), len(self._parts), np.int32)
