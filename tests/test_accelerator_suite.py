@@ -222,5 +222,11 @@ def test_a_committed_prediction_is_found_by_its_device():
   row = accelerator._predicted('NVIDIA H100 80GB HBM3', config)
   assert row == committed['rows'][0]
   assert accelerator._predicted('NVIDIA H200', config) is None
+  config.train.kernels = 'pallas'
+  for name in ('h100', 'h200'):
+    path = f'experiments/results/benchmark/aot_{name}_1_long_short_pallas.json'
+    committed = json.loads((ROOT / path).read_text())
+    kind = committed['topology']['device_kind']
+    assert accelerator._predicted(kind, config) == committed['rows'][0]
   config.train.batch_size = 4
   assert accelerator._predicted('NVIDIA H100 80GB HBM3', config) is None

@@ -183,13 +183,15 @@ def predictions(config: Config, save: Save) -> None:
 def _predicted(kind: str, bare: Config) -> dict[str, Any] | None:
   """The committed prediction for one device of a kind and this config."""
   work = (bare.model.name, bare.train.batch_size, bare.model.dtype)
+  kernels = bare.train.kernels
   for path in sorted((EXPERIMENTS / 'results/benchmark').glob('aot_*.json')):
     report = files.read_json(path)
     place, about = report['topology'], report['workload']
     row = report['rows'][0]
-    if (place['device_kind'], place['devices']) == (kind, 1) and work == (
-      *(about['model'], row['batch'], about['dtype']),
-    ):
+    made = report['identity']['config'].get('train.kernels', 'xla')
+    if (
+      (place['device_kind'], place['devices'], made) == (kind, 1, kernels)
+    ) and work == (about['model'], row['batch'], about['dtype']):
       return row
   return None
 
