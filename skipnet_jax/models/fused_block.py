@@ -19,6 +19,7 @@ import numpy as np
 from skipnet_jax.models import blocks
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
+from skipnet_jax.models import product_kernels
 from skipnet_jax.models import products
 from skipnet_jax.models import skips
 
@@ -34,7 +35,7 @@ Find = Callable[
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def product(
-  form: products.Form,
+  form: product_kernels.Form,
   passes: bool,
   axis_name: str | None,
   x: Array,
@@ -50,7 +51,7 @@ def product(
   """BatchNorm, ReLU, 1x1 convolution, dropout and the sum with a skip.
 
   Args:
-    form: see `products.Form`.
+    form: see `product_kernels.Form`.
     passes: whether the second result is used.
     axis_name: mapped axis of a pmapped call, or None.
     x: `[b, y, x, k]`.
@@ -182,7 +183,7 @@ class _Block:
     module: bound, in its compact method.
     known: sums over the activations of the network, as far as it is traced.
     find: where the parameters are.
-    interpret: see `products.Form`.
+    interpret: see `product_kernels.Form`.
   """
 
   module: blocks.BottleneckBlock
@@ -234,8 +235,8 @@ class _Block:
     m, norm = self.module, self._norm(index)
     params, kernel = norm.variables['params'], conv.variables['params']
     pixels = x.size // x.shape[-1]
-    form = products.Form(
-      products.rows_of(_pixels(m, x)),
+    form = product_kernels.Form(
+      product_kernels.rows_of(_pixels(m, x)),
       pixels,
       norm.epsilon,
       biased=biased,
@@ -326,8 +327,11 @@ def _replaces(
     and module.batch_norm
     and not module.is_initializing()
     and (interpret or module.dtype == jnp.bfloat16)
-    and (module.resample == 'down' or products.fits(pixels, x.shape[-1], inner))
-    and products.fits(pixels, inner, module.features)
+    and (
+      module.resample == 'down'
+      or product_kernels.fits(pixels, x.shape[-1], inner)
+    )
+    and product_kernels.fits(pixels, inner, module.features)
   )
 
 
