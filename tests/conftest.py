@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
 import runpy
 import shutil
 import signal
@@ -230,6 +231,22 @@ def experiment(name: str):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+def explained_fields(page: str) -> list[str]:
+  """Fields in the tables of a page in docs, sorted.
+
+  A heading such as "## `rows`" names the field that has those below it.
+  """
+  section, found = '', []
+  for line in (ROOT / 'docs' / page).read_text().splitlines():
+    if heading := re.match(r'## `([\w.]+)(\[\])?`', line):
+      section = f'{heading[1]}.'
+    elif line.startswith('## '):
+      section = ''
+    elif cell := re.match(r'\| (`[^|]+`) \|', line):
+      found += [section + name for name in re.findall(r'`([\w.]+)`', cell[1])]
+  return sorted(found)
 
 
 def tool(name: str):

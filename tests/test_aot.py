@@ -2,6 +2,7 @@
 
 import json
 
+import conftest
 import jax
 import made_hlo
 import pytest
@@ -183,6 +184,32 @@ def test_where_nothing_fits_the_report_says_why(smoke, cpu_slice, monkeypatch):
   table = aot.format_table(report)
   assert '2 images on each device do not fit: 2 GiB of 0 GiB' in table
   assert 'no batch fits' in table
+
+
+def fields(value, path=''):
+  """Paths of all fields, those of a list's objects once."""
+  if isinstance(value, list) and value and isinstance(value[0], dict):
+    value, path = value[0], path.rstrip('.') + '.'
+  if isinstance(value, dict) and path not in WHOLE:
+    for key, each in value.items():
+      yield path + key
+      yield from fields(each, f'{path}{key}.')
+
+
+# Of these the page names no fields, or names them in a sentence.
+WHOLE = {'identity.', 'software.', 'host.', 'rows.collectives.'}
+WHOLE |= {'rows.kernels.kinds.', 'rows.kernels.tasks.'}
+
+
+def test_the_page_explains_every_field_and_no_other(smoke, cpu_slice):
+  config = smoke({'train.batch_size': 8})
+  report = aot.predict(config, 'v5e:2x2', say=lambda _: None)
+  # Rows as a compiler made them.
+  folder = conftest.ROOT / 'experiments/results/benchmark'
+  committed = folder / 'aot_h100_1_long_short_pallas.json'
+  report['rows'] = json.loads(committed.read_text())['rows']
+  explained = conftest.explained_fields('prediction_report.md')
+  assert explained == sorted(fields(report))
 
 
 @pytest.mark.parametrize(

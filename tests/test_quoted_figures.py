@@ -35,7 +35,7 @@ RESULTS = ROOT / 'experiments' / 'results'
 PAGES = [ROOT / 'README.md', ROOT / 'experiments' / 'README.md']
 PAGES += sorted((ROOT / 'docs').glob('*.md'))
 # Pages of definitions, and those that a tool makes and another test compares.
-WITHOUT = {'benchmark_report', 'benchmarks'}
+WITHOUT = {'benchmark_report', 'prediction_report', 'benchmarks'}
 WITHOUT |= {'reference_config', 'reference_commands'}
 TABLE = re.compile(r'^(\|.*\|)\n\|[-|: ]+\|\n((?:\|.*\|\n)+)', re.M)
 NUMBER = re.compile(

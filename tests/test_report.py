@@ -285,25 +285,25 @@ def test_a_browser_shows_it(made, tmp_path, width):
 def test_seeds_of_a_network_are_one_line_with_a_band(made):
   (run, other), _, _ = made
   seeds = []
-  for seed in range(3):
+  # In one of three, the values jump.
+  for seed, factor in enumerate((1.0, 2.0, 1e8)):
     config = run.config.copy_and_resolve_references()
     config.seed = seed
-    flow = {q: rows * 2.0**seed for q, rows in run.flow.items()}
+    flow = {q: rows * factor for q, rows in run.flow.items()}
     fields = {'config': config, 'flow': flow, 'name': f'both_{seed}'}
     seeds.append(recorded.RecordedRun(**(vars(run) | fields)))
   groups = recorded.by_network([other, *seeds])
   assert {k: len(v) for k, v in groups.items()} == {other.name: 1, 'both_0': 3}
   shown = recorded_figures.profiles([other, *seeds], 'made')
-  assert 'the mean of 3 seeds' in shown.text
+  assert 'the median of 3 seeds' in shown.text
   (late,) = [ax for ax in shown.figure.axes if 'last' in ax.get_title()]
   (line,) = [each for each in late.lines if each.get_label() == 'both_0']
   _, expected = recorded_figures.early_and_late(run)
   main = [not figures.is_projection(layer) for layer in run.layers]
-  # Of 1, 2 and 4 times a value, the geometric mean is twice that.
   np.testing.assert_allclose(line.get_ydata(), 2 * expected[main], rtol=1e-5)
   (band,) = late.collections
   edges = band.get_paths()[0].vertices[:, 1]
   assert edges.min() == pytest.approx(expected[main].min())
-  assert edges.max() == pytest.approx(4 * expected[main].max())
+  assert edges.max() == pytest.approx(1e8 * expected[main].max())
   text = ' '.join(findings.sentences([other, *seeds]))
   assert 'in 3 seeds' in text or 'both_0' not in text.split('The most even')[0]

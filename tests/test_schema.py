@@ -190,14 +190,4 @@ def test_an_unknown_field_is_named_with_the_nearest():
 
 
 def test_the_page_explains_every_field_and_no_other():
-  page = (conftest.ROOT / 'docs/benchmark_report.md').read_text()
-  section, explained = '', []
-  for line in page.splitlines():
-    if heading := re.match(r'## `([\w.]+)(\[\])?`', line):
-      section = f'{heading[1]}.'
-    elif line.startswith('## '):
-      section = ''
-    elif cell := re.match(r'\| (`[^|]+`) \|', line):
-      names = re.findall(r'`([\w.]+)`', cell[1])
-      explained += [section + name for name in names]
-  assert sorted(explained) == sorted(FIELDS)
+  assert conftest.explained_fields('benchmark_report.md') == sorted(FIELDS)

@@ -116,9 +116,11 @@ def draw_by_depth(
 
 
 def middle_of_seeds(values: np.ndarray) -> np.ndarray:
-  """The geometric mean over seeds, of `[seeds, l]`; NaN if one is not > 0."""
-  positive = np.where(values > 0, values, np.nan)
-  return np.exp(np.log(positive).mean(0))
+  """The median over seeds, of `[seeds, n]`; NaN where one has no value.
+
+  A mean would be of the one seed whose loss jumps to a million.
+  """
+  return np.median(values, 0)
 
 
 def draw_band(
@@ -137,7 +139,7 @@ def seeds_text(groups: Iterable[Sequence[Any]]) -> str:
   counts = [len(group) for group in groups]
   if max(counts) < 2:
     return ''
-  return f' Lines: the mean of {max(counts)} seeds; bands: their range.'
+  return f' Lines: the median of {max(counts)} seeds; bands: their range.'
 
 
 def make_grid(count: int, height: float, columns: int = 2, **options: Any):

@@ -208,10 +208,11 @@ def curves(runs: Runs, dataset: str) -> figures.FigureWithData:
         np.stack([run.curve(f'{part}_{kind}')[:count] for run in group])
         for part in ('train', 'valid')
       )
-      ax.plot(epochs, training.mean(0), ':', color=colour, lw=1.2)
+      middle = figures.middle_of_seeds(training)
+      ax.plot(epochs, middle, ':', color=colour, lw=1.2)
       ax.plot(
         epochs,
-        validation.mean(0),
+        figures.middle_of_seeds(validation),
         '-',
         color=colour,
         lw=1.2,
