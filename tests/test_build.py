@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 import systems
 
 from skipnet_jax import config as config_lib
@@ -346,3 +347,29 @@ def test_the_judge_counts_in_a_training_step_alone():
     row.parameters for row in (*training.table, *training.discriminator)
   )
   assert build.build(small('unet'), (64, 64), 1).discriminator == ()
+
+
+@pytest.mark.parametrize('name', ['long_short', 'addn'])
+def test_norm_and_penalty_are_alike_with_and_without_the_record(name, drawn):
+  config = small(name)
+  config.optim.update(name='sgd', momentum=0.0, l2=0.01, learning_rate=1.0)
+  config.optim.discriminator_learning_rate = 1.0
+  batch = small_networks.make_batch()
+  found = []
+  for record in (False, True):
+    training = build.build(config, (32, 32), 1, record=record)
+    state = training.create_state(0)
+    new, metrics = jax.jit(training.train_step)(state, batch)
+    found.append({k: float(metrics[k]) for k in ('grad_norm', 'l2')})
+    assert ('flow' in metrics) == record
+  assert found[0] == pytest.approx(found[1], rel=1e-5)
+  # By the update: the gradient of the loss, and of the penalty of the kernels.
+  squared = penalty = 0.0
+  old = jax.tree_util.tree_leaves_with_path(state.params.tree())
+  for (path, w), now in zip(old, jax.tree.leaves(new.params.tree())):
+    w, now = np.asarray(w, np.float64), np.asarray(now, np.float64)
+    kernel = path[-1].key == 'kernel'
+    squared += np.sum(np.square(w - now - 0.02 * kernel * w))
+    penalty += 0.01 * kernel * np.sum(np.square(w))
+  expected = {'grad_norm': squared**0.5, 'l2': penalty}
+  assert found[1] == pytest.approx(expected, rel=1e-4)

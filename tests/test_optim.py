@@ -72,7 +72,9 @@ def test_rmsprop_with_l2_on_kernels_only():
 
 
 def test_l2_penalty_has_the_gradient_that_is_added():
-  penalty = jax.grad(lambda p: optim.l2_penalty(p, 0.05))(PARAMS)
+  penalty = jax.grad(
+    lambda params: optim.l2_penalty(optim.squares(params), 0.05)
+  )(PARAMS)
   np.testing.assert_allclose(
     penalty['conv']['kernel'], 0.1 * PARAMS['conv']['kernel'], rtol=1e-6
   )

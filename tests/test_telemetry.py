@@ -25,7 +25,11 @@ def scaled(factor):
 
 
 def test_quantities_by_hand():
-  flow = KERNELS.step_flow(scaled(1.0), scaled(2.0), scaled(-0.1))
+  flow, squared_g, squared_w = KERNELS.step_flow(
+    scaled(1.0), scaled(2.0), scaled(-0.1)
+  )
+  assert float(squared_w) == pytest.approx(1 + 4 + 9 + 16)
+  assert float(squared_g) == pytest.approx(4 * float(squared_w))
   assert flow.shape == (len(telemetry.STEP_QUANTITIES), 2)
   expected = {
     'step_update': [0.35, 0.15],

@@ -119,7 +119,9 @@ def rmsprop_scale(average: Params, eps: float) -> Array | None:
 
 def training_objective(value: Objective, l2: float) -> Objective:
   """A loss with the L2 term that training adds to it."""
-  return lambda params: value(params) + optim.l2_penalty(params, l2)
+  return lambda params: (
+    value(params) + optim.l2_penalty(optim.squares(params), l2)
+  )
 
 
 def critical_factor(loss: Callable[[float], float]) -> float | None:

@@ -20,13 +20,21 @@ def _kernel_mask(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
-def l2_penalty(params: Params, coefficient: float) -> jax.Array:
-  """`coefficient * sum(w^2)` over the kernels, float32: the loss's L2 term."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  squares = (
-    jnp.sum(jnp.square(leaf)) for path, leaf in leaves if is_kernel(path, leaf)
-  )
-  return coefficient * sum(squares, jnp.zeros((), jnp.float32))
+def squares(tree: Params) -> Params:
+  """The sum of squares of each leaf."""
+  return jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), tree)
+
+
+def l2_penalty(squared: Params, coefficient: float) -> jax.Array:
+  """The loss's L2 term: `coefficient * sum(w^2)` over the kernels, float32.
+
+  Args:
+    squared: `squares` of the parameters.
+    coefficient: as the config's optim.l2.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(squared)
+  kernels = (leaf for path, leaf in leaves if is_kernel(path, leaf))
+  return coefficient * sum(kernels, jnp.zeros((), jnp.float32))
 
 
 def make_schedule(

@@ -118,13 +118,21 @@ def make_train_step(
       # Each device computes the whole loss, so the transposed psum has added
       # every gradient once per device: their mean is the gradient.
       grads = lax.pmean(grads, axis_name)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-
     # Optax has no type for other trees than its own.
     params: Any = state.params
     updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    squared_g, squared_w = map(optim.squares, (grads, params))
+    recorded = {}
+    if record:
+      kernels = telemetry.Kernels(record, params.layout)
+      recorded['flow'], *known = kernels.step_flow(params, grads, updates)
+      # Which is faster than a step that is not recorded and sums them alone.
+      for squared, of_kernels in zip((squared_g, squared_w), known, strict=True):
+        squared.vectors['network']['kernel'] = of_kernels
+    grad_norm = jnp.sqrt(sum(jax.tree.leaves(squared_g)))
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+
     old = state.replace(key=None)
     new = old.replace(
       step=state.step + 1,
@@ -135,16 +143,14 @@ def make_train_step(
     new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     metrics = {
       'loss': value,
-      'l2': optim.l2_penalty(params, l2),
+      'l2': optim.l2_penalty(squared_w, l2),
       'grad_norm': grad_norm,
       'steps': jnp.ones(()),
       'nonfinite': (~finite).astype(jnp.float32),
       **pixels,
       **{f'part/{name}': part for name, part in parts.items()},
+      **recorded,
     }
-    if record:
-      kernels = telemetry.Kernels(record, params.layout)
-      metrics['flow'] = kernels.step_flow(params, grads, updates)
     return new.replace(key=state.key), metrics
 
   return step
@@ -232,7 +238,7 @@ def make_eval_step(
     sums |= telemetry.gate_sums(sown.get('gates', {}), batch['mask'])
     if axis_name is not None:
       sums = lax.psum(sums, axis_name)
-    penalty = optim.l2_penalty(state.params, l2)
+    penalty = optim.l2_penalty(optim.squares(state.params), l2)
     return sums | {'l2': penalty, 'batches': jnp.ones(())}
 
   return step

@@ -95,21 +95,23 @@ class Kernels:
     sizes = [part.stop - part.start for part, _ in self._parts]
     self._sizes = np.asarray(sizes, np.float32)
 
-  def sums(self, *values: jax.Array) -> list[jax.Array]:
-    """Sums of vectors such as `vector` over each kernel, each `[layers]`."""
+  def _totals(self, *values: jax.Array) -> jax.Array:
+    """`sums`, and in a last row those over all other kernels."""
     rows = lax.platform_dependent(
       *values, cpu=row_sums_by_lanes, default=row_sums
     )
-    # Rows of other kernels belong to none.
     layer = np.full(len(rows), len(self._parts), np.int32)
     for i, (part, _) in enumerate(self._parts):
       layer[part.start // flat.ROW : -(-part.stop // flat.ROW)] = i
-    totals = jax.ops.segment_sum(rows, layer, len(self._parts) + 1)[:-1]
-    return list(totals.T)
+    return jax.ops.segment_sum(rows, layer, len(self._parts) + 1)
+
+  def sums(self, *values: jax.Array) -> jax.Array:
+    """Sums of vectors such as `vector` over each kernel, `[values, layers]`."""
+    return self._totals(*values)[:-1].T
 
   def step_flow(
     self, params: flat.Flat, grads: flat.Flat, updates: flat.Flat
-  ) -> jax.Array:
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Measures the gradient and the update of each kernel in one step.
 
     Args:
@@ -120,14 +122,16 @@ class Kernels:
     Returns:
       `[4, layers]` float32, in the order of `STEP_QUANTITIES`: mean |update|,
       L2 norm of the gradient, mean |gradient|, and the L2 norm of the update
-      over that of the kernel.
+      over that of the kernel; the sum of squares of the gradient over all
+      kernels of `vector`, and that of the kernels.
     """
     w, g, u = map(vector, (params, grads, updates))
-    abs_u, squared_g, abs_g, squared_u, squared_w = self.sums(
-      jnp.abs(u), jnp.square(g), jnp.abs(g), jnp.square(u), jnp.square(w)
+    totals = self._totals(
+      jnp.square(g), jnp.square(w), jnp.abs(u), jnp.abs(g), jnp.square(u)
     )
+    squared_g, squared_w, abs_u, abs_g, squared_u = totals[:-1].T
     sizes = self._sizes.astype(abs_u.dtype)
-    return jnp.stack(
+    flow = jnp.stack(
       [
         abs_u / sizes,
         jnp.sqrt(squared_g),
@@ -135,6 +139,8 @@ class Kernels:
         jnp.sqrt(squared_u) / jnp.sqrt(squared_w),
       ]
     )
+    of_all = jnp.sum(totals[:, :2], 0)
+    return flow, of_all[0], of_all[1]
 
   def net_change(self, before: jax.Array, params: flat.Flat) -> jax.Array:
     """Mean |W now - W before| of each kernel, `[layers]` float32.
