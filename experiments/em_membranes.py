@@ -11,8 +11,8 @@ Command: python tools/em_membranes.py --fibsem=shared/fibsem_sample2 \
          python -m skipnet_jax.train --config=experiments/em_membranes.py \
            --describe
 Presets: both (default), isbi2012 and fibsem, one stack alone: 4,000 steps of
-         two 256x256 crops, the network of `quick`. The last of five folds is
-         held out; the command trains all, and makes the data.
+         two 256x256 crops of each stack, the network of `quick`. The last of
+         five folds is held out; the command trains all, and makes the data.
 Expect:  see docs/pretrained.md.
 """
 
@@ -23,7 +23,9 @@ from skipnet_jax import config as config_lib
 BASE = pathlib.Path(__file__).with_name('long_short.py')
 # Pages of the joined stack.
 PRESETS = {
-  'both': {'data.train': '0-23,30-54', 'data.valid': '24-29,55-60'},
+  'both': {'data.train': '0-23,30-54', 'data.valid': '24-29,55-60'}
+  # A step has two crops of each stack, as those of one stack alone.
+  | {'train.batch_size': 4},
   'isbi2012': {'data.train': '0-23', 'data.valid': '24-29'},
   'fibsem': {'data.train': '30-54', 'data.valid': '55-60'},
 }

@@ -174,6 +174,8 @@ def test_the_networks_that_ship_are_those_of_quick(preset):
   # A fifth is held out.
   assert len(train) == {'both': 49, 'isbi2012': 24, 'fibsem': 25}[preset]
   assert len(valid) == (12 if preset == 'both' else 6)
+  # As many slices of each stack in a step.
+  assert config.train.batch_size == (4 if preset == 'both' else 2)
 
 
 @pytest.mark.parametrize('name', NAMES)
