@@ -23,8 +23,8 @@ _LOWEST = {
     *('data.augment.rotation', 'data.augment.shear', 'data.augment.warp'),
     *('data.augment.elastic', 'data.augment.contrast', 'data.augment.scale'),
     *('data.augment.brightness', 'data.augment.noise', 'data.augment.blur'),
-    *('optim.l2', 'optim.eps', 'optim.warmup_epochs'),
-    *('optim.cooldown_epochs', 'train.steps_per_epoch', 'train.steps_per_call'),
+    *('optim.l2', 'optim.warmup_epochs', 'optim.cooldown_epochs'),
+    *('train.steps_per_epoch', 'train.steps_per_call'),
     *('train.adversarial', 'parallel.devices'),
     *('log.sample_every', 'log.samples'),
   ),
@@ -40,7 +40,8 @@ _LIMIT = 2**31
 _LONGEST, _MOST_NUMBERS = 2**20, 1000
 _POSITIVE = (
   *('optim.learning_rate', 'optim.discriminator_learning_rate'),
-  *('optim.step_factor', 'data.augment.elastic_sigma', 'data.border_sigma'),
+  *('optim.step_factor', 'optim.eps'),
+  *('data.augment.elastic_sigma', 'data.border_sigma'),
 )
 _CHOICES = {
   'data.normalise': config_lib.NORMALISATIONS,

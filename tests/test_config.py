@@ -48,6 +48,7 @@ def test_the_defaults_are_valid_and_the_papers():
     ('optim.name', 'rmsprob', 'one of rmsprop, sgd, adam, adamw'),
     ('optim.schedule', 'linear', 'one of constant'),
     ('optim.learning_rate', 0.0, 'above 0'),
+    ('optim.eps', 0.0, 'above 0'),
     ('optim.ema', 1.0, 'below 1'),
     ('optim.accumulate', 0, 'at least 1'),
     ('train.loss', 'mse', 'one of bce, dice'),

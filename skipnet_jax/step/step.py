@@ -127,7 +127,7 @@ def make_train_step(
     if record:
       kernels = telemetry.Kernels(record, params.layout)
       recorded['flow'], *known = kernels.step_flow(params, grads, updates)
-      # Which is faster than a step that is not recorded and sums them alone.
+      # The record has these two sums.
       for squared, of_kernels in zip((squared_g, squared_w), known, strict=True):
         squared.vectors['network']['kernel'] = of_kernels
     grad_norm = jnp.sqrt(sum(jax.tree.leaves(squared_g)))
