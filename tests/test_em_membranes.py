@@ -107,6 +107,13 @@ def test_scores_are_kept_and_tabulated(tissues, tmp_path, monkeypatch):
   line = '| both | fibsem | multicut | 2 | 0.8500 (0.8000 to 0.9000) | 0.9000'
   assert line in table
   assert '| blurred image | isbi2012 | thresholds | 2 |' in table
+  # A fold that one row lacks counts for none.
+  del found['both']['fibsem']['multicut']['4']
+  table = em_membranes.table(found)
+  assert '| both | isbi2012 | multicut | 1 | 0.8000 (0.8000 to 0.8000)' in table
+  assert '| blurred image | isbi2012 | thresholds | 1 |' in table
+  del found['both']['fibsem']['multicut']['3']
+  assert em_membranes.table(found) == 'No fold has scores of all rows yet.\n'
 
 
 def test_a_scored_run_is_not_trained_again(tissues, tmp_path):

@@ -358,7 +358,21 @@ def _shown(each: Mapping[str, float]) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-  """The scores as Markdown: mean, least and most over the folds."""
+  """The scores as Markdown: mean, least and most over the folds of all rows.
+
+  Folds differ by more than networks do, so that a fold counts only if each row
+  has it.
+  """
+  folds = set.intersection(
+    *(
+      set(by_fold)
+      for by_tissue in found.values()
+      for by_method in by_tissue.values()
+      for by_fold in by_method.values()
+    )
+  )
+  if not folds:
+    return 'No fold has scores of all rows yet.\n'
   lines = [
     '| trained on | scored on | cells by | folds | V_rand | V_info |',
     '|---|---|---|---|---|---|',
@@ -368,12 +382,12 @@ def table(found: Mapping[str, Any]) -> str:
       for method, by_fold in by_method.items():
         cellsof = []
         for key in ('v_rand', 'v_info'):
-          values = [each[key] for each in by_fold.values()]
+          values = [by_fold[fold][key] for fold in sorted(folds)]
           cellsof.append(
             f'{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})'
           )
         lines.append(
-          f'| {row} | {tissue} | {method} | {len(by_fold)} | '
+          f'| {row} | {tissue} | {method} | {len(folds)} | '
           + ' | '.join(cellsof)
           + ' |'
         )
