@@ -366,7 +366,8 @@ def test_norm_and_penalty_are_alike_with_and_without_the_record(name, drawn):
   # By the update: the gradient of the loss, and of the penalty of the kernels.
   squared = penalty = 0.0
   old = jax.tree_util.tree_leaves_with_path(state.params.tree())
-  for (path, w), now in zip(old, jax.tree.leaves(new.params.tree())):
+  found_now = jax.tree.leaves(new.params.tree())
+  for (path, w), now in zip(old, found_now, strict=True):
     w, now = np.asarray(w, np.float64), np.asarray(now, np.float64)
     kernel = path[-1].key == 'kernel'
     squared += np.sum(np.square(w - now - 0.02 * kernel * w))

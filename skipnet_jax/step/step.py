@@ -128,8 +128,8 @@ def make_train_step(
       kernels = telemetry.Kernels(record, params.layout)
       recorded['flow'], *known = kernels.step_flow(params, grads, updates)
       # The record has these two sums.
-      for squared, of_kernels in zip((squared_g, squared_w), known, strict=True):
-        squared.vectors['network']['kernel'] = of_kernels
+      for each, of_kernels in zip((squared_g, squared_w), known, strict=True):
+        each.vectors['network']['kernel'] = of_kernels
     grad_norm = jnp.sqrt(sum(jax.tree.leaves(squared_g)))
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
