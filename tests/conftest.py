@@ -54,6 +54,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Of the documentation.
+PAGES = [*sorted(ROOT.glob('*.md')), ROOT / 'experiments' / 'README.md']
+PAGES += sorted((ROOT / 'docs').glob('*.md'))
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 # The files that take longest, these first: where several processes share
 # the tests, none is left with one of them at the end.

@@ -18,6 +18,7 @@ import sys
 import tempfile
 
 from absl import app
+from conftest import PAGES
 from conftest import ROOT
 import made_benchmarks
 import made_runs
@@ -116,8 +117,6 @@ PLACEHOLDERS = {'--config=...': '--config=experiments/long_short.py'}
 PLACEHOLDERS |= {'SECONDS': '5'}
 PLACEHOLDERS |= {'--pixel_size=NANOMETRES': '--pixel_size=4.6'}
 
-PAGES = [*sorted(ROOT.glob('*.md')), ROOT / 'experiments' / 'README.md']
-PAGES += sorted((ROOT / 'docs').glob('*.md'))
 MODULES = sorted((ROOT / 'experiments').glob('*.py'))
 MODULES += sorted((ROOT / 'tools').glob('*.py'))
 MODULES += sorted((ROOT / 'skipnet_jax').glob('*.py'))
@@ -297,31 +296,6 @@ def test_every_field_in_the_docs_is_one():
     if name_of(path) not in OTHER_TESTS:
       found = re.findall(r'--config\.(\w+\.[\w.]*\w)', path.read_text())
       assert set(found) <= known, path
-
-
-def anchors(page):
-  """The anchors of a page's headings, as GitHub makes them."""
-  text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
-  titles = re.findall(r'^#+ (.*)', text, re.M)
-  return {re.sub(r'[^\w -]', '', t.lower()).replace(' ', '-') for t in titles}
-
-
-def test_links_lead_somewhere():
-  for page in PAGES:
-    for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
-      name, _, anchor = link.partition('#')
-      if '://' in name:
-        continue
-      target = page.parent / name if name else page
-      assert target.exists(), f'{page}: {link}'
-      assert not anchor or anchor in anchors(target), f'{page}: {link}'
-
-
-def test_the_index_has_every_page():
-  index = ROOT / 'docs/index.md'
-  listed = re.findall(r'^- \[.*?\]\(([^)]+)\)', index.read_text(), re.M)
-  listed = {(index.parent / name).resolve() for name in listed}
-  assert {*PAGES} - {index} == listed
 
 
 @pytest.fixture(scope='module')
