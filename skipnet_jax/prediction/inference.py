@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipnet_jax import errors
 from skipnet_jax.data import normalisation
 from skipnet_jax.models import network
 from skipnet_jax.prediction import gate_maps
@@ -20,9 +19,6 @@ Variables = dict[str, Any]
 Statistics = Mapping[str, np.ndarray]
 Average = tuple[np.ndarray, np.ndarray]  # Mean and standard deviation.
 
-# Longest side of a slice, in pixels, that is predicted whole by default.
-_MAX_WHOLE = 1536
-_DEFAULT_TILE = 1024
 # A receptive field that reaches this far, in pixels, counts as unlimited.
 _MAX_REACH = 4096
 
@@ -178,7 +174,8 @@ class Predictor:
 
   def _cropped(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     """The cropped image as the network takes it, and its sides before that."""
-    image = image[..., :_MAX_WHOLE, :_MAX_WHOLE]
+    most = tiling_lib.MAX_WHOLE
+    image = image[..., :most, :most]
     y, x = image.shape[-2:]
     m = self.multiple
     image = image.reshape(-1, y, x)
@@ -233,50 +230,9 @@ class Predictor:
       InputError: a tile or an overlap that does not fit; before anything is
         compiled.
     """
-    m, longest = self.multiple, max(size)
-    if tile % m or tile < 0:
-      raise errors.InputError(
-        f'--tile is {tile}, but it must be a multiple of {m}: give '
-        f'{max(m, round(tile / m) * m)}, the nearest.'
-      )
-    side = tile or tiling_lib.round_up(
-      _DEFAULT_TILE if longest > _MAX_WHOLE else longest, m
+    return tiling_lib.choose(
+      size, self.multiple, self.receptive_field, tile, overlap, log
     )
-    if overlap is not None and not 0 <= overlap <= side - m:
-      raise errors.InputError(
-        f'--overlap is {overlap}, but with tiles of {side} pixels it must be '
-        f'from 0 to {side - m}.'
-      )
-    sides = (
-      min(side, tiling_lib.round_up(size[0], m)),
-      min(side, tiling_lib.round_up(size[1], m)),
-    )
-    if longest <= side:
-      return tiling_lib.Tiling(sides, multiple=m)
-    reach, whole = self.receptive_field(), tiling_lib.round_up(longest, m)
-    if reach is None:
-      overlap = min(side // 2, side - m) if overlap is None else overlap
-      log(
-        f'The receptive field is the whole slice: tiles of {side} pixels and '
-        f'whole slices give different predictions. Pass --tile={whole} for '
-        'whole slices.'
-      )
-      return tiling_lib.Tiling(sides, overlap, overlap * 3 // 8, m)
-    # The weights rise smoothly between margins of `reach` on both sides.
-    exact = 2 * reach + m
-    if overlap is None:
-      overlap = min(exact, side // 2, side - m)
-    if overlap >= exact:
-      return tiling_lib.Tiling(sides, overlap, reach, m)
-    enough = max(side, tiling_lib.round_up(exact + m, m))
-    options = f'--tile={enough} --overlap={exact}'
-    log(
-      f'Tiles of {side} pixels overlap by {overlap}, but the receptive field '
-      f'reaches {reach} pixels: predictions near tile borders may differ from '
-      'those of whole slices. For equal predictions pass '
-      f'{options if enough < whole else f"--tile={whole}"}.'
-    )
-    return tiling_lib.Tiling(sides, overlap, min(reach, overlap * 3 // 8), m)
 
   def __call__(
     self,

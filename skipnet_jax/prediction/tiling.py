@@ -1,11 +1,16 @@
 """How slices are cut into tiles that a network predicts one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 
 import numpy as np
 
+from skipnet_jax import errors
+
+# Longest side of a slice, in pixels, that is predicted whole by default.
+MAX_WHOLE = 1536
+_DEFAULT_TILE = 1024
 Window = tuple[range, range]  # Rows and columns of a slice.
 
 
@@ -89,3 +94,69 @@ class Tiling:
         axis = axis * rising[::-1]
       axes.append(axis)
     return np.outer(*axes).astype(np.float32)
+
+
+def choose(
+  size: tuple[int, int],
+  multiple: int,
+  receptive_field: Callable[[], int | None],
+  tile: int,
+  overlap: int | None,
+  log: Callable[[str], None],
+) -> Tiling:
+  """Chooses tile and overlap for slices with the sides `size`.
+
+  Args:
+    size: sides y and x, in pixels.
+    multiple: both sides of a tile are multiples of it.
+    receptive_field: finds how far it reaches, in pixels; None: over the whole
+      slice. Only called where a slice has several tiles.
+    tile: side of a tile; 0: whole slices up to MAX_WHOLE pixels, else 1024.
+    overlap: pixels; None: from the receptive field, at most half a tile.
+    log: called with a warning if tiles change the prediction.
+
+  Raises:
+    InputError: a tile or an overlap that does not fit.
+  """
+  m, longest = multiple, max(size)
+  if tile % m or tile < 0:
+    raise errors.InputError(
+      f'--tile is {tile}, but it must be a multiple of {m}: give '
+      f'{max(m, round(tile / m) * m)}, the nearest.'
+    )
+  side = tile or round_up(_DEFAULT_TILE if longest > MAX_WHOLE else longest, m)
+  if overlap is not None and not 0 <= overlap <= side - m:
+    raise errors.InputError(
+      f'--overlap is {overlap}, but with tiles of {side} pixels it must be '
+      f'from 0 to {side - m}.'
+    )
+  sides = (
+    min(side, round_up(size[0], m)),
+    min(side, round_up(size[1], m)),
+  )
+  if longest <= side:
+    return Tiling(sides, multiple=m)
+  reach, whole = receptive_field(), round_up(longest, m)
+  if reach is None:
+    overlap = min(side // 2, side - m) if overlap is None else overlap
+    log(
+      f'The receptive field is the whole slice: tiles of {side} pixels and '
+      f'whole slices give different predictions. Pass --tile={whole} for '
+      'whole slices.'
+    )
+    return Tiling(sides, overlap, overlap * 3 // 8, m)
+  # The weights rise smoothly between margins of `reach` on both sides.
+  exact = 2 * reach + m
+  if overlap is None:
+    overlap = min(exact, side // 2, side - m)
+  if overlap >= exact:
+    return Tiling(sides, overlap, reach, m)
+  enough = max(side, round_up(exact + m, m))
+  options = f'--tile={enough} --overlap={exact}'
+  log(
+    f'Tiles of {side} pixels overlap by {overlap}, but the receptive field '
+    f'reaches {reach} pixels: predictions near tile borders may differ from '
+    'those of whole slices. For equal predictions pass '
+    f'{options if enough < whole else f"--tile={whole}"}.'
+  )
+  return Tiling(sides, overlap, min(reach, overlap * 3 // 8), m)
