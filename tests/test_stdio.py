@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 import textwrap
+import time
 
 from conftest import ROOT
 import pytest
@@ -18,7 +19,8 @@ CODE = """
     assert opened > 2, opened
     with contextlib.suppress(OSError):
       os.write(2, b'a message of a library')
-    sys.stdin and sys.stdin.readline()
+    with contextlib.suppress(OSError):
+      sys.stdin and sys.stdin.readline()
     for _ in range(30_000):
       print('a line', flush=True)
     print('a warning', file=sys.stderr)
@@ -112,6 +114,12 @@ def test_a_terminal_that_is_gone(tmp_path):
     before="trap '' HUP;",
   )
   os.close(its)
+  # Not before bash has set its trap: it would end with the terminal.
+  end = time.monotonic() + 60
+  while not (tmp_path / 'opened').exists():
+    assert process.poll() is None
+    assert time.monotonic() < end
+    time.sleep(0.01)
   os.close(ours)
   assert process.wait(60) == 0
   assert (tmp_path / 'done').exists()
