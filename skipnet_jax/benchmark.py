@@ -137,7 +137,13 @@ def main() -> None:
     cli.refuse(
       '--until_bce runs in one process: leave out parallel.coordinator.'
     )
-  measured = sweep.run(config, say)
+
+  def keep(report, raw):
+    unfinished = path.with_suffix('.partial.json')
+    report_lib.write(unfinished, report, raw)
+    say(f'What was measured so far: {unfinished}')
+
+  measured = sweep.run(config, say, keep)
   if measured is None:
     return
   report, raw = measured

@@ -130,3 +130,38 @@ def test_the_journal_is_json_that_a_person_can_read(child):
   said = []
   children.measure({'model': {'name': 'fc_resnet'}}, 1, said.append)
   assert json.loads(said[1]) == {'model': {'name': 'fc_resnet'}}
+
+
+ROWS = (
+  "journal['about'] = {'hardware': {'platform': 'cpu'}}\n"
+  "journal['rows'] = {'a': {'error': None}}"
+)
+
+
+@pytest.mark.parametrize(
+  ('code', 'rows'),
+  [
+    # The first process is interrupted: after its first row, and before it.
+    (f"{ROWS}; save(); print('now')", {'a': {'error': None}}),
+    ("print('now')", None),
+    # The second one, after its second row.
+    (
+      f"{ROWS}; journal['first'] or journal['rows'].update(b={{}}); save()\n"
+      "journal['first'] or print('now')",
+      {'a': {'error': None}},
+    ),
+    # An error.
+    (f"{ROWS}; save(); exit('error: a fault.')", {'a': {'error': None}}),
+  ],
+)
+def test_what_was_measured_is_kept(child, code, rows):
+  child(code)
+  kept = []
+
+  def say(line):
+    if line == 'now':
+      raise KeyboardInterrupt
+
+  with pytest.raises((KeyboardInterrupt, errors.RunError)):
+    children.measure({}, 3, say, keep=kept.extend)
+  assert [journal.rows for journal in kept] == ([rows] if rows else [])

@@ -4,7 +4,7 @@ A time measured in a single process may be that process's luck. The parent uses
 no device, so each child has the machine to itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import os
 import pathlib
 import signal
@@ -19,6 +19,7 @@ from skipnet_jax.benchmarking import journal as journal_lib
 
 Say = Callable[[str], None]
 Journal = journal_lib.Journal
+Keep = Callable[[Sequence[Journal]], None]
 
 
 def measure(
@@ -26,6 +27,7 @@ def measure(
   processes: int,
   say: Say,
   compile_again: Callable[[str], bool] = lambda platform: False,
+  keep: Keep = lambda journals: None,
 ) -> list[Journal]:
   """Measures everything in each of several new processes.
 
@@ -37,6 +39,8 @@ def measure(
     processes: how many.
     say: receives every line that they print.
     compile_again: whether each compiles its programs, by the devices' platform.
+    keep: receives, before an error or an interruption ends it, the journals of
+      the processes that have finished; if none has, that of the first.
 
   Returns:
     Their journals.
@@ -57,13 +61,19 @@ def measure(
       for one in journals:
         journal.rows |= {k: v for k, v in one.rows.items() if v['error']}
       say(f'Process {number + 1} of {processes}')
-      journals.append(_finish(journal, path, say))
+      journal.save()
+      try:
+        journals.append(_finish(journal, path, say))
+      except BaseException:
+        done = journals or [Journal.read(path)]
+        if done[0].about and done[0].rows:
+          keep(done)
+        raise
   return journals
 
 
 def _finish(journal: Journal, path: pathlib.Path, say: Say) -> Journal:
   """Runs a process for a journal, and another one each time it is killed."""
-  journal.save()
   while True:
     code, stderr = _run(path, say)
     if code == 0:

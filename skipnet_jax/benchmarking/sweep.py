@@ -29,7 +29,9 @@ Raw = list[tuple[int, int, int, float]]
 
 
 def run(
-  config: ml_collections.ConfigDict, say: Say
+  config: ml_collections.ConfigDict,
+  say: Say,
+  keep: Callable[[Report, Raw], None] = lambda report, raw: None,
 ) -> tuple[Report, Raw] | None:
   """Measures every row of an experiment, in new processes.
 
@@ -39,6 +41,8 @@ def run(
   Args:
     config: a whole config with `benchmark`, see `plan.get_default`.
     say: receives lines on progress and results.
+    keep: receives what was measured before an error or an interruption in a new
+      process, as it is returned.
 
   Returns:
     The report and the raw times, as `report.write` takes them; None in all
@@ -66,7 +70,17 @@ def run(
       section.processes,
       say,
       functools.partial(plan.compile_again, section),
+      lambda journals: keep(*_report(config, journals, start)),
     )
+  return _report(config, journals, start)
+
+
+def _report(
+  config: ml_collections.ConfigDict,
+  journals: Sequence[journal_lib.Journal],
+  start: float,
+) -> tuple[Report, Raw]:
+  _, section = plan.split(config)
   rows, raw = merge(journals)
   about = journals[0].about
   report = {
@@ -74,7 +88,7 @@ def run(
     'identity': {
       'experiment': config.experiment,
       'config_hash': config_identity.hash_of(config),
-      'config': whole,
+      'config': journals[0].config,
       'git': environment.git_state(),
       'command': environment.command(),
       'date': environment.now(),
