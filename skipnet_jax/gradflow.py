@@ -42,7 +42,7 @@ _SEEDS = flags.DEFINE_integer(
   'seeds',
   1,
   'With --workdir: train each network with so many seeds, from the one of its '
-  'config on; the figures show their mean and range.',
+  'config on; lines are then the median of the seeds, bands their range.',
   lower_bound=1,
 )
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a report.')

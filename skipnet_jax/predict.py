@@ -87,7 +87,8 @@ _THRESHOLD = flags.DEFINE_float(
   'threshold',
   None,
   'To find cells: pixels above it are inside cells; by default the '
-  "threshold with the best V_rand in the run's scores.json, else 0.5.",
+  "threshold with the best V_rand in the run's scores.json, else in its "
+  'summary.json, else 0.5; of several runs 0.5.',
 )
 _PIXEL_SIZE = flags.DEFINE_float(
   'pixel_size',

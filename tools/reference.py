@@ -21,6 +21,7 @@ from absl import flags
 
 from skipnet_jax import cli
 from skipnet_jax import config_checks
+from skipnet_jax.benchmarking import plan
 
 _CHECK = flags.DEFINE_bool('check', False, 'Write nothing; compare.')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -83,7 +84,16 @@ def config_fields(path: pathlib.Path, start: str) -> Iterator[tuple[str, ...]]:
         text = f'One of {", ".join(choices)}. {text}'.strip()
       if not text:
         raise ValueError(f'{path}: {name} has no comment that explains it.')
-      yield name, ast.unparse(node.value), text
+      yield name, default_of(name, node.value), text
+
+
+def default_of(name: str, value: ast.expr) -> str:
+  """A default as Python; the value of a constant that another room names."""
+  if any(isinstance(part, ast.Name) for part in ast.walk(value)):
+    section, _, field = name.rpartition('.')
+    assert section == 'benchmark', name
+    return repr(plan.get_default()[field])
+  return ast.unparse(value)
 
 
 def augmentation_fields(path: pathlib.Path) -> Iterator[tuple[str, ...]]:
@@ -189,9 +199,10 @@ def commands_page() -> str:
   """The page of all commands and tools."""
   parts = [
     '# Commands',
-    'Written by `tools/reference.py` from the code. Each command is a module, '
-    'such as `skipnet_jax.train`, and once installed a word after `skipnet`; '
-    '`--help` says the same.',
+    'Written by `tools/reference.py` from the code. `python -m '
+    'skipnet_jax.train` and, once the package is installed, `skipnet train` '
+    'are the same command; so it is with the others. `--help` says what this '
+    'page says.',
   ]
   paths = [ROOT / f'skipnet_jax/{name}.py' for name in COMMANDS]
   tools = sorted((ROOT / 'tools').glob('*.py'))

@@ -31,7 +31,9 @@ class F_CLmser_S(network.Network):
   encoder_1, encoder_2 and down_1 to down_3.
 
   Attributes:
-    gates: one of `VARIANTS`.
+    gates: 'none', 'cg', 'cg+pg', 'cg+full_pg' or 'cg+pg+gm': gates of channels
+      (cg), of pixels (pg; full_pg: at full resolution too), and masks of
+      confidence (gm).
     gamma: exponent of the confidence masks, 1 to 4 in the paper.
     long_skips: False: no sums, and so no gates.
     short_skips: sums of the residual blocks.

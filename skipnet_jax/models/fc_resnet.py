@@ -119,10 +119,13 @@ class FCResNet(network.Network):
     batch_norm: BatchNorm before each ReLU.
     dropout: rate on every residual path.
     base_width: inner width of down_3, and width of the outermost stages.
-    blocks: block kind of the seven main stages, or seven separated by commas.
+    blocks: kind of block in the seven main stages, 'simple', 'basic' or
+      'bottleneck', or seven kinds separated by commas.
     repetitions: blocks in down_3, down_4, down_5, across, up_1, up_2, up_3.
       `across` has at least two, one to downsample and one to upsample.
-    long_skip_projection: 'decoder' or 'both', see `skips.LongSkip`.
+    long_skip_projection: 'decoder' projects the expanding side to the
+      contracting side's width; 'both' projects each side that is wider than the
+      stage's inner width to that.
     slices: number of neighbouring slices in an image, as channels; odd.
     scan: whether to compile the equal blocks of a stage once, as a scan over
       their stacked parameters; useful for hundreds of layers.

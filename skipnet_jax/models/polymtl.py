@@ -16,9 +16,13 @@ class PolyMtl(network.Network):
   The loss of the segmentation trains both.
 
   Attributes:
+    short_skips: shortcut sums around each block of FC-ResNet.
     long_skips: long skips of both networks.
-    normaliser_width: channels of the U-Net's first level. All other attributes
-      are those of `fc_resnet.FCResNet`.
+    dropout: rate on every residual path of FC-ResNet.
+    base_width: inner width of its down_3, and width of its outermost stages.
+    blocks: kind of its blocks, as in `fc_resnet`.
+    repetitions: number of its blocks, as in `fc_resnet`.
+    normaliser_width: channels of the U-Net's first level.
   """
 
   short_skips: bool = True
