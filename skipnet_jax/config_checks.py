@@ -190,6 +190,11 @@ def validate(config: ConfigDict) -> None:
     require(field, lambda x: x <= _LONGEST, f'at most {_LONGEST} pixels')
   for field in _POSITIVE:
     require(field, lambda x: 0 < x < math.inf, 'above 0, and finite')
+  require(
+    'train.init_skip_mismatch',
+    lambda skips: not skips or t.init_from,
+    'False, or train.init_from must name a run',
+  )
   least, most = config_lib.SMALLEST_PIXEL, config_lib.LARGEST_PIXEL
   require(
     'data.pixel_size',

@@ -72,4 +72,4 @@ def to_png(figure: Any) -> bytes:
 def stretch(image: np.ndarray) -> np.ndarray:
   """Scales `[y, x]` of any real dtype to 0..1; clips one percent of it."""
   low, high = np.percentile(image, (0.5, 99.5))
-  return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+  return np.clip((image - low) / (high - low or 1.0), 0, 1)

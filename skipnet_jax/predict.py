@@ -6,6 +6,7 @@ With a pretrained network: `python -m skipnet_jax.predict
 --pretrained=em_membranes --input=stack.tif --output=out.tif`
 """
 
+import pathlib
 import time
 
 from absl import flags
@@ -141,7 +142,7 @@ def main() -> None:
       'goes with --segmentation, --overlay or --measure: name a file too.',
       *(_METHOD, _LINK, _THRESHOLD),
     )
-  in_blocks = output.lower().endswith('.zarr')
+  in_blocks = pathlib.Path(output).name.lower().endswith('.zarr')
   if in_blocks:
     cli.refuse_given(
       'goes with a TIFF: --output is the folder of a volume, which is written '
@@ -249,6 +250,11 @@ def main() -> None:
     line = calibration.describe(runs[0], averaging, calibrated)
     if line:
       print(line)
+  if _CALIBRATION.value != 'off' and len(runs) > 1:
+    for run in runs:
+      path = run.path / calibration.KIND.file
+      if path.exists():
+        print(f'{path} is not used, as several runs are averaged')
   if _STD.value:
     print(f'{_STD.value}: standard deviations over {predictor.count}')
   for line in cells.describe():

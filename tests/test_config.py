@@ -63,6 +63,7 @@ def test_the_defaults_are_valid_and_the_papers():
     ('data.augment.warp', -1.0, 'at least 0'),
     ('data.device_share', 0.0, 'above 0'),
     ('seed', -1, 'at least 0'),
+    ('train.init_skip_mismatch', True, 'train.init_from must name a run'),
   ],
 )
 def test_bad_values_are_refused_by_name(field, value, words):

@@ -131,3 +131,9 @@ def test_training_and_predicting_import_no_matplotlib():
     'for n in sys.modules))'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_the_scale_of_grey_values_does_not_matter():
+  image = np.random.default_rng(0).normal(size=(20, 20))
+  shown = plots.stretch(image)
+  np.testing.assert_allclose(plots.stretch(image * 1e-8), shown)

@@ -105,6 +105,15 @@ def test_the_grid_of_training():
   [
     ({'given': 4.05}, ['4.05 nm', 'trained at 4 nm']),
     ({}, ['in.tif says no pixel size', '4 nm of training', '--pixel_size']),
+    (
+      {'resolution': (2.0, 2.0), 'unit': 'parsec'},
+      ["says no pixel size that can be used (its unit 'parsec' is not known)"],
+    ),
+    (
+      {'resolution': (1e-6, 1e-6), 'unit': 'nm'},
+      ['(1e+06 x 1e+06 nm cannot be the sides of a pixel)'],
+    ),
+    ({'resolution': (72.0, 72.0), 'unit': 'inch'}, ['says no pixel size, so']),
     ({'given': 9.0, 'trained': (0.0,)}, ['run0', 'data.pixel_size']),
   ],
 )

@@ -134,7 +134,7 @@ def test_the_threshold_is_that_of_the_runs_scores(
   assert f'at threshold {expected} (' in done.out
 
 
-@pytest.mark.parametrize('shape', [(1, 33, 20), (1, 31, 1), (2, 100, 37)])
+@pytest.mark.parametrize('shape', [(1, 33, 20), (1, 1, 31), (2, 100, 37)])
 def test_any_size_in_tiles(command, run, tmp_path, shape):
   source, std = tmp_path / 'in.tif', tmp_path / 'std.tif'
   stack(source, *shape)
@@ -306,6 +306,10 @@ def test_several_runs_are_averaged(command, run, tmp_path):
   assert np.abs(first - second).max() > 0.1
   np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
   assert done.out.count(', trained on synthetic') == 2
+  (other / 'calibration.json').touch()
+  done, _ = predict(command, f'{run},{other}', source, '--overwrite')
+  words = f'{other}/calibration.json is not used, as several runs are averaged'
+  assert words in done.out
   done, output = predict(
     command, f'{run},{other}', source, '--overwrite', f'--std_output={std}'
   )
@@ -323,7 +327,7 @@ def test_threshold_of_the_scores(command, run, tmp_path):
   for arguments, threshold in (
     ([], 0.7),
     (['--tta'], 0.3),
-    (['--threshold=0.9999999999999999'], 1),
+    (['--threshold=0.9999999999999999'], 0.9999999999999999),
   ):
     done, output = predict(
       command,
@@ -333,9 +337,9 @@ def test_threshold_of_the_scores(command, run, tmp_path):
       f'--segmentation={labels}',
       *arguments,
     )
-    assert f'at threshold {threshold:g} (' in done.out
+    assert f'at threshold {threshold} (' in done.out
     # The last threshold of the scores is below 1, in float64.
-    inside = tifffile.imread(output).astype(float) > min(threshold, 1 - 1e-16)
+    inside = tifffile.imread(output).astype(float) > threshold
     assert np.array_equal(
       tifffile.imread(labels), thinning.thin_borders(inside)
     )
@@ -401,6 +405,15 @@ def test_refuses_before_it_compiles(command, run, tmp_path, monkeypatch):
   holes = np.zeros((3, 8, 8), np.float32)
   holes[2, 1, 4] = np.nan
   volume.write_stack(tmp_path / 'nan.tif', holes)
+  usage = shutil.disk_usage('/')._replace(free=50_000)
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, 'disk_usage', lambda _: usage)
+    refuses(
+      f'--overlay={tmp_path}/a.tif',
+      f'--segmentation={tmp_path}/b.tif',
+      words=['5e-05 GB free', 'need 0.000111 GB', 'NAME.zarr'],
+    )
+    refuses('--tta', f'--std_output={tmp_path}/s.tif', words=['need 9.83e-05'])
   refuses(words=['nan.tif', 'slice 3', 'column 4'], source=tmp_path / 'nan.tif')
 
 

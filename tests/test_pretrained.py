@@ -70,6 +70,7 @@ def change_network(path):
     (lambda p: (p / 'weights.npz').unlink(), r'weights\.npz cannot be read'),
     (lambda p: change_card(p, version=2), r'of version 2, .* reads version 1'),
     (lambda p: (p / 'card.json').write_text('{'), r'card\.json is damaged'),
+    (lambda p: change_card(p, best_epoch=None), r'card\.json is damaged'),
     (change_network, r'weights\.npz is of another version of the network mine'),
   ],
 )
@@ -112,3 +113,12 @@ def test_what_ships_is_whole_and_small(name):
 
 def test_networks_ship():
   assert pretrained.names() == ['em_membranes', 'em_membranes_cc_by']
+
+
+def test_a_fit_that_does_not_ship_is_not_asked_for():
+  run = pretrained.open_pretrained('em_membranes')
+  averaging = fitted.Averaging(mc_samples=2)
+  words = 'fits for plain and 8 orientations, so leave out --mc_samples=2'
+  with pytest.raises(errors.InputError, match=words):
+    edge_fit.of_run(run, averaging, 'multicut')
+  assert words in calibration.describe(run, averaging, None)

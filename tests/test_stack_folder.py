@@ -177,3 +177,22 @@ def test_a_slice_that_changes_while_it_is_read(tmp_path):
     fill(tmp_path / 'a', ['1', '2'])
     with pytest.raises(errors.InputError, match=r'1\.png was changed while'):
       stack.read(0)
+
+
+def test_slices_of_another_pixel_size_are_refused(tmp_path):
+  pixels = np.zeros((1, 8, 9), np.uint8)
+  given = {'resolutionunit': 1, 'unit': 'nm'}
+  for name, per_unit in (('a_1', 0.25), ('a_2', 0.25001), ('a_3', 0.125)):
+    metadata = given | {'resolution': (per_unit,) * 2}
+    volume.write_stack(tmp_path / f'{name}.tif', pixels, metadata)
+  refuse(tmp_path, 'a_3.tif has pixels of 8 x 8 nm, a_1.tif of 4 x 4 nm')
+  (tmp_path / 'a_3.tif').unlink()
+  with volume.open_stack(tmp_path) as stack:
+    assert len(stack) == 2
+
+
+def test_a_png_that_pillow_takes_for_a_bomb(tmp_path, monkeypatch):
+  path = tmp_path / 'a.png'
+  Image.fromarray(np.zeros((40, 50), np.uint8)).save(path)
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 900)
+  refuse(path, 'is larger than the 1800 pixels', 'save it as TIFF')

@@ -39,6 +39,11 @@ from skipnet_jax.data import volume
       ['PALETTE', 'convert'],
     ),
     (np.zeros((5, 8, 9), 'u1'), {'compression': 'lzma'}, ['LZMA', 'ZIP']),
+    (
+      np.zeros((8, 9), 'u1'),
+      {'extratags': [(274, 'H', 1, 3, True)]},
+      ['Orientation 3', 'turned'],
+    ),
   ],
 )
 def test_refused_kinds_of_pixels(tmp_path, array, options, words):

@@ -152,6 +152,27 @@ def test_nonfinite_pixels_are_named():
       volume.check_finite(array, 'a.tif')
   with pytest.raises(errors.InputError, match='row 3, column 4'):
     volume.check_finite(array[2], 'a.tif')
+  with pytest.raises(errors.InputError, match=r'slice 13 .* row 23, column 34'):
+    volume.check_finite(array, 'a.tif', 10, 20, 30)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'uint8', 'uint32'])
+@pytest.mark.parametrize(
+  'shape', [(1, 1, 5), (2, 1, 9), (3, 1, 4), (1, 2, 2), (3, 3, 3), (2, 4, 3)]
+)
+def test_the_smallest_stacks_read_back_equal(tmp_path, dtype, shape):
+  array = make_pixels('uint8', shape).astype(dtype)
+  volume.write_stack(tmp_path / 'a.tif', array)
+  with volume.open_stack(tmp_path / 'a.tif', dtypes=[dtype]) as stack:
+    np.testing.assert_array_equal(stack.read_all(), array)
+
+
+def test_slices_one_pixel_wide_are_not_written(tmp_path):
+  # tifffile would take x for the colours, and read (1, 5, 1) as (1, 1, 5).
+  for shape in ((1, 5, 1), (3, 1, 1), (2, 9, 1)):
+    with pytest.raises(errors.InputError, match=r'a\.tif: .* one pixel wide'):
+      volume.write_stack(tmp_path / 'a.tif', make_pixels('uint8', shape))
+  assert not os.listdir(tmp_path)
 
 
 def _tags(path) -> dict:

@@ -22,6 +22,7 @@ from skipnet_jax.data import volume
 from skipnet_jax.prediction import blocks
 from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import cell_volumes
+from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import segmenters
@@ -410,6 +411,12 @@ def test_refusals(small_blocks, tmp_path, source, monkeypatch):
   refused('a local or shared folder', cells=cells)
   cells = files(overlay=tmp_path / 'cells.zarr', measure=tmp_path / 'cells.csv')
   refused('name a --segmentation', cells=cells)
+  cells = files(tmp_path / 'c.zarr', measure=tmp_path / 'nowhere' / 'c.csv')
+  refused('nowhere does not exist', cells=cells)
+  cells = files(tmp_path / 'c.zarr', measure=tmp_path / ('c' * 300 + '.csv'))
+  refused('is too long', cells=cells)
+  cells = files(tmp_path / 'c.zarr', measure=source / 'c.csv')
+  refused('lies in another', cells=cells)
   (tmp_path / 'mine.csv').touch()
   cells = files(tmp_path / 'cells.zarr', measure=tmp_path / 'mine.csv')
   refused('mine.csv exists', cells=cells)
@@ -526,3 +533,106 @@ def test_the_block_is_chosen_from_the_memory():
     blocks.choose(cells, 1.5e9, 0, 1)
   with pytest.raises(errors.InputError, match=r'is 0\.1, but a block'):
     blocks.choose(demand, 1e8, 0, 1)
+
+
+def test_cells_are_not_found_in_parts_of_a_slice(
+  small_blocks, tmp_path, source
+):
+  small_blocks(2, 64, 96)
+  output = tmp_path / 'out.zarr'
+  predict(Fake(), source, output)
+  cells = cell_files.CellFiles(tmp_path / 'cells.zarr')
+  with pytest.raises(errors.InputError, match=r'64 x 96 .* slices, 100 x 150'):
+    predict(Fake(), source, output, cells=cells)
+  assert not (tmp_path / 'cells.zarr').exists()
+
+
+def test_another_process_may_begin_in_parts_of_a_slice(
+  small_blocks, tmp_path, source, monkeypatch
+):
+  output = tmp_path / 'out.zarr'
+
+  def late(*_):
+    small_blocks(2, 64, 96)
+    predict(Fake(), source, output)
+    return [2, 128, 160]
+
+  monkeypatch.setattr(blocks, 'choose', late)
+  cells = cell_files.CellFiles(tmp_path / 'cells.zarr')
+  with pytest.raises(errors.InputError, match='begun in blocks of 64 x 96'):
+    predict(Fake(), source, output, cells=cells)
+
+
+def test_a_changed_input_is_another_one(tmp_path, source):
+  def state(path):
+    with volume.open_stack(path) as opened:
+      given = volumes.settings_of(
+        opened, volume.Choice(), [], fitted.Averaging(), None
+      )
+    return given['input_modified']
+
+  tiff = tmp_path / 'in.tif'
+  volume.write_stack(tiff, make_pixels(3, 40, 40))
+  folder = tmp_path / 'slices'
+  folder.mkdir()
+  for z in range(2):
+    volume.write_stack(folder / f'z{z}.tif', make_pixels(1, 40, 40))
+  described = [*source.glob('*/.zarray'), *source.glob('*/zarr.json')]
+  for path, changed in (
+    (tiff, tiff),
+    (folder, folder / 'z1.tif'),
+    (source, described[0]),
+  ):
+    before = state(path)
+    assert state(path) == before != ''
+    stat = changed.stat()
+    os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+    assert state(path) != before
+
+
+def test_settings_tell_segmenters_apart(small_blocks, tmp_path, source):
+  output, labels = tmp_path / 'out.zarr', tmp_path / 'cells.zarr'
+
+  def predict_cells(threshold, origin=''):
+    segmenter = segmenters.ByThreshold(threshold, origin)
+    cells = cell_files.CellFiles(labels, segmenter=segmenter)
+    return predict(Fake(), source, output, cells=cells)
+
+  predict_cells(0.9996, 'runs/a/scores.json')
+  # Where the threshold comes from does not matter.
+  predict_cells(0.9996, '/home/runs/a/scores.json')
+  with pytest.raises(errors.InputError, match='other settings'):
+    predict_cells(0.99999)
+  assert segmenters.ByThreshold(0.99999).how == 'at threshold 0.99999'
+  assert segmenters.ByThreshold(0.87654).how == 'at threshold 0.877'
+
+
+@pytest.mark.parametrize('network', [(100, 150), (140, 120)])
+def test_pixels_that_are_not_finite_are_named(small_blocks, tmp_path, network):
+  pixels = make_pixels(6, 100, 150).astype(np.float32)
+  pixels[4, 70, 80] = np.nan
+  volume.write_stack(tmp_path / 'in.tif', pixels)
+  grid = pixel_grid.Grid((100, 150), network)
+  for normalise in ('local', 'slice'):
+    with pytest.raises(
+      errors.InputError, match=r'in\.tif has 1 .* slice 5 .* row 70, column 80'
+    ):
+      predict(
+        Fake(normalise=normalise),
+        tmp_path / 'in.tif',
+        tmp_path / f'{normalise}.zarr',
+        grid=grid,
+      )
+
+
+def test_a_name_may_end_in_a_slash(small_blocks, tmp_path, source):
+  predict(Fake(), source, f'{tmp_path}/out.zarr/')
+  assert (tmp_path / 'out.zarr/zarr.json').exists()
+
+
+def test_no_tiff_is_written_into_a_volume(source):
+  with (
+    volume.open_stack(source) as opened,
+    pytest.raises(errors.InputError, match=r'lie in the volume .*in\.zarr'),
+  ):
+    stacks.predict_stack(Fake(), opened, source / '0' / 'out.tif')

@@ -87,8 +87,8 @@ def _pixel_size(pixels: ElementTree.Element) -> dict[str, Any]:
     own = pixels.get(f'PhysicalSize{axis}Unit', 'µm')
     value = float(pixels.get(f'PhysicalSize{axis}', 'nan'))
     if own != unit:
-      metres = pixel_size.METRES
-      value *= metres.get(own, math.nan) / metres.get(unit, math.nan)
+      to, by = pixel_size.metres(own), pixel_size.metres(unit)
+      value *= to / by if to and by else math.nan
     if 0 < value < math.inf:
       size[axis] = value
   found: dict[str, Any] = {}

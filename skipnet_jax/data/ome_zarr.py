@@ -4,7 +4,7 @@ They lie in a folder or in a bucket. Only the chunks that are asked for are
 read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -56,6 +56,28 @@ def is_one(place: str | os.PathLike) -> bool:
     pathlib.Path(place).suffix.lower() in _ENDINGS
     or any(os.path.isfile(os.path.join(place, mark)) for mark in _MARKS)
   )
+
+
+def check_outside(
+  paths: Iterable[str | os.PathLike], place: str | os.PathLike
+) -> None:
+  """Refuses outputs that lie anywhere in a volume that is read."""
+  if chunk_store.is_url(place) or not is_one(place):
+    return
+  volume = pathlib.Path(os.path.realpath(place))
+  for path in paths:
+    if pathlib.Path(os.path.realpath(path)).is_relative_to(volume):
+      raise errors.InputError(
+        f'{path} would lie in the volume {place}, which is read: choose '
+        'another folder.'
+      )
+
+
+def descriptions(place: pathlib.Path) -> list[pathlib.Path]:
+  """The files of metadata of a local volume and of its arrays."""
+  folders = [place, *sorted(path for path in place.iterdir() if path.is_dir())]
+  files = [folder / mark for folder in folders for mark in _MARKS]
+  return [file for file in files if file.is_file()]
 
 
 class ChunkedStack(stack_reader.StackReader):

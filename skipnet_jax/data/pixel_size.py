@@ -23,14 +23,16 @@ _OTHER_NAMES = {
   **{name: unit for unit, name in _LONG.items()},
   **dict.fromkeys(('angstrom', 'angstroms', 'Ångström'), 'Å'),
   **dict.fromkeys(('nanometer', 'nanometers', 'nanometre'), 'nm'),
-  **dict.fromkeys(('um', 'μm', '\\u00b5m', '\\u00B5m'), 'µm'),
+  **dict.fromkeys(('\\u00c5', '\\u00C5', '\\xc5', '\u212b', '\xc5'), 'Å'),
+  **dict.fromkeys(('um', 'μm', '\\u00b5m', '\\u00B5m', '\\u03bcm'), 'µm'),
   **dict.fromkeys(('micron', 'microns', 'micrometer', 'micrometre'), 'µm'),
 }
 
 
 def short(unit: str) -> str:
   """A unit's short name; the unit itself if it is not known."""
-  return _OTHER_NAMES.get(unit, unit)
+  unit = unit.strip()
+  return _OTHER_NAMES.get(unit) or _OTHER_NAMES.get(unit.lower(), unit)
 
 
 def long(unit: str) -> str:
@@ -60,6 +62,19 @@ def of_metadata(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
     return None
   size = length * 1e9 / y, length * 1e9 / x
   return size if all(map(is_plausible, size)) else None
+
+
+def why_unknown(metadata: Mapping[str, Any]) -> str:
+  """Why `of_metadata` cannot use what a file says; '' if it says nothing."""
+  unit = str(metadata.get('unit', ''))
+  x, y = metadata.get('resolution', (0.0, 0.0))
+  # ImageJ takes inches over from the tags.
+  if unit in ('', 'cm', 'inch') or not (x > 0 and y > 0):
+    return ''
+  if not metres(unit):
+    return f'its unit {unit!r} is not known'
+  sides = [metres(unit) * 1e9 / n for n in (y, x)]
+  return f'{sides[0]:.4g} x {sides[1]:.4g} nm cannot be the sides of a pixel'
 
 
 def is_plausible(size: float) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from skipnet_jax import errors
+from skipnet_jax.data import pixel_size
 from skipnet_jax.data import stack_reader
 from skipnet_jax.data import tiff_checks
 
@@ -76,13 +77,21 @@ class FolderStack(stack_reader.StackReader):
         )
       self._stamps.append(stack_reader.stamp(path / name))
     first, self.metadata, _ = self._open(0)
+    size = pixel_size.of_metadata(self.metadata)
     for z, name in enumerate(self.names):
-      other = self._open(z)[0]
+      other, metadata, _ = self._open(z)
       if other != first:
         raise errors.InputError(
           f'{path}: {name} is {other[0]} {other[1]}, {self.names[0]} is '
           f'{first[0]} {first[1]}; the slices of one stack must have one shape '
           'and type'
+        )
+      own = pixel_size.of_metadata(metadata)
+      if size and own and not np.allclose(own, size, rtol=1e-3):
+        raise errors.InputError(
+          f'{path}: {name} has pixels of {own[1]:g} x {own[0]:g} nm, '
+          f'{self.names[0]} of {size[1]:g} x {size[0]:g} nm; the slices of one '
+          'stack must have one pixel size'
         )
     self.shape, self.dtype = (len(self.names), *first[0]), first[1]
 
@@ -143,7 +152,13 @@ def _open_png(
   with warnings.catch_warnings():
     # Large slices are expected; twice as large, Pillow itself refuses.
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-    image = Image.open(path, formats=['PNG'])
+    try:
+      image = Image.open(path, formats=['PNG'])
+    except Image.DecompressionBombError as e:
+      raise errors.InputError(
+        f'{path} is larger than the {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels '
+        'that are read of a PNG; save it as TIFF'
+      ) from e
   with image:
     dtype = _PNG_DTYPES.get(image.mode)
     if dtype not in dtypes:

@@ -145,6 +145,12 @@ def check_page(
       f'{where} has photometric interpretation {name} where MINISBLACK is '
       f'needed; {GREY}'
     )
+  turned = page.tags.valueof(274, 1)
+  if turned not in (0, 1):
+    raise errors.InputError(
+      f'{where} is to be turned or mirrored when shown (Orientation {turned}), '
+      'which most programs do not do; save it again without that tag'
+    )
   bits = page.bitspersample
   name = f'{bits}-bit' if page.dtype is None else page.dtype.name
   if page.dtype and name != 'bool' and bits != 8 * page.dtype.itemsize:

@@ -17,6 +17,7 @@ import tifffile
 
 from skipnet_jax import errors
 from skipnet_jax.data import ome
+from skipnet_jax.data import pixel_size
 from skipnet_jax.data import stack_reader
 from skipnet_jax.data import tiff_checks
 
@@ -47,7 +48,6 @@ _DESCRIPTIONS = {
 # Axes along which one moves from slice to slice: depth, time, and unnamed ones.
 _SLICES = 'ZTIQ'
 _REDUCED_OR_MASK = 0b101  # of NewSubfileType
-_KEPT = ('resolution', 'resolutionunit', 'unit', 'spacing', 'info')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,8 @@ class TiffStack(stack_reader.StackReader):
       tiff_checks.check_range(self.path, first, last, self._size, planes - 1)
     order, axis = _slices(self.path, image, choice)
     self.shape = (len(order), y, x)
-    self.metadata = {'axes': f'{axis}YX'} | _resolution(first) | image.metadata
+    metadata = {'axes': f'{axis}YX'} | _resolution(first) | image.metadata
+    self.metadata = _in_one_unit(metadata)
     starts = begin + order * page_bytes
     raw = True
     self._pages = [image.pages[0 if virtual else i] for i in order]
@@ -321,11 +322,45 @@ def _described(
     )
     label = f'{_name(dims)} {one.dtype} ' + (repr(one.name) if one.name else '')
     label = label[:80].strip()
-    kept = {k: given[k] for k in _KEPT if k in given}
-    if isinstance(given.get('Info'), str):
-      kept['info'] = given['Info']
+    kept = _kept(given, kind)
     images.append(_Image(pages, dims, _is_reduced(one.keyframe), label, kept))
   return images
+
+
+def _kept(given: dict[str, Any], kind: str) -> dict[str, Any]:
+  """What counts of a description, as `StackReader.metadata` has it.
+
+  Anything may stand there. Only OME-XML says a resolution; the others have it
+  in the tags.
+  """
+  keys = ('resolution', 'resolutionunit') if kind == 'ome' else ()
+  kept = {key: given[key] for key in keys if key in given}
+  spacing = given.get('spacing')
+  if isinstance(spacing, (int, float)) and 0 < spacing < math.inf:
+    kept['spacing'] = spacing
+  for key in ('unit', 'yunit', 'zunit', 'info', 'Info'):
+    if isinstance(given.get(key), str):
+      kept[key.lower()] = given[key]
+  return kept
+
+
+def _in_one_unit(metadata: dict[str, Any]) -> dict[str, Any]:
+  """Metadata whose sizes are all in `unit`: ImageJ may have others for y, z."""
+  unit = pixel_size.metres(metadata.get('unit', ''))
+  y, z = (metadata.pop(key, '') for key in ('yunit', 'zunit'))
+  if y and 'resolution' in metadata:
+    of_x, of_y = metadata['resolution']
+    ratio = unit / (pixel_size.metres(y) or math.inf)
+    if ratio:
+      metadata['resolution'] = of_x, of_y * ratio
+    elif y != metadata.get('unit'):
+      # One of the two is not known.
+      metadata.pop('unit', None)
+  if z and 'spacing' in metadata and z != metadata.get('unit'):
+    spacing = metadata.pop('spacing')
+    if unit and pixel_size.metres(z):
+      metadata['spacing'] = spacing * pixel_size.metres(z) / unit
+  return metadata
 
 
 def _slices(

@@ -19,6 +19,7 @@ import tifffile
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.data import ome_zarr
+from skipnet_jax.data import pixel_size
 from skipnet_jax.data import stack_folder
 from skipnet_jax.data import stack_reader
 from skipnet_jax.data import tiff_checks
@@ -147,6 +148,12 @@ class StackWriter:
   ):
     self.path = pathlib.Path(path)
     self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
+    if self.shape[2] == 1:
+      # Readers take an axis of length 1 at the end for the colours.
+      raise errors.InputError(
+        f'cannot write {path}: its slices would be one pixel wide, which TIFF '
+        'readers misunderstand; give wider slices'
+      )
     colours = self.shape[3:] == (3,) and self.dtype == np.uint8
     grey = len(self.shape) == 3 and self.dtype.name in _WRITE_DTYPES
     if not colours and not grey:
@@ -171,8 +178,11 @@ class StackWriter:
     big = math.prod(self.shape) * self.dtype.itemsize > _CLASSIC_LIMIT
     imagej = self.dtype.name in IMAGE_DTYPES and not big
     if 'unit' in kept:
-      # ImageJ's own way to write the micro sign in ASCII.
-      unit = str(kept['unit']).replace('\xb5', '\\u00B5')
+      unit = str(kept['unit'])
+      if not unit.isascii():
+        # One of several characters for it; ImageJ's own way to write it.
+        unit = pixel_size.short(unit).replace('\xb5', '\\u00B5')
+        unit = unit.replace('\xc5', 'angstrom')
       kept['unit'] = unit.encode('ascii', 'backslashreplace').decode()
     if 'info' in given:
       kept['Info' if imagej else 'info'] = given['info']
@@ -278,12 +288,12 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
 
 
 def check_finite(
-  array: np.ndarray, name: str, first: int = 0, top: int = 0
+  array: np.ndarray, name: str, first: int = 0, top: int = 0, left: int = 0
 ) -> None:
   """Refuses NaN and infinite pixels in `[z, y, x]` or `[y, x]`; any dtype.
 
-  `first` and `top` are the slice and the row at which `array` begins in the
-  stack that `name` names.
+  `first`, `top` and `left` are the slice, the row and the column at which
+  `array` begins in the stack that `name` names.
   """
   if not np.issubdtype(array.dtype, np.floating):
     return
@@ -293,6 +303,6 @@ def check_finite(
       y, x = np.argwhere(bad)[0]
       raise errors.InputError(
         f'{name} has {bad.sum()} pixels in slice {z + 1} that are not finite, '
-        f'the first {page[y, x]} at row {top + y}, column {x}; replace them '
-        "(say, by the slice's mean)"
+        f'the first {page[y, x]} at row {top + y}, column {left + x} (counted '
+        "from 0); replace them (say, by the slice's mean)"
       )

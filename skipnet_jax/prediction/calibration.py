@@ -105,8 +105,8 @@ def describe(
   if not path.exists():
     return ''
   return (
-    f'{averaging.name}: not calibrated, as {path} has no fit for it; to add '
-    f'one, run {KIND.command(run, averaging)}'
+    f'{averaging.name}: not calibrated, as {path} has no fit for it; for one, '
+    f'{fitted.remedy(run, KIND, averaging)}'
   )
 
 

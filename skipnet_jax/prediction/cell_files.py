@@ -77,6 +77,15 @@ class CellFiles:
     paths = self.segmentation, self.overlay, self.measure
     return [path for path in paths if path]
 
+  def sizes(self, pixels: int) -> dict[pathlib.Path, int]:
+    """Bytes of the TIFFs of a stack of so many pixels, but for their heads."""
+    files = (self.segmentation, 2), (self.overlay, 3)
+    return {
+      pathlib.Path(path): each * pixels
+      for path, each in files
+      if path and pathlib.Path(path).suffix.lower() != '.png'
+    }
+
   def open(
     self,
     stack: contextlib.ExitStack,

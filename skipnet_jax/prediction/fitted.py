@@ -122,8 +122,20 @@ def refusal(
 ) -> errors.InputError:
   """An error that names the command that makes the fit."""
   return errors.InputError(
-    f'{run.path / kind.file} {problem}: run '
-    f'{kind.command(run, averaging)}{kind.remedy}.'
+    f'{run.path / kind.file} {problem}: {remedy(run, kind, averaging)}'
+    f'{kind.remedy}.'
+  )
+
+
+def remedy(run: trained.TrainedRun, kind: Kind, averaging: Averaging) -> str:
+  """What helps where a fit is missing or cannot be used."""
+  if not run.ships:
+    return f'run {kind.command(run, averaging)}'
+  # Its files are of the package.
+  fits = files.read_json(run.path / kind.file).get('fits', {})
+  return (
+    f'the network ships with fits for {" and ".join(fits) or "nothing"}, so '
+    f'leave out{averaging.flags or " --method"}'
   )
 
 

@@ -11,6 +11,7 @@ from skipnet_jax import config
 from skipnet_jax import errors
 from skipnet_jax.data import pixel_size as pixel_size_lib
 from skipnet_jax.data import stack_reader
+from skipnet_jax.data import volume
 from skipnet_jax.runs import trained
 
 # Sizes that differ by less count as equal: training varies them by more.
@@ -107,12 +108,17 @@ class Resampled(stack_reader.StackReader):
     self.shape = (len(source), *grid.network)
 
   def _read(self, z: int) -> np.ndarray:
-    return self._grid.to_network(self._source.read(z))
+    page = self._source.read(z)
+    volume.check_finite(page, str(self.path), z)
+    return self._grid.to_network(page)
 
   def read_part(self, slices: range, rows: range, columns: range) -> np.ndarray:
     """See `StackReader`."""
     window = rows, columns
-    pages = self._source.read_part(slices, *self._grid.input_window(window))
+    rows, columns = self._grid.input_window(window)
+    pages = self._source.read_part(slices, rows, columns)
+    places = slices.start, rows.start, columns.start
+    volume.check_finite(pages, str(self.path), *places)
     return np.stack([self._grid.to_network(page, window) for page in pages])
 
 
@@ -234,8 +240,10 @@ def choose(
       'is not known (data.pixel_size).'
     )
   if size is None:
+    why = pixel_size_lib.why_unknown(source.metadata)
+    says = f'no pixel size that can be used ({why})' if why else 'no pixel size'
     return same, (
-      f'Nothing is resampled: {source.path} says no pixel size, so it is taken '
+      f'Nothing is resampled: {source.path} says {says}, so it is taken '
       f'to be the {_name(wanted)} of training. If it is another, give '
       '--pixel_size in nanometres.'
     )

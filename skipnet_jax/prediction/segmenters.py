@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import hashlib
+import json
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +26,11 @@ class Segmenter(Protocol):
   @property
   def how(self) -> str:
     """How it does so, for a message."""
+    ...
+
+  @property
+  def identity(self) -> str:
+    """Differs where other cells are found."""
     ...
 
   @property
@@ -62,14 +69,26 @@ class ByThreshold:
   @property
   def how(self) -> str:
     """See `Segmenter`."""
-    return f'at threshold {self.threshold:.3g}' + (
+    return f'at threshold {self._shown}' + (
       f' ({self.origin})' if self.origin else ''
     )
 
   @property
+  def identity(self) -> str:
+    """See `Segmenter`; the volume has the calibration beside it."""
+    return f'at threshold {self.threshold!r}'
+
+  @property
+  def _shown(self) -> str:
+    text = f'{self.threshold:.3g}'
+    # Many lie just below 1.
+    rounded = float(text) in (0, 1) and float(text) != self.threshold
+    return repr(self.threshold) if rounded else text
+
+  @property
   def remedy(self) -> str:
     """See `Segmenter`."""
-    return f'at threshold {self.threshold:.3g}: try another --threshold'
+    return f'at threshold {self._shown}: try another --threshold'
 
   def __call__(
     self, inside: np.ndarray, image: np.ndarray, grid: pixel_grid.Grid
@@ -100,6 +119,14 @@ class ByEdges:
   def how(self) -> str:
     """See `Segmenter`."""
     return f'by {self.method} ({self.origin})'
+
+  @property
+  def identity(self) -> str:
+    """See `Segmenter`."""
+    fits = self.regressions.local, self.regressions.lifted
+    text = json.dumps([fit and fit.for_json() for fit in fits])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f'by {self.method} with the fit {digest}'
 
   @property
   def remedy(self) -> str:

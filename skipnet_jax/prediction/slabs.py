@@ -195,6 +195,8 @@ class SlabPredictor:
     found = self._source.read_part(slices, *reads)
     pixels: np.ndarray = found
     if self._predictor.normalise == 'local':
+      places_of = slices.start, *(span.start for span in reads)
+      volume.check_finite(found, str(self._input.path), *places_of)
       pages, _ = normalisation.prepare(found, 'local')
       pixels = np.asarray(pages)
     rows, columns = places

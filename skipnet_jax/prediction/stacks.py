@@ -3,7 +3,9 @@
 from collections.abc import Callable
 import contextlib
 import functools
+import math
 import os
+import pathlib
 
 import numpy as np
 
@@ -11,8 +13,10 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.data import data_set
 from skipnet_jax.data import normalisation
+from skipnet_jax.data import ome_zarr
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import cell_files
+from skipnet_jax.prediction import disk_space
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import progress as progress_lib
@@ -71,6 +75,10 @@ def predict_stack(
   paths = [p for p in (output, std_output) if p]
   paths += cells.paths if cells else []
   files.check_outputs(paths, overwrite=overwrite, inputs=[source.path])
+  ome_zarr.check_outside(paths, source.path)
+  pixels = math.prod(source.shape)
+  sizes = {pathlib.Path(p): 4 * pixels for p in (output, std_output) if p}
+  disk_space.check_files(sizes | (cells.sizes(pixels) if cells else {}))
   with contextlib.ExitStack() as stack:
 
     def writer(path):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -13,8 +14,10 @@ import numpy as np
 
 from skipnet_jax import config_identity
 from skipnet_jax import errors
+from skipnet_jax import files
 from skipnet_jax.data import chunk_store
 from skipnet_jax.data import normalisation
+from skipnet_jax.data import ome_zarr
 from skipnet_jax.data import ome_zarr_metadata
 from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import volume
@@ -73,6 +76,7 @@ def settings_of(
   path = source.path
   return {
     'input': path if chunk_store.is_url(path) else os.path.realpath(path),
+    'input_modified': _modified(path),
     'series': choice.series,
     'channel': choice.channel,
     'level': choice.level,
@@ -81,6 +85,21 @@ def settings_of(
     'averaging': averaging.name,
     'calibration': calibration.for_json() if calibration else None,
   }
+
+
+def _modified(path: chunk_store.Place) -> str:
+  """A text that changes with the files of an input; '' of a URL."""
+  if chunk_store.is_url(path):
+    return ''
+  path = pathlib.Path(path)
+  if ome_zarr.is_one(path):
+    # Its chunks are too many.
+    found = ome_zarr.descriptions(path)
+  else:
+    found = sorted(path.iterdir()) if path.is_dir() else [path]
+  stats = [(file.name, file.stat()) for file in found]
+  states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+  return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
 
 
 def predict_volume(
@@ -127,7 +146,8 @@ def predict_volume(
   Raises:
     InputError: files that cannot be read or written, an output with other
       settings, too little memory or space on the disk, more shards than slabs;
-      and as `stacks.predict_stack`.
+      and as `stacks.predict_stack`, of pixels that are not finite when they are
+      read.
   """
   if len(source) < predictor.slices:
     raise errors.InputError(
@@ -137,7 +157,7 @@ def predict_volume(
   normalisation.check(predictor.normalise, source.dtype, str(source.path))
   grid = grid or pixel_grid.Grid(source.shape[1:], source.shape[1:])
   outputs = _outputs(output, std_output, cells)
-  _check_paths(outputs, source.path)
+  _check_paths(outputs, source.path, cells.measure if cells else None)
   given = dict(settings) | {
     'shape': source.shape,
     'axes': source.metadata.get('axes', 'ZYX'),
@@ -151,6 +171,8 @@ def predict_volume(
   block = _begun(outputs, given)
   if cells and cells.measure and block is None:
     cell_volumes.check_table(cells.measure)
+  if cells and block is not None:
+    _check_whole(output, block, source.shape)
   slabs = len(source) if block is None else -(-len(source) // block[0])
   if shards.count > slabs:
     raise errors.InputError(
@@ -194,6 +216,8 @@ def predict_volume(
     if not writers:
       # That of another process, where it began first.
       block = wanted['block'] = found['block']
+      if cells:
+        _check_whole(output, block, source.shape)
     _check_same(each.path, found, wanted)
     statistics = not writers and predictor.normalise == 'slice'
     writer = ome_zarr_writer.VolumeWriter(
@@ -288,15 +312,11 @@ def _outputs(
   """All of them; `InputError` for a name that none can have."""
   how = ''
   if cells:
-    how = cells.segmenter.how + ', linked' * cells.link
+    how = cells.segmenter.identity + ', linked' * cells.link
     if (cells.link or cells.measure) and not cells.segmentation:
       raise errors.InputError(
         f'with --output=NAME{SUFFIX}, --link and --measure read the labels '
         f'that are written: name a --segmentation=CELLS{SUFFIX} too.'
-      )
-    if cells.measure and not str(cells.measure).lower().endswith('.csv'):
-      raise errors.InputError(
-        f'cannot write {cells.measure}: its name must end in .csv'
       )
   found = []
   for kind, path, holds, dtype in (
@@ -307,7 +327,7 @@ def _outputs(
   ):
     if not path:
       continue
-    if not str(path).lower().endswith(SUFFIX) or chunk_store.is_url(path):
+    if not is_one(path):
       raise errors.InputError(
         f'cannot write {path}: with --output=NAME{SUFFIX}, every output must '
         f'be a local or shared folder whose name ends in {SUFFIX}.'
@@ -316,13 +336,29 @@ def _outputs(
   return found
 
 
+def is_one(path: Path) -> bool:
+  """Whether a name of an output is that of a volume."""
+  name = pathlib.Path(path).name
+  return name.lower().endswith(SUFFIX) and not chunk_store.is_url(path)
+
+
 # What of the memory of segmenters is known.
 _CELLS = {segmenters.ByThreshold: 'threshold', segmenters.ByEdges: 'multicut'}
 
 
-def _check_paths(outputs: Sequence[_Output], source: chunk_store.Place) -> None:
-  """Refuses outputs that lie in each other or in the input."""
+def _check_paths(
+  outputs: Sequence[_Output], source: chunk_store.Place, table: Path | None
+) -> None:
+  """Refuses outputs, and a table, that lie in each other or in the input."""
   paths = [output.path for output in outputs]
+  if table:
+    paths.append(pathlib.Path(table))
+    if paths[-1].suffix.lower() != '.csv':
+      raise errors.InputError(
+        f'cannot write {table}: its name must end in .csv'
+      )
+    # One that exists may be this command's own.
+    files.check_outputs([table], overwrite=True)
   for path in paths:
     if not os.path.isdir(path.absolute().parent):
       raise errors.InputError(
@@ -356,6 +392,18 @@ def _begun(
       wanted = {**given, 'holds': output.holds, 'block': block}
       _check_same(output.path, found, wanted)
   return block
+
+
+def _check_whole(
+  output: Path, block: Sequence[int], shape: tuple[int, int, int]
+) -> None:
+  """Refuses to find cells in parts of a slice."""
+  if block[1] < shape[1] or block[2] < shape[2]:
+    raise errors.InputError(
+      f'{output} was begun in blocks of {block[1]} x {block[2]} pixels, but '
+      f'cells are found in whole slices, {shape[1]} x {shape[2]}: choose '
+      'another --output, or finish it without cells.'
+    )
 
 
 def _check_same(

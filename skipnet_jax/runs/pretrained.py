@@ -80,6 +80,7 @@ def open_pretrained(
     model=training.model,
     variables=_read_weights(path / WEIGHTS, card['sha256'], wanted),
     best_epoch=card['best_epoch'],
+    ships=True,
   )
 
 
@@ -87,9 +88,8 @@ def _read_card(path: pathlib.Path) -> dict[str, Any]:
   file = path / CARD
   try:
     card = json.loads(file.read_text())
-    version, digest, epoch = (
-      card[key] for key in ('version', 'sha256', 'best_epoch')
-    )
+    version, digest = card['version'], str(card['sha256'])
+    epoch = int(card['best_epoch'])
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
     raise errors.InputError(
       f'{file} is damaged ({type(e).__name__}): {_REMEDY}.'
@@ -99,7 +99,7 @@ def _read_card(path: pathlib.Path) -> dict[str, Any]:
       f'{file} is of version {version}, but this skipnet_jax reads version '
       f'{VERSION}: {_REMEDY}.'
     )
-  return {'sha256': str(digest), 'best_epoch': int(epoch)}
+  return {'sha256': digest, 'best_epoch': epoch}
 
 
 def _read_weights(

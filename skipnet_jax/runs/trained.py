@@ -38,6 +38,7 @@ class TrainedRun:
     model: the network.
     variables: params (averaged ones if the run keeps them), batch_stats.
     best_epoch: the epoch of the checkpoint.
+    ships: whether it is part of the package, so that nothing is added to it.
   """
 
   path: pathlib.Path
@@ -46,6 +47,7 @@ class TrainedRun:
   model: network.Network
   variables: dict[str, Any]
   best_epoch: int
+  ships: bool = False
 
   @property
   def pixel_size(self) -> float:

@@ -101,7 +101,7 @@ def features(
   """
   membrane = 1 - np.asarray(inside, np.float64)
   grey = np.asarray(image, np.float64)
-  grey = (grey - grey.mean()) / max(grey.std(), 1e-6)
+  grey = (grey - grey.mean()) / (grey.std() or 1.0)
   # One map at a time: a slice may be large.
   statistics = [
     _border_statistics(
