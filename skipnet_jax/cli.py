@@ -53,7 +53,10 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
     from skipnet_jax import config_checks
     from skipnet_jax import models
 
-    file, *preset = path.split(':', 1)
+    file, *preset = path.rsplit(':', 1)
+    # A folder may have a colon in its name.
+    if preset and ('/' in preset[0] or os.path.isfile(path)):
+      file, preset = path, []
     try:
       config = config_lib.load_experiment(
         environment.expand_home(file), *preset

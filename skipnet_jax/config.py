@@ -10,8 +10,9 @@ import difflib
 import os
 import pathlib
 import re
+import sys
 import traceback
-from typing import Any
+import types
 
 import ml_collections
 
@@ -272,10 +273,13 @@ def load_experiment(path: str | os.PathLike[str], *preset: str) -> ConfigDict:
     source = path.read_bytes()
   except (OSError, ValueError) as e:
     raise refusal(getattr(e, 'strerror', None) or e) from e
-  names: dict[str, Any] = {'__name__': path.stem, '__file__': str(path)}
+  module = types.ModuleType(f'experiments.{path.stem}')
+  module.__file__ = str(path)
+  # Its dataclasses look for their module there.
+  sys.modules[module.__name__] = module
   try:
-    exec(compile(source, str(path), 'exec', dont_inherit=True), names)
-    get_config = names.get('get_config')
+    exec(compile(source, str(path), 'exec', dont_inherit=True), vars(module))
+    get_config = vars(module).get('get_config')
     if not callable(get_config):
       raise refusal('it has no function get_config')
     config = get_config(*preset)
@@ -289,6 +293,8 @@ def load_experiment(path: str | os.PathLike[str], *preset: str) -> ConfigDict:
     raise refusal(
       f'{type(e).__name__}: {e}', lines[-1] if lines else None
     ) from e
+  finally:
+    sys.modules.pop(module.__name__, None)
   if not isinstance(config, ConfigDict):
     line = getattr(
       getattr(get_config, '__code__', None), 'co_firstlineno', None

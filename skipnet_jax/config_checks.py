@@ -1,8 +1,7 @@
 """Checks a config before it is used; see `config` for its fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import json
-import math
 import operator
 import re
 from typing import Any
@@ -36,6 +35,13 @@ _LOWEST = {
 }
 # Devices count in int32, and the random keys take no larger seed.
 _LIMIT = 2**31
+# Beyond it or its inverse, float32 has hardly any numbers.
+_HUGE = 1e30
+# Pixels over which an image is blurred or a border weighs.
+_WIDTHS = (
+  *('data.augment.elastic_sigma', 'data.augment.blur', 'data.border_sigma'),
+)
+_WIDEST = 1000
 # Pixels of a side, and numbers in a list.
 _LONGEST, _MOST_NUMBERS = 2**20, 1000
 _POSITIVE = (
@@ -177,19 +183,59 @@ def validate(config: ConfigDict) -> None:
   )
   if d.source == 'stack':
     require('data.image', bool, "the image stack's path")
-    require('data.label', bool, "the label stack's path")
+    require(
+      'data.label',
+      lambda x: x and x != d.image,
+      "the label stack's path, another one than data.image",
+    )
   for low, fields in _LOWEST.items():
     for field in fields:
       require(
-        field, lambda x: low <= x < math.inf, f'at least {low}, and finite'
+        field,
+        lambda x: low <= x < _HUGE,
+        f'at least {low}, and below {_HUGE:g}',
       )
   for field, default in config_identity.to_flat(known).items():
     if type(default) is int:
       require(field, lambda x: x < _LIMIT, f'below {_LIMIT}')
+  if d.source != 'stack':
+    of_stack = ['image', 'label', 'series', 'channel']
+    if not d.source.startswith('tfds:'):
+      of_stack += ['label_kind', 'label_inverted']
+    for field in of_stack:
+      value = known.data[field]
+      require(
+        f'data.{field}',
+        lambda x: x == value,
+        f'{value!r} unless data.source is stack: it is {d.source!r} now',
+      )
   for field in ('data.size', 'data.crop', 'data.widen'):
     require(field, lambda x: x <= _LONGEST, f'at most {_LONGEST} pixels')
   for field in _POSITIVE:
-    require(field, lambda x: 0 < x < math.inf, 'above 0, and finite')
+    require(
+      field,
+      lambda x: 1 / _HUGE < x < _HUGE,
+      f'above 0 (more than {1 / _HUGE:g}), and below {_HUGE:g}',
+    )
+  for field in _WIDTHS:
+    require(field, lambda x: x <= _WIDEST, f'at most {_WIDEST} pixels')
+  steps = t.epochs * max(1, t.steps_per_epoch)
+  require(
+    'train.epochs',
+    lambda x: steps < _LIMIT,
+    f'less: {steps} steps are more than {_LIMIT - 1}',
+  )
+  for field in ('optim.warmup_epochs', 'optim.cooldown_epochs'):
+    require(
+      field, lambda x: x <= t.epochs, f'at most train.epochs, {t.epochs} now'
+    )
+  if config.optim.schedule == 'step' and not config.optim.step_at:
+    require(
+      'optim.step_epochs',
+      lambda x: t.epochs // x <= _MOST_NUMBERS,
+      f'larger: in {t.epochs} epochs, the rate falls at most {_MOST_NUMBERS} '
+      'times',
+    )
   require(
     'train.init_skip_mismatch',
     lambda skips: not skips or t.init_from,
@@ -263,6 +309,29 @@ def require_random_start(config: ConfigDict, what: str) -> None:
     )
 
 
+def require_same_data(
+  config: ConfigDict, name: str, variant: ConfigDict, what: str
+) -> None:
+  """Refuses a variant with other data than the experiment's.
+
+  Args:
+    config: of the experiment.
+    name: of the variant.
+    variant: its whole config.
+    what: what compares networks on one data set, in words.
+
+  Raises:
+    InputError: the variant changes a field of `data`, or the seed.
+  """
+  changed = config_identity.varied([config, variant])
+  if any(field.split('.')[0] in ('data', 'seed') for field in changed):
+    raise errors.InputError(
+      f'The variant {name!r} changes data or seed, but {what} compares '
+      'networks on one data set: change them in the experiment, for all '
+      'variants.'
+    )
+
+
 def _is_address(text: str) -> bool:
   host, _, port = text.rpartition(':')
   # An IPv6 address stands in brackets.
@@ -287,7 +356,20 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
     validate(config)
     return {config.experiment or config.model.name: config}
   configs = {}
+  if (
+    not isinstance(config.variants, Mapping | ConfigDict) or not config.variants
+  ):
+    raise errors.InputError(
+      f'config.variants is {" ".join(str(config.variants).split())[:80]}; it '
+      'must be a name to '
+      'changed sections, for at least one network.'
+    )
   for name, changes in config.variants.items():
+    if not isinstance(changes, Mapping | ConfigDict):
+      raise errors.InputError(
+        f'The variant {name!r} is {short(changes)}; it must be sections with '
+        "fields, such as {'model': {'long_skips': False}}."
+      )
     whole = config.copy_and_resolve_references()
     whole.unlock()
     del whole.variants
@@ -295,8 +377,11 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
     whole.experiment = name
     try:
       whole.update(changes)
-    except (KeyError, TypeError) as e:
-      raise errors.InputError(f'The variant {name!r}: {e.args[0]}') from e
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+      problem = ' '.join(str(e.args[0]).split())
+      raise errors.InputError(
+        f'The variant {name!r} cannot be used ({problem[:200]}).'
+      ) from e
     validate(whole)
     configs[name] = whole
   return configs

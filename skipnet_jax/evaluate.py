@@ -117,7 +117,10 @@ def main() -> None:
     inputs += [
       environment.expand_home(p) for p in (data.image, data.label) if p
     ]
-    inputs.append(os.path.join(_WORKDIR.value, 'config.json'))
+    # What a run has besides its scores.
+    own = 'config.json', 'environment.json', 'summary.json'
+    fits = 'calibration.json', 'edges.json'
+    inputs += [os.path.join(_WORKDIR.value, name) for name in (*own, *fits)]
     parts = [
       'scores',
       *(['train'] if _SPLIT.value == 'train' else []),

@@ -112,12 +112,15 @@ def main() -> None:
     elif _AT_INIT.value:
       variants = config_checks.variants(config)
       folder = report.check(output, overwrite=overwrite)
+      for name, one in variants.items():
+        config_checks.require_same_data(config, name, one, '--at-init')
       data = sources.load(next(iter(variants.values())))
       page = comparison.at_init(title, variants, data, print)
     else:
       variants = config_checks.variants(config)
-      report.check_files(output, overwrite=overwrite, own=own)
       writes = jax.process_index() == 0
+      if writes:
+        report.check(output, overwrite=overwrite, own=own)
       folders = study.train(
         study.with_seeds(variants, _SEEDS.value),
         pathlib.Path(cli.require(_WORKDIR)),

@@ -31,7 +31,7 @@ def by_brute_force(label, w0, sigma):
 @pytest.mark.parametrize('sigma', [1.0, 5.0])
 def test_weights_are_those_of_the_formula(sigma):
   label = cells()
-  found = border_weight.border_weight(label, 10.0, sigma)
+  found = border_weight.border_weight(label, 10.0, sigma, label.mean())
   assert found.dtype == np.float32
   # Beyond five sigma, less than 4e-5 is left out.
   np.testing.assert_allclose(
@@ -41,7 +41,7 @@ def test_weights_are_those_of_the_formula(sigma):
 
 def test_classes_have_the_same_sum_without_borders():
   label = cells()
-  weight = border_weight.border_weight(label, 0.0, 5.0)
+  weight = border_weight.border_weight(label, 0.0, 5.0, label.mean())
   assert weight.mean() == pytest.approx(1, rel=1e-5)
   assert weight[label].sum() == pytest.approx(weight[~label].sum(), rel=1e-4)
 
@@ -49,14 +49,14 @@ def test_classes_have_the_same_sum_without_borders():
 @pytest.mark.parametrize('value', [True, False])
 def test_one_class_alone_counts_as_it_is(value):
   label = np.full((1, 8, 8), value)
-  weight = border_weight.border_weight(label, 10.0, 5.0)
+  weight = border_weight.border_weight(label, 10.0, 5.0, label.mean())
   np.testing.assert_array_equal(weight, np.ones((1, 8, 8)))
 
 
 def test_a_thin_border_between_two_cells_counts_most():
   label = np.ones((1, 20, 20), bool)
   label[0, :, 10] = False
-  weight = border_weight.border_weight(label, 10.0, 5.0)
+  weight = border_weight.border_weight(label, 10.0, 5.0, label.mean())
   # Both cells are one pixel away.
   expected = 20 * 20 / (2 * 20) + 10 * np.exp(-(2**2) / 50)
   np.testing.assert_allclose(weight[0, :, 10], expected, rtol=1e-6)

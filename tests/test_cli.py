@@ -141,6 +141,14 @@ def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   config = tmp_path / 'own.py'
   shutil.copy(f'{ROOT}/experiments/long_short.py', config)
   (tmp_path / 'run').write_text('')
+  odd = tmp_path / 'a:b'
+  odd.mkdir()
+  shutil.copy(config, odd)
+  for path in (odd / 'own.py', f'{odd}/own.py:smoke'):
+    outcome = command('train', f'--config={path}', '--workdir=~/run/run')
+    assert f'The workdir {tmp_path}/run/run cannot be written' in outcome.err
+  outcome = command('train', f'--config={odd}/no.py', '--workdir=~/run/run')
+  assert f'{odd}/no.py cannot be used' in outcome.err
   outcome = command('train', '--config=~/own.py:smoke', '--workdir=~/run/run')
   assert f'The workdir {tmp_path}/run/run cannot be written' in outcome.err
   outcome = command('gradflow', '--runs=~/a,~/b', f'--output={tmp_path}/c')

@@ -59,8 +59,18 @@ def test_the_defaults_are_valid_and_the_papers():
     ('parallel.process_id', 1, '0 to 0'),
     ('data.source', 'isbi', 'one of auto'),
     ('data.source', 'stack', 'data.image is'),
+    ('data.image', 'mine.tif', "'' unless data.source is stack: it is 'auto'"),
+    ('data.channel', 2, '0 unless data.source is stack'),
+    ('data.label_kind', 'instances', "'binary' unless data.source is stack"),
     ('data.channel', -1, 'at least 0'),
     ('data.augment.warp', -1.0, 'at least 0'),
+    ('data.augment.noise', 1e39, r'below 1e\+30'),
+    ('data.augment.elastic_sigma', 1e7, 'at most 1000 pixels'),
+    ('optim.eps', 1e-50, r'more than 1e-30'),
+    ('optim.learning_rate', 1e-60, r'more than 1e-30'),
+    ('optim.l2', 1e39, r'below 1e\+30'),
+    ('optim.cooldown_epochs', 10**6, 'at most train.epochs'),
+    ('optim.warmup_epochs', 10**6, 'at most train.epochs'),
     ('data.device_share', 0.0, 'above 0'),
     ('seed', -1, 'at least 0'),
     ('train.init_skip_mismatch', True, 'train.init_from must name a run'),
@@ -377,3 +387,46 @@ def test_an_experiment_without_variants_is_its_own():
 def test_a_variant_of_unknown_or_wrong_fields_is_refused(changes):
   with pytest.raises(errors.InputError, match="variant 'bad'"):
     config_checks.variants(with_variants(good={}, bad=changes))
+
+
+@pytest.mark.parametrize(
+  ('variants', 'words'),
+  [
+    ({}, 'for at least one network'),
+    ({'a': 1}, "variant 'a' is 1; it must be sections"),
+    ({'a': {'train': 5}}, "variant 'a' cannot be used"),
+    ({'a': {'nope': 1}}, "variant 'a' cannot be used"),
+  ],
+)
+def test_variants_that_are_none(variants, words):
+  config = with_variants(**variants)
+  with pytest.raises(errors.InputError, match=words) as caught:
+    config_checks.variants(config)
+  assert len(str(caught.value)) < 400
+  assert '\n' not in str(caught.value)
+
+
+def test_variants_that_are_a_list():
+  config = with_variants()
+  del config.variants
+  config.variants = [1]
+  with pytest.raises(errors.InputError, match=r'config\.variants is'):
+    config_checks.variants(config)
+
+
+def test_an_experiment_may_have_a_dataclass(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text(
+    'from __future__ import annotations\n'
+    'import dataclasses\n'
+    'from skipnet_jax import config\n'
+    '@dataclasses.dataclass\n'
+    'class Size:\n'
+    '  width: int = 3\n'
+    'def get_config():\n'
+    "  found = config.load_experiment('long_short', 'smoke')\n"
+    '  found.model.base_width = Size().width\n'
+    '  return found\n'
+  )
+  assert config_lib.load_experiment(path).model.base_width == 3
+  assert 'experiments.own' not in sys.modules

@@ -4,6 +4,7 @@ import csv
 
 import conftest
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -159,6 +160,17 @@ def test_what_cannot_be_swept_is_refused_before_anything(
   assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize(
+  'depths', [{'repetitions': 3, 'steps': 3}, {'repetitions': (1,)}, {}]
+)
+def test_depths_that_are_none_are_refused(depths, tmp_path):
+  config = make()
+  del config.depths
+  config.depths = ml_collections.ConfigDict(depths)
+  with pytest.raises(errors.InputError, match='depths is'):
+    depth.sweep(config, tmp_path, print)
+
+
 def test_a_variant_with_other_data_is_refused(tmp_path):
   config = make()
   config.variants.long_only = {'seed': 1}
@@ -167,7 +179,7 @@ def test_a_variant_with_other_data_is_refused(tmp_path):
 
 
 def test_a_network_that_dies_is_a_result(tmp_path):
-  config = make(**{'optim.learning_rate': 1e38, 'depths.repetitions': (1,)})
+  config = make(**{'optim.learning_rate': 1e29, 'depths.repetitions': (1,)})
   del config.variants['long_short']
   (row,) = depth.sweep(config, tmp_path, print)
   assert row['finite_steps'] < row['steps']

@@ -1,6 +1,8 @@
 """The study behind the networks that ship, on small made tissues."""
 
+import dataclasses
 import json
+import os
 
 import conftest
 import made_runs
@@ -149,3 +151,30 @@ def test_what_ships_is_a_run_with_its_fits(tmp_path, monkeypatch):
   assert (run.path / 'edges.json').read_text() == '{}'
   card = json.loads((run.path / 'card.json').read_text())
   assert card['held_out'] == 'fold 4 of 5, counted from 0'
+
+
+def test_files_of_others_are_not_replaced(tissues, tmp_path):
+  (tmp_path / 'image.tif').write_bytes(b'mine')
+  with pytest.raises(errors.InputError, match='it is not of these stacks'):
+    em_membranes.join(tissues, tmp_path)
+  assert os.listdir(tmp_path) == ['image.tif']
+  joined = tmp_path / 'joined'
+  em_membranes.join(tissues, joined)
+  before = {path: path.stat().st_mtime_ns for path in joined.iterdir()}
+  em_membranes.join(tissues, joined)
+  assert {p: p.stat().st_mtime_ns for p in joined.iterdir()} == before
+  other = dataclasses.replace(tissues[1], inside=~tissues[1].inside)
+  with pytest.raises(errors.InputError, match='choose another --workdir'):
+    em_membranes.join((tissues[0], other), joined)
+
+
+def test_results_of_others_are_not_replaced(tmp_path):
+  em_membranes.check_output(tmp_path / 'new')
+  (tmp_path / 'scores.json').write_text('<<<<<<< mine')
+  with pytest.raises(errors.InputError, match=r'scores\.json is no result'):
+    em_membranes.check_output(tmp_path)
+  (tmp_path / 'scores.json').write_text('{"runs": {}, "rows": {}}')
+  em_membranes.check_output(tmp_path)
+  (tmp_path / 'file').touch()
+  with pytest.raises(errors.InputError, match='cannot be created'):
+    em_membranes.check_output(tmp_path / 'file' / 'results')

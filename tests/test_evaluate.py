@@ -4,12 +4,15 @@ import json
 import os
 
 import made_runs
+from made_volumes import write_ome
 import numpy as np
 from PIL import Image
 import pytest
 import scipy.ndimage
 import tifffile
 
+from skipnet_jax.data import ome_zarr_metadata
+from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import scoring
 from skipnet_jax.prediction import inference
@@ -425,3 +428,77 @@ def test_warns_of_an_inverted_prediction(score, pair, tmp_path):
   assert 'looks inverted' in done.err
   found = json.loads((tmp_path / 's.json').read_text())
   assert 'prediction.tif: the prediction looks inverted' in found['warning']
+
+
+def test_files_of_a_run_and_of_a_volume_are_not_replaced(
+  command, run, pair, tmp_path
+):
+  for name in ('summary.json', 'environment.json', 'calibration.json'):
+    (run / 'calibration.json').touch()
+    done = command(
+      'evaluate', f'--workdir={run}', f'--output={run / name}', '--overwrite'
+    )
+    refused(done, name, 'reads')
+  (run / 'calibration.json').unlink()
+  _, inside = pair
+  labels = tmp_path / 'labels.tif'
+  volume.write_stack(labels, inside.astype(np.uint8))
+  place = write_ome(
+    tmp_path / 'v.zarr', inside.astype(np.uint32), chunk=(1, 40, 52)
+  )
+  done = command(
+    'evaluate',
+    f'--prediction={place}',
+    f'--labels={labels}',
+    f'--output={place}/a.json',
+    '--overwrite',
+  )
+  refused(done, 'v.zarr', 'input')
+  (place / 'deep').mkdir()
+  done = command(
+    'evaluate',
+    f'--prediction={place}',
+    f'--labels={labels}',
+    f'--output={place}/deep/a.json',
+  )
+  refused(done, 'lie in the volume', 'v.zarr')
+
+
+def test_a_prediction_that_is_not_finished(command, pair, tmp_path):
+  prediction, inside = pair
+  labels = tmp_path / 'labels.tif'
+  volume.write_stack(labels, inside.astype(np.uint8))
+  place = tmp_path / 'v.zarr'
+  settings = {
+    'shape': prediction.shape,
+    'block': [1, 256, 256],
+    'axes': 'ZYX',
+    'holds': 'probabilities',
+  }
+  ome_zarr_metadata.begin(place, settings, {}, '0.5', False)
+  writer = ome_zarr_writer.VolumeWriter(place, np.float32)
+  (block,) = writer.blocks()
+  for z, page in enumerate(prediction):
+    if z != 1:
+      writer.write(z, block, page[None])
+
+  def score():
+    return command(
+      'evaluate',
+      f'--prediction={place}',
+      f'--labels={labels}',
+      f'--output={tmp_path / "s.json"}',
+    )
+
+  refused(score(), 'lacks blocks in slices 1 ', 'not finished')
+  writer.write(1, block, prediction[1:2])
+  assert score().code == 0
+
+
+def test_pictures_of_another_evaluation_are_named(score, pair, tmp_path):
+  prediction, inside = pair
+  panels = f'--panels={tmp_path / "p"}'
+  assert score(prediction, inside, panels).code == 0
+  done = score(prediction[:2], inside[:2], panels, '--overwrite')
+  assert done.code == 0, done.err
+  assert 'p: slice_002.png are of another evaluation' in done.out

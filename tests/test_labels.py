@@ -172,3 +172,25 @@ def test_inverted_labels_are_warned_of():
 )
 def test_ranges(slices, text):
   assert labels.ranges(slices) == text
+
+
+def test_numbers_that_a_type_cannot_tell_apart_are_refused():
+  numbers = np.zeros((1, 4, 6), np.float32)
+  numbers[0, :, 3:] = 2**24 - 1
+  meaning = labels.Meaning('instances')
+  assert labels.find_inside(numbers, numbers.shape, 'a.tif', meaning).any()
+  numbers[0, 0, 5] = 2**24
+  with pytest.raises(errors.InputError, match='float32 values up to 16777216'):
+    labels.find_inside(numbers, numbers.shape, 'a.tif', meaning)
+  wide = numbers.astype(np.float64)
+  assert labels.find_inside(wide, wide.shape, 'a.tif', meaning).any()
+
+
+def test_slices_of_a_single_cell_are_named():
+  inside = np.ones((3, 8, 8), bool)
+  inside[:2, :, 4] = False
+  inside[1, 4, 4] = inside[2, 0] = True
+  inside[2, 7] = False
+  sentence = labels.single_sentence(inside, range(3), 'a.tif')
+  assert 'single cell in slices 1-2 ' in sentence
+  assert not labels.single_sentence(inside, [0], 'a.tif')

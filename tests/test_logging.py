@@ -4,6 +4,7 @@ import importlib
 import json
 import struct
 import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -199,3 +200,23 @@ def test_the_records_of_the_checkpoint_replace_others(tmp_path):
     run_log.read_records(path)
   assert not run_log.keep_records(path, 3, [record(2), record(3)])
   assert run_log.read_records(path) == [record(1), record(2), record(3)]
+
+
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning'
+)
+def test_a_tensorboard_that_cannot_write_is_left(tmp_path, capsys):
+  log = open_log(tmp_path, tensorboard=True)
+
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  log._board.file_writer.event_writer._ev_writer.write_event = full
+  # More than its queue holds, which nobody empties any more.
+  for epoch in range(1, 9):
+    log.write(record(epoch))
+    time.sleep(0.2)
+  log.picture('a', np.zeros((4, 4), np.uint8), 1)
+  log.close()
+  assert capsys.readouterr().out.count('TensorBoard: its files cannot') == 1
+  assert len(run_log.read_records(tmp_path / 'metrics.jsonl')) == 8

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import errors
 from skipnet_jax.step import optim
 
 PARAMS = {
@@ -195,3 +196,21 @@ def test_schedules_count_updates_not_batches():
   schedule = optim.make_schedule(config, 5, 6)
   assert float(schedule(1)) == 1
   assert float(schedule(2)) == pytest.approx(0.1)
+
+
+def test_steps_of_a_schedule_on_one_update_are_all_taken():
+  config = settings(
+    schedule='step', step_at=(5, 6, 7), learning_rate=1.0, accumulate=8
+  )
+  schedule = optim.make_schedule(config, 2, 9)
+  # Epochs 5, 6 and 7 are the batches 10, 12 and 14 of 8 to an update.
+  rates = [float(schedule(n)) for n in (0, 1, 2)]
+  np.testing.assert_allclose(rates, [1, 1e-3, 1e-3], rtol=1e-5)
+
+
+@pytest.mark.parametrize('field', ['warmup_epochs', 'cooldown_epochs'])
+def test_a_ramp_without_an_update_is_refused(field):
+  config = settings(accumulate=4, **{field: 1})
+  with pytest.raises(errors.InputError, match=f'optim.{field} is 1, but with'):
+    optim.make_schedule(config, 2, 9)
+  optim.make_schedule(config, 4, 9)

@@ -56,6 +56,15 @@ def test_networks_may_differ_and_interrupted_runs_are_read(pair, copies):
   lines = records.read_text().splitlines(keepends=True)
   records.write_text(''.join(lines[:-1]))
   assert recorded.open_run(copies[0]).epochs == len(lines) - 1
+  # The first record is lost: the others keep their rows.
+  whole = recorded.open_run(copies[1])
+  records = copies[1] / 'metrics.jsonl'
+  lines = records.read_text().splitlines(keepends=True)
+  records.write_text(''.join(lines[1:]))
+  rest = recorded.open_run(copies[1])
+  assert rest.records == whole.records[1:]
+  for name, rows in rest.flow.items():
+    np.testing.assert_array_equal(rows, whole.flow[name][1:])
 
 
 def test_runs_of_the_same_name_are_named_by_their_paths(pair, copies):
@@ -109,6 +118,15 @@ def test_other_data_or_settings_are_named_and_may_be_allowed(pair, copies):
   assert (
     len(recorded.open_runs([pair[0], *copies], allow_differences=True)) == 3
   )
+
+
+def test_seeds_are_runs_on_the_same_data(pair, copies):
+  edit_config(copies[0], lambda c: c['config'].update(seed=1))
+  runs = recorded.open_runs([pair[0], copies[0]])
+  assert len(recorded.by_network(runs)) == 1
+  edit_config(copies[0], lambda c: c['dataset'].update(fingerprint='other'))
+  runs = recorded.open_runs([pair[0], copies[0]], allow_differences=True)
+  assert len(recorded.by_network(runs)) == 2
 
 
 def test_runs_of_different_length_are_refused(pair, copies):

@@ -1,5 +1,6 @@
 """The largest eigenvalue against dense Hessians and a known quadratic."""
 
+import conftest
 import jax
 from jax import flatten_util
 import jax.numpy as jnp
@@ -7,7 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from skipnet_jax.analysis import measure
 from skipnet_jax.analysis import sharpness
+from skipnet_jax.analysis.page import comparison
+from skipnet_jax.data import sources
+from skipnet_jax.runs import recorded
+from skipnet_jax.runs import trained
 
 
 def test_a_quadratic_has_its_curvature():
@@ -107,3 +113,49 @@ def test_a_step_that_never_raises_the_loss_has_no_critical_length():
   # A loss that is not finite counts as raised.
   cliff = sharpness.critical_factor(lambda f: np.nan if f > 3 else -f)
   assert cliff == pytest.approx(3, rel=0.05)
+
+
+class NoHessian:
+  """Says with which scale it was asked."""
+
+  def __init__(self, objective):
+    del objective
+
+  def largest(self, params, scale=None, *, products):
+    del params, products
+    return scale is not None
+
+
+@pytest.mark.parametrize(
+  ('name', 'scaled'), [('long_short', True), ('addn', None)]
+)
+def test_the_running_average_of_a_single_optimizer(monkeypatch, name, scaled):
+  monkeypatch.setattr(measure.sharpness_lib, 'Hessian', NoHessian)
+  monkeypatch.setattr(
+    measure.sharpness_lib, 'rmsprop_scale', lambda average, eps: average
+  )
+  config = conftest.experiment(name).get_config('smoke')
+  config.optim.name = 'rmsprop'
+  training = trained.build(config)
+  states = {'initial': training.create_state(0)}
+  found = measure.sharpness(config, training, states, None)
+  assert found['initial'].plain is False
+  assert found['initial'].preconditioned is scaled
+  assert found['initial'].limit == 2 / config.optim.learning_rate
+
+
+def test_the_limit_follows_the_runs_schedule(finished, monkeypatch):
+  path, _, _ = finished
+  run = recorded.open_run(path)
+  run.config.optim.cooldown_epochs = run.config.train.epochs
+  seen = []
+  monkeypatch.setattr(
+    comparison.measure, 'sharpness', lambda *args: seen.append(args)
+  )
+  monkeypatch.setattr(comparison.trained, 'open_states', lambda _: (None, None))
+  data = sources.load(run.config)
+  comparison._sharpness(run, data, measure.initial_variables(run.config))
+  (_, training, _, _), last = seen[0], run.records[-1]['step']
+  rates = [float(training.schedule(n)) for n in (0, last // 2, last)]
+  whole = run.config.optim.learning_rate
+  np.testing.assert_allclose(rates, [whole, whole / 2, 0], rtol=1e-6)

@@ -43,7 +43,8 @@ def test_a_random_split_is_of_the_seed():
     ('rest', '0-29', 'data.train selects no slice'),
     ('0-5', '5-6', r'Slices \[5\] are in data.train and in data.valid'),
     ('rest', '28-30', 'has 30 slices, 0 to 29'),
-    ('rest', '7-3', 'has 30 slices'),
+    ('rest', '7-3', 'write the smaller number first, 3-7'),
+    ('rest', '9' * 5000, 'give slices such as'),
     ('rest', 'last', "data.valid has 'last'"),
     ('some', '1', "data.train has 'some'"),
     ('rest', 'random:30', 'leave some for training'),
@@ -54,3 +55,10 @@ def test_a_random_split_is_of_the_seed():
 def test_bad_splits_are_refused(train, valid, words):
   with pytest.raises(errors.InputError, match=words):
     slice_split.split(train, valid, 30, 0)
+
+
+def test_spaces_around_a_split_do_not_matter():
+  assert slice_split.split(' rest', ' fold:0/3 ', 6, 0) == (
+    (2, 3, 4, 5),
+    (0, 1),
+  )

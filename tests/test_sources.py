@@ -311,8 +311,14 @@ def test_weights_of_borders_are_those_of_the_config(tmp_path):
   label[:, :, 18:22] = 0
   fields = write_stack(tmp_path, label, label) | {'valid': '0'}
   data = sources.load(config_of(**fields, border_weight=4.0, border_sigma=2.0))
-  expected = border_weight.border_weight(label > 0, 4.0, 2.0)
+  inside = (label > 0).mean()
+  expected = border_weight.border_weight(label > 0, 4.0, 2.0, inside)
   np.testing.assert_array_equal(data.weight, expected)
+  # Slices that nobody has drawn do not count.
+  more = np.concatenate([label, np.zeros((9, 32, 40), np.uint8)])
+  fields = write_stack(tmp_path, more, more) | {'valid': '0', 'train': '1-10'}
+  again = sources.load(config_of(**fields, border_weight=4.0, border_sigma=2.0))
+  np.testing.assert_array_equal(again.weight[:2], expected)
 
 
 def test_a_range_needs_integers(tmp_path):
@@ -359,3 +365,30 @@ def test_the_challenge_is_found():
   assert data.image.shape == (30, 512, 512)
   assert data.label.mean() == pytest.approx(0.78, abs=0.01)
   assert not data.warning
+
+
+def test_a_pixel_size_that_cannot_be_used_is_warned_of(tmp_path):
+  label = np.full((2, 32, 40), 255, np.uint8)
+  label[:, :, 18:22] = 0
+  fields = write_stack(tmp_path, label, label) | {'valid': '0'}
+  assert not sources.load(config_of(**fields)).warning
+  for resolution, unit, words in (
+    ((0.25, 0.125), 'nm', '8 x 4 nm, which is not square'),
+    ((1.0, 1.0), 'parsec', "'parsec' is not known"),
+  ):
+    metadata = {'resolution': resolution, 'resolutionunit': 1, 'unit': unit}
+    volume.write_stack(fields['image'], label, metadata, overwrite=True)
+    assert words in sources.load(config_of(**fields)).warning
+    given = sources.load(config_of(**fields, pixel_size=4.0))
+    assert (given.warning, given.pixel_size) == ('', 4.0)
+
+
+def test_image_and_labels_of_other_pixels_are_refused(tmp_path):
+  label = np.full((2, 32, 40), 255, np.uint8)
+  label[:, :, 18:22] = 0
+  fields = write_stack(tmp_path, label, label) | {'valid': '0'}
+  for name, per_nm in (('image', 0.25), ('label', 0.125)):
+    metadata = {'resolution': (per_nm,) * 2, 'resolutionunit': 1, 'unit': 'nm'}
+    volume.write_stack(fields[name], label, metadata, overwrite=True)
+  with pytest.raises(errors.InputError, match=r'4 x 4 nm, but .* of 8 x 8 nm'):
+    sources.load(config_of(**fields))

@@ -62,6 +62,24 @@ def test_a_run_of_another_config_is_refused_before_any_training(
     study.train(variants, tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('field', 'value', 'words'),
+  [
+    ('data.crop', 1024, 'data.crop'),
+    ('model.slices', 99, 'slices'),
+    ('train.init_from', '/nowhere/run', '/nowhere/run'),
+    ('parallel.devices', 999, 'devices'),
+  ],
+)
+def test_a_run_that_cannot_start_is_refused_before_any_training(
+  variants, tmp_path, monkeypatch, field, value, words
+):
+  monkeypatch.setattr(loop, 'train_and_evaluate', None)
+  variants['without'].update_from_flattened_dict({field: value})
+  with pytest.raises(errors.InputError, match=words):
+    study.train(variants, tmp_path)
+
+
 def test_one_network_is_no_comparison(smoke, tmp_path):
   with pytest.raises(errors.InputError, match='1 network'):
     study.train(config_checks.variants(smoke()), tmp_path)

@@ -46,8 +46,8 @@ def main() -> None:
   say = functools.partial(print, flush=True)
   folder = pathlib.Path(_WORKDIR.value)
   tissues = em_membranes.load_tissues(_ISBI.value, fibsem)
-  if not (folder / 'labels.tif').exists():
-    em_membranes.join(tissues, folder)
+  em_membranes.check_output(output)
+  em_membranes.join(tissues, folder)
   last = em_membranes.FOLDS - 1
   study = em_membranes.make(
     tissues,
@@ -58,7 +58,6 @@ def main() -> None:
   path = output / 'scores.json'
   todo = study if _SHIP.value else em_membranes.unscored(study, path)
   runner.train(todo, folder, budget=None, say=say)
-  output.mkdir(parents=True, exist_ok=True)
   found = em_membranes.measure(study, folder, tissues, path, say)
   files.write_whole(output / 'table.md', em_membranes.table(found))
   say(em_membranes.table(found))

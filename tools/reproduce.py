@@ -126,6 +126,9 @@ def main() -> None:
   results.check(study, _SCALE.value, output)
   if (folder / speed.FILE).exists():
     speed.check(output)
+  if _LABELS.value:
+    # Before days of training.
+    averaging.load_test_set(_LABELS.value)
   budget = 60 * _BUDGET.value if _BUDGET.value else None
   finished = runner.train(study, folder, budget=budget, say=say)
   if not results.read(study, folder):

@@ -5,7 +5,7 @@ sweep's folder holds `depth.csv` (`COLUMNS`), `depth_layers.csv`
 (`LAYER_COLUMNS`) and the config.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import csv
 import math
 import operator
@@ -19,7 +19,6 @@ import ml_collections
 import numpy as np
 
 from skipnet_jax import config_checks
-from skipnet_jax import config_identity
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import models
@@ -78,6 +77,17 @@ def _configs(config: Config) -> dict[tuple[str, int], Config]:
   """The complete config of each (variant, repetitions), by repetitions."""
   base = config.copy_and_resolve_references()
   depths = base.depths
+  whole = isinstance(depths, ml_collections.ConfigDict) and (
+    type(depths.get('steps')) is int
+    and isinstance(depths.get('repetitions'), tuple | list)
+    and all(type(n) is int for n in depths.repetitions)
+  )
+  if not whole or 'repetitions' not in base.model:
+    raise errors.InputError(
+      f'depths is {config_checks.short(depths)}; it must have the whole number '
+      'steps and the tuple of whole numbers repetitions, for a network whose '
+      'config.model has repetitions.'
+    )
   with base.unlocked():
     del base.depths
   if depths.steps < 1 or not depths.repetitions or min(depths.repetitions) < 1:
@@ -94,13 +104,9 @@ def _configs(config: Config) -> dict[tuple[str, int], Config]:
   configs = {}
   for repetitions in depths.repetitions:
     for variant, changes in config_checks.variants(base).items():
-      changed = config_identity.varied([base, changes])
-      if any(name.split('.')[0] in ('data', 'seed') for name in changed):
-        raise errors.InputError(
-          f'The variant {variant!r} changes data or seed, but the sweep over '
-          'depth compares networks on one data set: change them in the '
-          'experiment, for all variants.'
-        )
+      config_checks.require_same_data(
+        base, variant, changes, 'the sweep over depth'
+      )
       one = changes.copy_and_resolve_references()
       one.model.repetitions = (repetitions,) * len(one.model.repetitions)
       models.build_model(one.model)
@@ -130,6 +136,17 @@ def sweep(
     pipeline = pipeline_lib.make_pipeline(one, data, 1)
     build_lib.build(one, pipeline.window, pipeline.steps_per_epoch)
   path = workdir_lib.check(folder, config, data)
+  with workdir_lib.claim(path):
+    return _sweep(config, configs, data, path, log)
+
+
+def _sweep(
+  config: Config,
+  configs: Mapping[tuple[str, int], Config],
+  data: data_set.DataSet,
+  path: pathlib.Path,
+  log: Callable[[str], None],
+) -> list[Row]:
   rows, layers = read(path)
   workdir_lib.describe(path, config, data.identity())
   done = {(row['variant'], row['repetitions']) for row in rows}

@@ -201,9 +201,11 @@ def sharpness(
   found = {}
   for moment, state in states.items():
     params = jax.device_put(state.params.tree(), jax.devices()[0])
-    average = optax.tree.get(state.opt_state, 'nu', None)
     scale = None
-    if config.optim.name == 'rmsprop' and average is not None:
+    # An adversarial network has two optimizers.
+    averages = optax.tree.get_all_with_path(state.opt_state, 'nu')
+    if config.optim.name == 'rmsprop' and len(averages) == 1:
+      ((_, average),) = averages
       scale = sharpness_lib.rmsprop_scale(average.tree(), config.optim.eps)
     updates = int(state.step) // config.optim.accumulate
     rate = float(np.asarray(training.schedule(updates)))

@@ -9,7 +9,9 @@ import scipy.ndimage
 _REACH = 5
 
 
-def border_weight(label: np.ndarray, w0: float, sigma: float) -> np.ndarray:
+def border_weight(
+  label: np.ndarray, w0: float, sigma: float, inside: float
+) -> np.ndarray:
   """Pixel weights `[z, y, x]` float32 (Ronneberger et al. 2015, section 3).
 
   `w = w_class + w0 exp(-(d1 + d2)^2 / (2 sigma^2))`: d1 and d2 are the
@@ -21,8 +23,8 @@ def border_weight(label: np.ndarray, w0: float, sigma: float) -> np.ndarray:
     label: `[z, y, x]` bool, True inside a cell.
     w0: weight of a border of width zero.
     sigma: in pixels.
+    inside: share of the pixels inside cells, by which the classes are balanced.
   """
-  inside = float(label.mean())
   # A single class has the weight 1.
   balance = (0.5 / (1 - inside), 0.5 / inside) if 0 < inside < 1 else (1, 1)
   weight = np.where(label, balance[1], balance[0]).astype(np.float32)

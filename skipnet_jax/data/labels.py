@@ -208,6 +208,12 @@ def _check_numbers(label: volume.Stack, name: str, meaning: Meaning) -> None:
       '(by adding 1, where -1 is the membrane), or set '
       f'{meaning.kind_option} back.'
     )
+  if label.dtype.kind == 'f' and high >= 2 ** (np.finfo(label.dtype).nmant + 1):
+    raise errors.InputError(
+      f'{name} has {label.dtype} values up to {high:.0f}, of which that type '
+      'cannot tell neighbours apart: renumber the cells, or save them as '
+      'uint32.'
+    )
   # Of 8 or 16 bits the largest number may be that of a cell, beside some 0.
   unlikely = low > 0 or label.dtype.itemsize > 2
   if label.dtype.kind == 'u' and unlikely and high == np.iinfo(label.dtype).max:
@@ -327,6 +333,25 @@ def undrawn_sentence(
   return (
     f'{name} has {" and ".join(parts)} (counted from 0), so scores leave '
     'these slices out'
+  )
+
+
+def single_sentence(
+  inside: volume.Stack, slices: Sequence[int], name: str
+) -> str:
+  """Names the slices with one cell, whose V_info is always 0; '' for none.
+
+  Args:
+    inside: `[z, y, x]` bool, True inside a cell.
+    slices: to look at; each is drawn.
+    name: of the labels.
+  """
+  found = [z for z in slices if scipy.ndimage.label(inside[z])[1] == 1]
+  if not found:
+    return ''
+  return (
+    f'{name} has a single cell in slices {ranges(found)} (counted from 0), '
+    'whose V_info is 0 whatever the prediction'
   )
 
 

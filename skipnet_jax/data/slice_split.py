@@ -11,14 +11,18 @@ from skipnet_jax import errors
 def _parse_list(text: str, field: str, count: int) -> tuple[int, ...]:
   indices: list[int] = []
   for part in filter(None, (p.strip() for p in text.split(','))):
-    match = re.fullmatch(r'(\d+)(?:-(\d+))?', part)
+    match = re.fullmatch(r'(\d{1,9})(?:-(\d{1,9}))?', part)
     if not match:
       raise errors.InputError(
         f'{field} has {part!r}; give slices such as 0-11,14'
         + (', random:5 or fold:0/6.' if field == 'data.valid' else ' or rest.')
       )
     low, high = int(match[1]), int(match[2] or match[1])
-    if high < low or high >= count:
+    if high < low:
+      raise errors.InputError(
+        f'{field} has {part!r}: write the smaller number first, {high}-{low}.'
+      )
+    if high >= count:
       raise errors.InputError(
         f'{field} has {part!r}, but the stack has {count} slices, 0 to '
         f'{count - 1}.'
@@ -41,8 +45,9 @@ def split(
   Raises:
     InputError: unreadable, empty or overlapping.
   """
-  drawn = re.fullmatch(r'random:(\d+)', valid)
-  fold = re.fullmatch(r'fold:(\d+)/(\d+)', valid)
+  train, valid = train.strip(), valid.strip()
+  drawn = re.fullmatch(r'random:(\d{1,9})', valid)
+  fold = re.fullmatch(r'fold:(\d{1,9})/(\d{1,9})', valid)
   if drawn:
     if int(drawn[1]) >= count:
       raise errors.InputError(

@@ -55,8 +55,12 @@ def load(config: ml_collections.ConfigDict) -> data_set.DataSet:
   warnings = [warning, *_check_label(label, train, valid, label_name, meaning)]
   weight = None
   if data.border_weight:
+    drawn = [z for z in train if labels.is_drawn(label[z])]
     weight = border_weight.border_weight(
-      np.asarray(label), data.border_weight, data.border_sigma
+      np.asarray(label),
+      data.border_weight,
+      data.border_sigma,
+      float(np.mean([label[z].mean() for z in drawn])),
     )
   return data_set.DataSet(
     name,
@@ -135,9 +139,18 @@ def _read(
           labelled.read_all(), image.shape, data.label, meaning
         )
       y, x = pixel_size_lib.of_metadata(images.metadata) or (0.0, 0.0)
+      why = pixel_size_lib.why_unknown(images.metadata)
     # Pixels that are not square have no size that a run could keep.
     side = y if math.isclose(y, x, rel_tol=0.02) else 0.0
-    return f'stack {data.image}', image, label, '', '', side
+    if y and not side:
+      why = f'its pixels are {y:g} x {x:g} nm, which is not square'
+    warning = ''
+    if why and not data.pixel_size:
+      warning = (
+        f'PIXEL SIZE: {data.image} has none that can be used: {why}; '
+        'predictions are not resampled unless data.pixel_size is set.'
+      )
+    return f'stack {data.image}', image, label, warning, '', side
   if source.startswith('tfds:'):
     # The one room that needs tensorflow_datasets, which takes long to import.
     from skipnet_jax.data import isbi2012_tfds

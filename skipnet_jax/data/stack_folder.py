@@ -182,13 +182,15 @@ def _open_png(
 def check_same_slices(
   first: stack_reader.StackReader, second: stack_reader.StackReader
 ) -> None:
-  """Refuses two folders whose slices are not the same ones by their names.
+  """Refuses two stacks whose slices are not the same ones.
 
-  Compared are the numbers in the names that are not the same in all of a
-  folder, so that em_z07.png goes with label_7.png; else the names without their
-  ending, where the folders have some in common. Other names, and TIFF stacks,
-  say nothing.
+  Pixel sizes, if both say one, must be equal, and of volumes the origins. Of
+  two folders, compared are also the numbers in the names that are not the same
+  in all of a folder, so that em_z07.png goes with label_7.png; else the names
+  without their ending, where the folders have some in common. Other names, and
+  TIFF stacks, say nothing.
   """
+  _check_same_place(first, second)
   names = first.names, second.names
   if not all(names):
     return
@@ -203,6 +205,25 @@ def check_same_slices(
         f'slice {z + 1} is {names[0][z]} in {first.path} but {names[1][z]} in '
         f'{second.path}; give the slices that belong together the same numbers'
       )
+
+
+def _check_same_place(
+  first: stack_reader.StackReader, second: stack_reader.StackReader
+) -> None:
+  both = first, second
+  one, other = (pixel_size.of_metadata(stack.metadata) for stack in both)
+  if one and other and not np.allclose(one, other, rtol=0.02):
+    raise errors.InputError(
+      f'{first.path} has pixels of {one[0]:g} x {one[1]:g} nm, but '
+      f'{second.path} of {other[0]:g} x {other[1]:g} nm; give stacks of the '
+      'same pixels, or correct what one of them says'
+    )
+  here, there = (stack.metadata.get('origin') for stack in both)
+  if here and there and not np.allclose(here, there):
+    raise errors.InputError(
+      f'{first.path} begins at {here}, but {second.path} at {there} (z, y, x, '
+      'in the unit of its pixels); give stacks of the same place'
+    )
 
 
 def _varying(names: Sequence[str]) -> list[Any]:

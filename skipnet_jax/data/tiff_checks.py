@@ -125,6 +125,12 @@ def check_sides(path: pathlib.Path, page: Any, z: int) -> None:
     )
 
 
+def _nearest(name: str, dtypes: Sequence[str]) -> Sequence[str]:
+  """Of the types that are accepted those to convert one of another name to."""
+  alike = [dtype for dtype in dtypes if dtype.rstrip('0123456789') in name]
+  return alike if name.startswith('float') else (dtypes[-1], dtypes[0])
+
+
 def check_page(
   path: pathlib.Path, page: Any, z: int, dtypes: Sequence[str], decodable: bool
 ) -> None:
@@ -158,7 +164,7 @@ def check_page(
   if name not in dtypes:
     raise errors.InputError(
       f'{where} has {name} pixels; accepted are {", ".join(dtypes)}; convert '
-      f'it to {dtypes[-1]} or {dtypes[0]}'
+      f'it to {" or ".join(_nearest(name, dtypes))}'
     )
   if page.compression not in COMPRESSIONS:
     kind = getattr(page.compression, 'name', page.compression)

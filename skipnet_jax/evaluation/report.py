@@ -9,6 +9,7 @@ from typing import Any
 from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import tables
+from skipnet_jax.data import ome_zarr
 from skipnet_jax.data import volume
 from skipnet_jax.evaluation import panels
 from skipnet_jax.evaluation import scoring
@@ -76,6 +77,8 @@ class OutputFiles:
       slices = self.panels.glob('slice_*.png') if there else ()
       outputs += sorted(slices) or [self.panels / 'slice_000.png']
     files.check_outputs(outputs, overwrite=overwrite, inputs=inputs)
+    for place in inputs:
+      ome_zarr.check_outside(outputs, place)
     try:
       if self.panels is not None:
         self.panels.mkdir(parents=True, exist_ok=True)
@@ -107,6 +110,7 @@ class OutputFiles:
     if self.panels is None:
       return lines
     threshold = result['threshold_v_rand']
+    written = set()
     for place, row in enumerate(result['per_slice']):
       picture = panels.slice_panel(
         evaluation.prediction[place],
@@ -117,8 +121,15 @@ class OutputFiles:
         f'{_format(row["v_rand"])}, V_info {_format(row["v_info"])}',
         warning=warning,
       )
+      written.add(self.panels / f'slice_{row["slice"]:03d}.png')
       volume.write_png(self.panels / f'slice_{row["slice"]:03d}.png', picture)
-    return [*lines, f'{self.panels}: a picture of each slice']
+    lines.append(f'{self.panels}: a picture of each slice')
+    if older := sorted({*self.panels.glob('slice_*.png')} - written):
+      lines.append(
+        f'{self.panels}: {", ".join(path.name for path in older)} are of '
+        'another evaluation'
+      )
+    return lines
 
 
 def _format(value: float | None, digits: int = 4) -> str:

@@ -156,9 +156,11 @@ def _kept_edges(
 ) -> Mapping[str, Any] | None:
   """The fit in the run's folder; None where it must be fitted (again)."""
   try:
-    return edge_fit.of_run(run, averaging, segment)[1]
+    edge_fit.of_run(run, averaging, 'multicut')
   except errors.InputError:
     return None
+  # It has none for lifted edges where the training slices have too few.
+  return edge_fit.of_run(run, averaging, segment)[1]
 
 
 def _fit_edges(

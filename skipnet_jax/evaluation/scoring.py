@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from skipnet_jax import errors
+from skipnet_jax.data import chunk_store
 from skipnet_jax.data import labels as labels_lib
+from skipnet_jax.data import ome_zarr_metadata
 from skipnet_jax.data import volume
 from skipnet_jax.scores import pixels
 from skipnet_jax.scores import scores
@@ -83,6 +85,7 @@ def score_files(
   warnings = [
     labels_lib.undrawn_sentence(inside, {'slices': every}, name),
     labels_lib.inverted_sentence(inside, every, name, meaning),
+    labels_lib.single_sentence(inside, slices, name),
   ]
   values, inside = values[slices], inside[slices]
   inverted = pixels.looks_inverted(values, inside)
@@ -109,6 +112,21 @@ def score_files(
     image=None if pages is None else pages[slices],
     warning=' '.join(f'{text}.' for text in warnings if text),
   )
+
+
+def _check_finished(path: Path, stack: volume.StackReader) -> None:
+  """Refuses a volume that `predict` has begun and not finished.
+
+  Of other volumes, a missing chunk is one of the fill value.
+  """
+  if not stack.filled or chunk_store.is_url(os.fspath(path)):
+    return
+  if ome_zarr_metadata.read_settings(pathlib.Path(path)) is not None:
+    raise errors.InputError(
+      f'{path} lacks blocks in slices {labels_lib.ranges([*stack.filled])} '
+      '(counted from 0): its prediction is not finished; give the command that '
+      'began it again.'
+    )
 
 
 def _check_shape(
@@ -156,6 +174,8 @@ def read_pair(
     volume.check_same_slices(predicted, truth)
     _check_shape(labels, truth.shape, prediction, predicted.shape)
     values, label = predicted.read_all(), truth.read_all()
+    for path, stack in ((prediction, predicted), (labels, truth)):
+      _check_finished(path, stack)
   inside = labels_lib.find_inside(label, label.shape, str(labels), meaning)
   integers = values.dtype.kind in 'iu' and values.dtype.itemsize > 1
   kind = kind or PREDICTION_KINDS[integers]

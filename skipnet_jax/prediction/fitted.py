@@ -103,18 +103,20 @@ def write(
   averaging: Averaging,
   fit: Mapping[str, Any],
 ) -> None:
-  """Adds a fit to the file, or replaces a file that cannot be used."""
+  """Adds a fit to the file; one that cannot be used is kept as FILE.old."""
+  path = run.path / kind.file
   try:
     fits = _read(run, kind, averaging)
   except errors.InputError:
     fits = {}
+    path.replace(path.with_name(f'{kind.file}.old'))
   content = {
     'version': kind.version,
     'network': network_of(run),
     'best_epoch': run.best_epoch,
     'fits': fits | {averaging.name: dict(fit)},
   }
-  files.write_json(run.path / kind.file, content)
+  files.write_json(path, content)
 
 
 def refusal(

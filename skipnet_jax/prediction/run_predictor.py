@@ -105,6 +105,11 @@ def predict(
     ((2, 40, 50), 'float32')
   """
   several = [runs] if isinstance(runs, trained.TrainedRun) else list(runs)
+  if not all(isinstance(run, trained.TrainedRun) for run in several):
+    raise errors.InputError(
+      f'The runs are {runs!r:.80}: open each by skipnet_jax.load_run or '
+      'skipnet_jax.load_pretrained first.'
+    )
   if not several:
     raise errors.InputError('There are 0 runs: give at least one.')
   if image.ndim not in (2, 3) or not image.size:

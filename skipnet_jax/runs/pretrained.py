@@ -162,7 +162,8 @@ def export(
   identity: data_set.Identity = {**run.dataset, 'name': dataset}
   config = json.loads(run.config.to_json())
   # Where the data lay is nobody's business, and is nowhere now.
-  config['data'] |= {'image': 'image.tif', 'label': 'labels.tif'}
+  if config['data']['source'] == 'stack':
+    config['data'] |= {'image': 'image.tif', 'label': 'labels.tif'}
   files.write_json(
     folder / 'config.json', {'dataset': identity, 'config': config}
   )

@@ -94,8 +94,11 @@ def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
   config = workdir.read_config(path)
   layers, flow = _read(path / 'gradient_flow.npz', flow_file.read)
   records = _read(path / 'metrics.jsonl', run_log.read_records)
-  epochs = min(len(flow['net_change']), len(records))
-  if not epochs:
+  # Records of the first epochs may be lost.
+  count = len(flow['net_change'])
+  records = [record for record in records if record['epoch'] <= count]
+  kept = [record['epoch'] - 1 for record in records]
+  if not records:
     raise errors.InputError(
       f'{path} stopped after 0 epochs, so there is nothing to show: run its '
       'training command again.'
@@ -106,10 +109,10 @@ def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
     config=config,
     dataset=workdir.read_dataset(path),
     environment=files.read_json(path / 'environment.json'),
-    records=records[:epochs],
+    records=records,
     summary=files.read_json(path / 'summary.json'),
     layers=tuple(layers),
-    flow={q: rows[:epochs] for q, rows in flow.items()},
+    flow={q: rows[kept] for q, rows in flow.items()},
     first_steps=_read(path / 'gradient_flow.npz', flow_file.read_first_steps),
   )
 
@@ -152,12 +155,14 @@ def open_runs(
 
 
 def by_network(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
-  """Runs whose configs differ in the seed alone, by the name of the first."""
+  """Runs on the same data that differ in the seed alone, by a name."""
   groups: dict[str, list[RecordedRun]] = {}
   names: dict[str, str] = {}
   for run in runs:
     config = config_identity.identity(run.config)
     rest = {k: v for k, v in config.items() if k not in ('seed', 'experiment')}
+    rest['data'] = run.dataset.get('fingerprint')
+    rest['epochs'] = run.config.train.epochs
     name = names.setdefault(repr(sorted(rest.items())), run.name)
     groups.setdefault(name, []).append(run)
   return groups

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import functools
 import json
 import math
 import os
 import pathlib
+import queue
 import sys
 from typing import Any
 
@@ -21,6 +23,8 @@ FIELDS = (
   *('train_loss', 'train_loss_with_l2', 'train_bce', 'train_accuracy'),
   *('valid_loss', 'valid_loss_with_l2', 'valid_bce', 'valid_accuracy'),
 )
+# Seconds in which TensorBoard's thread must take something from its queue.
+_PATIENCE = 60
 # Bytes of a line; a record has about a thousand.
 _LONGEST = 2**20
 
@@ -73,7 +77,7 @@ class RunLog:
     self._file = (
       files.open_to_append(workdir / 'metrics.jsonl') if active else None
     )
-    self._board = None
+    self._board: Any = None
     if active and tensorboard:
       with _torch_left_out():
         import tensorboardX
@@ -83,6 +87,8 @@ class RunLog:
         # TensorBoard hides what an interrupted process wrote from this step on.
         purge_step=first_step + 1,
       )
+      events = self._board.file_writer.event_writer._event_queue
+      events.put = functools.partial(events.put, timeout=_PATIENCE)
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=first_step,
@@ -116,23 +122,41 @@ class RunLog:
       self._file.flush()
       # The record must reach the disk before the checkpoint that follows.
       os.fsync(self._file.fileno())
+    for name, value in record.items():
+      if name not in ('epoch', 'step'):
+        self._show('add_scalar', name, value, record['step'])
     if self._board is not None:
-      for name, value in record.items():
-        if name not in ('epoch', 'step'):
-          self._board.add_scalar(name, value, record['step'])
       self._board.flush()
 
   def picture(self, name: str, image: np.ndarray, step: int) -> None:
     """Shows a picture `[y, x]` or `[y, x, 3]` uint8 in TensorBoard."""
-    if self._board is not None:
-      form = 'HW' if image.ndim == 2 else 'HWC'
-      self._board.add_image(name, image, step, dataformats=form)
+    form = 'HW' if image.ndim == 2 else 'HWC'
+    self._show('add_image', name, image, step, dataformats=form)
+
+  def _show(self, method: str, *args: Any, **options: Any) -> None:
+    """Adds something to TensorBoard's events, as long as these are written.
+
+    Their thread ends at the first error of the system, such as a full disk.
+    Nobody empties its queue then, and to add to it would wait for ever.
+    """
+    if self._board is None:
+      return
+    events = self._board.file_writer.event_writer
+    if events._worker.is_alive():
+      with contextlib.suppress(queue.Full):
+        getattr(self._board, method)(*args, **options)
+        return
+    self.print('TensorBoard: its files cannot be written, and get no more.')
+    events._event_queue.cancel_join_thread()
+    self._board = None
 
   def close(self) -> None:
     """Flushes and closes everything."""
-    for opened in (self._bar, self._file, self._board):
-      if opened is not None:
-        opened.close()
+    with contextlib.ExitStack() as stack:
+      stack.callback(self._bar.close)
+      if self._file is not None:
+        stack.callback(self._file.close)
+      self._show('close')
 
 
 def _is_record(value: Any) -> bool:

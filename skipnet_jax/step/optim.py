@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from skipnet_jax import errors
+
 Params = Any
 _OWN = jax.tree_util.DictKey('discriminator')
 
@@ -53,13 +55,23 @@ def make_schedule(
   if config.schedule == 'step':
     every = range(config.step_epochs, epochs + 1, config.step_epochs)
     bounds = config.step_at or every
-    schedule = optax.piecewise_constant_schedule(
-      rate, {updates(epoch): config.step_factor for epoch in bounds}
-    )
+    factors: dict[int, float] = {}
+    for epoch in bounds:
+      # With `accumulate`, several may fall on one update.
+      at = updates(epoch)
+      factors[at] = factors.get(at, 1.0) * config.step_factor
+    schedule = optax.piecewise_constant_schedule(rate, factors)
   elif config.schedule == 'cosine':
     schedule = optax.cosine_decay_schedule(rate, max(1, updates(epochs)))
   else:
     schedule = optax.constant_schedule(rate)
+  for field in ('warmup_epochs', 'cooldown_epochs'):
+    if config[field] and not updates(config[field]):
+      raise errors.InputError(
+        f'optim.{field} is {config[field]}, but with optim.accumulate='
+        f'{config.accumulate} and {steps_per_epoch} steps an epoch no update '
+        'falls into it: give more epochs.'
+      )
   if warmup := updates(config.warmup_epochs):
     schedule = _scaled(schedule, lambda n: (n + 1) / warmup)
   if cooldown := updates(config.cooldown_epochs):

@@ -78,6 +78,27 @@ def table(study: plan.Study, folder: pathlib.Path, ways: Ways) -> report.Table:
   )
 
 
+def load_test_set(labels: str) -> tuple[np.ndarray, np.ndarray]:
+  """The challenge's test slices `[z, y, x]`, and True inside a cell.
+
+  Args:
+    labels: see `test_set_table`.
+
+  Raises:
+    InputError: the test stack is missing, or the labels do not fit it.
+  """
+  stacks = isbi2012.find()
+  if stacks is None:
+    raise errors.InputError(
+      '--test_labels needs the test stack beside the training stacks: set '
+      'SKIPNET_DATA_DIR to their folder.'
+    )
+  image, _ = isbi2012.load(stacks, 'test')
+  with volume.open_stack(labels) as stack:
+    inside = labels_lib.find_inside(stack.read_all(), image.shape, labels)
+  return image, inside
+
+
 def test_set_table(
   study: plan.Study, folder: pathlib.Path, labels: str, say: Say
 ) -> report.Table:
@@ -95,15 +116,7 @@ def test_set_table(
   Raises:
     InputError: the test stack is missing, or the labels do not fit it.
   """
-  stacks = isbi2012.find()
-  if stacks is None:
-    raise errors.InputError(
-      '--test_labels needs the test stack beside the training stacks: set '
-      'SKIPNET_DATA_DIR to their folder.'
-    )
-  image, _ = isbi2012.load(stacks, 'test')
-  with volume.open_stack(labels) as stack:
-    inside = labels_lib.find_inside(stack.read_all(), image.shape, labels)
+  image, inside = load_test_set(labels)
   finished, lines = results.read(study, folder), []
   for label in study.rows:
     runs = [

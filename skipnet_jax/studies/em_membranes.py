@@ -8,6 +8,7 @@ of these, as `predict` treats a file; so is the image itself, blurred.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any
 
@@ -20,6 +21,7 @@ from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import files
+from skipnet_jax.analysis.page import report
 from skipnet_jax.data import isbi2012
 from skipnet_jax.data import labels
 from skipnet_jax.data import volume
@@ -40,6 +42,7 @@ PIXEL_SIZE = 4.0
 ROWS = ('both', 'isbi2012', 'fibsem')
 METHODS = ('calibrated thresholds', 'multicut')
 BASELINE = 'blurred image'
+JOINED = 'joined.json'
 # Of the baseline: sigmas in pixels of the stack.
 _SIGMAS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 # FIB-SEM slices are 10 nm apart and much alike: every eighth is taken, which
@@ -118,8 +121,25 @@ def load_tissues(
 def join(tissues: Sequence[Tissue], folder: pathlib.Path) -> None:
   """Writes image.tif and labels.tif: the pages of all tissues, at one size.
 
-  Smaller pages are reflected beyond their borders.
+  Smaller pages are reflected beyond their borders. joined.json is written last
+  and says of what they are made; where the same is there, nothing is done.
+
+  Raises:
+    InputError: the folder has other files of these names.
   """
+  digest = hashlib.sha256()
+  for tissue in tissues:
+    for array in (tissue.image, tissue.inside):
+      digest.update(np.ascontiguousarray(array).data)
+  made = {'sha256': digest.hexdigest(), 'pixel_size': PIXEL_SIZE}
+  outputs = [folder / name for name in (JOINED, 'image.tif', 'labels.tif')]
+  if files.read_json(outputs[0]) == made:
+    return
+  files.check_outputs(
+    outputs,
+    overwrite=False,
+    remedy='it is not of these stacks; choose another --workdir',
+  )
   sides = [max(t.grid.network[i] for t in tissues) for i in (0, 1)]
   count = sum(len(t.image) for t in tissues)
   # Pixels in a nanometre.
@@ -127,12 +147,8 @@ def join(tissues: Sequence[Tissue], folder: pathlib.Path) -> None:
   shape = (count, *sides)
   folder.mkdir(parents=True, exist_ok=True)
   with (
-    volume.StackWriter(
-      folder / 'image.tif', shape, 'uint8', metadata, overwrite=True
-    ) as images,
-    volume.StackWriter(
-      folder / 'labels.tif', shape, 'uint8', metadata, overwrite=True
-    ) as drawn,
+    volume.StackWriter(outputs[1], shape, 'uint8', metadata) as images,
+    volume.StackWriter(outputs[2], shape, 'uint8', metadata) as drawn,
   ):
     for tissue in tissues:
       grid = tissue.grid
@@ -141,6 +157,7 @@ def join(tissues: Sequence[Tissue], folder: pathlib.Path) -> None:
         # Of the share of a pixel that is inside.
         moved = grid.to_network(inside.astype(np.float32)) > 0.5
         drawn.write(_widened(np.uint8(255) * moved, sides))
+  files.write_json(outputs[0], made)
 
 
 def _widened(page: np.ndarray, sides: Sequence[int]) -> np.ndarray:
@@ -149,6 +166,25 @@ def _widened(page: np.ndarray, sides: Sequence[int]) -> np.ndarray:
     (b, s - n - b) for b, s, n in zip(before, sides, page.shape, strict=True)
   ]
   return np.pad(page, padding, 'symmetric')
+
+
+def check_output(folder: pathlib.Path) -> None:
+  """Makes the folder of the results; call it before any training.
+
+  Raises:
+    InputError: it cannot be written, or has files that are no results of this
+      study.
+  """
+  report.make_folder(folder)
+  path = folder / 'scores.json'
+  if set(files.read_json(path)) >= {'runs', 'rows'}:
+    return
+  names = 'scores.json', 'table.md', *(f'{row}.png' for row in ROWS)
+  files.check_outputs(
+    [folder / name for name in names],
+    overwrite=False,
+    remedy=f'{path} is no result of this study; choose another --output',
+  )
 
 
 def make(

@@ -308,6 +308,10 @@ def make(
       if name == 'figure_4':
         config = config_checks.variants(config)[label]
       config.update_from_flattened_dict(row.changes)
+      if scale == 'smoke':
+        # It has fewer epochs than the row's cooldown.
+        most = min(config.optim.cooldown_epochs, config.train.epochs)
+        config.optim.cooldown_epochs = most
       part = repeat
       if name in _IN_FOLDS:
         part = FOLDS - 1 - repeat

@@ -228,7 +228,7 @@ def markdown(table: report.Table) -> str:
 def check(study: plan.Study, scale: str, output: pathlib.Path) -> None:
   """Checks that `write` replaces nothing but results of this study and scale.
 
-  Call it before any training.
+  Call it before any training. It makes the folder.
 
   Args:
     study: from `plan.make`.
@@ -236,7 +236,7 @@ def check(study: plan.Study, scale: str, output: pathlib.Path) -> None:
     output: folder of the results; may be missing.
 
   Raises:
-    InputError: it names a file that `write` would replace.
+    InputError: `write` would replace a file, or the folder cannot be written.
   """
   remedy = f'it is no result of {study.name} {scale}; choose another --output'
   # `write` writes it first.
@@ -252,6 +252,7 @@ def check(study: plan.Study, scale: str, output: pathlib.Path) -> None:
     names = (RUNS, TABLE, CELLS)
     foreign = [output / name for name in names]
     files.check_outputs(foreign, overwrite=False, remedy=remedy)
+  report.make_folder(output)
 
 
 def _subtitle(study: plan.Study, done: int, datasets: Iterable[str]) -> str:

@@ -9,12 +9,11 @@ import time
 
 from skipnet_jax import errors
 from skipnet_jax import files
-from skipnet_jax.data import sources
 from skipnet_jax.runs import run_log
-from skipnet_jax.runs import workdir
 from skipnet_jax.studies import plan
 from skipnet_jax.training import loop
 from skipnet_jax.training import preemption
+from skipnet_jax.training import prepare
 
 
 class Deadline(preemption.StopSignal):
@@ -127,7 +126,7 @@ def train(
   """
   end = math.inf if budget is None else clock() + budget
   for name, config in study.runs.items():
-    workdir.check(folder / name, config, sources.load(config))
+    prepare.check(folder / name, config)
   todo = [row for row in progress(study, folder) if not row.finished]
   for number, row in enumerate(todo, 1):
     if clock() >= end:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 
 import ml_collections
 
@@ -11,8 +12,10 @@ from skipnet_jax.data import data_set
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.models import layer_table
+from skipnet_jax.runs import workdir
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import parallel as parallel_lib
+from skipnet_jax.training import warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,27 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
   _check_memory(config, parallel, training)
   arrays = pipeline_lib.host_arrays(data)
   return Prepared(config, parallel, data, pipeline, training, arrays)
+
+
+def check(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Refuses a run that could not start, before others are trained.
+
+  The network is not built, which takes seconds.
+
+  Args:
+    path: the run's folder; may be missing.
+    config: a validated config.
+
+  Raises:
+    InputError: devices, data, weights to start from, or a folder that cannot be
+      used.
+  """
+  parallel = parallel_lib.make_parallel(config.parallel)
+  data = sources.load(config)
+  pipeline_lib.make_pipeline(config, data, len(parallel.devices))
+  workdir.check(path, config, data)
+  if config.train.init_from and not (path / 'checkpoints').exists():
+    warm_start.check_source(config.train.init_from)
 
 
 def _check_memory(

@@ -7,9 +7,8 @@ import ml_collections
 
 from skipnet_jax import errors
 from skipnet_jax import files
-from skipnet_jax.data import sources
-from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.training import loop
+from skipnet_jax.training import prepare
 
 
 def with_seeds(
@@ -53,7 +52,7 @@ def train(
   folders = [folder / name for name in variants]
   todo = []
   for path, config in zip(folders, variants.values(), strict=True):
-    workdir_lib.check(path, config, sources.load(config))
+    prepare.check(path, config)
     summary = files.read_json(path / 'summary.json')
     if summary.get('epochs', 0) < config.train.epochs:
       todo.append((path, config))

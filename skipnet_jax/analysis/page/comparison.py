@@ -20,9 +20,11 @@ from skipnet_jax.analysis.page import point_figures
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
 from skipnet_jax.data import data_set
+from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
 from skipnet_jax.runs import recorded
 from skipnet_jax.runs import trained
+from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import state as state_lib
 
 Config = ml_collections.ConfigDict
@@ -247,7 +249,11 @@ def _sharpness(
   initial: gradient_flow.Variables,
 ) -> dict[str, measure.Sharp]:
   """At the start, the best and the last epoch, on the first training slices."""
-  training = trained.build(run.config)
+  # Its schedule counts the steps of an epoch.
+  pipeline = pipeline_lib.make_pipeline(run.config, data, 1)
+  training = build_lib.build(
+    run.config, pipeline.window, pipeline.steps_per_epoch
+  )
   best, latest = trained.open_states(run.path)
   states = {
     INITIAL: state_lib.begin(

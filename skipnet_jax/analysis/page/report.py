@@ -124,6 +124,17 @@ def check(
   Raises:
     InputError: the folder cannot be written, or a file would be replaced.
   """
+  path = make_folder(folder)
+  check_files(path, overwrite=overwrite, own=own)
+  return path
+
+
+def make_folder(folder: str | os.PathLike) -> pathlib.Path:
+  """Creates the folder that --output names, where it is missing.
+
+  Raises:
+    InputError: it cannot be created or written.
+  """
   path = pathlib.Path(folder)
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -136,7 +147,6 @@ def check(
     raise errors.InputError(
       f'The folder {path} of --output is not writable: choose another.'
     )
-  check_files(path, overwrite=overwrite, own=own)
   return path
 
 
