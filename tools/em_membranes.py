@@ -38,6 +38,7 @@ def main() -> None:
   fibsem, output = cli.require(_FIBSEM), pathlib.Path(cli.require(_OUTPUT))
   # Imported late, so that --help does not wait for JAX.
   from skipnet_jax import files
+  from skipnet_jax.prediction import fitted
   from skipnet_jax.runs import pretrained
   from skipnet_jax.studies import em_membranes
   from skipnet_jax.studies import runner
@@ -65,6 +66,9 @@ def main() -> None:
   if not all((run / 'summary.json').exists() for run in of_last):
     say(f'The networks of fold {last} are not in {folder}: pictures are left.')
     return
+  # One that was scored elsewhere has no fits here.
+  for run in of_last:
+    em_membranes.fit(run, fitted.Averaging(), say)
   shipping.pictures(folder, last, tissues, output)
   if _SHIP.value:
     shipping.ship(folder, last, pretrained.FOLDER, say)
