@@ -156,6 +156,8 @@ def main() -> None:
       volume.Choice(_SERIES.value, _CHANNEL.value, '--'),
     )
   print(evaluation.title)
+  if evaluation.identity.get('prediction_kind') == 'instances':
+    print('The prediction numbers cells (--prediction_kind=instances).')
   print(report.format_table(evaluation.results))
   for line in files.write(evaluation):
     print(line)

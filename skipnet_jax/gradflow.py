@@ -119,10 +119,12 @@ def main() -> None:
     else:
       variants = config_checks.variants(config)
       writes = jax.process_index() == 0
+      planned = study.with_seeds(variants, _SEEDS.value)
+      study.require_several(planned)
       if writes:
         report.check(output, overwrite=overwrite, own=own)
       folders = study.train(
-        study.with_seeds(variants, _SEEDS.value),
+        planned,
         pathlib.Path(cli.require(_WORKDIR)),
         print if writes else lambda _: None,
       )

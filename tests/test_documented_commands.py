@@ -410,6 +410,8 @@ def make_inputs(folder, program, words, stack, made):
         shutil.copytree(source, folder / name)
     elif flag == '--workdir' and program in ('predict', 'export', 'evaluate'):
       shutil.copytree(made[0], folder / value)
+    elif flag == '--init_from':
+      shutil.copytree(made[0], folder / value)
   if '--compare' in words:
     at = words.index('--compare')
     for name in words[at + 1 : at + 3]:

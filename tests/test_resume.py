@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
+from skipnet_jax.data import sources
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import trained
 from skipnet_jax.runs import workdir
@@ -126,6 +127,18 @@ def test_checkpoints_of_another_run_are_refused(smoke, four, tmp_path):
     loop.train_and_evaluate(smoke({'train.epochs': 6, 'seed': 1}), folder)
   assert (folder / 'metrics.jsonl').read_bytes() == before
   assert json.loads(path.read_text()) == content
+
+
+def test_checkpoints_of_other_data_are_refused(smoke, four, tmp_path):
+  config = smoke({'train.epochs': 6, 'data.slices': 7, 'data.valid': '6'})
+  folder = shutil.copytree(four, tmp_path / 'run')
+  own = json.loads((folder / 'config.json').read_text())
+  data = sources.load(config)
+  own['dataset'] = data.identity()
+  own['config'] = json.loads(config.to_json())
+  (folder / 'config.json').write_text(json.dumps(own))
+  with pytest.raises(errors.InputError, match=r'another run: .*data \(\w+-\w+'):
+    loop.train_and_evaluate(config, folder)
 
 
 def test_all_is_closed_if_restoring_fails(finished, monkeypatch):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -82,6 +83,10 @@ class DataSet:
 
   def fingerprint(self) -> str:
     """See `fingerprint.of_arrays`; of files, hashed once."""
+    return self._fingerprint
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
     return fingerprint_lib.remembered(
       self.state, lambda: fingerprint_lib.of_arrays(self.image, self.label)
     )

@@ -80,7 +80,7 @@ def checked_stacks(
   if prediction.dtype.kind not in 'bf':
     raise errors.InputError(
       f'the prediction has dtype {prediction.dtype}, but must be float in '
-      '0..1: divide it by its largest value (255 of 8 bits, 65535 of 16).'
+      '0..1: divide 8-bit values by 255, 16-bit values by 65535.'
     )
   dtype = np.float32 if prediction.dtype.itemsize <= 4 else np.float64
   prediction = prediction.astype(dtype, copy=False)

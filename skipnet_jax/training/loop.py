@@ -147,6 +147,7 @@ class Run:
     self.prepared, self._path = prepared, path
     self._stop_signal = stop_signal
     self._identity = config_identity.identity(prepared.config)
+    self._data = prepared.data.fingerprint()
     config, training = prepared.config, prepared.training
     self.state = prepared.parallel.replicate(
       start.state(training, config.seed)
@@ -215,6 +216,8 @@ class Run:
     # One of an earlier version has no config, or not all of its fields.
     saved = {k: v for k, v in meta.get('config', now).items() if k in now}
     changed = config_identity.differences(saved, {k: now[k] for k in saved})
+    if meta.get('data', self._data) != self._data:
+      changed = [*changed, f'data ({meta["data"]}, now {self._data})']
     if changed:
       raise errors.InputError(
         f'{self._path / "checkpoints"} has the checkpoints of another run: '
@@ -325,7 +328,8 @@ class Run:
     return critical_lib.CriticalSharpness(prepared, state)
 
   def _meta(self) -> dict[str, Any]:
-    meta = self.progress.to_json() | {'config': self._identity}
+    meta = self.progress.to_json()
+    meta |= {'config': self._identity, 'data': self._data}
     return meta | ({'init_from': self._init_from} if self._init_from else {})
 
   def _kernels(self) -> telemetry.Kernels:

@@ -24,6 +24,16 @@ def with_seeds(
   return several
 
 
+def require_several(variants: dict[str, ml_collections.ConfigDict]) -> None:
+  """Refuses a comparison of fewer than two networks."""
+  if len(variants) < 2:
+    raise errors.InputError(
+      f'The experiment has {len(variants)} network, and a comparison needs two '
+      'or more. Train it with python -m skipnet_jax.train and compare runs '
+      'with --runs, or use --at-init.'
+    )
+
+
 def train(
   variants: dict[str, ml_collections.ConfigDict],
   folder: pathlib.Path,
@@ -43,12 +53,7 @@ def train(
     InputError: fewer than two variants, or a run in the folder with another
       config or other data; before anything is trained.
   """
-  if len(variants) < 2:
-    raise errors.InputError(
-      f'The experiment has {len(variants)} network, and a comparison needs two '
-      'or more. Train it with python -m skipnet_jax.train and compare runs '
-      'with --runs, or use --at-init.'
-    )
+  require_several(variants)
   folders = [folder / name for name in variants]
   todo = []
   for path, config in zip(folders, variants.values(), strict=True):
