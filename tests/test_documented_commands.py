@@ -408,9 +408,9 @@ def make_inputs(folder, program, words, stack, made):
     elif flag == '--runs':
       for source, name in zip(made, value.split(','), strict=True):
         shutil.copytree(source, folder / name)
-    elif flag == '--workdir' and program in ('predict', 'export', 'evaluate'):
-      shutil.copytree(made[0], folder / value)
-    elif flag == '--init_from':
+    elif (
+      flag == '--workdir' and program in ('predict', 'export', 'evaluate')
+    ) or flag == '--init_from':
       shutil.copytree(made[0], folder / value)
   if '--compare' in words:
     at = words.index('--compare')

@@ -17,6 +17,7 @@ from skipnet_jax.prediction import fitted
 from skipnet_jax.runs import pretrained
 from skipnet_jax.studies import em_membranes
 from skipnet_jax.studies import shipping
+from skipnet_jax.studies import tissues as tissues_lib
 
 EXPERIMENT = conftest.ROOT / 'experiments/em_membranes.py'
 
@@ -27,7 +28,7 @@ def make_tissue(name, count, side, pixel_size):
   for z, page in enumerate(inside):
     page[8 + z % 3 :: 10] = page[:, 8 + z % 3 :: 10] = False
   image = np.where(inside, 180, 40).astype(np.uint8)
-  return em_membranes.Tissue(name, image, inside, pixel_size)
+  return tissues_lib.Tissue(name, image, inside, pixel_size)
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +40,7 @@ def tissues():
 
 
 def test_pages_are_joined_at_one_pixel_size(tissues, tmp_path):
-  em_membranes.join(tissues, tmp_path)
+  tissues_lib.join(tissues, tmp_path)
   image, drawn = (
     tifffile.imread(tmp_path / f'{name}.tif') for name in ('image', 'labels')
   )
@@ -71,7 +72,7 @@ def test_the_baseline_finds_dark_membranes(tissues):
     assert found['v_rand'] > 0.99
     assert found['sigma'] <= 1
   # Where membranes are not dark, it finds nothing.
-  flat = em_membranes.Tissue(
+  flat = tissues_lib.Tissue(
     'isbi2012',
     np.random.default_rng(0).integers(0, 255, (30, 40, 40)).astype(np.uint8),
     tissues[0].inside,
@@ -156,16 +157,16 @@ def test_what_ships_is_a_run_with_its_fits(tmp_path, monkeypatch):
 def test_files_of_others_are_not_replaced(tissues, tmp_path):
   (tmp_path / 'image.tif').write_bytes(b'mine')
   with pytest.raises(errors.InputError, match='it is not of these stacks'):
-    em_membranes.join(tissues, tmp_path)
+    tissues_lib.join(tissues, tmp_path)
   assert os.listdir(tmp_path) == ['image.tif']
   joined = tmp_path / 'joined'
-  em_membranes.join(tissues, joined)
+  tissues_lib.join(tissues, joined)
   before = {path: path.stat().st_mtime_ns for path in joined.iterdir()}
-  em_membranes.join(tissues, joined)
+  tissues_lib.join(tissues, joined)
   assert {p: p.stat().st_mtime_ns for p in joined.iterdir()} == before
   other = dataclasses.replace(tissues[1], inside=~tissues[1].inside)
   with pytest.raises(errors.InputError, match='choose another --workdir'):
-    em_membranes.join((tissues[0], other), joined)
+    tissues_lib.join((tissues[0], other), joined)
 
 
 def test_results_of_others_are_not_replaced(tmp_path):

@@ -43,13 +43,14 @@ def main() -> None:
   from skipnet_jax.studies import em_membranes
   from skipnet_jax.studies import runner
   from skipnet_jax.studies import shipping
+  from skipnet_jax.studies import tissues as tissues_lib
 
   say = functools.partial(print, flush=True)
   folder = pathlib.Path(_WORKDIR.value)
-  tissues = em_membranes.load_tissues(_ISBI.value, fibsem)
+  tissues = tissues_lib.load_tissues(_ISBI.value, fibsem)
   em_membranes.check_output(output)
-  em_membranes.join(tissues, folder)
-  last = em_membranes.FOLDS - 1
+  tissues_lib.join(tissues, folder)
+  last = tissues_lib.FOLDS - 1
   study = em_membranes.make(
     tissues,
     folder,

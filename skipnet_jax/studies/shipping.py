@@ -17,6 +17,7 @@ from skipnet_jax.runs import pretrained
 from skipnet_jax.runs import trained
 from skipnet_jax.scores import thinning
 from skipnet_jax.studies import em_membranes
+from skipnet_jax.studies import tissues as tissues_lib
 
 # Name, row of the study, what the training data are called.
 SHIPPED = (
@@ -38,7 +39,7 @@ def ship(
     kept = ('date', 'python', 'packages', 'devices', 'git')
     card = {
       'trained_on': dataset,
-      'held_out': f'fold {fold} of {em_membranes.FOLDS}, counted from 0',
+      'held_out': f'fold {fold} of {tissues_lib.FOLDS}, counted from 0',
       'seed': run.config.seed,
       **{key: environment_[key] for key in kept if key in environment_},
     }
@@ -53,7 +54,7 @@ def ship(
 def pictures(
   folder: pathlib.Path,
   fold: int,
-  tissues: Sequence[em_membranes.Tissue],
+  tissues: Sequence[tissues_lib.Tissue],
   output: pathlib.Path,
 ) -> None:
   """Draws one held-out slice of each tissue: image, labels, cells of each row.
