@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skipnet_jax import errors
+from skipnet_jax.data import label_warnings
 from skipnet_jax.data import labels
 
 INSTANCES = labels.Meaning('instances')
@@ -130,13 +131,13 @@ def test_slices_of_one_value_are_named():
   inside = cells_apart(12)
   inside[:4], inside[6], inside[9] = True, True, False
   groups = {'training slices': range(8), 'validation slices': range(8, 12)}
-  sentence = labels.undrawn_sentence(inside, groups, 'l.tif')
+  sentence = label_warnings.undrawn_sentence(inside, groups, 'l.tif')
   assert sentence.startswith(
     'l.tif has no membrane in training slices 0-3,6 and no cell in validation '
     'slices 9 (counted from 0)'
   )
   rest = {'slices': [4, 5, 7, 8]}
-  assert labels.undrawn_sentence(inside, rest, 'l.tif') == ''
+  assert label_warnings.undrawn_sentence(inside, rest, 'l.tif') == ''
 
 
 def test_inverted_labels_are_warned_of():
@@ -144,7 +145,7 @@ def test_inverted_labels_are_warned_of():
   slices = range(4)
 
   def warn(label, meaning=labels.BINARY):
-    return labels.inverted_sentence(label, slices, 'l.tif', meaning)
+    return label_warnings.inverted_sentence(label, slices, 'l.tif', meaning)
 
   assert warn(inside) == ''
   sentence = warn(~inside)
@@ -191,6 +192,6 @@ def test_slices_of_a_single_cell_are_named():
   inside[:2, :, 4] = False
   inside[1, 4, 4] = inside[2, 0] = True
   inside[2, 7] = False
-  sentence = labels.single_sentence(inside, range(3), 'a.tif')
+  sentence = label_warnings.single_sentence(inside, range(3), 'a.tif')
   assert 'single cell in slices 1-2 ' in sentence
-  assert not labels.single_sentence(inside, [0], 'a.tif')
+  assert not label_warnings.single_sentence(inside, [0], 'a.tif')

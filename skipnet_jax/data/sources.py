@@ -12,6 +12,7 @@ from skipnet_jax.data import border_weight
 from skipnet_jax.data import data_set
 from skipnet_jax.data import fingerprint as fingerprint_lib
 from skipnet_jax.data import isbi2012
+from skipnet_jax.data import label_warnings
 from skipnet_jax.data import labels
 from skipnet_jax.data import normalisation
 from skipnet_jax.data import ome_zarr
@@ -97,12 +98,14 @@ def _check_label(
         'slices whose membranes are drawn.'
       )
   groups = {'training slices': train, 'validation slices': valid}
-  undrawn = labels.undrawn_sentence(label, groups, name)
+  undrawn = label_warnings.undrawn_sentence(label, groups, name)
   if undrawn:
     undrawn += (
       '; where they are not drawn, leave them out of data.train and data.valid'
     )
-  inverted = labels.inverted_sentence(label, [*train, *valid], name, meaning)
+  inverted = label_warnings.inverted_sentence(
+    label, [*train, *valid], name, meaning
+  )
   return [f'LABELS: {text}.' for text in (undrawn, inverted) if text]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax.data import chunk_store
+from skipnet_jax.data import label_warnings
 from skipnet_jax.data import labels as labels_lib
 from skipnet_jax.data import ome_zarr_metadata
 from skipnet_jax.data import volume
@@ -83,9 +84,9 @@ def score_files(
     )
   name = str(labels)
   warnings = [
-    labels_lib.undrawn_sentence(inside, {'slices': every}, name),
-    labels_lib.inverted_sentence(inside, every, name, meaning),
-    labels_lib.single_sentence(inside, slices, name),
+    label_warnings.undrawn_sentence(inside, {'slices': every}, name),
+    label_warnings.inverted_sentence(inside, every, name, meaning),
+    label_warnings.single_sentence(inside, slices, name),
   ]
   values, inside = values[slices], inside[slices]
   inverted = pixels.looks_inverted(values, inside)
