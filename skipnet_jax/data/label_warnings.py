@@ -108,8 +108,8 @@ def inverted_sentence(
   if 2 * len(odd) < len(drawn):
     return (
       f'{name} looks inverted in slices {labels.ranges(odd)} (counted from 0), '
-      f'unlike the others: only {share:.0%} of their pixels are inside cells, in '
-      'lines around the rest; correct these slices'
+      f'unlike the others: only {share:.0%} of their pixels are inside cells, '
+      'in lines around the rest; correct these slices'
     )
   smaller = 'smaller' if meaning.inverted else 'larger'
   return (
