@@ -167,6 +167,7 @@ def main() -> None:
   from skipnet_jax.prediction import run_predictor
   from skipnet_jax.prediction import segmenters
   from skipnet_jax.prediction import stacks
+  from skipnet_jax.prediction import volume_outputs
   from skipnet_jax.prediction import volumes
   from skipnet_jax.runs import pretrained
   from skipnet_jax.runs import trained
@@ -214,7 +215,7 @@ def main() -> None:
         predictor,
         source,
         output,
-        volumes.settings_of(source, choice, runs, averaging, calibrated),
+        volume_outputs.settings_of(source, choice, runs, averaging, calibrated),
         std_output=_STD.value,
         cells=cells if any(of_cells) else None,
         grid=grid,

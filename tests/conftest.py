@@ -309,3 +309,35 @@ def finished(smoke, tmp_path_factory):
   config = smoke({'train.epochs': 6, 'log.tensorboard': True})
   folder = tmp_path_factory.mktemp('finished') / 'run'
   return folder, config, loop.train_and_evaluate(config, folder)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Volumes of small chunks and blocks; chooses those of the next volume."""
+  from skipnet_jax.data import ome_zarr_metadata
+  from skipnet_jax.data import ome_zarr_writer
+  from skipnet_jax.prediction import blocks
+
+  monkeypatch.setattr(ome_zarr_writer, 'CHUNK', 32)
+  monkeypatch.setattr(ome_zarr_metadata, 'COARSEST', 40)
+  monkeypatch.setattr(blocks, 'peak_memory', lambda: 0)
+
+  def choose(*block):
+    monkeypatch.setattr(blocks, 'choose', lambda *_: list(block))
+
+  choose(2, 128, 160)
+  return choose
+
+
+@pytest.fixture
+def zarr_source(tmp_path):
+  """A volume of 5 slices of 100x150 pixels, its folder."""
+  import made_volumes
+
+  pixels = made_volumes.make_pixels(5, 100, 150, dtype='uint16')
+  return made_volumes.write_ome(
+    *(tmp_path / 'in.zarr', pixels),
+    scale=(40, 4, 4.6),
+    unit='nanometer',
+    chunk=(2, 40, 50),
+  )

@@ -134,6 +134,7 @@ def test_the_scores_know_neither_networks_nor_training():
       'tensorstore',
       {
         'skipnet_jax.data.chunk_store',
+        'skipnet_jax.data.chunked_image',
         'skipnet_jax.data.ome_zarr',
         'skipnet_jax.data.ome_zarr_writer',
       },

@@ -1,42 +1,36 @@
-"""A volume larger than the memory: what is begun, resumed, shared, refused."""
+"""Predicts a volume larger than the memory: begins, resumes, shares, ends."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from skipnet_jax import config_identity
 from skipnet_jax import errors
-from skipnet_jax import files
-from skipnet_jax.data import chunk_store
 from skipnet_jax.data import normalisation
-from skipnet_jax.data import ome_zarr
 from skipnet_jax.data import ome_zarr_metadata
 from skipnet_jax.data import ome_zarr_writer
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import blocks as blocks_lib
-from skipnet_jax.prediction import calibration as calibration_lib
 from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import cell_volumes
 from skipnet_jax.prediction import disk_space
-from skipnet_jax.prediction import fitted
 from skipnet_jax.prediction import inference
 from skipnet_jax.prediction import pixel_grid
 from skipnet_jax.prediction import segmenters
 from skipnet_jax.prediction import slabs as slabs_lib
 from skipnet_jax.prediction import tiling as tiling_lib
+from skipnet_jax.prediction import volume_outputs
 from skipnet_jax.prediction.cells import measurements
-from skipnet_jax.runs import trained
 
 Path = str | os.PathLike[str]
-SUFFIX = '.zarr'
+
+# What of the memory of segmenters is known.
+_CELLS = {segmenters.ByThreshold: 'threshold', segmenters.ByEdges: 'multicut'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,43 +59,6 @@ class Shards:
       )
 
 
-def settings_of(
-  source: volume.StackReader,
-  choice: volume.Choice,
-  runs: Sequence[trained.TrainedRun],
-  averaging: fitted.Averaging,
-  calibration: calibration_lib.Calibration | None,
-) -> dict[str, Any]:
-  """What a prediction depends on, for the attributes of its volume."""
-  path = source.path
-  return {
-    'input': path if chunk_store.is_url(path) else os.path.realpath(path),
-    'input_modified': _modified(path),
-    'series': choice.series,
-    'channel': choice.channel,
-    'level': choice.level,
-    'time': choice.time,
-    'networks': [fitted.network_of(run) for run in runs],
-    'averaging': averaging.name,
-    'calibration': calibration.for_json() if calibration else None,
-  }
-
-
-def _modified(path: chunk_store.Place) -> str:
-  """A text that changes with the files of an input; '' of a URL."""
-  if chunk_store.is_url(path):
-    return ''
-  path = pathlib.Path(path)
-  if ome_zarr.is_one(path):
-    # Its chunks are too many.
-    found = ome_zarr.descriptions(path)
-  else:
-    found = sorted(path.iterdir()) if path.is_dir() else [path]
-  stats = [(file.name, file.stat()) for file in found]
-  states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-  return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
-
-
 def predict_volume(
   predictor: inference.Predictor,
   source: volume.StackReader,
@@ -127,7 +84,7 @@ def predict_volume(
     predictor: predicts and averages.
     source: an open stack.
     output: folder of probabilities, see `stacks.predict_stack`.
-    settings: from `settings_of`.
+    settings: from `volume_outputs.settings_of`.
     std_output: folder of their standard deviations.
     cells: finds the cells, in whole slices. Its labels, uint32, and its
       overlay are folders; its table is written, and the cells are linked, when
@@ -156,8 +113,9 @@ def predict_volume(
     )
   normalisation.check(predictor.normalise, source.dtype, str(source.path))
   grid = grid or pixel_grid.Grid(source.shape[1:], source.shape[1:])
-  outputs = _outputs(output, std_output, cells)
-  _check_paths(outputs, source.path, cells.measure if cells else None)
+  outputs = volume_outputs.outputs(output, std_output, cells)
+  table = cells.measure if cells else None
+  volume_outputs.check_paths(outputs, source.path, table)
   given = dict(settings) | {
     'shape': source.shape,
     'axes': source.metadata.get('axes', 'ZYX'),
@@ -168,11 +126,11 @@ def predict_volume(
     'ome_zarr': version,
   }
   given = json.loads(json.dumps(given))
-  block = _begun(outputs, given)
+  block = volume_outputs.begun(outputs, given)
   if cells and cells.measure and block is None:
     cell_volumes.check_table(cells.measure)
   if cells and block is not None:
-    _check_whole(output, block, source.shape)
+    volume_outputs.check_whole(output, block, source.shape)
   slabs = len(source) if block is None else -(-len(source) // block[0])
   if shards.count > slabs:
     raise errors.InputError(
@@ -217,8 +175,8 @@ def predict_volume(
       # That of another process, where it began first.
       block = wanted['block'] = found['block']
       if cells:
-        _check_whole(output, block, source.shape)
-    _check_same(each.path, found, wanted)
+        volume_outputs.check_whole(output, block, source.shape)
+    volume_outputs.check_same(each.path, found, wanted)
     statistics = not writers and predictor.normalise == 'slice'
     writer = ome_zarr_writer.VolumeWriter(
       each.path, each.dtype, statistics=statistics
@@ -282,136 +240,3 @@ def _finished(writers: Sequence[ome_zarr_writer.VolumeWriter]) -> int:
     all(writer.is_finished(slab) for writer in writers)
     for slab in range(writers[0].slabs)
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Output:
-  """A volume that is written.
-
-  Attributes:
-    kind: see `slabs.SlabPredictor`.
-    path: of its folder.
-    holds: what it has, for its attributes.
-    dtype: of its values.
-  """
-
-  kind: str
-  path: pathlib.Path
-  holds: str
-  dtype: np.dtype
-
-  @property
-  def bytes(self) -> int:
-    """Of a pixel."""
-    return 3 if self.kind == 'overlay' else 4
-
-
-def _outputs(
-  output: Path, std_output: Path | None, cells: cell_files.CellFiles | None
-) -> list[_Output]:
-  """All of them; `InputError` for a name that none can have."""
-  how = ''
-  if cells:
-    how = cells.segmenter.identity + ', linked' * cells.link
-    if (cells.link or cells.measure) and not cells.segmentation:
-      raise errors.InputError(
-        f'with --output=NAME{SUFFIX}, --link and --measure read the labels '
-        f'that are written: name a --segmentation=CELLS{SUFFIX} too.'
-      )
-  found = []
-  for kind, path, holds, dtype in (
-    ('probabilities', output, 'probabilities', np.float32),
-    ('std', std_output, 'standard deviations', np.float32),
-    ('cells', cells and cells.segmentation, f'cells {how}', np.uint32),
-    ('overlay', cells and cells.overlay, f'borders of cells {how}', np.uint8),
-  ):
-    if not path:
-      continue
-    if not is_one(path):
-      raise errors.InputError(
-        f'cannot write {path}: with --output=NAME{SUFFIX}, every output must '
-        f'be a local or shared folder whose name ends in {SUFFIX}.'
-      )
-    found.append(_Output(kind, pathlib.Path(path), holds, np.dtype(dtype)))
-  return found
-
-
-def is_one(path: Path) -> bool:
-  """Whether a name of an output is that of a volume."""
-  name = pathlib.Path(path).name
-  return name.lower().endswith(SUFFIX) and not chunk_store.is_url(path)
-
-
-# What of the memory of segmenters is known.
-_CELLS = {segmenters.ByThreshold: 'threshold', segmenters.ByEdges: 'multicut'}
-
-
-def _check_paths(
-  outputs: Sequence[_Output], source: chunk_store.Place, table: Path | None
-) -> None:
-  """Refuses outputs, and a table, that lie in each other or in the input."""
-  paths = [output.path for output in outputs]
-  if table:
-    paths.append(pathlib.Path(table))
-    if paths[-1].suffix.lower() != '.csv':
-      raise errors.InputError(
-        f'cannot write {table}: its name must end in .csv'
-      )
-    # One that exists may be this command's own.
-    files.check_outputs([table], overwrite=True)
-  for path in paths:
-    if not os.path.isdir(path.absolute().parent):
-      raise errors.InputError(
-        f'cannot write {path}: the folder {path.parent} does not exist; make '
-        'it.'
-      )
-  real = [pathlib.Path(os.path.realpath(path)) for path in paths]
-  if not chunk_store.is_url(source):
-    real.append(pathlib.Path(os.path.realpath(source)))
-  for path in real:
-    if sum(path.is_relative_to(other) for other in real) > 1:
-      raise errors.InputError(
-        f'{path} is named twice, or lies in another input or output: give '
-        'every volume a name and a folder of its own.'
-      )
-
-
-def _begun(
-  outputs: Sequence[_Output], given: Mapping[str, Any]
-) -> list[int] | None:
-  """The block of outputs that exist; None if none does.
-
-  Raises:
-    InputError: one of them has other settings.
-  """
-  block = None
-  for output in outputs:
-    found = ome_zarr_metadata.read_settings(output.path)
-    if found is not None:
-      block = found.get('block') if block is None else block
-      wanted = {**given, 'holds': output.holds, 'block': block}
-      _check_same(output.path, found, wanted)
-  return block
-
-
-def _check_whole(
-  output: Path, block: Sequence[int], shape: tuple[int, int, int]
-) -> None:
-  """Refuses to find cells in parts of a slice."""
-  if block[1] < shape[1] or block[2] < shape[2]:
-    raise errors.InputError(
-      f'{output} was begun in blocks of {block[1]} x {block[2]} pixels, but '
-      f'cells are found in whole slices, {shape[1]} x {shape[2]}: choose '
-      'another --output, or finish it without cells.'
-    )
-
-
-def _check_same(
-  path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> None:
-  changed = config_identity.differences(dict(found), dict(wanted))
-  if changed:
-    raise errors.InputError(
-      f'{path} was begun with other settings, {", ".join(changed)}: repeat the '
-      'command that began it, choose another name, or remove it.'
-    )
