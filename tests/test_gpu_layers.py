@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from skipnet_jax.models import blocks
+from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import fused_norm
 from skipnet_jax.models import gpu_layers
 from skipnet_jax.models import layers
 
@@ -20,37 +22,71 @@ MODULES = {
 }
 
 
+def assert_equal(module, x, *arguments):
+  """Compares outputs, statistics and gradients with those of other platforms.
+
+  Args:
+    module: in float64.
+    x: its first argument.
+    *arguments: the others.
+  """
+  rng = np.random.default_rng(0)
+
+  def call(fused):
+    def value(params, x):
+      with contextlib.ExitStack() as forms:
+        if fused:
+          forms.enter_context(fused_norm.instead_of_flax())
+          forms.enter_context(gpu_layers.instead_of_layers())
+        y, updated = module.apply(
+          {**variables, 'params': params},
+          x,
+          *arguments,
+          mutable=['batch_stats'],
+          rngs={'dropout': jax.random.key(1)},
+        )
+      y = y['logits'] if isinstance(y, dict) else y
+      weights = jnp.linspace(-1, 2, y.size).reshape(y.shape)
+      return jnp.sum(weights * y**3), (y, updated)
+
+    grad = jax.grad(value, (0, 1), has_aux=True)
+    return jax.jit(grad)(variables['params'], x)
+
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    x = jnp.asarray(x)
+    variables = jax.eval_shape(
+      lambda: module.init(jax.random.key(0), x, *arguments)
+    )
+    variables = jax.tree.map(
+      lambda a: jnp.asarray(rng.normal(0.3, 0.3, a.shape)), variables
+    )
+    found, expected = call(True), call(False)
+  largest = max(np.abs(b).max() for b in jax.tree.leaves(expected))
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12 * largest)
+
+
 @pytest.mark.parametrize('name', MODULES)
 def test_it_is_the_layer_to_rounding(name):
   module, rng = MODULES[name], np.random.default_rng(0)
   block = isinstance(module, blocks.Block)
+  assert_equal(module, rng.normal(1, 2, (2, 6, 4, 4)), *[True, True] * block)
 
-  def call(fused):
-    def value(variables, x):
-      with (
-        gpu_layers.instead_of_layers() if fused else contextlib.nullcontext()
-      ):
-        y, updated = module.apply(
-          variables,
-          x,
-          *[True, True] * block,
-          mutable=['batch_stats'],
-          rngs={'dropout': jax.random.key(1)},
-        )
-      return jnp.sum(y**3), (y, updated)
 
-    return jax.jit(jax.grad(value, (0, 1), has_aux=True))(variables, x)
-
-  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
-    x = jnp.asarray(rng.normal(1, 2, (2, 6, 4, 4)))
-    variables = jax.eval_shape(
-      lambda: module.init(jax.random.key(0), x, *[True, True] * block)
-    )
-    variables = jax.tree.map(
-      lambda a: jnp.asarray(rng.normal(1, 1, a.shape)), variables
-    )
-    found, expected = call(True), call(False)
-  for a, b in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'slices': 3},
+    {'batch_norm': False},
+    {'short_skips': False},
+    {'long_skips': False},
+  ],
+)
+def test_a_network_may_split_its_outermost_pixels(changes):
+  network = fc_resnet.FCResNet(
+    base_width=2, repetitions=(1,) * 7, dtype='float64', **changes
+  )
+  x = np.random.default_rng(1).normal(size=(2, 32, 64, network.slices))
+  assert_equal(network, x, True)

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipnet_jax.models import blocks
+from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.models import product_kernels
 from skipnet_jax.models import products
 from skipnet_jax.models import skips
+from skipnet_jax.models import upsampled
 
 Array = jax.Array
 
@@ -191,7 +193,7 @@ class _Block:
   find: Find
   interpret: bool
 
-  def call(self, x: Array, drop: bool) -> Array:
+  def call(self, x: Array, drop: bool) -> Array | upsampled.Upsampled:
     """See `blocks.Block`."""
     m = self.module
     inner = m.features // 4
@@ -205,10 +207,17 @@ class _Block:
     last = functools.partial(
       self._product, 3, self._conv(3, m.features, 1), y, before=second
     )
-    skip = skips.ShortSkip(m.resample, m.dtype, name='short_skip')
-    if m.resample == 'up' or not m.short_skip:
-      y = m._drop(m._upsample(last()[0]), drop)
-      return skip(y, x) if m.short_skip else y
+    resample = 'none' if m.resample == 'up' else m.resample
+    skip = skips.ShortSkip(resample, m.dtype, name='short_skip')
+    if m.resample == 'up':
+      return upsampled.Upsampled(
+        last()[0],
+        skip.shortcut(x, m.features) if m.short_skip else None,
+        layers.Dropout(m.dropout if drop else 0.0, m.axis_name),
+        self.interpret,
+      )
+    if not m.short_skip:
+      return m._drop(last()[0], drop)
     return last(drop=drop, skip=skip.shortcut(x, m.features))[0]
 
   def _conv(
@@ -236,7 +245,7 @@ class _Block:
     params, kernel = norm.variables['params'], conv.variables['params']
     pixels = x.size // x.shape[-1]
     form = product_kernels.Form(
-      product_kernels.rows_of(_pixels(m, x)),
+      product_kernels.rows_of(x.shape[1] * x.shape[2]),
       pixels,
       norm.epsilon,
       biased=biased,
@@ -335,6 +344,23 @@ def _replaces(
   )
 
 
+def _joined_next(module: blocks.BottleneckBlock) -> bool:
+  """Whether a long skip takes what a block at the end of a stage gives."""
+  stage = module.parent
+  network = stage.parent if isinstance(stage, fc_resnet.Stage) else None
+  return isinstance(network, fc_resnet.FCResNet) and network.long_skips
+
+
+def _project(
+  module: layers.Conv, x: upsampled.Upsampled, otherwise: Callable
+) -> Array:
+  """A long skip's 1x1 convolution."""
+  if not x.fits(module.features):
+    return otherwise(x.whole())
+  params = module.variables['params']
+  return x.times(params['kernel'][0, 0], params['bias'])
+
+
 def _pixels(module: blocks.BottleneckBlock, x: Array) -> int:
   """Of an image within the block."""
   return x.shape[1] * x.shape[2] // module._strides() ** 2
@@ -355,13 +381,20 @@ def instead_of_blocks(
     next_fun: Callable, args: tuple, kwargs: dict, context: Any
   ) -> Any:
     module = context.module
-    if context.method_name != '__call__' or not isinstance(
-      module, blocks.BottleneckBlock
+    if context.method_name != '__call__':
+      return next_fun(*args, **kwargs)
+    if isinstance(module, blocks.BottleneckBlock):
+      x, train, drop = args
+      if not _replaces(module, x, train, interpret):
+        return next_fun(*args, **kwargs)
+      y = _Block(module, known, find, interpret).call(x, drop)
+      if isinstance(y, upsampled.Upsampled) and not _joined_next(module):
+        return y.whole()
+      return y
+    if isinstance(module, layers.Conv) and isinstance(
+      args[0], upsampled.Upsampled
     ):
-      return next_fun(*args, **kwargs)
-    x, train, drop = args
-    if not _replaces(module, x, train, interpret):
-      return next_fun(*args, **kwargs)
-    return _Block(module, known, find, interpret).call(x, drop)
+      return _project(module, args[0], next_fun)
+    return next_fun(*args, **kwargs)
 
   return nn.intercept_methods(intercept)

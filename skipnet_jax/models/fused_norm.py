@@ -66,6 +66,20 @@ def _along(x: Array, ndim: int) -> Array:
   return x.reshape(*[1] * (ndim - 1), -1)
 
 
+def pool(x: Array) -> Array:
+  """`layers.max_pool`, also of `[b, y, x, 4, c]`, see `gpu_layers`."""
+  return layers.max_pool(x) if x.ndim == 4 else _maximum(x)[0]
+
+
+def _maximum(x: Array) -> tuple[Array, Array]:
+  """The largest of the four pixels of `[b, y, x, 4, c]`, and which it is."""
+  value, which = x[:, :, :, 0], jnp.zeros((), jnp.uint8)
+  for i in range(1, 4):
+    which = jnp.where(x[:, :, :, i] > value, jnp.uint8(i), which)
+    value = jnp.maximum(value, x[:, :, :, i])
+  return value, which
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def normalise(
   epsilon: float,
@@ -82,7 +96,7 @@ def normalise(
     epsilon: is added to the variance.
     axis_name: mapped axis of a pmapped call, or None.
     then: what follows: nothing '', or 'relu', or 'pool', ReLU and 2x2 max
-      pooling.
+      pooling, see `pool`.
     x: `[..., c]`.
     scale: `[c]`.
     bias: `[c]`.
@@ -105,9 +119,14 @@ def _forward(epsilon, axis_name, then, x, scale, bias, sums):
   y = _affine(x, scale, bias, mean, inverse)
   if then:
     y = jnp.maximum(y.astype(x.dtype), 0)
-  if then == 'pool':
+  which = None
+  if then == 'pool' and x.ndim == 5:
+    y, which = _maximum(y)
+    # None, where ReLU has no gradient.
+    which = jnp.where(y > 0, which, jnp.uint8(4))
+  elif then == 'pool':
     y = layers.max_pool(y)
-  return (y, mean, variance), (x, scale, bias, mean, inverse)
+  return (y, mean, variance), (x, scale, bias, mean, inverse, which)
 
 
 def _affine(x, scale, bias, mean, inverse):
@@ -116,9 +135,13 @@ def _affine(x, scale, bias, mean, inverse):
 
 
 def _backward(epsilon, axis_name, then, kept, cotangents):
-  x, scale, bias, mean, inverse = kept
+  x, scale, bias, mean, inverse, which = kept
   dy = cotangents[0]
-  if then:
+  if which is not None:
+    pixel = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 1, 4, 1)
+    dy = jnp.where(which[:, :, :, None] == pixel, dy[:, :, :, None], 0)
+    dy = layers.at_least_float32(dy)
+  elif then:
     y = _affine(x, scale, bias, mean, inverse).astype(x.dtype)
     if then == 'pool':
       (dy,) = jax.vjp(layers.max_pool, jnp.maximum(y, 0))[1](dy)

@@ -1,4 +1,9 @@
-"""Layers in the form that moves the fewest bytes on a GPU."""
+"""Layers in the form that moves the fewest bytes on a GPU.
+
+FC-ResNet's outermost resolution is "split" there: `[b, y, x, 4, c]` has the
+four pixels of 2x2 side by side, of the first row first (space to depth).
+Pooling and upsampling are then elementwise, and XLA fuses them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from skipnet_jax.models import blocks
+from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
+from skipnet_jax.models import skips
 
 Array = jax.Array
 
@@ -17,18 +24,57 @@ Array = jax.Array
 def _conv(module: layers.Conv, x: Array) -> Array | None:
   """The convolution, or None if `layers.Conv` has the best form."""
   single = module.features == module.kernel_size == module.strides == 1
-  if not (single or module.upsampled):
+  outermost = isinstance(module.parent, fc_resnet.FCResNet)
+  first = outermost and module.name == 'down_1'
+  if not (single or module.upsampled or first):
     return None
   kernel, x = module.variables['params']['kernel'], x.astype(module.dtype)
   bias = jnp.zeros((module.features,))
   if module.use_bias:
     bias = layers.make_bias(module, module.features, module.normalised)
+  if first:
+    return _split_conv(x, kernel, bias)
   if module.upsampled:
-    return _conv_of_upsampled(x, kernel, bias)
+    y = _conv_of_upsampled(x, kernel, bias)
+    return y if outermost else _whole(y)
   # XLA fuses a sum with what stands before it, and pads a product.
-  y = layers.at_least_float32(x) * kernel.reshape(1, 1, 1, -1)
+  y = layers.at_least_float32(x) * kernel.reshape(*[1] * (x.ndim - 1), -1)
   y = jnp.sum(y, -1, keepdims=True).astype(x.dtype)
-  return y + layers.spread(bias, y)
+  y = y + layers.spread(bias, y)
+  return _whole(y) if y.ndim == 5 else y
+
+
+def _whole(x: Array) -> Array:
+  """`[b, y, x, 4, c]` to `[b, 2y, 2x, c]`."""
+  b, h, w, _, c = x.shape
+  x = x.reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def _at_parities(kernel: Array, axis: int) -> Array:
+  """Places three taps for an even and an odd pixel among the four they read."""
+  kernel = jnp.moveaxis(kernel, axis, 0)
+  zero = jnp.zeros_like(kernel[:1])
+  return jnp.stack(
+    [jnp.concatenate([kernel, zero]), jnp.concatenate([zero, kernel])]
+  )
+
+
+def _split_conv(x: Array, kernel: Array, bias: Array) -> Array:
+  """A 3x3 'SAME' convolution, `[b, 2y, 2x, c_in]` to `[b, y, x, 4, c_out]`."""
+  # [parity of x, tap, parity of y, tap, c_in, c_out]
+  placed = _at_parities(_at_parities(kernel, 0), 2)
+  c_in, c_out = kernel.shape[2:]
+  placed = placed.transpose(3, 1, 4, 2, 0, 5).reshape(4, 4, c_in, 4 * c_out)
+  y = layers.conv(x, placed.astype(x.dtype), 2, ((1, 1), (1, 1)))
+  return _split(y, bias)
+
+
+def _split(y: Array, bias: Array) -> Array:
+  """`[b, y, x, 4 * c]` as `[b, y, x, 4, c]`, with a bias."""
+  # After the reshape, XLA writes the bias as an image for cuDNN.
+  y = y + layers.spread(jnp.tile(bias, 4), y)
+  return y.reshape(*y.shape[:3], 4, -1)
 
 
 def _split_in_thirds(kernel: Array, axis: int) -> Array:
@@ -41,34 +87,42 @@ def _split_in_thirds(kernel: Array, axis: int) -> Array:
 
 
 def _conv_of_upsampled(x: Array, kernel: Array, bias: Array) -> Array:
-  """A 3x3 'SAME' convolution of `layers.upsample(x)`.
+  """A 3x3 'SAME' convolution of `layers.upsample(x)`, split.
 
   The four parities of y and x are channels of one 3x3 convolution of x. Five in
   nine of its products are zero, but it reads and writes no shifted copies.
   """
-  b, h, w, c = x.shape
+  c = x.shape[-1]
   # [parity of x, small pixel, parity of y, small pixel, c_in, c_out]
   split = _split_in_thirds(_split_in_thirds(kernel, 0), 2)
   split = split.transpose(3, 1, 4, 2, 0, 5).reshape(3, 3, c, -1)
   y = layers.conv(x, split.astype(x.dtype))
-  y = y + layers.spread(jnp.tile(bias, 4), y)
-  y = y.reshape(b, h, w, 2, 2, -1)
-  return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
+  return _split(y, bias)
 
 
-def _residual(module: blocks.SimpleBlock, x: Array, drop: bool) -> Array:
-  """The residual path, which normalises again rather than keep it."""
-  norm = layers.batch_norm('norm_1', True, module.dtype, module.axis_name)
-  params = norm.variables['params']
-  y, mean, variance = fused_norm.normalise(
-    norm.epsilon,
-    norm.axis_name,
-    'pool' if module.resample == 'down' else 'relu',
-    x,
-    params['scale'],
-    params['bias'],
-  )
-  fused_norm.keep_running(norm, mean, variance)
+def _residual(
+  module: blocks.SimpleBlock, x: Array, train: bool, drop: bool
+) -> Array:
+  """The residual path, which normalises again rather than keep it.
+
+  x may be split where the block downsamples.
+  """
+  down = module.resample == 'down'
+  if train and module.batch_norm:
+    norm = layers.batch_norm('norm_1', True, module.dtype, module.axis_name)
+    params = norm.variables['params']
+    y, mean, variance = fused_norm.normalise(
+      norm.epsilon,
+      norm.axis_name,
+      'pool' if down else 'relu',
+      x,
+      params['scale'],
+      params['bias'],
+    )
+    fused_norm.keep_running(norm, mean, variance)
+  else:
+    y = module._act(x, 1, train)
+    y = fused_norm.pool(y) if down else y
   y = module._conv(y, 1, module.features, 3)
   return module._upsample(module._drop(y, drop))
 
@@ -86,9 +140,11 @@ def instead_of_layers() -> Any:
       y = _conv(module, *args)
       return next_fun(*args, **kwargs) if y is None else y
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
-      x, train, drop = args
-      if train and module.batch_norm:
-        return _residual(module, x, drop)
+      return _residual(module, *args)
+    if isinstance(module, skips.ShortSkip) and method == 'shortcut':
+      x, _ = args
+      # `down_2` has as many channels as `down_1`: its skip projects nothing.
+      return x[..., 0, :] if x.ndim == 5 else next_fun(*args, **kwargs)
     return next_fun(*args, **kwargs)
 
   return nn.intercept_methods(intercept)

@@ -227,9 +227,7 @@ class Dropout(nn.Module):
     unit = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
     if self.axis_name is not None and not self.is_initializing():
       unit = unit + self.first(x.size)
-    keep = kept(unit, dropout_layer(self.path), self.words(), self.rate)
-    scale = jnp.asarray(1 / (1 - self.rate), x.dtype)
-    return jnp.where(keep, x * scale, jnp.zeros_like(x))
+    return dropped(x, unit, dropout_layer(self.path), self.words(), self.rate)
 
   def first(self, size: int) -> jax.Array:
     """The first unit's number, of `size` units on each device; uint32."""
@@ -247,20 +245,26 @@ class Dropout(nn.Module):
 
 
 def dropout_layer(path: Sequence[str]) -> int:
-  """A number of the dropout layer at this path, for `kept`."""
+  """A number of the dropout layer at this path, for `dropped`."""
   # Odd, so that no two units of a layer are one.
   return zlib.crc32('/'.join(path).encode()) | 1
 
 
-def kept(
-  unit: jax.Array, layer: Any, words: Sequence[Any] | jax.Array, rate: float
+def dropped(
+  x: jax.Array,
+  unit: jax.Array,
+  layer: Any,
+  words: Sequence[Any] | jax.Array,
+  rate: float,
 ) -> jax.Array:
-  """Whether dropout keeps units, by their number in the batch, uint32.
+  """Dropout of units by their number in the batch, uint32, of x's shape.
 
   `layer` is a `dropout_layer`, `words` are from `Dropout.words`.
   """
   mixed = _mix(_mix((unit * jnp.uint32(layer)) ^ words[0]) + words[1])
-  return mixed >= jnp.uint32(rate * 2**32)
+  keep = mixed >= jnp.uint32(rate * 2**32)
+  scale = jnp.asarray(1 / (1 - rate), x.dtype)
+  return jnp.where(keep, x * scale, jnp.zeros_like(x))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -66,22 +66,24 @@ def fits(pixels: int, inputs: int, outputs: int) -> bool:
   )
 
 
-def _call(
-  kernel: Callable, form: Form, grid: Any, warps: int = 4, **arguments: Any
+def call(
+  kernel: Callable, interpret: bool, grid: Any, warps: int = 4, **arguments: Any
 ) -> Callable:
+  """`pl.pallas_call` by Triton."""
   # Imported late: a CPU does not need it.
   from jax.experimental.pallas import triton
 
   return pl.pallas_call(
     kernel,
     grid=grid,
-    interpret=form.interpret,
+    interpret=interpret,
     compiler_params=triton.CompilerParams(num_warps=warps, num_stages=2),
     **arguments,
   )
 
 
-def _wide(x: Array) -> Any:
+def wide_dtype(x: Array) -> Any:
+  """Of sums over x."""
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
@@ -145,12 +147,11 @@ def _dropped(
   unit += (row - part * form.rows) * width + column
   key = [key_ref[0], key_ref[1]]
   unit = unit.astype(jnp.uint32) + first_ref[part] * jnp.uint32(width)
-  keep = layers.kept(unit, layer_ref[0], key, form.rate)
-  scale = jnp.asarray(1 / (1 - form.rate), y.dtype)
-  return jnp.where(keep, y * scale, jnp.zeros_like(y))
+  return layers.dropped(y, unit, layer_ref[0], key, form.rate)
 
 
-def _whole(*arrays: Array) -> list[pl.BlockSpec]:
+def whole(*arrays: Array) -> list[pl.BlockSpec]:
+  """Blocks for arrays of which every program has all."""
   return [pl.BlockSpec(a.shape, lambda *_, n=a.ndim: (0,) * n) for a in arrays]
 
 
@@ -163,7 +164,7 @@ def forward(
   (m, k), n = x.shape, w.shape[1]
   length = form.short
   tm, tk, tn = _ROWS, min(k, _COLUMNS), min(n, 2 * _COLUMNS)
-  wide = _wide(x)
+  wide = wide_dtype(x)
 
   def kernel(x_ref, *refs):
     *norm, w_ref = refs[:5]
@@ -198,17 +199,17 @@ def forward(
 
   out = pl.BlockSpec((length, tn), lambda i, j: (i, j))
   totals = jax.ShapeDtypeStruct((m // length, 2 * n), wide)
-  return _call(
+  return call(
     kernel,
-    form,
+    form.interpret,
     (m // length, n // tn),
     out_shape=(jax.ShapeDtypeStruct((m, n), x.dtype), totals),
     in_specs=[
       pl.BlockSpec((length, k), lambda i, j: (i, 0)),
-      *_whole(*norm),
+      *whole(*norm),
       pl.BlockSpec((k, tn), lambda i, j: (0, j)),
       *[out] * skipped,
-      *_whole(*others[skipped:]),
+      *whole(*others[skipped:]),
     ],
     out_specs=(out, pl.BlockSpec((None, 2 * n), lambda i, j: (i, 0))),
   )(x, *operands)
@@ -221,7 +222,7 @@ def sums(x: Array, *operands: Array, form: Form) -> tuple[Array, Array]:
   # Programs of the same pixels find them in the L2 cache.
   tk = max(16, min(_COLUMNS, k // 4, 8192 // n))
   tm = max(16, min(_ROWS, 8192 // n))
-  wide = _wide(x)
+  wide = wide_dtype(x)
 
   def kernel(x_ref, *refs):
     *norm, w_ref, dy_ref = refs[:6]
@@ -254,19 +255,19 @@ def sums(x: Array, *operands: Array, form: Form) -> tuple[Array, Array]:
 
   parts = m // form.rows
   out = functools.partial(jax.ShapeDtypeStruct, dtype=wide)
-  return _call(
+  return call(
     kernel,
-    form,
+    form.interpret,
     (k // tk, parts),
     # With fewer, the sums of a large tile do not fit into registers.
     warps=16 if n > 256 else 8 if n > 64 else 4,
     out_shape=(out((parts, k, n)), out((parts, 2 * k + n))),
     in_specs=[
       pl.BlockSpec((form.rows, tk), lambda i, j: (j, i)),
-      *_whole(*norm),
+      *whole(*norm),
       pl.BlockSpec((tk, n), lambda i, j: (i, 0)),
       pl.BlockSpec((form.rows, n), lambda i, j: (j, 0)),
-      *_whole(*operands[6:]),
+      *whole(*operands[6:]),
     ],
     out_specs=(
       pl.BlockSpec((None, tk, n), lambda i, j: (j, i, 0)),
@@ -281,7 +282,7 @@ def backward(x: Array, *operands: Array, form: Form, added: bool) -> Array:
   others = operands[7:]
   (m, k), n = x.shape, w.shape[1]
   tm, tk, tn = _ROWS, min(k, _COLUMNS), min(n, _COLUMNS)
-  wide = _wide(x)
+  wide = wide_dtype(x)
 
   def kernel(x_ref, *refs):
     *norm, w_ref, dy_ref, found_ref = refs[:7]
@@ -308,19 +309,19 @@ def backward(x: Array, *operands: Array, form: Form, added: bool) -> Array:
     out_ref[...] = dx.astype(x.dtype)
 
   tile = pl.BlockSpec((tm, tk), lambda i, j: (i, j))
-  return _call(
+  return call(
     kernel,
-    form,
+    form.interpret,
     (m // tm, k // tk),
     out_shape=jax.ShapeDtypeStruct((m, k), x.dtype),
     in_specs=[
       tile,
-      *_whole(*norm),
+      *whole(*norm),
       pl.BlockSpec((tk, n), lambda i, j: (j, 0)),
       pl.BlockSpec((tm, n), lambda i, j: (i, 0)),
-      *_whole(found),
+      *whole(found),
       *[tile] * added,
-      *_whole(*others[added:]),
+      *whole(*others[added:]),
     ],
     out_specs=tile,
   )(x, *operands)

@@ -45,7 +45,7 @@ class Norm:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Words:
-  """The operands by which dropout selects units, see `layers.kept`.
+  """The operands by which dropout selects units, see `layers.dropped`.
 
   Attributes:
     key: its words, `[2]` uint32.
@@ -82,14 +82,14 @@ def forward(
   """
   split = form.rows // form.short
   part, pixel = ('(p q)', '(p q r)') if split > 1 else ('p', '(p r)')
-  return _on_each_device(
+  return on_each_device(
     functools.partial(kernels.forward, form=form, skipped=skip is not None),
     [
       (f'{pixel} k', x),
       *_of_norm(norm),
       ('k n', w),
       (f'{pixel} n', skip),
-      *_of_words(words),
+      *of_words(words),
     ],
     f'{pixel} n, {part} s',
     {'r': form.short} | ({'q': split} if split > 1 else {}),
@@ -115,14 +115,14 @@ def sums(
     side by side, `[p, k + k + n]`, of the gradient of the normalised input, of
     it times the standardised input, and of the bias. In at least float32.
   """
-  return _on_each_device(
+  return on_each_device(
     functools.partial(kernels.sums, form=form),
     [
       ('(p r) k', x),
       *_of_norm(norm),
       ('k n', w),
       ('(p r) n', dy),
-      *_of_words(words),
+      *of_words(words),
     ],
     'p k n, p s',
     {'r': form.rows},
@@ -146,7 +146,7 @@ def backward(
     found: the second result of `sums`, added over its parts.
     through: is added, `[m, k]`, or None.
   """
-  return _on_each_device(
+  return on_each_device(
     functools.partial(kernels.backward, form=form, added=through is not None),
     [
       ('(p r) k', x),
@@ -155,7 +155,7 @@ def backward(
       ('(p r) n', dy),
       ('s', found),
       ('(p r) k', through),
-      *_of_words(words),
+      *of_words(words),
     ],
     '(p r) k',
     {'r': form.rows},
@@ -171,13 +171,14 @@ def _of_norm(norm: Norm) -> list[tuple[str, Any]]:
   ]
 
 
-def _of_words(words: Words | None) -> list[tuple[str, Any]]:
+def of_words(words: Words | None) -> list[tuple[str, Any]]:
+  """Operands of `on_each_device`."""
   if words is None:
     return []
   return [('c', words.key), ('l', words.layer), ('p', words.first)]
 
 
-def _on_each_device(
+def on_each_device(
   function: Callable,
   operands: Sequence[tuple[str, Any]],
   results: str,

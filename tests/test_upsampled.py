@@ -1,0 +1,106 @@
+"""A product of an upsampled image, interpreted, against the image written."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipnet_jax.models import layers
+from skipnet_jax.models import upsampled
+from skipnet_jax.models import upsampled_kernels
+
+
+class Product(nn.Module):
+  """The product of an upsampled image, by the kernels or by the image.
+
+  Attributes:
+    fused: which of the two.
+    rate: of dropout.
+    axis_name: mapped axis of a pmapped call, or None.
+  """
+
+  fused: bool
+  rate: float
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, main, short, w, bias):
+    """Maps `[b, y, x, k]` to `[b, 2y, 2x, n]`."""
+    dropout = layers.Dropout(self.rate, self.axis_name)
+    image = upsampled.Upsampled(main, short, dropout, True)
+    assert image.fits(w.shape[1])
+    if self.fused:
+      return image.times(w, bias)
+    return image.whole() @ w + bias.reshape(1, 1, 1, -1)
+
+
+def measured(fused, rate, skipped, shape, columns, devices=1, pmap=False):
+  """The product, and gradients of some function of it."""
+  # JAX traces the parts of a batch in a thread of its own, which knows float32
+  # alone.
+  dtype = np.float32 if devices > 1 else np.float64
+  rng = np.random.default_rng(0)
+  main, short, w, bias = (
+    rng.normal(1, 2, sides).astype(dtype)
+    for sides in (shape, shape, (shape[-1], columns), (columns,))
+  )
+  arrays = [main, short if skipped else None]
+  module = Product(fused, rate, 'data' if pmap else None)
+
+  def value(arrays, w, bias):
+    y = module.apply({}, *arrays, w, bias, rngs={'dropout': jax.random.key(1)})
+    return jnp.sum(y**2) / 1e3, y
+
+  def call(arrays, w, bias):
+    return jax.value_and_grad(value, (0, 1, 2), has_aux=True)(arrays, w, bias)
+
+  if pmap:
+    arrays = [a.reshape(2, -1, *shape[1:]) for a in arrays]
+    mapped = jax.pmap(
+      *(call, 'data'), in_axes=(0, None, None), devices=jax.devices()[:2]
+    )
+    return mapped(arrays, w, bias)
+  mesh = jax.make_mesh(
+    *((devices,), ('data',)),
+    devices=jax.devices()[:devices],
+    axis_types=(jax.sharding.AxisType.Auto,),
+  )
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  return jax.jit(call)(jax.device_put(arrays, place), w, bias)
+
+
+def assert_equal(tolerance, *arguments):
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    found, expected = (measured(fused, *arguments) for fused in (True, False))
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+  ('rate', 'skipped', 'shape', 'columns'),
+  [
+    (0.3, True, (2, 4, 16, 32), 16),
+    (0.3, False, (1, 6, 48, 128), 16),
+    (0.0, True, (2, 3, 16, 16), 256),
+  ],
+)
+def test_it_is_the_product_of_the_image_to_rounding(
+  rate, skipped, shape, columns
+):
+  assert_equal(1e-9, rate, skipped, shape, columns)
+
+
+@pytest.mark.parametrize('pmap', [False, True])
+def test_devices_that_share_a_batch_drop_the_same_units(pmap):
+  assert_equal(1e-3, 0.3, True, (2, 4, 16, 32), 16, 2, pmap)
+
+
+def test_parts_of_sums_divide_an_image():
+  for height, width in ((4, 16), (6, 48), (128, 128), (3, 2048)):
+    rows = upsampled_kernels.rows_of(height, width)
+    assert rows >= 1
+    assert height % rows == 0
+    assert rows == 1 or rows * width <= 1024
