@@ -77,7 +77,15 @@ def row_of(per_device, devices, limit):
     'collectives': {'all-reduce': {'count': 7, 'bytes': 4 * 10**6}},
     'min_bytes': per_device * 10**7,
     'kernels': kernels.count(
-      [{'kind': 'dot', 'task': 't', 'bytes': per_device * 10**6, 'runs': 20}]
+      [
+        {
+          'kind': 'dot',
+          'task': 't',
+          'bytes': per_device * 10**6,
+          'hbm_bytes': per_device * 10**5,
+          'runs': 20,
+        }
+      ]
     ),
     'kernels_s': None,
     'floors': {
@@ -138,7 +146,8 @@ def test_the_table_shows_what_the_report_holds(smoke, cpu_slice):
   assert cells['HLO GFLOPs'] == ['4.000', '10.000']
   assert cells['peak memory, GiB'] == ['4.900', '11.800']
   assert cells['memory floor, ms'] == ['20.000', '50.000']
-  assert cells["kernels' bytes over them"] == ['2.00', '2.00']
+  assert cells['of it in HBM, not on the chip'] == ['0.004', '0.010']
+  assert cells["HBM's bytes over them"] == ['0.20', '0.20']
   # Of the batch that was asked for.
   kernel = [line.split() for line in table.splitlines() if 'dot' in line]
   assert kernel == [['20', '0', '0.040', '100.0%', 'dot']]

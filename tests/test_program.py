@@ -31,6 +31,51 @@ def test_an_instruction_has_its_kind_and_its_bytes(program, name, kind, size):
   assert program.bytes_of(name) == size
 
 
+# Of a TPU: what lies on the chip has a number of its memory.
+TPU_HLO = """HloModule jit_step
+
+%fused (p0: f32[64], p1: f32[256]) -> (f32[64], f32[64]) {
+  %p0 = f32[64]{0:T(128)S(1)} parameter(0)
+  %p1 = f32[256]{0:T(128)} parameter(1)
+  %part = f32[64]{0:T(128)} slice(%p1), slice={[0:64]}
+  %added = f32[64]{0:T(128)S(1)} add(%p0, %part)
+  %less = f32[64]{0:T(128)} subtract(%p0, %part)
+  ROOT %pair = (f32[64]{0:T(128)S(1)}, f32[64]{0:T(128)}) tuple(%added, %less)
+}
+
+ENTRY %main (a: f32[256]) -> f32[256] {
+  %a = f32[256]{0:T(128)} parameter(0)
+  %part-start = ((f32[256]{0:T(128)}), f32[64]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:64]}
+  %part-done = f32[64]{0:T(128)S(1)} slice-done(%part-start)
+  %both = (f32[64]{0:T(128)S(1)}, f32[64]{0:T(128)}) fusion(%part-done, %a), kind=kLoop, calls=%fused
+  %sum = f32[64]{0:T(128)S(1)} get-tuple-element(%both), index=0
+  %difference = f32[64]{0:T(128)} get-tuple-element(%both), index=1
+  %out-start = (f32[64]{0:T(128)}, f32[64]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%sum)
+  %out-done = f32[64]{0:T(128)} copy-done(%out-start)
+  %moved = f32[64]{0:T(128)} copy(%difference)
+  %kept = f32[64]{0:T(128)S(1)} negate(%sum)
+  ROOT %end = f32[256]{0:T(128)} concatenate(%moved, %out-done, %difference, %kept), dimensions={0}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  ('name', 'size', 'hbm'),
+  [
+    ('part-start', 2 * 256, 256),
+    ('both', 4 * 256, 2 * 256),
+    ('out-start', 2 * 256, 256),
+    ('moved', 2 * 256, 2 * 256),
+    ('kept', 2 * 256, 0),
+    ('end', 8 * 256, 7 * 256),
+  ],
+)
+def test_what_lies_on_the_chip_is_not_in_hbm(name, size, hbm):
+  program = program_lib.Program(TPU_HLO)
+  assert program.bytes_of(name) == size
+  assert program.bytes_of(name, hbm=True) == hbm
+
+
 def test_a_kernel_in_triton_is_a_product():
   line = '  ROOT %y = f32[2]{0} custom-call(), custom_call_target='
   text = f'ENTRY %main () -> f32[2] {{\n{line}"__gpu$xla.gpu.triton"\n}}'

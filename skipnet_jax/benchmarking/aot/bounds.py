@@ -27,8 +27,8 @@ def floors(
     flops: of one device; None: unknown. They are divided by the bfloat16 peak,
       also for float32: by default a TPU multiplies float32 in one bfloat16
       pass.
-    bytes_accessed: bytes that one device reads and writes; None: unknown. XLA
-      includes those that stay in on-chip memory, so memory_s may be too large.
+    bytes_accessed: bytes that one device reads from and writes to HBM; None:
+      unknown.
     sent: from `collectives.count`.
     devices: number of devices that share each collective.
     peak: of the device.

@@ -115,9 +115,9 @@ class Step:
       GPU); memory, in bytes: arguments, outputs, temporaries, aliased, code,
       peak; collectives, see `collectives.count`; kernels, see `kernels.count`;
       kernels_s, see `bounds.one_by_one` (None for a TPU); floors, see
-      `bounds.floors` (for a GPU by model_flops and the bytes and number of the
-      kernels); mfu_limit: model FLOPs over what the bfloat16 peak would do in
-      floors.step_s.
+      `bounds.floors` (by the bytes of the kernels in HBM; for a GPU also by
+      model_flops and the number of the kernels); mfu_limit: model FLOPs over
+      what the bfloat16 peak would do in floors.step_s.
     """
     images, training = per_device * self._count, self._training
     model_flops = per_device * flops.training(
@@ -164,12 +164,9 @@ class Step:
     sent = collectives.count(self.hlo)
     table = kernels.table(program_lib.Program(self.hlo))
     counted = kernels.count(table)
-    if self.gpu:
-      figures = model_flops, counted['bytes']
-    else:
-      figures = found['hlo_flops'], found['hlo_bytes']
     floors = bounds.floors(
-      *figures,
+      model_flops if self.gpu else found['hlo_flops'],
+      counted['hbm_bytes'],
       sent,
       self._count,
       self.peak,

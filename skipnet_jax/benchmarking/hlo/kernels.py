@@ -64,7 +64,8 @@ def table(program: program_lib.Program) -> list[dict[str, Any]]:
   """A program's kernels in the order in which they run.
 
   Returns:
-    For each kernel: name, opcode, kind, task, layer, bytes (of one run), runs.
+    For each kernel: name, opcode, kind, task, layer, bytes (of one run), runs;
+    hbm_bytes, those of them that do not lie on the chip.
   """
   rows = []
   for one, runs in program.kernels():
@@ -78,6 +79,7 @@ def table(program: program_lib.Program) -> list[dict[str, Any]]:
         'task': task(kind, op_name),
         'layer': program_lib.layer(op_name) or one.name,
         'bytes': program.bytes_of(one.name),
+        'hbm_bytes': program.bytes_of(one.name, hbm=True),
         'runs': runs,
       }
     )
@@ -88,8 +90,8 @@ def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Counts the kernels of `table`, as JSON values.
 
   Returns:
-    kernels; small (those that read and write less than SMALL); bytes; kinds and
-    tasks: for each the same three, the most bytes first.
+    kernels; small (those that read and write less than SMALL); bytes;
+    hbm_bytes; kinds and tasks: for each the same four, the most bytes first.
   """
 
   def group(column: str) -> dict[str, dict[str, int]]:
@@ -107,6 +109,7 @@ def _total(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     'kernels': sum(row['runs'] for row in rows),
     'small': sum(row['runs'] for row in rows if row['bytes'] < SMALL),
     'bytes': sum(row['runs'] * row['bytes'] for row in rows),
+    'hbm_bytes': sum(row['runs'] * row['hbm_bytes'] for row in rows),
   }
 
 

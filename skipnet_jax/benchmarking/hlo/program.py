@@ -39,6 +39,11 @@ _NO_KERNEL |= {'after-all', 'opt-barrier', 'partition-id', 'replica-id'}
 # They read as much of their first operand as they give.
 _SLICES = {'slice', 'dynamic-slice', 'gather'}
 _UPDATE = 'dynamic-update-slice'
+# They begin to move an array, or a slice of one, to another memory.
+_MOVERS = {'copy-start', 'slice-start'}
+# An array that a TPU does not keep in its main memory (HBM), but in one on the
+# chip, has the number of that memory in its layout.
+_ON_CHIP = re.compile(r'\w+\[[\d,]*\]\{[^}]*S\(\d+\)[^}]*\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Instruction:
     name: unique in its module.
     opcode: its operation.
     operands: their names; of a parameter its number.
-    result_bytes: of its result, by its shape.
+    result_bytes: of its result, by its shape; of what moves an array to another
+      memory, of that array.
+    chip_bytes: those of them that lie on the chip instead of in HBM.
     called: names of the computations that it runs.
     op_name: its place in the traced function, '' if unknown.
     target: what a custom call runs, '' for other instructions.
@@ -60,6 +67,7 @@ class Instruction:
   opcode: str
   operands: tuple[str, ...]
   result_bytes: int
+  chip_bytes: int
   called: tuple[str, ...]
   op_name: str
   target: str
@@ -110,11 +118,17 @@ class Program:
       # Of the words between the brackets, names of instructions are operands.
       words = [word for word in words if word in self.instructions]
     called = _CALLED.findall(text)
+    if opcode in _MOVERS:
+      # The array in its new place, that in its old one, and a number; the old
+      # place of a slice comes first.
+      arrays = re.findall(r'\w+\[[\d,]*\](?:\{[^}]*\})?', shape)
+      shape = arrays[-2 if opcode == 'slice-start' else 0]
     return Instruction(
       name,
       opcode,
       tuple(dict.fromkeys(words)),
       collectives.shape_bytes(shape),
+      sum(map(collectives.shape_bytes, _ON_CHIP.findall(shape))),
       tuple(re.findall(r'[\w.-]+', ' '.join(sum(called, ())))),
       next(iter(_OP_NAME.findall(text)), ''),
       next(iter(_TARGET.findall(text)), ''),
@@ -141,13 +155,17 @@ class Program:
         found.append((one, times))
     return found
 
-  def bytes_of(self, name: str) -> int:
+  def bytes_of(self, name: str, *, hbm: bool = False) -> int:
     """Bytes that an instruction reads and writes: its operands and its result.
 
     An operand of which only slices are used counts as those slices, also within
-    a fusion. An array that is updated in place counts as the update.
+    a fusion. An array that is updated in place counts as the update. With
+    `hbm`, arrays that lie on the chip do not count.
     """
     one = self.instructions[name]
+    if one.opcode in _MOVERS:
+      ends = one, self.instructions[one.operands[0]]
+      return one.result_bytes * sum(not (hbm and i.chip_bytes) for i in ends)
     if one.opcode == 'fusion':
       body = [self.instructions[n] for n in self.computations[one.called[0]]]
       root = self.instructions[self._roots[one.called[0]]]
@@ -158,10 +176,14 @@ class Program:
     for inner in body:
       for operand in inner.operands:
         users.setdefault(operand, []).append(inner)
-    written = self._written(root)
+    written = self._written(root, hbm)
     if one.opcode.endswith('-start') and one.opcode != 'all-reduce-start':
       return written  # Its result also holds the operands.
-    return written + sum(self._read(source, users) for source in sources)
+    return written + sum(
+      self._read(source, users)
+      for source in sources
+      if not (hbm and self.instructions[source].chip_bytes)
+    )
 
   def _read(self, name: str, users: dict[str, list[Instruction]]) -> int:
     """Bytes of an array that its users read."""
@@ -177,17 +199,18 @@ class Program:
         return whole
     return min(whole, total)
 
-  def _written(self, root: Instruction) -> int:
+  def _written(self, root: Instruction, hbm: bool) -> int:
     operands = [
       self.instructions[n] for n in root.operands if n in self.instructions
     ]
     if root.opcode == 'tuple':
-      return sum(map(self._written, operands))
+      return sum(self._written(operand, hbm) for operand in operands)
     if root.opcode == 'bitcast':
-      return self._written(operands[0])
-    return (
-      operands[1].result_bytes if root.opcode == _UPDATE else root.result_bytes
-    )
+      return self._written(operands[0], hbm)
+    size = root.result_bytes
+    if root.opcode == _UPDATE:
+      size = operands[1].result_bytes
+    return size if not hbm else size * (not root.chip_bytes)
 
   def inside(self, name: str) -> list[Instruction]:
     """All instructions that one runs, also indirectly; none for a reduction."""
