@@ -18,24 +18,28 @@ class Product(nn.Module):
     fused: which of the two.
     rate: of dropout.
     axis_name: mapped axis of a pmapped call, or None.
+    interpret: see `product_kernels.Form`.
   """
 
   fused: bool
   rate: float
   axis_name: str | None = None
+  interpret: bool = True
 
   @nn.compact
   def __call__(self, main, short, w, bias):
     """Maps `[b, y, x, k]` to `[b, 2y, 2x, n]`."""
     dropout = layers.Dropout(self.rate, self.axis_name)
-    image = upsampled.Upsampled(main, short, dropout, True)
+    image = upsampled.Upsampled(main, short, dropout, self.interpret)
     assert image.fits(w.shape[1])
     if self.fused:
       return image.times(w, bias)
     return image.whole() @ w + bias.reshape(1, 1, 1, -1)
 
 
-def measured(fused, rate, skipped, shape, columns, devices=1, pmap=False):
+def measured(
+  fused, rate, skipped, shape, columns, devices=1, pmap=False, gpu=False
+):
   """The product, and gradients of some function of it."""
   # JAX traces the parts of a batch in a thread of its own, which knows float32
   # alone.
@@ -46,7 +50,12 @@ def measured(fused, rate, skipped, shape, columns, devices=1, pmap=False):
     for sides in (shape, shape, (shape[-1], columns), (columns,))
   )
   arrays = [main, short if skipped else None]
-  module = Product(fused, rate, 'data' if pmap else None)
+  if gpu:
+    # The image and the gradients; w and bias stay in float32.
+    main, short = (jnp.asarray(a, jnp.bfloat16) for a in (main, short))
+    arrays = [main, short]
+  axis_name = 'data' if pmap else None
+  module = Product(fused, rate, axis_name, interpret=not gpu)
 
   def value(arrays, w, bias):
     y = module.apply({}, *arrays, w, bias, rngs={'dropout': jax.random.key(1)})
@@ -63,7 +72,7 @@ def measured(fused, rate, skipped, shape, columns, devices=1, pmap=False):
     return mapped(arrays, w, bias)
   mesh = jax.make_mesh(
     *((devices,), ('data',)),
-    devices=jax.devices()[:devices],
+    devices=jax.devices('gpu' if gpu else None)[:devices],
     axis_types=(jax.sharding.AxisType.Auto,),
   )
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
@@ -104,3 +113,19 @@ def test_parts_of_sums_divide_an_image():
     assert rows >= 1
     assert height % rows == 0
     assert rows == 1 or rows * width <= 1024
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(('width', 'k', 'n'), [(128, 128, 32), (16, 1024, 512)])
+def test_a_gpu_runs_it(width, k, n):
+  with jax.numpy_dtype_promotion('standard'):
+    found, expected = (
+      measured(fused, 0.1, True, (2, 16, width, k), n, gpu=True)
+      for fused in (True, False)
+    )
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    # bfloat16 has eight bits.
+    assert np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b) + 1e-6
