@@ -45,11 +45,12 @@ def measured(
   devices=1,
   interpret=True,
   joined=True,
+  side=32,
 ):
   """Outputs, running statistics, gradients of some function of the outputs."""
   module = Two(resample, short_skip, axis_name, dtype)
   rng = np.random.default_rng(0)
-  shape = (8 if axis_name else 4, 32, 32, 32)
+  shape = (8 if axis_name else 4, side, side, 32)
   x = jnp.asarray(rng.normal(1, 2, shape), dtype)
   # Of parameters and sums, as in training.
   precise = jnp.promote_types(dtype, jnp.float32)
@@ -120,6 +121,11 @@ def assert_equal(dtype, tolerance, *arguments):
 )
 def test_it_is_the_block_to_rounding(resample, short_skip, axis_name):
   assert_equal('float64', 1e-9, resample, short_skip, axis_name)
+
+
+def test_the_smallest_image_that_a_block_may_halve():
+  # To 8x8 pixels, one tile of the kernels.
+  assert_equal('float64', 1e-9, 'down', True, None, 1, True, True, 16)
 
 
 def test_parameters_may_lie_in_no_vector():
