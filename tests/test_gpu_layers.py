@@ -79,9 +79,7 @@ def test_it_is_the_layer_to_rounding(name):
   'changes',
   [
     {'slices': 3},
-    {'batch_norm': False},
-    {'short_skips': False},
-    {'long_skips': False},
+    {'batch_norm': False, 'short_skips': False, 'long_skips': False},
   ],
 )
 def test_a_network_may_split_its_outermost_pixels(changes):
