@@ -58,12 +58,22 @@ def rows_of(pixels: int) -> int:
 
 def fits(pixels: int, inputs: int, outputs: int) -> bool:
   """Whether the kernels take a product of these sides, for such images."""
+  return rows_of(pixels) >= _ROWS and fits_columns(inputs, outputs)
+
+
+def fits_columns(inputs: int, outputs: int) -> bool:
+  """Whether the kernels take a product of these sides, for large images."""
   return (
-    rows_of(pixels) >= _ROWS
-    and all(n >= 16 and not n & (n - 1) for n in (inputs, outputs))
+    all(n >= 16 and not n & (n - 1) for n in (inputs, outputs))
     and inputs <= 1024
     and outputs <= 512
   )
+
+
+def warps_of_sums(outputs: int) -> int:
+  """How many warps add up a gradient of so many columns."""
+  # With fewer, the sums of a large tile do not fit into registers.
+  return 16 if outputs > 256 else 8 if outputs > 64 else 4
 
 
 def call(
@@ -259,8 +269,7 @@ def sums(x: Array, *operands: Array, form: Form) -> tuple[Array, Array]:
     kernel,
     form.interpret,
     (k // tk, parts),
-    # With fewer, the sums of a large tile do not fit into registers.
-    warps=16 if n > 256 else 8 if n > 64 else 4,
+    warps=warps_of_sums(n),
     out_shape=(out((parts, k, n)), out((parts, 2 * k + n))),
     in_specs=[
       pl.BlockSpec((form.rows, tk), lambda i, j: (j, i)),

@@ -50,12 +50,7 @@ def rows_of(height: int, width: int) -> int:
 
 def fits(width: int, inputs: int, outputs: int) -> bool:
   """Whether the kernels take a product of these sides, for such rows."""
-  return (
-    width & -width >= 16
-    and all(n >= 16 and not n & (n - 1) for n in (inputs, outputs))
-    and inputs <= 1024
-    and outputs <= 512
-  )
+  return width & -width >= 16 and product_kernels.fits_columns(inputs, outputs)
 
 
 def _tile(width: int, most: int = _PIXELS) -> int:
@@ -196,8 +191,7 @@ def sums(main: Array, *operands: Array, form: Form) -> tuple[Array, Array]:
     kernel,
     form.interpret,
     (k // tk, parts),
-    # With fewer, the sums of a large tile do not fit into registers.
-    warps=16 if n > 256 else 8 if n > 64 else 4,
+    warps=product_kernels.warps_of_sums(n),
     out_shape=(
       jax.ShapeDtypeStruct((parts, k, n), wide),
       jax.ShapeDtypeStruct((parts, n), wide),
