@@ -77,7 +77,10 @@ def test_the_floors_are_those_of_what_was_counted(compiled):
   row, _ = compiled
   floors = row['floors']
   assert floors['compute_s'] == pytest.approx(row['hlo_flops'] / 1e12)
-  assert floors['memory_s'] == pytest.approx(row['hlo_bytes'] / 1e10)
+  counted = row['kernels']['hbm_bytes']
+  assert floors['memory_s'] == pytest.approx(counted / 1e10)
+  # Our count is of kernels, XLA's of instructions, calls among them.
+  assert counted == pytest.approx(row['hlo_bytes'], rel=0.1)
   sent = 1.5 * row['collectives']['all-reduce']['bytes']
   assert floors['collective_s'] == pytest.approx(sent / 1e9)
   ideal = row['model_flops'] / 1e12
