@@ -126,7 +126,14 @@ def test_the_scores_know_neither_networks_nor_training():
   ('library', 'home'),
   [
     ('orbax', {'skipnet_jax.runs.checkpoint'}),
-    ('tifffile', {'skipnet_jax.data.volume', 'skipnet_jax.data.tiff_stack'}),
+    (
+      'tifffile',
+      {
+        'skipnet_jax.data.volume',
+        'skipnet_jax.data.tiff_images',
+        'skipnet_jax.data.tiff_stack',
+      },
+    ),
     ('tensorboardX', {'skipnet_jax.runs.run_log'}),
     ('jax2onnx', {'skipnet_jax.exporting.onnx_file'}),
     ('bioimageio', {'skipnet_jax.exporting.bioimage'}),

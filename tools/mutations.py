@@ -276,7 +276,7 @@ DATA = (
   ),
   Mutation(
     'planes-in-the-order-of-the-file',
-    'skipnet_jax/data/tiff_stack.py',
+    'skipnet_jax/data/tiff_images.py',
     'pages = [page.index for page in one if page is not None]',
     'pages = sorted(page.index for page in one if page is not None)',
     'Slices come in the order of the pages, whatever OME-XML says.',

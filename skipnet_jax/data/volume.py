@@ -1,7 +1,7 @@
 """Reads and writes stacks of slices: TIFF, PNG, folders; reads OME-Zarr.
 
 Nothing here depends on JAX. What a file declares is checked when it is opened
-(`tiff_checks`, `tiff_stack`), before any pixel is allocated.
+(`tiff_checks`, `tiff_images`, `tiff_stack`), before any pixel is allocated.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
