@@ -166,22 +166,6 @@ def test_masks_carry_gradient_but_stay_out_of_the_loss():
   assert set(outputs) == {'logits'}
 
 
-def test_a_prediction_may_normalise_as_training_does_an_image_alone():
-  """As the authors' code, which tests slice by slice and never evaluates."""
-  model, variables = small(use_running_average=False)
-  found, other = (
-    jax.jit(functools.partial(one.apply, train=False))(variables, IMAGE)
-    for one in (model, model.clone(use_running_average=True))
-  )
-  alone = jax.jit(
-    lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats'])[0]
-  )
-  for image, logits in zip(IMAGE, found['logits'], strict=True):
-    expected = alone(variables, image[None])['logits'][0]
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
-  assert not np.allclose(found['logits'], other['logits'], atol=1e-2)
-
-
 def test_the_image_is_mirrored_around_and_the_prediction_cut_back():
   model, variables = small(pad=32, gates='cg+pg')
   plain = build(base_width=4, pad=0, gates='cg+pg')

@@ -172,8 +172,8 @@ def test_the_centre_of_an_odd_rest_is_cut_below():
   np.testing.assert_array_equal(found, x[:, 1:3, 1:5])
 
 
-def test_a_running_variance_may_be_unbiased_and_an_image_normalised_alone():
-  make = functools.partial(layers.UnbiasedBatchNorm, per_image=True)
+def test_a_running_variance_may_be_unbiased():
+  make = layers.UnbiasedBatchNorm
   norm = layers.batch_norm('norm', True, jnp.float32, None, make=make)
   x = 3 * jax.random.normal(KEY, (2, 5, 7, 3)) + 1
   variables = norm.init(KEY, x)
@@ -187,7 +187,3 @@ def test_a_running_variance_may_be_unbiased_and_an_image_normalised_alone():
     np.testing.assert_allclose(
       after['batch_stats'][name], 0.9 * old + 0.1 * new, rtol=1e-5
     )
-  found = norm.clone(use_running_average=True).apply(variables, x)
-  for image, expected in zip(found, pixels, strict=True):
-    expected = (expected - expected.mean((0, 1))) / expected.std((0, 1))
-    np.testing.assert_allclose(image, expected, atol=1e-4)

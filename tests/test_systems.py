@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 from small_networks import bce
 from small_networks import equations_of
 from small_networks import make_batch
@@ -25,6 +26,7 @@ from skipnet_jax.analysis import routes
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.data import volume
+from skipnet_jax.models import network
 from skipnet_jax.step import agreement
 from skipnet_jax.step import build as build_lib
 
@@ -56,6 +58,32 @@ def build(name, **fields):
 
 def test_the_list_is_complete():
   assert set(systems.SYSTEMS) == set(models.MODELS)
+
+
+def test_a_prediction_may_normalise_as_training_does_an_image_alone(name):
+  """As the code of F-CLmser-S, which tests slice by slice."""
+  model = build(name)
+  images = make_batch(64, slices=model.slices)['image']
+  variables = small_networks.draw(model, images.shape)
+  has = {field.name for field in network.fields(type(model))}
+  assert ('use_running_average' in has) == ('batch_stats' in variables)
+  if 'batch_stats' not in variables:
+    return
+  model = model.clone(**{'dropout': 0.0} if 'dropout' in has else {})
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def alone(model, image):
+    call = functools.partial(model.apply, variables, image)
+    outputs, _ = call(train=True, mutable=['batch_stats'])
+    own = model.clone(use_running_average=False)
+    predicted = own.apply(variables, image, train=False)
+    running = call(train=False)
+    return [each['logits'] for each in (outputs, predicted, running)]
+
+  for image in images:
+    expected, found, running = alone(model, image[None])
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert not np.allclose(found, running, atol=1e-2)
 
 
 # Every test asks about one training of each system: what one compiled, the

@@ -113,15 +113,19 @@ class ADDN(network.Network):
     base_width: channels of the generator's first level.
     discriminator_width: channels of the discriminator's first level. Each next
       level has twice as many channels as the one before.
+    use_running_average: False: a prediction uses the BatchNorm statistics of
+      each image alone.
   """
 
   long_skips: bool = True
   base_width: int = 36
   discriminator_width: int = 64
+  use_running_average: bool = True
   adversarial = True
   size_multiple = 2 ** (DEPTH + 1)
   minimum: ClassVar = {'base_width': 1, 'discriminator_width': 1}
 
+  @network.normalising
   @nn.compact
   def __call__(
     self,

@@ -1,6 +1,5 @@
 """F-CLmser-S: gated long skips (Guo et al. 2019), and its ablations."""
 
-import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -70,6 +69,7 @@ class F_CLmser_S(network.Network):
         f'{round(self.pad / 32) * 32} is the nearest.'
       )
 
+  @network.normalising
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
@@ -88,9 +88,7 @@ class F_CLmser_S(network.Network):
     settings = dict(
       **kernel,
       scale_init=_scale_init,
-      make_norm=functools.partial(
-        layers.UnbiasedBatchNorm, per_image=not self.use_running_average
-      ),
+      make_norm=layers.UnbiasedBatchNorm,
       axis_name=self.axis_name,
     )
     gates = self.gates.split('+') if self.long_skips else []

@@ -129,6 +129,8 @@ class FCResNet(network.Network):
     slices: number of neighbouring slices in an image, as channels; odd.
     scan: whether to compile the equal blocks of a stage once, as a scan over
       their stacked parameters; useful for hundreds of layers.
+    use_running_average: False: a prediction uses the BatchNorm statistics of
+      each image alone.
   """
 
   short_skips: bool = True
@@ -141,6 +143,7 @@ class FCResNet(network.Network):
   long_skip_projection: str = 'decoder'
   slices: int = 1
   scan: bool = False
+  use_running_average: bool = True
   # Five downsamplings: in down_2 to down_5 and in `across`.
   size_multiple = 32
   minimum: ClassVar = {'base_width': 1}
@@ -176,6 +179,7 @@ class FCResNet(network.Network):
     kinds = [kind.strip() for kind in self.blocks.split(',')]
     return kinds * len(MAIN_STAGES) if len(kinds) == 1 else kinds
 
+  @network.normalising
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False

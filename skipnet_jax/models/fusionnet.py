@@ -24,14 +24,18 @@ class FusionNet(network.Network):
     long_skips: sums from the contracting to the expanding path.
     short_skips: sums of the residual blocks.
     base_width: channels of the first level; the bridge has 16 times as many.
+    use_running_average: False: a prediction uses the BatchNorm statistics of
+      each image alone.
   """
 
   long_skips: bool = True
   short_skips: bool = True
   base_width: int = 64
+  use_running_average: bool = True
   size_multiple = 2**DEPTH
   minimum: ClassVar = {'base_width': 1}
 
+  @network.normalising
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False

@@ -302,14 +302,7 @@ def batch_norm(
 
 
 class UnbiasedBatchNorm(nn.BatchNorm):
-  """BatchNorm with PyTorch's running variance, which is the unbiased one.
-
-  Attributes:
-    per_image: whether a prediction uses each image's own statistics instead of
-      the running ones.
-  """
-
-  per_image: bool = False
+  """BatchNorm with PyTorch's running variance, which is the unbiased one."""
 
   @nn.compact
   def __call__(
@@ -325,29 +318,53 @@ class UnbiasedBatchNorm(nn.BatchNorm):
     running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
     scale = self.param('scale', self.scale_init, shape)
     bias = self.param('bias', self.bias_init, shape)
-
-    def channels(values):
-      return values.reshape(1, 1, 1, -1)
-
-    if self.use_running_average and not self.per_image:
-      mean, variance = map(channels, (running_mean.value, running_var.value))
+    if self.use_running_average:
+      mean, variance = running_mean.value, running_var.value
     else:
-      axes = (1, 2) if self.use_running_average else (0, 1, 2)
-      mean, square = (
-        jnp.mean(power, axes, keepdims=True)
-        for power in (wide, jnp.square(wide))
-      )
-      if not self.use_running_average and self.axis_name is not None:
+      mean, square = (wide.mean((0, 1, 2)), jnp.square(wide).mean((0, 1, 2)))
+      if self.axis_name is not None:
         mean, square = lax.pmean((mean, square), self.axis_name)
       variance = jnp.maximum(0.0, square - jnp.square(mean))
-    if not self.use_running_average:
       kept = unbiased(self, x, variance)
       for running, new in ((running_mean, mean), (running_var, kept)):
         old = self.momentum * running.value
-        running.value = old + (1 - self.momentum) * new.ravel()
-    inverse = lax.rsqrt(variance + self.epsilon) * channels(scale)
-    y = (wide - mean) * inverse + channels(bias)
-    return y.astype(self.dtype or x.dtype)
+        running.value = old + (1 - self.momentum) * new
+    inverse = lax.rsqrt(variance + self.epsilon) * scale
+    mean, inverse, bias = (spread(each, wide) for each in (mean, inverse, bias))
+    return ((wide - mean) * inverse + bias).astype(self.dtype or x.dtype)
+
+
+def own_statistics() -> Any:
+  """In this context, predictions normalise each image by itself.
+
+  A BatchNorm that would use its running statistics uses the mean and the
+  variance of the pixels of each image instead, as in training with one image.
+  """
+
+  def intercept(
+    next_fun: Callable, args: tuple, kwargs: dict, context: Any
+  ) -> Any:
+    module = context.module
+    if (
+      not isinstance(module, nn.BatchNorm)
+      or context.method_name != '__call__'
+      or module.is_initializing()
+      or not kwargs.get('use_running_average', module.use_running_average)
+    ):
+      return next_fun(*args, **kwargs)
+    x = at_least_float32(args[0])
+    pixels = tuple(range(1, x.ndim - 1))
+    mean = x.mean(pixels, keepdims=True)
+    variance = jnp.square(x - mean).mean(pixels, keepdims=True)
+    y = (x - mean) * lax.rsqrt(variance + module.epsilon)
+    params = module.variables.get('params', {})
+    if 'scale' in params:
+      y *= spread(params['scale'], y)
+    if 'bias' in params:
+      y += spread(params['bias'], y)
+    return y.astype(module.dtype or args[0].dtype)
+
+  return nn.intercept_methods(intercept)
 
 
 def unbiased(

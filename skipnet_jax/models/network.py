@@ -1,13 +1,16 @@
 """The base class of all networks: fields, image sizes and the call contract."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
+import functools
 from typing import Any, ClassVar, Required, TypedDict
 
 import flax.linen as nn
 import jax
 
 from skipnet_jax import errors
+from skipnet_jax.models import layers
 
 
 class Outputs(TypedDict, total=False):
@@ -31,6 +34,8 @@ class Network(nn.Module, kw_only=True):
     network predicts the middle slice.
   - `dropout`: dropout rate; 0 means no dropout.
   - `scan`: whether repeated blocks run as one `nn.scan`, see `unrolled`.
+  - `use_running_average`: whether a prediction uses the running statistics of
+    BatchNorm, or those of each image alone; for calls with `normalising`.
   - `adversarial`: whether a training step also passes the labels to the call.
   - `normalises`: whether the outputs include `normalised`.
   - `minimum`: smallest allowed value of a field, by name.
@@ -48,6 +53,7 @@ class Network(nn.Module, kw_only=True):
   slices = 1
   dropout = 0.0
   scan = False
+  use_running_average = True
   adversarial = False
   normalises = False
   minimum: ClassVar[Mapping[str, float]] = {}
@@ -141,6 +147,20 @@ class Network(nn.Module, kw_only=True):
     `fc_resnet.unroll` converts the variables.
     """
     return self.clone(scan=False) if self.scan else self
+
+
+def normalising(call: Callable[..., Outputs]) -> Callable[..., Outputs]:
+  """Makes the `__call__` of a network obey its field `use_running_average`."""
+
+  @functools.wraps(call)
+  def obeying(
+    self: Network, image: jax.Array, train: bool, *args: Any, **kwargs: Any
+  ) -> Outputs:
+    own = not (train or self.use_running_average)
+    with layers.own_statistics() if own else contextlib.nullcontext():
+      return call(self, image, train, *args, **kwargs)
+
+  return obeying
 
 
 def fields(kind: type[Network]) -> list[dataclasses.Field]:

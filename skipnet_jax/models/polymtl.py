@@ -23,6 +23,8 @@ class PolyMtl(network.Network):
     blocks: kind of its blocks, as in `fc_resnet`.
     repetitions: number of its blocks, as in `fc_resnet`.
     normaliser_width: channels of the U-Net's first level.
+    use_running_average: False: a prediction uses the BatchNorm statistics of
+      each image alone.
   """
 
   short_skips: bool = True
@@ -32,6 +34,7 @@ class PolyMtl(network.Network):
   blocks: str = 'bottleneck'
   repetitions: tuple[int, ...] = (3, 8, 10, 3, 10, 8, 3)
   normaliser_width: int = 16
+  use_running_average: bool = True
   normalises = True
   size_multiple = fc_resnet.FCResNet.size_multiple
   minimum: ClassVar = {'normaliser_width': 1}
@@ -41,6 +44,7 @@ class PolyMtl(network.Network):
     super().check()
     fc_resnet.FCResNet(**segmenter_fields(self), parent=None).check()
 
+  @network.normalising
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False

@@ -138,15 +138,19 @@ class SFCNN(network.Network):
     base_width: channels of the first level at each of the 16 orientations;
       each next level has twice as many.
     kernel_size: side of the kernels, in pixels: 3, 5 or 7.
+    use_running_average: False: a prediction uses the BatchNorm statistics of
+      each image alone.
   """
 
   long_skips: bool = True
   base_width: int = 8
   kernel_size: int = 5
+  use_running_average: bool = True
   size_multiple = 2**DEPTH
   minimum: ClassVar = {'base_width': 1}
   choices: ClassVar = {'kernel_size': (3, 5, 7)}
 
+  @network.normalising
   @nn.compact
   def __call__(
     self, image: jax.Array, train: bool, sample: bool = False
