@@ -105,6 +105,7 @@ RECIPE = {
   'labels widened': Row(changes={'data.widen': 1}),
   'borders weighted': Row(changes={'data.border_weight': 10.0}),
   'three slices': Row(changes={'model.slices': 3}),
+  'own statistics': Row(changes={'model.use_running_average': False}),
 }
 SEGMENTATION = {'best': Row('best')}
 # With a fifth of the steps; `use_few_slices` says which run to begin with.

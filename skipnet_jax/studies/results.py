@@ -264,7 +264,8 @@ def _subtitle(study: plan.Study, done: int, datasets: Iterable[str]) -> str:
     return text
   if set(study.reduced) == set(study.rows):
     return f'{text} All networks are smaller than the published ones.'
-  return f'{text} Smaller than published: {", ".join(study.reduced)}.'
+  others = ', '.join(study.reduced)
+  return f'{text} Of other width or padding than published: {others}.'
 
 
 def write(
