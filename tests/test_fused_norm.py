@@ -12,6 +12,7 @@ import small_networks
 
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
+from skipnet_jax.models import norms
 from skipnet_jax.step import losses
 from skipnet_jax.step import step as step_lib
 
@@ -61,7 +62,7 @@ def measured(
   return jax.pmap(call, axis_name, devices=jax.devices()[:2])(*halves)
 
 
-@pytest.mark.parametrize('make', [nn.BatchNorm, layers.UnbiasedBatchNorm])
+@pytest.mark.parametrize('make', [nn.BatchNorm, norms.UnbiasedBatchNorm])
 @pytest.mark.parametrize('axis_name', [None, 'data'])
 def test_it_is_flax_s_to_rounding(axis_name, make):
   # Flax's BatchNorm mixes dtypes for any compute dtype but float32.

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from skipnet_jax.models import layers
+from skipnet_jax.models import norms
 
 KEY = jax.random.key(0)
 
@@ -173,7 +174,7 @@ def test_the_centre_of_an_odd_rest_is_cut_below():
 
 
 def test_a_running_variance_may_be_unbiased():
-  make = layers.UnbiasedBatchNorm
+  make = norms.UnbiasedBatchNorm
   norm = layers.batch_norm('norm', True, jnp.float32, None, make=make)
   x = 3 * jax.random.normal(KEY, (2, 5, 7, 3)) + 1
   variables = norm.init(KEY, x)

@@ -10,6 +10,7 @@ from skipnet_jax import errors
 from skipnet_jax.models import gates as gates_lib
 from skipnet_jax.models import layers
 from skipnet_jax.models import network
+from skipnet_jax.models import norms
 from skipnet_jax.models import post_activation
 from skipnet_jax.models import skips
 
@@ -88,7 +89,7 @@ class F_CLmser_S(network.Network):
     settings = dict(
       **kernel,
       scale_init=_scale_init,
-      make_norm=layers.UnbiasedBatchNorm,
+      make_norm=norms.UnbiasedBatchNorm,
       axis_name=self.axis_name,
     )
     gates = self.gates.split('+') if self.long_skips else []

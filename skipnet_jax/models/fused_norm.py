@@ -15,6 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from skipnet_jax.models import layers
+from skipnet_jax.models import norms
 
 Array = jax.Array
 
@@ -205,7 +206,7 @@ def instead_of_flax() -> Any:
       params['scale'],
       params['bias'],
     )
-    keep_running(module, mean, layers.unbiased(module, x, variance))
+    keep_running(module, mean, norms.unbiased(module, x, variance))
     return y.astype(module.dtype or x.dtype)
 
   return nn.intercept_methods(intercept)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from skipnet_jax import errors
-from skipnet_jax.models import layers
+from skipnet_jax.models import norms
 
 
 class Outputs(TypedDict, total=False):
@@ -157,7 +157,7 @@ def normalising(call: Callable[..., Outputs]) -> Callable[..., Outputs]:
     self: Network, image: jax.Array, train: bool, *args: Any, **kwargs: Any
   ) -> Outputs:
     own = not (train or self.use_running_average)
-    with layers.own_statistics() if own else contextlib.nullcontext():
+    with norms.own_statistics() if own else contextlib.nullcontext():
       return call(self, image, train, *args, **kwargs)
 
   return obeying
