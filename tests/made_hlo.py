@@ -18,8 +18,8 @@ metadata={op_name="jit(one)/transpose(jvp(Net))/down_1/conv/conv_dilated"}
 }
 
 %body (state: (f32[], /*index=1*/f32[2,8,8,4])) -> (f32[], f32[2,8,8,4]) {
-  %state = (f32[], /*index=1*/f32[2,8,8,4]{3,2,1,0:T(8,128)}) parameter(0)
-  %gte = f32[2,8,8,4]{3,2,1,0:T(8,128)} get-tuple-element(%state), index=1
+  %state = (f32[], /*index=1*/f32[2,8,8,4]{3,2,1,0:T(8,4)}) parameter(0)
+  %gte = f32[2,8,8,4]{3,2,1,0:T(8,4)} get-tuple-element(%state), index=1
   %zero = f32[] constant(0)
   %total = f32[] reduce(%gte, %zero), dimensions={0,1,2,3}, to_apply=%add
   ROOT %again = (f32[], f32[2,8,8,4]{3,2,1,0}) tuple(%total, %gte)

@@ -260,8 +260,8 @@ def test_kernels_of_our_own_are_for_gpus(smoke):
   config.train.kernels = 'xla'
   for platform, form in {
     'cpu': 'plain',
-    'tpu': 'fused_norm',
-    'gpu': 'fused_norm',
+    'tpu': 'tpu',
+    'gpu': 'gpu',
   }.items():
     assert build.build(config, (64, 64), 2, platform=platform).form == form
 

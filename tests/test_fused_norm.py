@@ -108,7 +108,8 @@ def test_other_batch_norms_stay_flax_s():
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_a_step_is_that_of_the_other_form():
+@pytest.mark.parametrize('accelerator', ['gpu', 'tpu'])
+def test_a_step_is_that_of_the_other_form(accelerator):
   model = small_networks.make_model(
     base_width=4, repetitions=(1,) * 3 + (2,) * 4
   )
@@ -120,10 +121,10 @@ def test_a_step_is_that_of_the_other_form():
         model,
         optimizer,
         losses.LOSSES['bce'],
-        form='fused_norm' if fused else 'plain',
+        form=form,
       )
     )(state, batch)
-    for fused in (True, False)
+    for form in (accelerator, 'plain')
   )
   for a, b in zip(
     jax.tree.leaves(found[0].variables()),

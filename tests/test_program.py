@@ -34,27 +34,27 @@ def test_an_instruction_has_its_kind_and_its_bytes(program, name, kind, size):
 # Of a TPU: what lies on the chip has a number of its memory.
 TPU_HLO = """HloModule jit_step
 
-%fused (p0: f32[64], p1: f32[256]) -> (f32[64], f32[64]) {
-  %p0 = f32[64]{0:T(128)S(1)} parameter(0)
-  %p1 = f32[256]{0:T(128)} parameter(1)
-  %part = f32[64]{0:T(128)} slice(%p1), slice={[0:64]}
-  %added = f32[64]{0:T(128)S(1)} add(%p0, %part)
-  %less = f32[64]{0:T(128)} subtract(%p0, %part)
-  ROOT %pair = (f32[64]{0:T(128)S(1)}, f32[64]{0:T(128)}) tuple(%added, %less)
+%fused (p0: f32[128], p1: f32[512]) -> (f32[128], f32[128]) {
+  %p0 = f32[128]{0:T(128)S(1)} parameter(0)
+  %p1 = f32[512]{0:T(128)} parameter(1)
+  %part = f32[128]{0:T(128)} slice(%p1), slice={[0:128]}
+  %added = f32[128]{0:T(128)S(1)} add(%p0, %part)
+  %less = f32[128]{0:T(128)} subtract(%p0, %part)
+  ROOT %pair = (f32[128]{0:T(128)S(1)}, f32[128]{0:T(128)}) tuple(%added, %less)
 }
 
-ENTRY %main (a: f32[256]) -> f32[256] {
-  %a = f32[256]{0:T(128)} parameter(0)
-  %part-start = ((f32[256]{0:T(128)}), f32[64]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:64]}
-  %part-done = f32[64]{0:T(128)S(1)} slice-done(%part-start)
-  %both = (f32[64]{0:T(128)S(1)}, f32[64]{0:T(128)}) fusion(%part-done, %a), kind=kLoop, calls=%fused
-  %sum = f32[64]{0:T(128)S(1)} get-tuple-element(%both), index=0
-  %difference = f32[64]{0:T(128)} get-tuple-element(%both), index=1
-  %out-start = (f32[64]{0:T(128)}, f32[64]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%sum)
-  %out-done = f32[64]{0:T(128)} copy-done(%out-start)
-  %moved = f32[64]{0:T(128)} copy(%difference)
-  %kept = f32[64]{0:T(128)S(1)} negate(%sum)
-  ROOT %end = f32[256]{0:T(128)} concatenate(%moved, %out-done, %difference, %kept), dimensions={0}
+ENTRY %main (a: f32[512]) -> f32[512] {
+  %a = f32[512]{0:T(128)} parameter(0)
+  %part-start = ((f32[512]{0:T(128)}), f32[128]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:128]}
+  %part-done = f32[128]{0:T(128)S(1)} slice-done(%part-start)
+  %both = (f32[128]{0:T(128)S(1)}, f32[128]{0:T(128)}) fusion(%part-done, %a), kind=kLoop, calls=%fused
+  %sum = f32[128]{0:T(128)S(1)} get-tuple-element(%both), index=0
+  %difference = f32[128]{0:T(128)} get-tuple-element(%both), index=1
+  %out-start = (f32[128]{0:T(128)}, f32[128]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%sum)
+  %out-done = f32[128]{0:T(128)} copy-done(%out-start)
+  %moved = f32[128]{0:T(128)} copy(%difference)
+  %kept = f32[128]{0:T(128)S(1)} negate(%sum)
+  ROOT %end = f32[512]{0:T(128)} concatenate(%moved, %out-done, %difference, %kept), dimensions={0}
 }
 """  # noqa: E501
 
@@ -62,18 +62,35 @@ ENTRY %main (a: f32[256]) -> f32[256] {
 @pytest.mark.parametrize(
   ('name', 'size', 'hbm'),
   [
-    ('part-start', 2 * 256, 256),
-    ('both', 4 * 256, 2 * 256),
-    ('out-start', 2 * 256, 256),
-    ('moved', 2 * 256, 2 * 256),
-    ('kept', 2 * 256, 0),
-    ('end', 8 * 256, 7 * 256),
+    ('part-start', 2 * 512, 512),
+    ('both', 4 * 512, 2 * 512),
+    ('out-start', 2 * 512, 512),
+    ('moved', 2 * 512, 2 * 512),
+    ('kept', 2 * 512, 0),
+    ('end', 8 * 512, 7 * 512),
   ],
 )
 def test_what_lies_on_the_chip_is_not_in_hbm(name, size, hbm):
   program = program_lib.Program(TPU_HLO)
   assert program.bytes_of(name) == size
   assert program.bytes_of(name, hbm=True) == hbm
+
+
+@pytest.mark.parametrize(
+  ('shape', 'elements'),
+  [
+    # 32 channels within: a quarter of each tile.
+    ('bf16[8,512,512,32]{3,0,2,1:T(8,128)(2,1)}', 8 * 512 * 512 * 128),
+    # The same array with the pixels of a row within: tiles are full.
+    ('bf16[8,512,512,32]{2,3,1,0:T(8,128)(2,1)S(1)}', 8 * 512 * 512 * 32),
+    ('(bf16[3,200]{1,0:T(8,128)(2,1)}, bf16[5]{0:T(128)})', 8 * 256 + 128),
+    ('bf16[1025]{0:T(1024)(128)(2,1)}', 2048),
+    ('bf16[3,5]{1,0}', 15),
+    ('bf16[]{:T(128)}', 1),
+  ],
+)
+def test_bytes_are_those_of_whole_tiles(shape, elements):
+  assert program_lib.stored_bytes(shape) == 2 * elements
 
 
 def test_a_kernel_in_triton_is_a_product():

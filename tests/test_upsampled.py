@@ -1,4 +1,4 @@
-"""A product of an upsampled image, interpreted, against the image written."""
+"""A product of an upsampled image, by both forms, against the image written."""
 
 import flax.linen as nn
 import jax
@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 
 from skipnet_jax.models import layers
+from skipnet_jax.models import stage_ends
 from skipnet_jax.models import upsampled
 from skipnet_jax.models import upsampled_kernels
 
 
 class Product(nn.Module):
-  """The product of an upsampled image, by the kernels or by the image.
+  """The product of an upsampled image.
 
   Attributes:
-    fused: which of the two.
+    form: by the kernels in Pallas, by XLA's product, or by the image.
     rate: of dropout.
     axis_name: mapped axis of a pmapped call, or None.
     interpret: see `product_kernels.Form`.
   """
 
-  fused: bool
+  form: str
   rate: float
   axis_name: str | None = None
   interpret: bool = True
@@ -30,15 +31,17 @@ class Product(nn.Module):
   def __call__(self, main, short, w, bias):
     """Maps `[b, y, x, k]` to `[b, 2y, 2x, n]`."""
     dropout = layers.Dropout(self.rate, self.axis_name)
-    image = upsampled.Upsampled(main, short, dropout, self.interpret)
-    assert image.fits(w.shape[1])
-    if self.fused:
+    image = stage_ends.Upsampled(main, short, dropout)
+    assert upsampled.fits(image, w.shape[1])
+    if self.form == 'pallas':
+      return upsampled.times(image, w, bias, self.interpret)
+    if self.form == 'xla':
       return image.times(w, bias)
     return image.whole() @ w + bias.reshape(1, 1, 1, -1)
 
 
 def measured(
-  fused, rate, skipped, shape, columns, devices=1, pmap=False, gpu=False
+  form, rate, skipped, shape, columns, devices=1, pmap=False, gpu=False
 ):
   """The product, and gradients of some function of it."""
   # JAX traces the parts of a batch in a thread of its own, which knows float32
@@ -55,7 +58,7 @@ def measured(
     main, short = (jnp.asarray(a, jnp.bfloat16) for a in (main, short))
     arrays = [main, short]
   axis_name = 'data' if pmap else None
-  module = Product(fused, rate, axis_name, interpret=not gpu)
+  module = Product(form, rate, axis_name, interpret=not gpu)
 
   def value(arrays, w, bias):
     y = module.apply({}, *arrays, w, bias, rngs={'dropout': jax.random.key(1)})
@@ -79,9 +82,9 @@ def measured(
   return jax.jit(call)(jax.device_put(arrays, place), w, bias)
 
 
-def assert_equal(tolerance, *arguments):
+def assert_equal(tolerance, form, *arguments):
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
-    found, expected = (measured(fused, *arguments) for fused in (True, False))
+    found, expected = (measured(form, *arguments) for form in (form, 'image'))
   for a, b in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
   ):
@@ -96,15 +99,17 @@ def assert_equal(tolerance, *arguments):
     (0.0, True, (2, 3, 16, 16), 256),
   ],
 )
+@pytest.mark.parametrize('form', ['pallas', 'xla'])
 def test_it_is_the_product_of_the_image_to_rounding(
-  rate, skipped, shape, columns
+  form, rate, skipped, shape, columns
 ):
-  assert_equal(1e-9, rate, skipped, shape, columns)
+  assert_equal(1e-9, form, rate, skipped, shape, columns)
 
 
+@pytest.mark.parametrize('form', ['pallas', 'xla'])
 @pytest.mark.parametrize('pmap', [False, True])
-def test_devices_that_share_a_batch_drop_the_same_units(pmap):
-  assert_equal(1e-3, 0.3, True, (2, 4, 16, 32), 16, 2, pmap)
+def test_devices_that_share_a_batch_drop_the_same_units(pmap, form):
+  assert_equal(1e-3, form, 0.3, True, (2, 4, 16, 32), 16, 2, pmap)
 
 
 def test_parts_of_sums_divide_an_image():
@@ -120,8 +125,8 @@ def test_parts_of_sums_divide_an_image():
 def test_a_gpu_runs_it(width, k, n):
   with jax.numpy_dtype_promotion('standard'):
     found, expected = (
-      measured(fused, 0.1, True, (2, 16, width, k), n, gpu=True)
-      for fused in (True, False)
+      measured(form, 0.1, True, (2, 16, width, k), n, gpu=True)
+      for form in ('pallas', 'image')
     )
   for a, b in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True

@@ -101,6 +101,10 @@ class BottleneckBlock(Block):
 
   def residual(self, x: jax.Array, train: bool, drop: bool) -> jax.Array:
     """BN, ReLU, 1x1, BN, ReLU, 3x3, BN, ReLU, [upsample], 1x1, dropout."""
+    return self._drop(self._upsample(self.convolved(x, train)), drop)
+
+  def convolved(self, x: jax.Array, train: bool) -> jax.Array:
+    """The residual path without upsampling and dropout."""
     inner = self.features // 4
     normalised = train and self.batch_norm
     x = self._act(x, 1, train)
@@ -109,8 +113,7 @@ class BottleneckBlock(Block):
     )
     x = self._act(x, 2, train)
     x = self._conv(x, 2, inner, 3, normalised=normalised)
-    x = self._conv(self._act(x, 3, train), 3, self.features, 1)
-    return self._drop(self._upsample(x), drop)
+    return self._conv(self._act(x, 3, train), 3, self.features, 1)
 
 
 # Block kind: (class, output width as a multiple of the stage's inner width).

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipnet_jax.models import blocks
-from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.models import product_kernels
 from skipnet_jax.models import products
 from skipnet_jax.models import skips
+from skipnet_jax.models import stage_ends
 from skipnet_jax.models import upsampled
 
 Array = jax.Array
@@ -193,7 +193,7 @@ class _Block:
   find: Find
   interpret: bool
 
-  def call(self, x: Array, drop: bool) -> Array | upsampled.Upsampled:
+  def call(self, x: Array, drop: bool) -> Array | stage_ends.Upsampled:
     """See `blocks.Block`."""
     m = self.module
     inner = m.features // 4
@@ -210,11 +210,10 @@ class _Block:
     resample = 'none' if m.resample == 'up' else m.resample
     skip = skips.ShortSkip(resample, m.dtype, name='short_skip')
     if m.resample == 'up':
-      return upsampled.Upsampled(
+      return stage_ends.Upsampled(
         last()[0],
         skip.shortcut(x, m.features) if m.short_skip else None,
         layers.Dropout(m.dropout if drop else 0.0, m.axis_name),
-        self.interpret,
       )
     if not m.short_skip:
       return m._drop(last()[0], drop)
@@ -344,21 +343,17 @@ def _replaces(
   )
 
 
-def _joined_next(module: blocks.BottleneckBlock) -> bool:
-  """Whether a long skip takes what a block at the end of a stage gives."""
-  stage = module.parent
-  network = stage.parent if isinstance(stage, fc_resnet.Stage) else None
-  return isinstance(network, fc_resnet.FCResNet) and network.long_skips
-
-
 def _project(
-  module: layers.Conv, x: upsampled.Upsampled, otherwise: Callable
+  module: layers.Conv,
+  x: stage_ends.Upsampled,
+  interpret: bool,
+  otherwise: Callable,
 ) -> Array:
   """A long skip's 1x1 convolution."""
-  if not x.fits(module.features):
+  if not upsampled.fits(x, module.features):
     return otherwise(x.whole())
   params = module.variables['params']
-  return x.times(params['kernel'][0, 0], params['bias'])
+  return upsampled.times(x, params['kernel'][0, 0], params['bias'], interpret)
 
 
 def _pixels(module: blocks.BottleneckBlock, x: Array) -> int:
@@ -388,13 +383,13 @@ def instead_of_blocks(
       if not _replaces(module, x, train, interpret):
         return next_fun(*args, **kwargs)
       y = _Block(module, known, find, interpret).call(x, drop)
-      if isinstance(y, upsampled.Upsampled) and not _joined_next(module):
-        return y.whole()
-      return y
+      if isinstance(y, jax.Array) or stage_ends.joined_next(module):
+        return y
+      return y.whole()
     if isinstance(module, layers.Conv) and isinstance(
-      args[0], upsampled.Upsampled
+      args[0], stage_ends.Upsampled
     ):
-      return _project(module, args[0], next_fun)
+      return _project(module, args[0], interpret, next_fun)
     return next_fun(*args, **kwargs)
 
   return nn.intercept_methods(intercept)

@@ -68,7 +68,7 @@ def _along(x: Array, ndim: int) -> Array:
 
 
 def pool(x: Array) -> Array:
-  """`layers.max_pool`, also of `[b, y, x, 4, c]`, see `gpu_layers`."""
+  """`layers.max_pool`, also of `[b, y, x, 4, c]`, see `accelerator_layers`."""
   return layers.max_pool(x) if x.ndim == 4 else _maximum(x)[0]
 
 

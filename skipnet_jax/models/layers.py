@@ -320,6 +320,13 @@ def upsample(x: jax.Array) -> jax.Array:
   return x.reshape(b, 2 * h, 2 * w, c)
 
 
+def joined_pixels(x: jax.Array) -> jax.Array:
+  """`[b, y, x, 4, c]`, of the four pixels of 2x2, as `[b, 2y, 2x, c]`."""
+  b, h, w, _, c = x.shape
+  x = x.reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, 2 * h, 2 * w, c)
+
+
 def centre_crop(x: jax.Array, size: Sequence[int]) -> jax.Array:
   """The central `size` of `[b, y, x, c]`; the odd pixel is cut at the end."""
   top, left = ((a - b) // 2 for a, b in zip(x.shape[1:3], size, strict=True))

@@ -1,13 +1,10 @@
-"""A product of an upsampled image that is never written, for GPUs that train.
+"""The product at the end of a stage (`stage_ends`) in Pallas, for GPUs.
 
-At the end of a stage, FC-ResNet upsamples the wide sum of a block and a
-shortcut, and a 1x1 convolution of the long skip makes it narrow again. The
-kernels (`upsampled_kernels`) make the four pixels of a small one as they need
-them.
+The kernels (`upsampled_kernels`) make the four pixels of a small one as they
+need them.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import functools
 from typing import Any
 
@@ -17,63 +14,37 @@ import numpy as np
 
 from skipnet_jax.models import layers
 from skipnet_jax.models import products
+from skipnet_jax.models import stage_ends
 from skipnet_jax.models import upsampled_kernels as kernels
 
 Array = jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Upsampled:
-  """`dropout(upsample(main)) + upsample(short)`, not computed.
+def fits(x: stage_ends.Upsampled, features: int) -> bool:
+  """Whether `times` takes a kernel of so many columns."""
+  return kernels.fits(x.main.shape[2], x.main.shape[3], features)
 
-  Attributes:
-    main: the residual path, `[b, y, x, k]`.
-    short: the shortcut, of the same shape, or None.
-    dropout: what drops units of the upsampled image; of rate 0 if nothing does.
-    interpret: see `product_kernels.Form`.
-  """
 
-  main: Array
-  short: Array | None
-  dropout: layers.Dropout
-  interpret: bool
-
-  @property
-  def shape(self) -> tuple[int, int, int, int]:
-    """Of the upsampled image."""
-    b, h, w, k = self.main.shape
-    return b, 2 * h, 2 * w, k
-
-  def whole(self) -> Array:
-    """The upsampled image."""
-    y = self.dropout(layers.upsample(self.main), True)
-    return y if self.short is None else y + layers.upsample(self.short)
-
-  def __add__(self, other: Array) -> Array:
-    return self.whole() + other
-
-  def fits(self, features: int) -> bool:
-    """Whether `times` takes a kernel of so many columns."""
-    return kernels.fits(self.main.shape[2], self.main.shape[3], features)
-
-  def times(self, w: Array, bias: Array) -> Array:
-    """Its product with w `[k, n]` plus bias `[n]`: `[b, 2y, 2x, n]`."""
-    b, height, width, _ = self.main.shape
-    form = kernels.Form(
-      kernels.rows_of(height, width),
-      self.dropout.rate,
-      self.short is not None,
-      self.interpret,
-    )
-    words = None
-    if self.dropout.rate:
-      layer = np.asarray([layers.dropout_layer(self.dropout.path)], np.uint32)
-      first: Any = np.arange(0, b * height, form.rows, dtype=np.uint32)
-      if self.dropout.axis_name is not None:
-        first = first + self.dropout.first(b * height)
-      words = products.Words(self.dropout.words(), layer, first)
-    y = product(form, _rows(self.main), _rows(self.short), w, bias, words)
-    return y.reshape(b, 2 * height, 2 * width, -1)
+def times(
+  x: stage_ends.Upsampled, w: Array, bias: Array, interpret: bool
+) -> Array:
+  """`x.times(w, bias)`; `interpret` is that of `upsampled_kernels.Form`."""
+  b, height, width, _ = x.main.shape
+  form = kernels.Form(
+    kernels.rows_of(height, width),
+    x.dropout.rate,
+    x.short is not None,
+    interpret,
+  )
+  words = None
+  if x.dropout.rate:
+    layer = np.asarray([layers.dropout_layer(x.dropout.path)], np.uint32)
+    first: Any = np.arange(0, b * height, form.rows, dtype=np.uint32)
+    if x.dropout.axis_name is not None:
+      first = first + x.dropout.first(b * height)
+    words = products.Words(x.dropout.words(), layer, first)
+  y = product(form, _rows(x.main), _rows(x.short), w, bias, words)
+  return y.reshape(b, 2 * height, 2 * width, -1)
 
 
 def _rows(x: Array | None) -> Array | None:
@@ -89,7 +60,7 @@ def product(
   bias: Array,
   words: products.Words | None,
 ) -> Array:
-  """See `Upsampled`, whose images are here `[b * y, x, k]`.
+  """See `stage_ends.Upsampled`, whose images are here `[b * y, x, k]`.
 
   Args:
     form: see `upsampled_kernels.Form`.

@@ -42,8 +42,9 @@ class Training:
     l2: coefficient of the reported L2 term.
     axis_name: mapped axis of a pmapped call, or None.
     record: whether a training step records the update of each kernel.
-    form: of the training step: 'plain'; 'fused_norm', with `models.fused_norm`;
-      or 'pallas', also with `models.fused_block` and `models.gpu_layers`.
+    form: of the training step: 'plain'; 'gpu', with `models.fused_norm` and
+      `models.accelerator_layers`; 'tpu', also with `models.stage_ends`; or
+      'pallas', for GPUs, also with `models.fused_block`.
   """
 
   model: network.Network
@@ -176,7 +177,7 @@ def build(
   text = json.dumps(settings, sort_keys=True)
   y, x = window
   platform = platform or jax.default_backend()
-  form = 'plain' if platform == 'cpu' else 'fused_norm'
+  form = {'cpu': 'plain', 'tpu': 'tpu'}.get(platform, 'gpu')
   if train['kernels'] == 'pallas':
     if platform != 'gpu':
       raise errors.InputError(

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 
 from skipnet_jax import streams
+from skipnet_jax.models import accelerator_layers
 from skipnet_jax.models import fused_block
 from skipnet_jax.models import fused_norm as norm_lib
-from skipnet_jax.models import gpu_layers
 from skipnet_jax.models import network
+from skipnet_jax.models import stage_ends
 from skipnet_jax.step import flat
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
@@ -94,9 +95,11 @@ def make_train_step(
       with contextlib.ExitStack() as forms:
         if form != 'plain':
           forms.enter_context(norm_lib.instead_of_flax())
+          forms.enter_context(accelerator_layers.instead_of_layers())
         if form == 'pallas':
           forms.enter_context(fused_block.instead_of_blocks(state.params.find))
-          forms.enter_context(gpu_layers.instead_of_layers())
+        if form == 'tpu':
+          forms.enter_context(stage_ends.instead_of_blocks())
         outputs, batch_stats = apply_training(
           model, params, variables['batch_stats'], batch, _rngs(state)
         )

@@ -44,6 +44,9 @@ _MOVERS = {'copy-start', 'slice-start'}
 # An array that a TPU does not keep in its main memory (HBM), but in one on the
 # chip, has the number of that memory in its layout.
 _ON_CHIP = re.compile(r'\w+\[[\d,]*\]\{[^}]*S\(\d+\)[^}]*\}')
+# An array's sides, its axes from the innermost one, and the sides of a TPU's
+# tiles, from the outermost: `bf16[8,512,32]{2,0,1:T(8,128)(2,1)}`.
+_TILED = re.compile(r'(\w+)\[([\d,]+)\](\{([\d,]+):T\(([\d,]+)\)[^}]*\})')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Instruction:
     name: unique in its module.
     opcode: its operation.
     operands: their names; of a parameter its number.
-    result_bytes: of its result, by its shape; of what moves an array to another
-      memory, of that array.
+    result_bytes: of its result, by its shape and the padding of a TPU's tiles;
+      of what moves an array to another memory, of that array.
     chip_bytes: those of them that lie on the chip instead of in HBM.
     called: names of the computations that it runs.
     op_name: its place in the traced function, '' if unknown.
@@ -127,8 +130,8 @@ class Program:
       name,
       opcode,
       tuple(dict.fromkeys(words)),
-      collectives.shape_bytes(shape),
-      sum(map(collectives.shape_bytes, _ON_CHIP.findall(shape))),
+      stored_bytes(shape),
+      sum(map(stored_bytes, _ON_CHIP.findall(shape))),
       tuple(re.findall(r'[\w.-]+', ' '.join(sum(called, ())))),
       next(iter(_OP_NAME.findall(text)), ''),
       next(iter(_TARGET.findall(text)), ''),
@@ -235,6 +238,25 @@ class Program:
       return 'copy', instruction
     custom = instruction.opcode == 'custom-call'
     return 'other' if custom else 'elementwise', instruction
+
+
+def stored_bytes(shape: str) -> int:
+  """Bytes of an HLO shape, or of a tuple, with the padding of its tiles.
+
+  A TPU keeps an array in tiles, of 8x128 elements for instance, and pads it to
+  whole ones.
+  """
+
+  def padded(match: re.Match[str]) -> str:
+    dtype, sides, layout, axes, tile = match.groups()
+    size = [int(side) for side in sides.split(',')]
+    for axis, side in zip(
+      axes.split(','), reversed(tile.split(',')), strict=False
+    ):
+      size[int(axis)] = -(-size[int(axis)] // int(side)) * int(side)
+    return f'{dtype}[{",".join(map(str, size))}]{layout}'
+
+  return collectives.shape_bytes(_TILED.sub(padded, shape))
 
 
 def _has_kind(kind: str, instruction: Instruction) -> bool:

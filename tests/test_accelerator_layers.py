@@ -1,4 +1,4 @@
-"""The layers in the form that a GPU takes, against the other platforms'."""
+"""Layers in the form for accelerators, against that for CPUs."""
 
 import contextlib
 
@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from skipnet_jax.models import accelerator_layers
 from skipnet_jax.models import blocks
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
-from skipnet_jax.models import gpu_layers
 from skipnet_jax.models import layers
+from skipnet_jax.models import stage_ends
 
 MODULES = {
   'upsampled': layers.Conv(3, upsampled=True, dtype=jnp.float64),
@@ -37,7 +38,8 @@ def assert_equal(module, x, *arguments):
       with contextlib.ExitStack() as forms:
         if fused:
           forms.enter_context(fused_norm.instead_of_flax())
-          forms.enter_context(gpu_layers.instead_of_layers())
+          forms.enter_context(accelerator_layers.instead_of_layers())
+          forms.enter_context(stage_ends.instead_of_blocks())
         y, updated = module.apply(
           {**variables, 'params': params},
           x,
@@ -79,12 +81,14 @@ def test_it_is_the_layer_to_rounding(name):
   'changes',
   [
     {'slices': 3},
+    {'repetitions': (1,) * 3 + (2,) * 4, 'base_width': 4},
+    {'short_skips': False, 'long_skip_projection': 'both'},
+    {'long_skips': False},
     {'batch_norm': False, 'short_skips': False, 'long_skips': False},
   ],
 )
-def test_a_network_may_split_its_outermost_pixels(changes):
-  network = fc_resnet.FCResNet(
-    base_width=2, repetitions=(1,) * 7, dtype='float64', **changes
-  )
+def test_a_network_is_the_same(changes):
+  small = {'base_width': 2, 'repetitions': (1,) * 7, 'dtype': 'float64'}
+  network = fc_resnet.FCResNet(**(small | changes))
   x = np.random.default_rng(1).normal(size=(2, 32, 64, network.slices))
   assert_equal(network, x, True)

@@ -1,4 +1,4 @@
-"""Layers in the form that moves the fewest bytes on a GPU.
+"""Layers in the form that moves the fewest bytes on an accelerator.
 
 FC-ResNet's outermost resolution is "split" there: `[b, y, x, 4, c]` has the
 four pixels of 2x2 side by side, of the first row first (space to depth).
@@ -36,19 +36,12 @@ def _conv(module: layers.Conv, x: Array) -> Array | None:
     return _split_conv(x, kernel, bias)
   if module.upsampled:
     y = _conv_of_upsampled(x, kernel, bias)
-    return y if outermost else _whole(y)
+    return y if outermost else layers.joined_pixels(y)
   # XLA fuses a sum with what stands before it, and pads a product.
   y = layers.at_least_float32(x) * kernel.reshape(*[1] * (x.ndim - 1), -1)
   y = jnp.sum(y, -1, keepdims=True).astype(x.dtype)
   y = y + layers.spread(bias, y)
-  return _whole(y) if y.ndim == 5 else y
-
-
-def _whole(x: Array) -> Array:
-  """`[b, y, x, 4, c]` to `[b, 2y, 2x, c]`."""
-  b, h, w, _, c = x.shape
-  x = x.reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, 2 * h, 2 * w, c)
+  return layers.joined_pixels(y) if y.ndim == 5 else y
 
 
 def _at_parities(kernel: Array, axis: int) -> Array:

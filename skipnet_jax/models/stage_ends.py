@@ -1,0 +1,124 @@
+"""The end of a stage of FC-ResNet, in the form that moves fewer bytes.
+
+A bottleneck block upsamples the wide sum of its residual path and its shortcut,
+and a 1x1 convolution of the long skip makes it narrow again. Here that is a
+product of the small images, and the wide image is never written.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from skipnet_jax.models import blocks
+from skipnet_jax.models import fc_resnet
+from skipnet_jax.models import layers
+from skipnet_jax.models import skips
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Upsampled:
+  """`dropout(upsample(main)) + upsample(short)`, not computed.
+
+  Attributes:
+    main: the residual path, `[b, y, x, k]`.
+    short: the shortcut, of the same shape, or None.
+    dropout: what drops units of the upsampled image; of rate 0 if nothing does.
+  """
+
+  main: Array
+  short: Array | None
+  dropout: layers.Dropout
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """Of the upsampled image."""
+    b, h, w, k = self.main.shape
+    return b, 2 * h, 2 * w, k
+
+  def whole(self) -> Array:
+    """The upsampled image."""
+    y = self.dropout(layers.upsample(self.main), True)
+    return y if self.short is None else y + layers.upsample(self.short)
+
+  def __add__(self, other: Array) -> Array:
+    return self.whole() + other
+
+  def times(self, w: Array, bias: Array) -> Array:
+    """Its product with w `[k, n]` plus bias `[n]`: `[b, 2y, 2x, n]`."""
+    w = w.astype(self.main.dtype)
+    # The four pixels of each small one are the first axis.
+    x = jnp.broadcast_to(self.main, (4, *self.main.shape))
+    if self.dropout.rate:
+      x = layers.dropped(
+        x,
+        self._units(),
+        layers.dropout_layer(self.dropout.path),
+        self.dropout.words(),
+        self.dropout.rate,
+      )
+    y = x @ w
+    if self.short is not None:
+      y = y + jnp.broadcast_to(self.short @ w, y.shape)
+    y = y + layers.spread(bias, y)
+    return layers.joined_pixels(jnp.moveaxis(y, 0, 3))
+
+  def _units(self) -> Array:
+    """The units' numbers, see `layers.Dropout`: `[4, b, y, x, k]`."""
+    shape = (4, *self.main.shape)
+    pixel, image, y, x, channel = (
+      lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(5)
+    )
+    _, height, width, k = self.shape
+    row = image * height + 2 * y + pixel // 2
+    unit = (row * width + 2 * x + pixel % 2) * k + channel
+    if self.dropout.axis_name is not None:
+      unit = unit + self.dropout.first(4 * self.main.size)
+    return unit
+
+
+def joined_next(module: blocks.BottleneckBlock) -> bool:
+  """Whether a long skip takes what a block at the end of a stage gives."""
+  stage = module.parent
+  network = stage.parent if isinstance(stage, fc_resnet.Stage) else None
+  return isinstance(network, fc_resnet.FCResNet) and network.long_skips
+
+
+def _end(
+  module: blocks.BottleneckBlock, x: Array, train: bool, drop: bool
+) -> Upsampled:
+  skip = skips.ShortSkip('none', module.dtype, name='short_skip')
+  return Upsampled(
+    module.convolved(x, train),
+    skip.shortcut(x, module.features) if module.short_skip else None,
+    layers.Dropout(module.dropout if drop else 0.0, module.axis_name),
+  )
+
+
+def instead_of_blocks() -> Any:
+  """In this context, networks use it for the blocks that upsample.
+
+  It suits TPUs. On a GPU XLA writes the wide image all the same, and more.
+  """
+
+  def intercept(
+    next_fun: Callable, args: tuple, kwargs: dict, context: Any
+  ) -> Any:
+    module = context.module
+    if context.method_name != '__call__' or module.is_initializing():
+      return next_fun(*args, **kwargs)
+    if isinstance(module, blocks.BottleneckBlock):
+      if module.resample == 'up' and joined_next(module):
+        return _end(module, *args)
+    elif isinstance(module, layers.Conv) and isinstance(args[0], Upsampled):
+      params = module.variables['params']
+      return args[0].times(params['kernel'][0, 0], params['bias'])
+    return next_fun(*args, **kwargs)
+
+  return nn.intercept_methods(intercept)
