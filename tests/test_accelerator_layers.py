@@ -2,6 +2,7 @@
 
 import contextlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,3 +93,22 @@ def test_a_network_is_the_same(changes):
   network = fc_resnet.FCResNet(**(small | changes))
   x = np.random.default_rng(1).normal(size=(2, 32, 64, network.slices))
   assert_equal(network, x, True)
+
+
+class Own(fc_resnet.FCResNet):
+  """A network of someone's own, with layers of the same names."""
+
+  @nn.compact
+  def __call__(self, image, train, sample=False):
+    """See `Network`."""
+    kind = dict(short_skip=True, batch_norm=True, dropout=0.0, dtype=self.dtype)
+    x = layers.Conv(8, dtype=self.dtype, name='down_1')(image)
+    x = fc_resnet.Stage(
+      'bottleneck', 8, 2, True, True, False, kind, name='across'
+    )(nn.relu(x), train, train)
+    return {'logits': layers.Conv(1, 1, dtype=self.dtype)(nn.relu(x))}
+
+
+def test_an_own_network_may_use_its_layers_in_another_way():
+  x = np.random.default_rng(1).normal(size=(2, 32, 32, 1))
+  assert_equal(Own(dtype='float64'), x, True)

@@ -24,7 +24,8 @@ Array = jax.Array
 def _conv(module: layers.Conv, x: Array) -> Array | None:
   """The convolution, or None if `layers.Conv` has the best form."""
   single = module.features == module.kernel_size == module.strides == 1
-  outermost = isinstance(module.parent, fc_resnet.FCResNet)
+  # A subclass may use its layers in another way.
+  outermost = type(module.parent) is fc_resnet.FCResNet
   first = outermost and module.name == 'down_1'
   if not (single or module.upsampled or first):
     return None

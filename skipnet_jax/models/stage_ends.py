@@ -87,7 +87,8 @@ def joined_next(module: blocks.BottleneckBlock) -> bool:
   """Whether a long skip takes what a block at the end of a stage gives."""
   stage = module.parent
   network = stage.parent if isinstance(stage, fc_resnet.Stage) else None
-  return isinstance(network, fc_resnet.FCResNet) and network.long_skips
+  # A subclass may use its stages in another way.
+  return type(network) is fc_resnet.FCResNet and network.long_skips
 
 
 def _end(
