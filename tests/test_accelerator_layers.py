@@ -24,13 +24,14 @@ MODULES = {
 }
 
 
-def assert_equal(module, x, *arguments):
+def assert_equal(module, x, *arguments, tpu=True):
   """Compares outputs, statistics and gradients with those of other platforms.
 
   Args:
     module: in float64.
     x: its first argument.
     *arguments: the others.
+    tpu: whether in the form for TPUs, else in that for GPUs.
   """
   rng = np.random.default_rng(0)
 
@@ -39,8 +40,9 @@ def assert_equal(module, x, *arguments):
       with contextlib.ExitStack() as forms:
         if fused:
           forms.enter_context(fused_norm.instead_of_flax())
-          forms.enter_context(accelerator_layers.instead_of_layers())
-          forms.enter_context(stage_ends.instead_of_blocks())
+          forms.enter_context(accelerator_layers.instead_of_layers(tpu))
+          if tpu:
+            forms.enter_context(stage_ends.instead_of_blocks())
         y, updated = module.apply(
           {**variables, 'params': params},
           x,
@@ -88,11 +90,12 @@ def test_it_is_the_layer_to_rounding(name):
     {'batch_norm': False, 'short_skips': False, 'long_skips': False},
   ],
 )
-def test_a_network_is_the_same(changes):
+@pytest.mark.parametrize('tpu', [True, False])
+def test_a_network_is_the_same(changes, tpu):
   small = {'base_width': 2, 'repetitions': (1,) * 7, 'dtype': 'float64'}
   network = fc_resnet.FCResNet(**(small | changes))
   x = np.random.default_rng(1).normal(size=(2, 32, 64, network.slices))
-  assert_equal(network, x, True)
+  assert_equal(network, x, True, tpu=tpu)
 
 
 class Own(fc_resnet.FCResNet):

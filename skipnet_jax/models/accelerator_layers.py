@@ -21,7 +21,7 @@ from skipnet_jax.models import skips
 Array = jax.Array
 
 
-def _conv(module: layers.Conv, x: Array) -> Array | None:
+def _conv(module: layers.Conv, x: Array, tpu: bool) -> Array | None:
   """The convolution, or None if `layers.Conv` has the best form."""
   single = module.features == module.kernel_size == module.strides == 1
   # A subclass may use its layers in another way.
@@ -41,8 +41,27 @@ def _conv(module: layers.Conv, x: Array) -> Array | None:
   # XLA fuses a sum with what stands before it, and pads a product.
   y = layers.at_least_float32(x) * kernel.reshape(*[1] * (x.ndim - 1), -1)
   y = jnp.sum(y, -1, keepdims=True).astype(x.dtype)
-  y = y + layers.spread(bias, y)
-  return layers.joined_pixels(y) if y.ndim == 5 else y
+  if y.ndim == 5:
+    y = _interleaved(y) if tpu else layers.joined_pixels(y)
+  return y + layers.spread(bias, y)
+
+
+def _interleaved(x: Array) -> Array:
+  """`layers.joined_pixels` of one channel, as products with zeros and ones.
+
+  A TPU has no fast way to interleave the pixels of a row.
+  """
+  b, h, w, _, _ = x.shape
+  # [pixel of a row of small ones, which of two, pixel of a row]
+  place = jnp.eye(2 * w, dtype=x.dtype).reshape(w, 2, -1)
+  rows = []
+  for row in range(2):
+    even, odd = (
+      jnp.matmul(x[..., 2 * row + i, 0], place[:, i], precision='highest')
+      for i in range(2)
+    )
+    rows.append(even + odd)
+  return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, 1)
 
 
 def _at_parities(kernel: Array, axis: int) -> Array:
@@ -121,8 +140,8 @@ def _residual(
   return module._upsample(module._drop(y, drop))
 
 
-def instead_of_layers() -> Any:
-  """In this context, networks use it for some layers."""
+def instead_of_layers(tpu: bool = False) -> Any:
+  """In this context, networks use it for some layers; `tpu` says for a TPU."""
 
   def intercept(
     next_fun: Callable, args: tuple, kwargs: dict, context: Any
@@ -131,7 +150,7 @@ def instead_of_layers() -> Any:
     if module.is_initializing():
       return next_fun(*args, **kwargs)
     if isinstance(module, layers.Conv) and method == '__call__':
-      y = _conv(module, *args)
+      y = _conv(module, *args, tpu)
       return next_fun(*args, **kwargs) if y is None else y
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
       return _residual(module, *args)

@@ -95,7 +95,9 @@ def make_train_step(
       with contextlib.ExitStack() as forms:
         if form != 'plain':
           forms.enter_context(norm_lib.instead_of_flax())
-          forms.enter_context(accelerator_layers.instead_of_layers())
+          forms.enter_context(
+            accelerator_layers.instead_of_layers(form == 'tpu')
+          )
         if form == 'pallas':
           forms.enter_context(fused_block.instead_of_blocks(state.params.find))
         if form == 'tpu':
