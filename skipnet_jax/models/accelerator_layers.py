@@ -150,7 +150,7 @@ def instead_of_layers(tpu: bool = False) -> Any:
     if module.is_initializing():
       return next_fun(*args, **kwargs)
     if isinstance(module, layers.Conv) and method == '__call__':
-      y = _conv(module, *args, tpu)
+      y = _conv(module, args[0], tpu)
       return next_fun(*args, **kwargs) if y is None else y
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
       return _residual(module, *args)
