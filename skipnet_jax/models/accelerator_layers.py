@@ -149,7 +149,7 @@ def instead_of_layers(tpu: bool = False) -> Any:
     module, method = context.module, context.method_name
     if module.is_initializing():
       return next_fun(*args, **kwargs)
-    if isinstance(module, layers.Conv) and method == '__call__':
+    if isinstance(module, layers.Conv) and method == '__call__' and args:
       y = _conv(module, args[0], tpu)
       return next_fun(*args, **kwargs) if y is None else y
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
