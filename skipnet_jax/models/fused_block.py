@@ -376,7 +376,7 @@ def instead_of_blocks(
     next_fun: Callable, args: tuple, kwargs: dict, context: Any
   ) -> Any:
     module = context.module
-    if context.method_name != '__call__':
+    if context.method_name != '__call__' or not args:
       return next_fun(*args, **kwargs)
     if isinstance(module, blocks.BottleneckBlock):
       x, train, drop = args

@@ -112,7 +112,8 @@ def instead_of_blocks() -> Any:
     next_fun: Callable, args: tuple, kwargs: dict, context: Any
   ) -> Any:
     module = context.module
-    if context.method_name != '__call__' or module.is_initializing():
+    other = context.method_name != '__call__' or module.is_initializing()
+    if other or not args:
       return next_fun(*args, **kwargs)
     if isinstance(module, blocks.BottleneckBlock):
       if module.resample == 'up' and joined_next(module):

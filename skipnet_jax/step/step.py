@@ -93,15 +93,16 @@ def make_train_step(
 
     def objective(params):
       with contextlib.ExitStack() as forms:
+        # What is entered first sees a call first.
+        if form == 'pallas':
+          forms.enter_context(fused_block.instead_of_blocks(state.params.find))
+        if form == 'tpu':
+          forms.enter_context(stage_ends.instead_of_blocks())
         if form != 'plain':
           forms.enter_context(norm_lib.instead_of_flax())
           forms.enter_context(
             accelerator_layers.instead_of_layers(form == 'tpu')
           )
-        if form == 'pallas':
-          forms.enter_context(fused_block.instead_of_blocks(state.params.find))
-        if form == 'tpu':
-          forms.enter_context(stage_ends.instead_of_blocks())
         outputs, batch_stats = apply_training(
           model, params, variables['batch_stats'], batch, _rngs(state)
         )
