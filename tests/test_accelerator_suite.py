@@ -217,16 +217,14 @@ def test_a_committed_prediction_is_found_by_its_device():
     ROOT / 'experiments/long_short.py', 'paper'
   )
   config.model.dtype, config.train.batch_size = 'bfloat16', 8
-  path = 'experiments/results/benchmark/aot_h100_1_long_short.json'
-  committed = json.loads((ROOT / path).read_text())
-  row = accelerator._predicted('NVIDIA H100 80GB HBM3', config)
-  assert row == committed['rows'][0]
-  assert accelerator._predicted('NVIDIA H200', config) is None
-  config.train.kernels = 'pallas'
-  for name in ('h100', 'h200'):
-    path = f'experiments/results/benchmark/aot_{name}_1_long_short_pallas.json'
-    committed = json.loads((ROOT / path).read_text())
-    kind = committed['topology']['device_kind']
-    assert accelerator._predicted(kind, config) == committed['rows'][0]
+  folder = ROOT / 'experiments/results/benchmark'
+  for kernels, end in (('xla', ''), ('pallas', '_pallas')):
+    config.train.kernels = kernels
+    for card in ('h100', 'h200', 'b200'):
+      path = folder / f'aot_{card}_1_long_short{end}.json'
+      committed = json.loads(path.read_text())
+      kind = committed['topology']['device_kind']
+      assert accelerator._predicted(kind, config) == committed['rows'][0]
+  assert accelerator._predicted('NVIDIA A100-SXM4-80GB', config) is None
   config.train.batch_size = 4
   assert accelerator._predicted('NVIDIA H100 80GB HBM3', config) is None
