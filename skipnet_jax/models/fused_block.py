@@ -207,14 +207,9 @@ class _Block:
     last = functools.partial(
       self._product, 3, self._conv(3, m.features, 1), y, before=second
     )
-    resample = 'none' if m.resample == 'up' else m.resample
-    skip = skips.ShortSkip(resample, m.dtype, name='short_skip')
     if m.resample == 'up':
-      return stage_ends.Upsampled(
-        last()[0],
-        skip.shortcut(x, m.features) if m.short_skip else None,
-        layers.Dropout(m.dropout if drop else 0.0, m.axis_name),
-      )
+      return stage_ends.end(m, last()[0], x, drop)
+    skip = skips.ShortSkip(m.resample, m.dtype, name='short_skip')
     if not m.short_skip:
       return m._drop(last()[0], drop)
     return last(drop=drop, skip=skip.shortcut(x, m.features))[0]

@@ -91,12 +91,13 @@ def joined_next(module: blocks.BottleneckBlock) -> bool:
   return type(network) is fc_resnet.FCResNet and network.long_skips
 
 
-def _end(
-  module: blocks.BottleneckBlock, x: Array, train: bool, drop: bool
+def end(
+  module: blocks.BottleneckBlock, main: Array, x: Array, drop: bool
 ) -> Upsampled:
+  """What a block that upsamples gives; `main` is its path before that."""
   skip = skips.ShortSkip('none', module.dtype, name='short_skip')
   return Upsampled(
-    module.convolved(x, train),
+    main,
     skip.shortcut(x, module.features) if module.short_skip else None,
     layers.Dropout(module.dropout if drop else 0.0, module.axis_name),
   )
@@ -117,7 +118,8 @@ def instead_of_blocks() -> Any:
       return next_fun(*args, **kwargs)
     if isinstance(module, blocks.BottleneckBlock):
       if module.resample == 'up' and joined_next(module):
-        return _end(module, *args)
+        x, train, drop = args
+        return end(module, module.convolved(x, train), x, drop)
     elif isinstance(module, layers.Conv) and isinstance(args[0], Upsampled):
       params = module.variables['params']
       return args[0].times(params['kernel'][0, 0], params['bias'])
