@@ -14,11 +14,12 @@ from skipnet_jax import errors
 from skipnet_jax.data import volume
 
 inputs = tool('hostile_inputs')
+meanings = tool('hostile_meanings')
 
 
 def test_ten_slices_are_read_in_order_and_all_else_is_refused(tmp_path):
   faults = []
-  for name, (path, wanted) in inputs.meanings(tmp_path).items():
+  for name, (path, wanted) in meanings.meanings(tmp_path).items():
     begin, sentence = time.perf_counter(), ''
     try:
       with volume.open_stack(path) as stack:
@@ -48,7 +49,7 @@ def choose(series=0, channel=0):
 
 
 def test_one_of_several_images_is_chosen(tmp_path):
-  path, _ = inputs.meanings(tmp_path)['two images of OME']
+  path, _ = meanings.meanings(tmp_path)['two images of OME']
   refuse(path, '2 images (1 is', 'Z 7 x Y 64', 'file of its own')
   refuse(path, 'choose one by --series=1 to --series=2', **choose())
   refuse(path, '--series is 3: choose', **choose(3))
@@ -148,7 +149,7 @@ def test_a_header_is_read_in_a_second(tmp_path):
   )
   for inner in ('<TiffData/>' * 100_000, many * 6, 'a' * 10**7):
     path = tmp_path / 'a.tif'
-    text = inputs.ome_xml(inner).encode()
+    text = meanings.ome_xml(inner).encode()
     write_tiff(path, inputs.pixels(), metadata=None, description=text)
     begin = time.process_time()
     refuse(path)

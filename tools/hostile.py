@@ -29,8 +29,8 @@ from hostile_configs import VALUES
 from hostile_inputs import REFUSED
 from hostile_inputs import SOUND
 from hostile_inputs import corpus
-from hostile_inputs import meanings
 from hostile_inputs import pixels
+from hostile_meanings import meanings
 
 from skipnet_jax import cli
 from skipnet_jax import errors
