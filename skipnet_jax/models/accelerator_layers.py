@@ -17,6 +17,7 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.models import skips
+from skipnet_jax.models import split_head
 
 Array = jax.Array
 
@@ -42,22 +43,23 @@ def _conv(module: layers.Conv, x: Array, tpu: bool) -> Array | None:
   y = layers.at_least_float32(x) * kernel.reshape(*[1] * (x.ndim - 1), -1)
   y = jnp.sum(y, -1, keepdims=True).astype(x.dtype)
   if y.ndim == 5:
-    y = _interleaved(y) if tpu else layers.joined_pixels(y)
+    y = _interleaved(y[..., 0]) if tpu else layers.joined_pixels(y)
   return y + layers.spread(bias, y)
 
 
 def _interleaved(x: Array) -> Array:
   """`layers.joined_pixels` of one channel, as products with zeros and ones.
 
-  A TPU has no fast way to interleave the pixels of a row.
+  It maps `[b, y, x, 4]` to `[b, 2y, 2x, 1]`. A TPU has no fast way to place the
+  pixels of a row in turns.
   """
-  b, h, w, _, _ = x.shape
+  b, h, w, _ = x.shape
   # [pixel of a row of small ones, which of two, pixel of a row]
   place = jnp.eye(2 * w, dtype=x.dtype).reshape(w, 2, -1)
   rows = []
   for row in range(2):
     even, odd = (
-      jnp.matmul(x[..., 2 * row + i, 0], place[:, i], precision='highest')
+      jnp.matmul(x[..., 2 * row + i], place[:, i], precision='highest')
       for i in range(2)
     )
     rows.append(even + odd)
@@ -140,6 +142,25 @@ def _residual(
   return module._upsample(module._drop(y, drop))
 
 
+def _head(module: fc_resnet.FCResNet, x: Array) -> Array:
+  """The head of a network in training, of split x."""
+  norm = layers.batch_norm('norm', True, module.dtype, module.axis_name)
+  params = {
+    name: module.variables['params'][name] for name in ('norm', 'classifier')
+  }
+  y, mean, variance = split_head.logits(
+    norm.epsilon,
+    norm.axis_name,
+    x.reshape(*x.shape[:3], -1),
+    params['norm']['scale'],
+    params['norm']['bias'],
+    params['classifier']['kernel'].reshape(-1),
+  )
+  fused_norm.keep_running(norm, mean, variance)
+  y = _interleaved(y)
+  return y + layers.spread(params['classifier']['bias'], y)
+
+
 def instead_of_layers(tpu: bool = False) -> Any:
   """In this context, networks use it for some layers; `tpu` says for a TPU."""
 
@@ -154,6 +175,10 @@ def instead_of_layers(tpu: bool = False) -> Any:
       return next_fun(*args, **kwargs) if y is None else y
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
       return _residual(module, *args)
+    if tpu and isinstance(module, fc_resnet.FCResNet) and method == 'head':
+      x, train = args
+      if train and module.batch_norm and x.ndim == 5:
+        return _head(module, x)
     if isinstance(module, skips.ShortSkip) and method == 'shortcut':
       x, _ = args
       # `down_2` has as many channels as `down_1`: its skip projects nothing.

@@ -31,13 +31,21 @@ def total(a: Array, b: Array) -> tuple[Array, Array]:
   )
 
 
-def _means(
+def joined_sums(sums: tuple[Array, Array], c: int) -> tuple[Array, Array]:
+  """Adds sums `[p * c]` of p pixels side by side: `[c]`."""
+  if sums[0].size == c:
+    return sums
+  first, second = (each.reshape(-1, c).sum(0) for each in sums)
+  return first, second
+
+
+def means(
   sums: tuple[Array, Array], x: Array, axis_name: str | None
 ) -> tuple[Array, Array]:
-  """Divides sums over x, and those of all devices, by the number of pixels."""
-  count = x.size // x.shape[-1]
-  means = sums[0] / count, sums[1] / count
-  return means if axis_name is None else lax.pmean(means, axis_name)
+  """Divides sums `[c]` over x, and those of all devices, by the pixels."""
+  count = x.size // sums[0].size
+  found = sums[0] / count, sums[1] / count
+  return found if axis_name is None else lax.pmean(found, axis_name)
 
 
 def power_sums(x: Array, parts: Array | None) -> tuple[Array, Array]:
@@ -63,8 +71,11 @@ def variance_of(mean: Array, square: Array) -> Array:
   return jnp.maximum(0.0, square - jnp.square(mean))
 
 
-def _along(x: Array, ndim: int) -> Array:
-  return x.reshape(*[1] * (ndim - 1), -1)
+def _along(vector: Array, x: Array) -> Array:
+  """A value of each channel `[c]`, along the last axis `p * c` of x."""
+  if vector.size < x.shape[-1]:
+    vector = jnp.tile(vector, x.shape[-1] // vector.size)
+  return vector.reshape(*[1] * (x.ndim - 1), -1)
 
 
 def pool(x: Array) -> Array:
@@ -114,10 +125,10 @@ def normalise(
 def _forward(epsilon, axis_name, then, x, scale, bias, sums):
   first, second = power_sums(x, sums)
   c = x.shape[-1]
-  mean, square = _means((first[:c], second[-c:]), x, axis_name)
+  mean, square = means((first[:c], second[-c:]), x, axis_name)
   variance = variance_of(mean, square)
   inverse = lax.rsqrt(variance + epsilon)
-  y = _affine(x, scale, bias, mean, inverse)
+  y = affine(x, scale, bias, mean, inverse)
   if then:
     y = jnp.maximum(y.astype(x.dtype), 0)
   which = None
@@ -130,9 +141,39 @@ def _forward(epsilon, axis_name, then, x, scale, bias, sums):
   return (y, mean, variance), (x, scale, bias, mean, inverse, which)
 
 
-def _affine(x, scale, bias, mean, inverse):
-  y = layers.at_least_float32(x) - _along(mean, x.ndim)
-  return y * _along(inverse * scale, x.ndim) + _along(bias, x.ndim)
+def affine(
+  x: Array, scale: Array, bias: Array, mean: Array, inverse: Array
+) -> Array:
+  """What BatchNorm gives, of at least float32; `inverse` of the deviation."""
+  y = layers.at_least_float32(x) - _along(mean, x)
+  return y * _along(inverse * scale, x) + _along(bias, x)
+
+
+def gradients(
+  dy: Array,
+  x: Array,
+  scale: Array,
+  mean: Array,
+  inverse: Array,
+  axis_name: str | None,
+) -> tuple[Array, Array, Array]:
+  """The gradients of BatchNorm's x, scale and bias.
+
+  Args:
+    dy: of what it gives, `[..., p * c]`, of p pixels side by side.
+    x: of dy's shape.
+    scale: `[c]`.
+    mean: `[c]`.
+    inverse: one over the standard deviation, `[c]`.
+    axis_name: see `normalise`.
+  """
+  centred = layers.at_least_float32(x) - _along(mean, x)
+  standard = centred * _along(inverse, x)
+  of_bias, of_scale = joined_sums(total(dy, dy * standard), scale.size)
+  first, second = means((of_bias, of_scale), x, axis_name)
+  dx = dy - _along(first, x) - standard * _along(second, x)
+  dx *= _along(scale * inverse, x)
+  return dx.astype(x.dtype), of_scale, of_bias
 
 
 def _backward(epsilon, axis_name, then, kept, cotangents):
@@ -143,17 +184,11 @@ def _backward(epsilon, axis_name, then, kept, cotangents):
     dy = jnp.where(which[:, :, :, None] == pixel, dy[:, :, :, None], 0)
     dy = layers.at_least_float32(dy)
   elif then:
-    y = _affine(x, scale, bias, mean, inverse).astype(x.dtype)
+    y = affine(x, scale, bias, mean, inverse).astype(x.dtype)
     if then == 'pool':
       (dy,) = jax.vjp(layers.max_pool, jnp.maximum(y, 0))[1](dy)
     dy = layers.at_least_float32(jnp.where(y > 0, dy, 0))
-  centred = layers.at_least_float32(x) - _along(mean, x.ndim)
-  standard = centred * _along(inverse, x.ndim)
-  of_bias, of_scale = total(dy, dy * standard)
-  first, second = _means((of_bias, of_scale), x, axis_name)
-  dx = dy - _along(first, x.ndim) - standard * _along(second, x.ndim)
-  dx *= _along(scale * inverse, x.ndim)
-  return dx.astype(x.dtype), of_scale, of_bias, None
+  return *gradients(dy, x, scale, mean, inverse, axis_name), None
 
 
 normalise.defvjp(_forward, _backward)
