@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,13 +43,15 @@ class Place:
     """Index after its last part and gap."""
     return self.start + self.count * self.stride
 
-  def cut(self, vector: Any) -> Any:
-    """The array, a part of its vector."""
-    if self.count == 1:
-      end = self.start + self.size
-      return vector[self.start : end].reshape(self.shape)
-    parts = vector[self.start : self.end].reshape(self.count, self.stride)
-    return parts[:, : self.size].reshape(self.shape)
+  def cut(self, vector: Any, apart: bool = False) -> Any:
+    """The array, a part of its vector; see `Flat.tree`."""
+    end = self.start + self.size if self.count == 1 else self.end
+    part = vector[self.start : end]
+    if apart:
+      part = lax.optimization_barrier(part)
+    if self.count > 1:
+      part = part.reshape(self.count, self.stride)[:, : self.size]
+    return part.reshape(self.shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,14 +126,20 @@ class Flat:
     """For JAX."""
     return cls(children[0], layout)
 
-  def tree(self) -> Any:
-    """The tree of arrays: of NumPy's, of JAX's, or abstract as the vectors."""
+  def tree(self, apart: bool = False) -> Any:
+    """The tree of arrays: of NumPy's, of JAX's, or abstract as the vectors.
+
+    Args:
+      apart: for JAX's, whether each is cut out before it gets its shape. For a
+        TPU, XLA else gives the whole vector the shape of the arrays of each
+        width, with padding, and cuts it then.
+    """
     leaves = jax.tree.leaves(self.vectors)
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
       return jax.eval_shape(_split, self)
     if all(isinstance(x, np.ndarray) for x in leaves):
       return _cut(self)
-    return _split(self)
+    return _split(self, apart=apart)
 
   def find(
     self, path: Sequence[str], name: str, shape: tuple[int, ...]
@@ -154,18 +163,18 @@ class Flat:
     return self.vectors[owner][kind], place.start
 
 
-def _cut(flat: Flat) -> Any:
+def _cut(flat: Flat, apart: bool = False) -> Any:
   def cut(place):
     owner, kind = place.group
     vector = flat.vectors[owner][kind]
     # An optimizer of some groups alone has a node without leaves for others.
-    return place.cut(vector) if jax.tree.leaves(vector) else vector
+    return place.cut(vector, apart) if jax.tree.leaves(vector) else vector
 
   return flat.layout.tree(list(map(cut, flat.layout.places)))
 
 
 # Outside of a compiled function, one program rather than one for each array.
-_split = jax.jit(_cut, inline=True)
+_split = jax.jit(_cut, static_argnames='apart', inline=True)
 
 
 def join(tree: Any, layout: Layout | None = None) -> Flat:

@@ -34,11 +34,11 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: Any
   key: jax.Array
 
-  def variables(self) -> dict[str, Any]:
-    """Flax's trees of the parameters and the running statistics."""
+  def variables(self, apart: bool = False) -> dict[str, Any]:
+    """Flax's trees of parameters and running statistics, see `Flat.tree`."""
     return {
-      'params': self.params.tree(),
-      'batch_stats': self.batch_stats.tree(),
+      'params': self.params.tree(apart),
+      'batch_stats': self.batch_stats.tree(apart),
     }
 
   def averaged(self) -> 'TrainState':

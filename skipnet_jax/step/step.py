@@ -89,7 +89,7 @@ def make_train_step(
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    variables = state.variables()
+    variables = state.variables(apart=form == 'tpu')
 
     def objective(params):
       with contextlib.ExitStack() as forms:
