@@ -56,15 +56,19 @@ def test_networks_may_differ_and_interrupted_runs_are_read(pair, copies):
   lines = records.read_text().splitlines(keepends=True)
   records.write_text(''.join(lines[:-1]))
   assert recorded.open_run(copies[0]).epochs == len(lines) - 1
-  # The first record is lost: the others keep their rows.
+  # The first record is lost: the others keep their epochs.
   whole = recorded.open_run(copies[1])
   records = copies[1] / 'metrics.jsonl'
   lines = records.read_text().splitlines(keepends=True)
   records.write_text(''.join(lines[1:]))
   rest = recorded.open_run(copies[1])
   assert rest.records == whole.records[1:]
+  assert rest.epochs == whole.epochs
+  losses = whole.curve('valid_loss')
+  losses[0] = np.nan
+  np.testing.assert_array_equal(rest.curve('valid_loss'), losses)
   for name, rows in rest.flow.items():
-    np.testing.assert_array_equal(rows, whole.flow[name][1:])
+    np.testing.assert_array_equal(rows, whole.flow[name])
 
 
 def test_runs_of_the_same_name_are_named_by_their_paths(pair, copies):

@@ -223,6 +223,36 @@ def test_lost_epochs_are_gaps_not_zeros(made):
   assert not np.ma.getmaskarray(image)[:, [0, 3]].any()
 
 
+def test_curves_begin_at_the_first_record_that_is_left(made):
+  (run, other), _, _ = made
+  rest = recorded.RecordedRun(**(vars(run) | {'records': run.records[2:]}))
+  for draw in (recorded_figures.curves, recorded_figures.critical_sharpness):
+    shown = draw([rest, other], 'made')
+    for ax in shown.figure.axes:
+      line = ax.get_lines()[0]
+      epochs = np.asarray(line.get_xdata())[np.isfinite(line.get_ydata())]
+      assert epochs.tolist() == [3, 4]
+
+
+def test_negative_losses_are_drawn_and_ranked(made):
+  (run, _), _, _ = made
+  # As of Dice: the higher the ratio, the more the loss rises next.
+  records = [
+    record | {'valid_loss': loss, 'critical_sharpness_ratio': ratio}
+    for record, loss, ratio in zip(
+      run.records, (-0.9, -0.8, -0.85, -0.6), (2.0, 1.0, 3.0, 1.0), strict=True
+    )
+  ]
+  dice = recorded.RecordedRun(**(vars(run) | {'records': records}))
+  shown = recorded_figures.critical_sharpness([dice], 'made')
+  assert shown.text.endswith(f'{run.name} 1.00.')
+  ax = shown.figure.axes[1]
+  assert ax.get_yscale() == 'linear'
+  low, high = ax.get_ylim()
+  assert low < -0.9
+  assert high > -0.6
+
+
 def test_a_report_that_is_there_is_kept(made, tmp_path):
   _, _, out = made
   with pytest.raises(errors.InputError, match='--overwrite'):

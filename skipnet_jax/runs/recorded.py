@@ -30,7 +30,8 @@ class RecordedRun:
     config: its config.
     dataset: name, fingerprint and pixel size of its training data.
     environment: devices, versions, command and date.
-    records: one dict an epoch, see metrics.jsonl.
+    records: one dict an epoch, see metrics.jsonl; those of the first epochs may
+      be lost.
     summary: scores of the best checkpoint; {} for an unfinished run.
     layers: convolutions in forward order, `l` names.
     flow: quantity of `telemetry.QUANTITIES` to `[epochs, l]` float32; NaN
@@ -53,12 +54,18 @@ class RecordedRun:
 
   @property
   def epochs(self) -> int:
-    """Number of recorded epochs."""
+    """The last recorded epoch, counted from one."""
     return len(self.flow['net_change'])
 
   def curve(self, name: str) -> np.ndarray:
-    """One number of each epoch's record, such as 'valid_loss', `[epochs]`."""
-    return np.array([record[name] for record in self.records], np.float64)
+    """One number of each epoch, such as 'valid_loss', `[epochs]` float64.
+
+    It is NaN where an epoch's record is lost, or has no such number.
+    """
+    values = np.full(self.epochs, np.nan)
+    for record in self.records:
+      values[record['epoch'] - 1] = record.get(name, np.nan)
+    return values
 
 
 def _read(
@@ -94,10 +101,9 @@ def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
   config = workdir.read_config(path)
   layers, flow = _read(path / 'gradient_flow.npz', flow_file.read)
   records = _read(path / 'metrics.jsonl', run_log.read_records)
-  # Records of the first epochs may be lost.
+  # A run may end between the two files.
   count = len(flow['net_change'])
   records = [record for record in records if record['epoch'] <= count]
-  kept = [record['epoch'] - 1 for record in records]
   if not records:
     raise errors.InputError(
       f'{path} stopped after 0 epochs, so there is nothing to show: run its '
@@ -112,7 +118,7 @@ def open_run(path: str | os.PathLike, name: str = '') -> RecordedRun:
     records=records,
     summary=files.read_json(path / 'summary.json'),
     layers=tuple(layers),
-    flow={q: rows[kept] for q, rows in flow.items()},
+    flow={q: rows[: records[-1]['epoch']] for q, rows in flow.items()},
     first_steps=_read(path / 'gradient_flow.npz', flow_file.read_first_steps),
   )
 

@@ -117,7 +117,7 @@ def scores(runs: Runs) -> report.Table:
   """Losses and scores of each run."""
   rows = []
   for run in runs:
-    best = run.records[int(np.argmin(run.curve('valid_loss')))]
+    best = run.records[np.argmin([r['valid_loss'] for r in run.records])]
     rows.append(
       (
         run.name,

@@ -288,8 +288,7 @@ def critical_sharpness(
   for (name, group), colour in zip(groups.items(), plots.CYCLE, strict=False):
     found = []
     for run in group:
-      ratios = np.array([r.get(_CRITICAL, np.nan) for r in run.records])
-      losses = run.curve('valid_loss')
+      ratios, losses = run.curve(_CRITICAL), run.curve('valid_loss')
       look = {
         'color': colour,
         'lw': 1.0,
@@ -307,7 +306,10 @@ def critical_sharpness(
     correlations.append(f'{name} {" / ".join(f"{c:.2f}" for c in found)}')
   axes[0].axhline(1, color=plots.GREY, ls='--', lw=1)
   axes[0].set(yscale='log', ylabel='critical sharpness / (2 / learning rate)')
-  axes[1].set(yscale='log', ylabel='validation loss without L2')
+  positive = all(_positive(run.curve('valid_loss')) for run in shown)
+  axes[1].set(
+    yscale='log' if positive else 'linear', ylabel='validation loss without L2'
+  )
   for ax in axes:
     ax.set_xlabel('epoch')
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -332,9 +334,16 @@ def critical_sharpness(
 _COLUMNS = ('critical_sharpness', _CRITICAL, 'learning_rate', 'valid_loss')
 
 
+def _positive(losses: np.ndarray) -> bool:
+  return bool(np.nanmin(losses) > 0)
+
+
 def _jump_correlation(ratios: np.ndarray, losses: np.ndarray) -> float:
-  """Spearman's, of an epoch's ratio and the next rise of the log loss."""
-  rise = np.diff(np.log(losses))
+  """Spearman's, of an epoch's ratio and the next rise of the log loss.
+
+  A Dice loss is negative: its own rise counts.
+  """
+  rise = np.diff(np.log(losses) if _positive(losses) else losses)
   both = np.isfinite(ratios[:-1]) & np.isfinite(rise)
   if np.count_nonzero(both) < 3:
     return math.nan
