@@ -13,6 +13,7 @@ from skipnet_jax.models import blocks
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
+from skipnet_jax.models import split_head
 from skipnet_jax.models import stage_ends
 
 MODULES = {
@@ -95,6 +96,35 @@ def test_a_network_is_the_same(tpu, changes):
   network = fc_resnet.FCResNet(**(small | changes))
   x = np.random.default_rng(1).normal(size=(2, 32, 64, network.slices))
   assert_equal(network, x, True, tpu=tpu)
+
+
+@pytest.mark.parametrize(('tpu', 'times'), [(True, 1), (False, 0)])
+def test_on_a_tpu_the_head_is_one_operation(tpu, times, monkeypatch):
+  called, logits = [], split_head.logits
+
+  def call(*arguments):
+    called.append(arguments)
+    return logits(*arguments)
+
+  monkeypatch.setattr(split_head, 'logits', call)
+  network = fc_resnet.FCResNet(base_width=2, repetitions=(1,) * 7)
+  x = jnp.zeros((2, 32, 32, 1))
+  variables = jax.eval_shape(
+    lambda: network.init(jax.random.key(0), x, train=False)
+  )
+
+  def value(variables):
+    return network.apply(
+      variables,
+      x,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(1)},
+    )
+
+  with accelerator_layers.instead_of_layers(tpu):
+    jax.eval_shape(value, variables)
+  assert len(called) == times
 
 
 class Own(fc_resnet.FCResNet):
