@@ -14,7 +14,7 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.models import split_head
-from skipnet_jax.models import stage_ends
+from skipnet_jax.models import tpu_layers
 
 MODULES = {
   'upsampled': layers.Conv(3, upsampled=True, dtype=jnp.float64),
@@ -41,9 +41,9 @@ def assert_equal(module, x, *arguments, tpu=True):
       with contextlib.ExitStack() as forms:
         if fused:
           if tpu:
-            forms.enter_context(stage_ends.instead_of_blocks())
+            forms.enter_context(tpu_layers.instead_of_layers())
           forms.enter_context(fused_norm.instead_of_flax())
-          forms.enter_context(accelerator_layers.instead_of_layers(tpu))
+          forms.enter_context(accelerator_layers.instead_of_layers())
         y, updated = module.apply(
           {**variables, 'params': params},
           x,
@@ -86,6 +86,8 @@ def test_it_is_the_layer_to_rounding(name):
   [
     (False, {'slices': 3}),
     (True, {'slices': 3}),
+    (True, {'blocks': 'simple'}),
+    (True, {'blocks': 'basic'}),
     (True, {'base_width': 1}),
     (True, {'short_skips': False, 'long_skip_projection': 'both'}),
     (True, {'batch_norm': False, 'short_skips': False, 'long_skips': False}),
@@ -122,7 +124,10 @@ def test_on_a_tpu_the_head_is_one_operation(tpu, times, monkeypatch):
       rngs={'dropout': jax.random.key(1)},
     )
 
-  with accelerator_layers.instead_of_layers(tpu):
+  with contextlib.ExitStack() as forms:
+    if tpu:
+      forms.enter_context(tpu_layers.instead_of_layers())
+    forms.enter_context(accelerator_layers.instead_of_layers())
     jax.eval_shape(value, variables)
   assert len(called) == times
 

@@ -6,6 +6,7 @@ Pooling and upsampling are then elementwise, and XLA fuses them.
 """
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -17,12 +18,11 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.models import skips
-from skipnet_jax.models import split_head
 
 Array = jax.Array
 
 
-def _conv(module: layers.Conv, x: Array, tpu: bool) -> Array | None:
+def _conv(module: layers.Conv, x: Array) -> Array | None:
   """The convolution, or None if `layers.Conv` has the best form."""
   single = module.features == module.kernel_size == module.strides == 1
   # A subclass may use its layers in another way.
@@ -37,59 +37,54 @@ def _conv(module: layers.Conv, x: Array, tpu: bool) -> Array | None:
   if first:
     return _split_conv(x, kernel, bias)
   if module.upsampled:
-    y = _conv_of_upsampled(x, kernel, bias)
+    y = layers.conv(x, of_upsampled(kernel).astype(x.dtype))
+    y = split(y, bias, 4)
     return y if outermost else layers.joined_pixels(y)
   # XLA fuses a sum with what stands before it, and pads a product.
   y = layers.at_least_float32(x) * kernel.reshape(*[1] * (x.ndim - 1), -1)
   y = jnp.sum(y, -1, keepdims=True).astype(x.dtype)
   if y.ndim == 5:
-    y = _interleaved(y[..., 0]) if tpu else layers.joined_pixels(y)
+    y = layers.joined_pixels(y)
   return y + layers.spread(bias, y)
 
 
-def _interleaved(x: Array) -> Array:
-  """`layers.joined_pixels` of one channel, as products with zeros and ones.
+def placed(kernel: Array, axis: int, outputs: int, margin: int = 0) -> Array:
+  """Places the taps of neighbouring pixels among those that any of them reads.
 
-  It maps `[b, y, x, 4]` to `[b, 2y, 2x, 1]`. A TPU has no fast way to place the
-  pixels of a row in turns.
+  Args:
+    kernel: with its taps along `axis`.
+    axis: of the kernel.
+    outputs: number of neighbouring pixels.
+    margin: zeros on either side.
+
+  Returns:
+    `[outputs, taps, ...]`, without `axis`.
   """
-  b, h, w, _ = x.shape
-  # [pixel of a row of small ones, which of two, pixel of a row]
-  place = jnp.eye(2 * w, dtype=x.dtype).reshape(w, 2, -1)
-  rows = []
-  for row in range(2):
-    even, odd = (
-      jnp.matmul(x[..., 2 * row + i], place[:, i], precision='highest')
-      for i in range(2)
-    )
-    rows.append(even + odd)
-  return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, 1)
-
-
-def _at_parities(kernel: Array, axis: int) -> Array:
-  """Places three taps for an even and an odd pixel among the four they read."""
   kernel = jnp.moveaxis(kernel, axis, 0)
-  zero = jnp.zeros_like(kernel[:1])
+  rest = [(0, 0)] * (kernel.ndim - 1)
   return jnp.stack(
-    [jnp.concatenate([kernel, zero]), jnp.concatenate([zero, kernel])]
+    [
+      jnp.pad(kernel, [(margin + i, margin + outputs - 1 - i), *rest])
+      for i in range(outputs)
+    ]
   )
 
 
 def _split_conv(x: Array, kernel: Array, bias: Array) -> Array:
   """A 3x3 'SAME' convolution, `[b, 2y, 2x, c_in]` to `[b, y, x, 4, c_out]`."""
   # [parity of x, tap, parity of y, tap, c_in, c_out]
-  placed = _at_parities(_at_parities(kernel, 0), 2)
+  at = placed(placed(kernel, 0, 2), 2, 2)
   c_in, c_out = kernel.shape[2:]
-  placed = placed.transpose(3, 1, 4, 2, 0, 5).reshape(4, 4, c_in, 4 * c_out)
-  y = layers.conv(x, placed.astype(x.dtype), 2, ((1, 1), (1, 1)))
-  return _split(y, bias)
+  at = at.transpose(3, 1, 4, 2, 0, 5).reshape(4, 4, c_in, 4 * c_out)
+  y = layers.conv(x, at.astype(x.dtype), 2, ((1, 1), (1, 1)))
+  return split(y, bias, 4)
 
 
-def _split(y: Array, bias: Array) -> Array:
-  """`[b, y, x, 4 * c]` as `[b, y, x, 4, c]`, with a bias."""
+def split(y: Array, bias: Array, *pixels: int) -> Array:
+  """`[b, y, x, p * c]` as `[b, y, x, *pixels, c]`, with a bias."""
   # After the reshape, XLA writes the bias as an image for cuDNN.
-  y = y + layers.spread(jnp.tile(bias, 4), y)
-  return y.reshape(*y.shape[:3], 4, -1)
+  y = y + layers.spread(jnp.tile(bias, math.prod(pixels)), y)
+  return y.reshape(*y.shape[:3], *pixels, -1)
 
 
 def _split_in_thirds(kernel: Array, axis: int) -> Array:
@@ -101,18 +96,16 @@ def _split_in_thirds(kernel: Array, axis: int) -> Array:
   )
 
 
-def _conv_of_upsampled(x: Array, kernel: Array, bias: Array) -> Array:
-  """A 3x3 'SAME' convolution of `layers.upsample(x)`, split.
+def of_upsampled(kernel: Array) -> Array:
+  """A 3x3 kernel for `layers.upsample(x)` as one for x, `[3, 3, c, 4 * n]`.
 
-  The four parities of y and x are channels of one 3x3 convolution of x. Five in
-  nine of its products are zero, but it reads and writes no shifted copies.
+  The four parities of y and x are its channels. Five in nine of its products
+  are zero, but the convolution reads and writes no shifted copies.
   """
-  c = x.shape[-1]
-  # [parity of x, small pixel, parity of y, small pixel, c_in, c_out]
-  split = _split_in_thirds(_split_in_thirds(kernel, 0), 2)
-  split = split.transpose(3, 1, 4, 2, 0, 5).reshape(3, 3, c, -1)
-  y = layers.conv(x, split.astype(x.dtype))
-  return _split(y, bias)
+  # [parity of x, small pixel, parity of y, small pixel, c, n]
+  parts = _split_in_thirds(_split_in_thirds(kernel, 0), 2)
+  parts = parts.transpose(3, 1, 4, 2, 0, 5)
+  return parts.reshape(3, 3, kernel.shape[2], -1)
 
 
 def _residual(
@@ -120,9 +113,12 @@ def _residual(
 ) -> Array:
   """The residual path, which normalises again rather than keep it.
 
-  x may be split where the block downsamples.
+  x may be split where the block downsamples, and on a TPU twice, or where it
+  does not.
   """
-  down = module.resample == 'down'
+  down, c = module.resample == 'down', x.shape[-1]
+  if x.ndim == 6 or (x.ndim == 5 and not down):
+    x = x.reshape(*x.shape[:-2], -1)
   if train and module.batch_norm:
     norm = layers.batch_norm('norm_1', True, module.dtype, module.axis_name)
     params = norm.variables['params']
@@ -138,31 +134,22 @@ def _residual(
   else:
     y = module._act(x, 1, train)
     y = fused_norm.pool(y) if down else y
+  if y.shape[-1] > c:
+    y = y.reshape(*y.shape[:3], 4, c)
   y = module._conv(y, 1, module.features, 3)
   return module._upsample(module._drop(y, drop))
 
 
-def _head(module: fc_resnet.FCResNet, x: Array) -> Array:
-  """The head of a network in training, of split x."""
-  norm = layers.batch_norm('norm', True, module.dtype, module.axis_name)
-  params = {
-    name: module.variables['params'][name] for name in ('norm', 'classifier')
-  }
-  y, mean, variance = split_head.logits(
-    norm.epsilon,
-    norm.axis_name,
-    x.reshape(*x.shape[:3], -1),
-    params['norm']['scale'],
-    params['norm']['bias'],
-    params['classifier']['kernel'].reshape(-1),
-  )
-  fused_norm.keep_running(norm, mean, variance)
-  y = _interleaved(y)
-  return y + layers.spread(params['classifier']['bias'], y)
+def _decimated(module: skips.ShortSkip, x: Array, features: int) -> Array:
+  """The shortcut of a block that downsamples split x."""
+  x = x[:, :, :, 0]
+  if x.shape[-1] != features:
+    x = layers.Conv(features, 1, dtype=module.dtype, name='projection')(x)
+  return x
 
 
-def instead_of_layers(tpu: bool = False) -> Any:
-  """In this context, networks use it for some layers; `tpu` says for a TPU."""
+def instead_of_layers() -> Any:
+  """In this context, networks use it for some layers."""
 
   def intercept(
     next_fun: Callable, args: tuple, kwargs: dict, context: Any
@@ -171,18 +158,13 @@ def instead_of_layers(tpu: bool = False) -> Any:
     if module.is_initializing():
       return next_fun(*args, **kwargs)
     if isinstance(module, layers.Conv) and method == '__call__' and args:
-      y = _conv(module, args[0], tpu)
+      y = _conv(module, args[0])
       return next_fun(*args, **kwargs) if y is None else y
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
       return _residual(module, *args)
-    if tpu and isinstance(module, fc_resnet.FCResNet) and method == 'head':
-      x, train = args
-      if train and module.batch_norm and x.ndim == 5:
-        return _head(module, x)
-    if isinstance(module, skips.ShortSkip) and method == 'shortcut':
-      x, _ = args
-      # `down_2` has as many channels as `down_1`: its skip projects nothing.
-      return x[..., 0, :] if x.ndim == 5 else next_fun(*args, **kwargs)
+    shortcut = isinstance(module, skips.ShortSkip) and method == 'shortcut'
+    if shortcut and module.resample == 'down' and args[0].ndim > 4:
+      return _decimated(module, *args)
     return next_fun(*args, **kwargs)
 
   return nn.intercept_methods(intercept)

@@ -125,7 +125,8 @@ def normalise(
 def _forward(epsilon, axis_name, then, x, scale, bias, sums):
   first, second = power_sums(x, sums)
   c = x.shape[-1]
-  mean, square = means((first[:c], second[-c:]), x, axis_name)
+  joined = joined_sums((first[:c], second[-c:]), scale.size)
+  mean, square = means(joined, x, axis_name)
   variance = variance_of(mean, square)
   inverse = lax.rsqrt(variance + epsilon)
   y = affine(x, scale, bias, mean, inverse)

@@ -327,6 +327,36 @@ def joined_pixels(x: jax.Array) -> jax.Array:
   return x.reshape(b, 2 * h, 2 * w, c)
 
 
+def split_pixels(x: jax.Array) -> jax.Array:
+  """The inverse of `joined_pixels`."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // 2, w // 2, 4, c)
+
+
+def split_units(
+  shape: Sequence[int],
+  pixel: jax.Array,
+  image: jax.Array,
+  y: jax.Array,
+  x: jax.Array,
+  channel: jax.Array,
+) -> jax.Array:
+  """The numbers of units, see `Dropout`, of an image whose pixels are split.
+
+  Args:
+    shape: of the image, `[b, 2y, 2x, c]`.
+    pixel: which of 2x2, uint32 as all that follow.
+    image: index in the batch.
+    y: of the 2x2 pixels.
+    x: the same.
+    channel: of the unit.
+  """
+  _, h, w, c = shape
+  row = image * h + 2 * y + pixel // 2
+  return (row * w + 2 * x + pixel % 2) * c + channel
+
+
 def centre_crop(x: jax.Array, size: Sequence[int]) -> jax.Array:
   """The central `size` of `[b, y, x, c]`; the odd pixel is cut at the end."""
   top, left = ((a - b) // 2 for a, b in zip(x.shape[1:3], size, strict=True))

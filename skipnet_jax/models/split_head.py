@@ -1,7 +1,7 @@
 """The head of FC-ResNet on a TPU: BatchNorm, ReLU and the classifier, as one.
 
-The four pixels of 2x2 and their channels are one axis, as the convolution
-before gives them. With a sum over channels, XLA copies the features, and the
+Neighbouring pixels and their channels are one axis, as the convolution before
+gives them. With a sum over channels, XLA copies the features, and the
 gradient of the logits for each channel, from one layout to another.
 """
 
@@ -17,9 +17,9 @@ from skipnet_jax.models import layers
 Array = jax.Array
 
 
-def _of_each(kernel: Array) -> Array:
-  """The kernel `[c]` for each of four pixels side by side: `[4 * c, 4]`."""
-  return jnp.kron(jnp.eye(4, dtype=kernel.dtype), kernel[:, None])
+def _of_each(kernel: Array, pixels: int) -> Array:
+  """The kernel `[c]` for each of p pixels side by side: `[p * c, p]`."""
+  return jnp.kron(jnp.eye(pixels, dtype=kernel.dtype), kernel[:, None])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -36,13 +36,13 @@ def logits(
   Args:
     epsilon: is added to the variance.
     axis_name: mapped axis of a pmapped call, or None.
-    x: `[b, y, x, 4 * c]`, the features of the four pixels of 2x2.
+    x: `[b, y, x, p * c]`, the features of p pixels side by side.
     scale: of BatchNorm, `[c]`.
     bias: the same.
     kernel: of the classifier, `[c]`.
 
   Returns:
-    `(y, mean, variance)`: y `[b, y, x, 4]` of x's dtype, without the
+    `(y, mean, variance)`: y `[b, y, x, p]` of x's dtype, without the
     classifier's bias; mean and variance `[c]`, without a gradient.
   """
   return _forward(epsilon, axis_name, x, scale, bias, kernel)[0]
@@ -54,7 +54,8 @@ def _forward(epsilon, axis_name, x, scale, bias, kernel):
   variance = fused_norm.variance_of(mean, square)
   inverse = lax.rsqrt(variance + epsilon)
   y = fused_norm.affine(x, scale, bias, mean, inverse)
-  y = jnp.maximum(y.astype(x.dtype), 0) @ _of_each(kernel).astype(x.dtype)
+  of_each = _of_each(kernel, x.shape[-1] // kernel.size)
+  y = jnp.maximum(y.astype(x.dtype), 0) @ of_each.astype(x.dtype)
   return (y, mean, variance), (x, scale, bias, kernel, mean, inverse)
 
 
@@ -62,7 +63,7 @@ def _backward(epsilon, axis_name, kept, cotangents):
   x, scale, bias, kernel, mean, inverse = kept
   dy = cotangents[0]
   # As a product, it has the layout of x.
-  ones = _of_each(jnp.ones_like(kernel)).astype(dy.dtype)
+  ones = _of_each(jnp.ones_like(kernel), dy.shape[-1]).astype(dy.dtype)
   dy = layers.at_least_float32(jnp.matmul(dy, ones.T, precision='highest'))
   y = fused_norm.affine(x, scale, bias, mean, inverse)
   dy = jnp.where(y > 0, dy, 0)

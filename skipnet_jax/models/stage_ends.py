@@ -5,11 +5,8 @@ and a 1x1 convolution of the long skip makes it narrow again. Here that is a
 product of the small images, and the wide image is never written.
 """
 
-from collections.abc import Callable
 import dataclasses
-from typing import Any
 
-import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -30,11 +27,14 @@ class Upsampled:
     main: the residual path, `[b, y, x, k]`.
     short: the shortcut, of the same shape, or None.
     dropout: what drops units of the upsampled image; of rate 0 if nothing does.
+    split: whether results are split, `[b, y, x, 4, k]`, see
+      `layers.split_pixels`.
   """
 
   main: Array
   short: Array | None
   dropout: layers.Dropout
+  split: bool = False
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
@@ -43,15 +43,17 @@ class Upsampled:
     return b, 2 * h, 2 * w, k
 
   def whole(self) -> Array:
-    """The upsampled image."""
+    """The upsampled image, `[b, 2y, 2x, k]` or split."""
     y = self.dropout(layers.upsample(self.main), True)
-    return y if self.short is None else y + layers.upsample(self.short)
+    if self.short is not None:
+      y = y + layers.upsample(self.short)
+    return layers.split_pixels(y) if self.split else y
 
   def __add__(self, other: Array) -> Array:
     return self.whole() + other
 
   def times(self, w: Array, bias: Array) -> Array:
-    """Its product with w `[k, n]` plus bias `[n]`: `[b, 2y, 2x, n]`."""
+    """Its product with w `[k, n]` plus bias `[n]`, of the shape of `whole`."""
     w = w.astype(self.main.dtype)
     # The four pixels of each small one are the first axis.
     x = jnp.broadcast_to(self.main, (4, *self.main.shape))
@@ -67,7 +69,8 @@ class Upsampled:
     if self.short is not None:
       y = y + jnp.broadcast_to(self.short @ w, y.shape)
     y = y + layers.spread(bias, y)
-    return layers.joined_pixels(jnp.moveaxis(y, 0, 3))
+    y = jnp.moveaxis(y, 0, 3)
+    return y if self.split else layers.joined_pixels(y)
 
   def _units(self) -> Array:
     """The units' numbers, see `layers.Dropout`: `[4, b, y, x, k]`."""
@@ -75,9 +78,7 @@ class Upsampled:
     pixel, image, y, x, channel = (
       lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(5)
     )
-    _, height, width, k = self.shape
-    row = image * height + 2 * y + pixel // 2
-    unit = (row * width + 2 * x + pixel % 2) * k + channel
+    unit = layers.split_units(self.shape, pixel, image, y, x, channel)
     if self.dropout.axis_name is not None:
       unit = unit + self.dropout.first(4 * self.main.size)
     return unit
@@ -101,28 +102,3 @@ def end(
     skip.shortcut(x, module.features) if module.short_skip else None,
     layers.Dropout(module.dropout if drop else 0.0, module.axis_name),
   )
-
-
-def instead_of_blocks() -> Any:
-  """In this context, networks use it for the blocks that upsample.
-
-  It suits TPUs. On a GPU XLA writes the wide image all the same, and more.
-  """
-
-  def intercept(
-    next_fun: Callable, args: tuple, kwargs: dict, context: Any
-  ) -> Any:
-    module = context.module
-    other = context.method_name != '__call__' or module.is_initializing()
-    if other or not args:
-      return next_fun(*args, **kwargs)
-    if isinstance(module, blocks.BottleneckBlock):
-      if module.resample == 'up' and joined_next(module):
-        x, train, drop = args
-        return end(module, module.convolved(x, train), x, drop)
-    elif isinstance(module, layers.Conv) and isinstance(args[0], Upsampled):
-      params = module.variables['params']
-      return args[0].times(params['kernel'][0, 0], params['bias'])
-    return next_fun(*args, **kwargs)
-
-  return nn.intercept_methods(intercept)

@@ -43,7 +43,7 @@ class Training:
     axis_name: mapped axis of a pmapped call, or None.
     record: whether a training step records the update of each kernel.
     form: of the training step: 'plain'; 'gpu', with `models.fused_norm` and
-      `models.accelerator_layers`; 'tpu', also with `models.stage_ends`; or
+      `models.accelerator_layers`; 'tpu', also with `models.tpu_layers`; or
       'pallas', for GPUs, also with `models.fused_block`.
   """
 

@@ -20,7 +20,7 @@ from skipnet_jax.models import accelerator_layers
 from skipnet_jax.models import fused_block
 from skipnet_jax.models import fused_norm as norm_lib
 from skipnet_jax.models import network
-from skipnet_jax.models import stage_ends
+from skipnet_jax.models import tpu_layers
 from skipnet_jax.step import flat
 from skipnet_jax.step import losses
 from skipnet_jax.step import optim
@@ -97,12 +97,10 @@ def make_train_step(
         if form == 'pallas':
           forms.enter_context(fused_block.instead_of_blocks(state.params.find))
         if form == 'tpu':
-          forms.enter_context(stage_ends.instead_of_blocks())
+          forms.enter_context(tpu_layers.instead_of_layers())
         if form != 'plain':
           forms.enter_context(norm_lib.instead_of_flax())
-          forms.enter_context(
-            accelerator_layers.instead_of_layers(form == 'tpu')
-          )
+          forms.enter_context(accelerator_layers.instead_of_layers())
         outputs, batch_stats = apply_training(
           model, params, variables['batch_stats'], batch, _rngs(state)
         )
