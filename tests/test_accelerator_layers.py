@@ -127,6 +127,7 @@ def test_on_a_tpu_the_head_is_one_operation(tpu, times, monkeypatch):
   with contextlib.ExitStack() as forms:
     if tpu:
       forms.enter_context(tpu_layers.instead_of_layers())
+    forms.enter_context(fused_norm.instead_of_flax())
     forms.enter_context(accelerator_layers.instead_of_layers())
     jax.eval_shape(value, variables)
   assert len(called) == times

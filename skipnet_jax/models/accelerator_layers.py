@@ -6,7 +6,6 @@ Pooling and upsampling are then elementwise, and XLA fuses them.
 """
 
 from collections.abc import Callable
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -38,7 +37,7 @@ def _conv(module: layers.Conv, x: Array) -> Array | None:
     return _split_conv(x, kernel, bias)
   if module.upsampled:
     y = layers.conv(x, of_upsampled(kernel).astype(x.dtype))
-    y = split(y, bias, 4)
+    y = _split(y, bias)
     return y if outermost else layers.joined_pixels(y)
   # XLA fuses a sum with what stands before it, and pads a product.
   y = layers.at_least_float32(x) * kernel.reshape(*[1] * (x.ndim - 1), -1)
@@ -77,14 +76,14 @@ def _split_conv(x: Array, kernel: Array, bias: Array) -> Array:
   c_in, c_out = kernel.shape[2:]
   at = at.transpose(3, 1, 4, 2, 0, 5).reshape(4, 4, c_in, 4 * c_out)
   y = layers.conv(x, at.astype(x.dtype), 2, ((1, 1), (1, 1)))
-  return split(y, bias, 4)
+  return _split(y, bias)
 
 
-def split(y: Array, bias: Array, *pixels: int) -> Array:
-  """`[b, y, x, p * c]` as `[b, y, x, *pixels, c]`, with a bias."""
+def _split(y: Array, bias: Array) -> Array:
+  """`[b, y, x, 4 * c]` as `[b, y, x, 4, c]`, with a bias."""
   # After the reshape, XLA writes the bias as an image for cuDNN.
-  y = y + layers.spread(jnp.tile(bias, math.prod(pixels)), y)
-  return y.reshape(*y.shape[:3], *pixels, -1)
+  y = y + layers.spread(jnp.tile(bias, 4), y)
+  return y.reshape(*y.shape[:3], 4, -1)
 
 
 def _split_in_thirds(kernel: Array, axis: int) -> Array:
@@ -113,12 +112,12 @@ def _residual(
 ) -> Array:
   """The residual path, which normalises again rather than keep it.
 
-  x may be split where the block downsamples, and on a TPU twice, or where it
-  does not.
+  x may be split, see `tpu_layers` for all such shapes.
   """
   down, c = module.resample == 'down', x.shape[-1]
-  if x.ndim == 6 or (x.ndim == 5 and not down):
-    x = x.reshape(*x.shape[:-2], -1)
+  pixels = x.shape[3:-1]
+  # On a GPU, four pixels in an axis of their own take fewer bytes.
+  flat = len(pixels) == 2 or (len(pixels) == 1 and not down)
   if train and module.batch_norm:
     norm = layers.batch_norm('norm_1', True, module.dtype, module.axis_name)
     params = norm.variables['params']
@@ -126,26 +125,19 @@ def _residual(
       norm.epsilon,
       norm.axis_name,
       'pool' if down else 'relu',
-      x,
+      x.reshape(*x.shape[:3], -1) if flat else x,
       params['scale'],
       params['bias'],
     )
     fused_norm.keep_running(norm, mean, variance)
   else:
     y = module._act(x, 1, train)
-    y = fused_norm.pool(y) if down else y
-  if y.shape[-1] > c:
-    y = y.reshape(*y.shape[:3], 4, c)
+    if down:
+      y = layers.max_pool(y) if y.ndim == 4 else fused_norm.maximum(y)[0]
+  if flat:
+    y = y.reshape(*y.shape[:3], *pixels[down:], c)
   y = module._conv(y, 1, module.features, 3)
   return module._upsample(module._drop(y, drop))
-
-
-def _decimated(module: skips.ShortSkip, x: Array, features: int) -> Array:
-  """The shortcut of a block that downsamples split x."""
-  x = x[:, :, :, 0]
-  if x.shape[-1] != features:
-    x = layers.Conv(features, 1, dtype=module.dtype, name='projection')(x)
-  return x
 
 
 def instead_of_layers() -> Any:
@@ -163,8 +155,9 @@ def instead_of_layers() -> Any:
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
       return _residual(module, *args)
     shortcut = isinstance(module, skips.ShortSkip) and method == 'shortcut'
-    if shortcut and module.resample == 'down' and args[0].ndim > 4:
-      return _decimated(module, *args)
+    if shortcut and module.resample == 'down' and args[0].ndim == 5:
+      # `down_2` has as many channels as `down_1`: its skip projects nothing.
+      return args[0][..., 0, :]
     return next_fun(*args, **kwargs)
 
   return nn.intercept_methods(intercept)

@@ -78,18 +78,30 @@ def _along(vector: Array, x: Array) -> Array:
   return vector.reshape(*[1] * (x.ndim - 1), -1)
 
 
-def pool(x: Array) -> Array:
-  """`layers.max_pool`, also of `[b, y, x, 4, c]`, see `accelerator_layers`."""
-  return layers.max_pool(x) if x.ndim == 4 else _maximum(x)[0]
+def maximum(x: Array) -> tuple[Array, Array]:
+  """The largest of four pixels, and which it is.
 
-
-def _maximum(x: Array) -> tuple[Array, Array]:
-  """The largest of the four pixels of `[b, y, x, 4, c]`, and which it is."""
-  value, which = x[:, :, :, 0], jnp.zeros((), jnp.uint8)
-  for i in range(1, 4):
-    which = jnp.where(x[:, :, :, i] > value, jnp.uint8(i), which)
-    value = jnp.maximum(value, x[:, :, :, i])
+  Args:
+    x: `[b, y, x, 4, ...]`, or `[b, y, x, 4 * c]` with the pixels side by side.
+  """
+  if x.ndim > 4:
+    value, *others = (x[:, :, :, i] for i in range(4))
+  else:
+    value, *others = jnp.split(x, 4, axis=-1)
+  which = jnp.zeros((), jnp.uint8)
+  for i, other in enumerate(others, 1):
+    which = jnp.where(other > value, jnp.uint8(i), which)
+    value = jnp.maximum(value, other)
   return value, which
+
+
+def _at_maximum(dy: Array, which: Array, ndim: int) -> Array:
+  """The gradient of `maximum`'s argument, of as many axes as it has."""
+  if ndim == 5:
+    pixel = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 1, 4, 1)
+    return jnp.where(which[:, :, :, None] == pixel, dy[:, :, :, None], 0)
+  parts = [jnp.where(which == i, dy, 0) for i in range(4)]
+  return jnp.concatenate(parts, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -108,16 +120,17 @@ def normalise(
     epsilon: is added to the variance.
     axis_name: mapped axis of a pmapped call, or None.
     then: what follows: nothing '', or 'relu', or 'pool', ReLU and 2x2 max
-      pooling, see `pool`.
-    x: `[..., c]`.
+      pooling, by `maximum` if x is `[b, y, x, 4, c]` or `[b, y, x, 4 * p * c]`.
+    x: `[..., c]`, or `[..., p * c]` with p pixels side by side.
     scale: `[c]`.
     bias: `[c]`.
     sums: of x and of its square, side by side and in parts `[p, c + c]`, if
       they are known.
 
   Returns:
-    `(y, mean, variance)`: y `[..., c]`, of x's dtype if something follows, and
-    else of at least float32; mean and variance `[c]`, without a gradient.
+    `(y, mean, variance)`: y of x's shape or pooled, of x's dtype if something
+    follows, and else of at least float32; mean and variance `[c]`, without a
+    gradient.
   """
   return _forward(epsilon, axis_name, then, x, scale, bias, sums)[0]
 
@@ -133,8 +146,8 @@ def _forward(epsilon, axis_name, then, x, scale, bias, sums):
   if then:
     y = jnp.maximum(y.astype(x.dtype), 0)
   which = None
-  if then == 'pool' and x.ndim == 5:
-    y, which = _maximum(y)
+  if then == 'pool' and (x.ndim == 5 or x.shape[-1] > scale.size):
+    y, which = maximum(y)
     # None, where ReLU has no gradient.
     which = jnp.where(y > 0, which, jnp.uint8(4))
   elif then == 'pool':
@@ -181,9 +194,7 @@ def _backward(epsilon, axis_name, then, kept, cotangents):
   x, scale, bias, mean, inverse, which = kept
   dy = cotangents[0]
   if which is not None:
-    pixel = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 1, 4, 1)
-    dy = jnp.where(which[:, :, :, None] == pixel, dy[:, :, :, None], 0)
-    dy = layers.at_least_float32(dy)
+    dy = layers.at_least_float32(_at_maximum(dy, which, x.ndim))
   elif then:
     y = affine(x, scale, bias, mean, inverse).astype(x.dtype)
     if then == 'pool':

@@ -14,6 +14,8 @@ and upsampling are then elementwise, and nothing is copied into another layout.
 
 from collections.abc import Callable
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -35,6 +37,32 @@ Array = jax.Array
 
 def _side_by_side(x: Array) -> Array:
   return x.reshape(*x.shape[:3], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _of_each(bias: Array, pixels: int) -> Array:
+  """The bias `[c]` for each of p pixels: `[p * c]`."""
+  return jnp.tile(bias, pixels)
+
+
+def _of_each_forward(bias, pixels):
+  return _of_each(bias, pixels), None
+
+
+def _of_each_backward(pixels, _, of_each):
+  # Without it, XLA sums over pixels side by side with all others, and for that
+  # copies the gradient of the image into another layout.
+  of_each = lax.optimization_barrier(of_each)
+  return (of_each.reshape(pixels, -1).sum(0),)
+
+
+_of_each.defvjp(_of_each_forward, _of_each_backward)
+
+
+def _split(y: Array, bias: Array, *pixels: int) -> Array:
+  """`[b, y, x, p * c]` as `[b, y, x, *pixels, c]`, with a bias."""
+  y = y + layers.spread(_of_each(bias, math.prod(pixels)), y)
+  return y.reshape(*y.shape[:3], *pixels, -1)
 
 
 def _first_kernel(kernel: Array) -> Array:
@@ -71,22 +99,15 @@ def _upsampling_kernel(kernel: Array) -> Array:
 def _interleaved(x: Array) -> Array:
   """Sixteen pixels of one channel, split twice, as `[b, 4y, 4x, 1]`.
 
-  They are products with zeros and ones: a TPU has no fast way to place the
+  A row is a product with zeros and ones: a TPU has no fast way to place the
   pixels of a row in turns.
   """
   b, h, w, _ = x.shape
-  # [pixel of a row of small ones, which of four, pixel of a row]
-  place = jnp.eye(4 * w, dtype=x.dtype).reshape(w, 4, -1)
-  rows = []
-  for row in range(4):
-    parts = []
-    for column in range(4):
-      inner = 2 * (row % 2) + column % 2
-      outer = 2 * (row // 2) + column // 2
-      pixel = x[..., 4 * inner + outer]
-      parts.append(jnp.matmul(pixel, place[:, column], precision='highest'))
-    rows.append(sum(parts[1:], parts[0]))
-  return jnp.stack(rows, 2).reshape(b, 4 * h, 4 * w, 1)
+  # Which of two in y and x: of the smallest pixels (j, i), of others (q, p).
+  pixels = x.reshape(b, h, w, 2, 2, 2, 2)
+  place = jnp.eye(4 * w, dtype=x.dtype).reshape(w, 2, 2, -1)
+  y = jnp.einsum('bhwjiqp,wpic->bhqjc', pixels, place, precision='highest')
+  return y.reshape(b, 4 * h, 4 * w, 1)
 
 
 def _conv(module: layers.Conv, x: Array) -> Array | None:
@@ -107,15 +128,15 @@ def _conv(module: layers.Conv, x: Array) -> Array | None:
 
   if first:
     y = conv(x, _first_kernel(kernel), 4)
-    return accelerator_layers.split(y, bias, 4, 4)
+    return _split(y, bias, 4, 4)
   if module.upsampled:
     y = conv(_side_by_side(x), _upsampling_kernel(kernel))
-    return accelerator_layers.split(y, bias, 4, 4)
+    return _split(y, bias, 4, 4)
   if module.kernel_size == 3 and module.strides == 1:
     y = conv(_side_by_side(x), _split_kernel(kernel))
-    return accelerator_layers.split(y, bias, 4)
+    return _split(y, bias, 4)
   if module.kernel_size == 1:
-    x = x[:, :, :, 0] if module.strides == 2 else x
+    x = _decimated(x) if module.strides == 2 else x
     y = x @ kernel[0, 0].astype(x.dtype)
     y = y + layers.spread(bias, y)
     return _interleaved(_side_by_side(y)) if outermost else y
@@ -127,6 +148,21 @@ def _conv(module: layers.Conv, x: Array) -> Array | None:
     module.padding,
   )
   return y + layers.spread(bias, y)
+
+
+def _decimated(x: Array) -> Array:
+  """The first pixel of 2x2."""
+  shape = *x.shape[:3], *x.shape[4:]
+  x = _side_by_side(x)
+  return x[..., : x.shape[-1] // 4].reshape(shape)
+
+
+def _shortcut(module: skips.ShortSkip, x: Array, features: int) -> Array:
+  """The shortcut of a block that downsamples a split image."""
+  x = _decimated(x)
+  if x.shape[-1] != features:
+    x = layers.Conv(features, 1, dtype=module.dtype, name='projection')(x)
+  return x
 
 
 def _dropped(module: layers.Dropout, x: Array, drop: bool) -> Array:
@@ -191,6 +227,12 @@ def instead_of_layers() -> Any:
       else:
         x = layers.split_pixels(x)
       return next_fun(x, args[1])
+    elif isinstance(module, nn.BatchNorm) and call and x.ndim > 4:
+      if not module.use_running_average:
+        return next_fun(_side_by_side(x), *args[1:], **kwargs).reshape(x.shape)
+    elif isinstance(module, skips.ShortSkip) and method == 'shortcut':
+      if module.resample == 'down' and x.ndim > 4:
+        return _shortcut(module, *args)
     elif isinstance(module, layers.Dropout) and call and x.ndim == 5:
       return _dropped(module, *args)
     elif method == 'head' and x.ndim == 6 and args[1] and module.batch_norm:
