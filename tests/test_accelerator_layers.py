@@ -13,6 +13,7 @@ from skipnet_jax.models import blocks
 from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
+from skipnet_jax.models import polymtl
 from skipnet_jax.models import split_head
 from skipnet_jax.models import tpu_layers
 
@@ -141,10 +142,20 @@ class Own(fc_resnet.FCResNet):
     """See `Network`."""
     kind = dict(short_skip=True, batch_norm=True, dropout=0.0, dtype=self.dtype)
     x = layers.Conv(8, dtype=self.dtype, name='down_1')(image)
+    # An axis of its own before the channels, as of split pixels.
+    x = layers.Dropout(0.3)(x.reshape(*x.shape[:3], 4, 2), train)
+    x = nn.BatchNorm(use_running_average=False, use_scale=False)(x)
+    x = x.reshape(*x.shape[:3], 8)
     x = fc_resnet.Stage(
       'bottleneck', 8, 2, True, True, False, kind, name='across'
     )(nn.relu(x), train, train)
     return {'logits': layers.Conv(1, 1, dtype=self.dtype)(nn.relu(x))}
+
+
+def test_a_network_within_another_is_the_same():
+  network = polymtl.PolyMtl(base_width=2, repetitions=(1,) * 7, dtype='float64')
+  x = np.random.default_rng(1).normal(size=(2, 32, 64, network.slices))
+  assert_equal(network, x, True)
 
 
 def test_an_own_network_may_use_its_layers_in_another_way():

@@ -116,7 +116,7 @@ def _residual(
   """
   down, c = module.resample == 'down', x.shape[-1]
   pixels = x.shape[3:-1]
-  # On a GPU, four pixels in an axis of their own take fewer bytes.
+  # On a GPU, pooling of pixels in an axis of their own takes fewer bytes.
   flat = len(pixels) == 2 or (len(pixels) == 1 and not down)
   if train and module.batch_norm:
     norm = layers.batch_norm('norm_1', True, module.dtype, module.axis_name)

@@ -50,8 +50,8 @@ def _of_each_forward(bias, pixels):
 
 
 def _of_each_backward(pixels, _, of_each):
-  # Without it, XLA sums over pixels side by side with all others, and for that
-  # copies the gradient of the image into another layout.
+  # Or XLA sums over these pixels and all others at once, and for that copies
+  # the gradient of the image into another layout.
   of_each = lax.optimization_barrier(of_each)
   return (of_each.reshape(pixels, -1).sum(0),)
 
@@ -140,7 +140,7 @@ def _conv(module: layers.Conv, x: Array) -> Array | None:
     y = x @ kernel[0, 0].astype(x.dtype)
     y = y + layers.spread(bias, y)
     return _interleaved(_side_by_side(y)) if outermost else y
-  # Of a basic block that downsamples.
+  # The first of a basic block that downsamples.
   y = layers.conv(
     layers.joined_pixels(x),
     kernel.astype(x.dtype),
@@ -200,6 +200,15 @@ def _head(module: fc_resnet.FCResNet, x: Array) -> Array:
   return y + layers.spread(params['classifier']['bias'], y)
 
 
+def _in_fc_resnet(module: Any) -> bool:
+  while isinstance(module, nn.Module):
+    # A subclass may use its layers in another way.
+    if type(module) is fc_resnet.FCResNet:
+      return True
+    module = module.parent
+  return False
+
+
 def instead_of_layers() -> Any:
   """In this context, networks use it, before `accelerator_layers`."""
 
@@ -207,7 +216,7 @@ def instead_of_layers() -> Any:
     next_fun: Callable, args: tuple, kwargs: dict, context: Any
   ) -> Any:
     module, method = context.module, context.method_name
-    if module.is_initializing() or not args:
+    if module.is_initializing() or not args or not _in_fc_resnet(module):
       return next_fun(*args, **kwargs)
     x, call = args[0], method == '__call__'
     if isinstance(module, blocks.BottleneckBlock) and call:
@@ -221,7 +230,7 @@ def instead_of_layers() -> Any:
         return x.times(params['kernel'][0, 0], params['bias'])
       y = _conv(module, x)
       return next_fun(*args, **kwargs) if y is None else y
-    elif isinstance(module, skips.LongSkip) and call and args[1].ndim == 5:
+    elif isinstance(module, skips.LongSkip) and call and args[-1].ndim == 5:
       if isinstance(x, stage_ends.Upsampled):
         x = dataclasses.replace(x, split=True)
       else:
@@ -235,7 +244,7 @@ def instead_of_layers() -> Any:
         return _shortcut(module, *args)
     elif isinstance(module, layers.Dropout) and call and x.ndim == 5:
       return _dropped(module, *args)
-    elif method == 'head' and x.ndim == 6 and args[1] and module.batch_norm:
+    elif method == 'head' and args[-1] and module.batch_norm:
       return _head(module, x)
     return next_fun(*args, **kwargs)
 
