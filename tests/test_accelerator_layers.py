@@ -14,6 +14,7 @@ from skipnet_jax.models import fc_resnet
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.models import polymtl
+from skipnet_jax.models import skips
 from skipnet_jax.models import split_head
 from skipnet_jax.models import tpu_layers
 
@@ -26,7 +27,7 @@ MODULES = {
 }
 
 
-def assert_equal(module, x, *arguments, tpu=True):
+def assert_equal(module, x, *arguments, tpu=True, devices=1):
   """Compares outputs, statistics and gradients with those of other platforms.
 
   Args:
@@ -34,6 +35,7 @@ def assert_equal(module, x, *arguments, tpu=True):
     x: its first argument.
     *arguments: the others.
     tpu: whether in the form for TPUs, else in that for GPUs.
+    devices: over which the images of a mapped call are distributed.
   """
   rng = np.random.default_rng(0)
 
@@ -54,10 +56,22 @@ def assert_equal(module, x, *arguments, tpu=True):
         )
       y = y['logits'] if isinstance(y, dict) else y
       weights = jnp.linspace(-1, 2, y.size).reshape(y.shape)
-      return jnp.sum(weights * y**3), (y, updated)
+      total = jnp.sum(weights * y**3)
+      if devices > 1:
+        total = jax.lax.psum(total, 'data')
+      return total, (y, updated)
 
     grad = jax.grad(value, (0, 1), has_aux=True)
-    return jax.jit(grad)(variables['params'], x)
+    if devices == 1:
+      return jax.jit(grad)(variables['params'], x)
+    mapped = jax.pmap(
+      grad, 'data', in_axes=(None, 0), devices=jax.devices()[:devices]
+    )
+    (of_params, of_x), found = mapped(
+      variables['params'], x.reshape(devices, -1, *x.shape[1:])
+    )
+    # Of one device alone, that of a bias before BatchNorm is not zero.
+    return jax.tree.map(lambda each: each.mean(0), of_params), of_x, found
 
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
     x = jnp.asarray(x)
@@ -79,16 +93,18 @@ def assert_equal(module, x, *arguments, tpu=True):
 def test_it_is_the_layer_to_rounding(name):
   module, rng = MODULES[name], np.random.default_rng(0)
   block = isinstance(module, blocks.Block)
-  assert_equal(module, rng.normal(1, 2, (2, 6, 4, 4)), *[True, True] * block)
+  x = rng.normal(1, 2, (2, 6, 4, 4))
+  assert_equal(module, x, *[True, True] * block, tpu=False)
 
 
 @pytest.mark.parametrize(
   ('tpu', 'changes'),
   [
     (False, {'slices': 3}),
+    (False, {'batch_norm': False, 'short_skips': False}),
     (True, {'slices': 3}),
-    (True, {'blocks': 'simple'}),
-    (True, {'blocks': 'basic'}),
+    (True, {'blocks': 'simple,basic,bottleneck,simple,basic,basic,simple'}),
+    (True, {'blocks': 'basic', 'long_skips': False}),
     (True, {'base_width': 1}),
     (True, {'short_skips': False, 'long_skip_projection': 'both'}),
     (True, {'batch_norm': False, 'short_skips': False, 'long_skips': False}),
@@ -145,11 +161,20 @@ class Own(fc_resnet.FCResNet):
     # An axis of its own before the channels, as of split pixels.
     x = layers.Dropout(0.3)(x.reshape(*x.shape[:3], 4, 2), train)
     x = nn.BatchNorm(use_running_average=False, use_scale=False)(x)
+    x = jnp.repeat(skips.ShortSkip('down', self.dtype)(x[:, ::2, ::2], x), 4, 1)
     x = x.reshape(*x.shape[:3], 8)
     x = fc_resnet.Stage(
       'bottleneck', 8, 2, True, True, False, kind, name='across'
     )(nn.relu(x), train, train)
     return {'logits': layers.Conv(1, 1, dtype=self.dtype)(nn.relu(x))}
+
+
+def test_a_mapped_network_is_the_same():
+  network = fc_resnet.FCResNet(
+    base_width=2, repetitions=(1,) * 7, dtype='float64', axis_name='data'
+  )
+  x = np.random.default_rng(1).normal(size=(4, 32, 32, 1))
+  assert_equal(network, x, True, devices=2)
 
 
 def test_a_network_within_another_is_the_same():

@@ -1,4 +1,4 @@
-"""Every Python block of the docs runs, and prints what its page says."""
+"""The Python blocks of the docs run, and print what their pages say."""
 
 import itertools
 import re

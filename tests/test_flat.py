@@ -1,6 +1,7 @@
 """A tree of parameters as vectors."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,6 +31,15 @@ def test_the_vectors_have_the_arrays(tree):
   assert sorted(joined.vectors) == ['discriminator', 'network']
   # A kernel, and each part of a scan's, begins at a multiple of a row.
   assert joined.vectors['network']['kernel'].size == 4 * flat.ROW
+
+
+def test_arrays_that_are_cut_out_apart_are_the_same(tree):
+  joined = flat.join(jax.tree.map(jnp.asarray, tree))
+  program = jax.make_jaxpr(lambda joined: joined.tree(apart=True))(joined)
+  assert str(program).count('optimization_barrier') == len(
+    jax.tree.leaves(tree)
+  )
+  jax.tree.map(np.testing.assert_array_equal, joined.tree(apart=True), tree)
 
 
 def test_a_parameter_is_found_in_its_vector(tree):

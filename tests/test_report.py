@@ -16,6 +16,7 @@ from skipnet_jax.analysis import routes
 from skipnet_jax.analysis.page import comparison
 from skipnet_jax.analysis.page import figures
 from skipnet_jax.analysis.page import findings
+from skipnet_jax.analysis.page import page_tables
 from skipnet_jax.analysis.page import recorded_figures
 from skipnet_jax.analysis.page import report
 from skipnet_jax.runs import recorded
@@ -221,6 +222,37 @@ def test_lost_epochs_are_gaps_not_zeros(made):
   image = shown.figure.axes[0].images[0].get_array()
   assert np.ma.getmaskarray(image)[:, 1:3].all()
   assert not np.ma.getmaskarray(image)[:, [0, 3]].any()
+
+
+def test_runs_without_late_records_have_no_least_stage(made):
+  (run, other), _, _ = made
+  table = run.flow['net_change'].copy()
+  table[2:] = np.nan
+  flow = run.flow | {'net_change': table}
+  lost = recorded.RecordedRun(**(vars(run) | {'flow': flow}))
+  assert findings.least_stage(lost, 'net_change') is None
+  row = page_tables.least_trained([lost, other]).rows[0]
+  assert row[:3] == (run.name, None, None)
+  said = ' '.join(findings.sentences([lost, other]))
+  assert run.name not in said
+  assert other.name in said
+  (said,) = findings.sentences([lost])
+  assert said == 'No record of the last half of the epochs is left.'
+
+
+def test_the_best_epoch_is_the_checkpoint_s_even_without_its_record(made):
+  (run, other), _, _ = made
+  columns = page_tables.scores([run, other]).columns
+  at = columns.index('best epoch')
+  assert page_tables.scores([run, other]).rows[0][at] == 4
+  summary = {'best_epoch': 4, 'v_rand': 0.9}
+  lost = recorded.RecordedRun(
+    **(vars(run) | {'records': run.records[:3], 'summary': summary})
+  )
+  row = page_tables.scores([lost, other]).rows[0]
+  assert row[at] == 4
+  assert row[at + 1] is None
+  assert row[columns.index('V_rand')] == 0.9
 
 
 def test_curves_begin_at_the_first_record_that_is_left(made):

@@ -168,8 +168,8 @@ def test_a_network_of_several_slices_is_compiled_for_a_tpu(name, changes):
   with jax.numpy_dtype_promotion('standard'):
     row = sharded_step.Step(config, (64, 64), devices).compile(1)
   assert row['error'] is None
-  # XLA counts the rest of the step too, and paddings.
-  assert 0.7 < row['hlo_flops'] / row['model_flops'] < 3
+  # XLA counts the rest of the step too, paddings, and products with zero.
+  assert 0.7 < row['hlo_flops'] / row['model_flops'] < 5
 
 
 @pytest.mark.gpu_compiler

@@ -1,6 +1,6 @@
 """Sound stacks, and broken ones.
 
-For tools/hostile.py and the tests.
+For tools/hostile.py; what they hold also for the tests.
 """
 
 import pathlib

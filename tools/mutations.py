@@ -214,6 +214,30 @@ MODELS = (
       '::test_a_quarter_turn_of_the_image_turns_maps_and_orientations',
     ),
   ),
+  Mutation(
+    'tpu-head-without-kernel',
+    'skipnet_jax/models/split_head.py',
+    'dy, x, scale * kernel, mean',
+    'dy, x, scale, mean',
+    "On a TPU, the features' gradient lacks the classifier's kernel.",
+    ('tests/test_split_head.py::test_it_is_the_layers_to_rounding',),
+  ),
+  Mutation(
+    'tpu-pixels-in-another-order',
+    'skipnet_jax/models/tpu_layers.py',
+    '.swapaxes(3, 4)',
+    '',
+    'On a TPU, the pixels that up_5 gives change places.',
+    ('tests/test_accelerator_layers.py::test_a_mapped_network_is_the_same',),
+  ),
+  Mutation(
+    'tpu-dropout-of-one-device',
+    'skipnet_jax/models/tpu_layers.py',
+    'unit + module.first(x.size)',
+    'unit',
+    'On several TPUs, all drop the units of the first one.',
+    ('tests/test_accelerator_layers.py::test_a_mapped_network_is_the_same',),
+  ),
 )
 
 DATA = (

@@ -140,6 +140,16 @@ def _residual(
   return module._upsample(module._drop(y, drop))
 
 
+def in_fc_resnet(module: Any) -> bool:
+  """Whether a module is an FC-ResNet, or a part of one."""
+  while isinstance(module, nn.Module):
+    # A subclass may use its layers in another way.
+    if type(module) is fc_resnet.FCResNet:
+      return True
+    module = module.parent
+  return False
+
+
 def instead_of_layers() -> Any:
   """In this context, networks use it for some layers."""
 
@@ -155,7 +165,8 @@ def instead_of_layers() -> Any:
     if isinstance(module, blocks.SimpleBlock) and method == 'residual':
       return _residual(module, *args)
     shortcut = isinstance(module, skips.ShortSkip) and method == 'shortcut'
-    if shortcut and module.resample == 'down' and args[0].ndim == 5:
+    split = shortcut and args[0].ndim == 5 and in_fc_resnet(module)
+    if split and module.resample == 'down':
       # `down_2` has as many channels as `down_1`: its skip projects nothing.
       return args[0][..., 0, :]
     return next_fun(*args, **kwargs)

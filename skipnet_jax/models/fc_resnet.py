@@ -227,10 +227,10 @@ class FCResNet(network.Network):
     x = stage('up_4', join('up_4', x, down_2))
     x = layers.Conv(base, upsampled=True, dtype=dtype, name='up_5')(x)
     x = join('up_5', x, down_1)
-    return {'logits': layers.at_least_float32(self.head(x, train))}
+    return {'logits': layers.at_least_float32(self._head(x, train))}
 
-  def head(self, x: jax.Array, train: bool) -> jax.Array:
-    """The logits `[b, y, x, 1]` of the last features, called by `__call__`."""
+  def _head(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps the last features to logits `[b, y, x, 1]`."""
     dtype = jnp.dtype(self.dtype)
     if self.batch_norm:
       x = layers.batch_norm('norm', train, dtype, self.axis_name)(x)

@@ -42,7 +42,7 @@ def joined_sums(sums: tuple[Array, Array], c: int) -> tuple[Array, Array]:
 def means(
   sums: tuple[Array, Array], x: Array, axis_name: str | None
 ) -> tuple[Array, Array]:
-  """Divides sums `[c]` over x, and those of all devices, by the pixels."""
+  """The means over the pixels of x, of all devices, from the sums `[c]`."""
   count = x.size // sums[0].size
   found = sums[0] / count, sums[1] / count
   return found if axis_name is None else lax.pmean(found, axis_name)
@@ -124,8 +124,8 @@ def normalise(
     x: `[..., c]`, or `[..., p * c]` with p pixels side by side.
     scale: `[c]`.
     bias: `[c]`.
-    sums: of x and of its square, side by side and in parts `[p, c + c]`, if
-      they are known.
+    sums: of x and of its square, side by side and in parts `[parts, c + c]`,
+      if they are known.
 
   Returns:
     `(y, mean, variance)`: y of x's shape or pooled, of x's dtype if something
@@ -158,7 +158,7 @@ def _forward(epsilon, axis_name, then, x, scale, bias, sums):
 def affine(
   x: Array, scale: Array, bias: Array, mean: Array, inverse: Array
 ) -> Array:
-  """What BatchNorm gives, of at least float32; `inverse` of the deviation."""
+  """What BatchNorm gives, of at least float32; see `gradients`."""
   y = layers.at_least_float32(x) - _along(mean, x)
   return y * _along(inverse * scale, x) + _along(bias, x)
 
@@ -174,7 +174,7 @@ def gradients(
   """The gradients of BatchNorm's x, scale and bias.
 
   Args:
-    dy: of what it gives, `[..., p * c]`, of p pixels side by side.
+    dy: the gradient of what it gives, `[..., p * c]`: p pixels side by side.
     x: of dy's shape.
     scale: `[c]`.
     mean: `[c]`.

@@ -348,8 +348,8 @@ def split_units(
     shape: of the image, `[b, 2y, 2x, c]`.
     pixel: which of 2x2, uint32 as all that follow.
     image: index in the batch.
-    y: of the 2x2 pixels.
-    x: the same.
+    y: row of the 2x2 pixels.
+    x: column of the 2x2 pixels.
     channel: of the unit.
   """
   _, h, w, c = shape

@@ -55,7 +55,8 @@ def _forward(epsilon, axis_name, x, scale, bias, kernel):
   inverse = lax.rsqrt(variance + epsilon)
   y = fused_norm.affine(x, scale, bias, mean, inverse)
   of_each = _of_each(kernel, x.shape[-1] // kernel.size)
-  y = jnp.maximum(y.astype(x.dtype), 0) @ of_each.astype(x.dtype)
+  y = jnp.maximum(y.astype(x.dtype), 0)
+  y = jnp.matmul(y, of_each.astype(x.dtype), precision='highest')
   return (y, mean, variance), (x, scale, bias, kernel, mean, inverse)
 
 

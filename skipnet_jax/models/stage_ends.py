@@ -79,9 +79,7 @@ class Upsampled:
       lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(5)
     )
     unit = layers.split_units(self.shape, pixel, image, y, x, channel)
-    if self.dropout.axis_name is not None:
-      unit = unit + self.dropout.first(4 * self.main.size)
-    return unit
+    return unit + self.dropout.first(4 * self.main.size)
 
 
 def joined_next(module: blocks.BottleneckBlock) -> bool:

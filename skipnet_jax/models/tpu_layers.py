@@ -4,12 +4,13 @@ A TPU keeps an array in tiles of 8x128, and pads the 32 channels of the
 outermost layers to 128. So the two outermost resolutions are split (space to
 depth):
 
-  - half of the image's: `[b, y, x, 4, c]` has the four pixels of 2x2;
-  - the image's: `[b, y, x, 4, 4, c]` also has, in the axis before, the four
-    pixels of which each of these is made.
+  - half of the image's is `[b, y, x, 4, c]`, with an axis for the four pixels
+    of 2x2;
+  - the image's is `[b, y, x, 4, 4, c]`: the last but one axis is the same, the
+    one before it is for the four pixels of the image within such a pixel.
 
 The last axes lie side by side as channels of a convolution, 128 or 512. Pooling
-and upsampling are then elementwise, and nothing is copied into another layout.
+and upsampling are then elementwise, and XLA keeps one layout for them all.
 """
 
 from collections.abc import Callable
@@ -111,7 +112,7 @@ def _interleaved(x: Array) -> Array:
 
 
 def _conv(module: layers.Conv, x: Array) -> Array | None:
-  """The convolution of a split image, or None for another one."""
+  """The convolution, if its argument or result is split; else None."""
   kernel = module.variables['params']['kernel']
   outermost = type(module.parent) is fc_resnet.FCResNet
   first = outermost and module.name == 'down_1'
@@ -187,36 +188,34 @@ def _head(module: fc_resnet.FCResNet, x: Array) -> Array:
   """The head of a network in training."""
   norm = layers.batch_norm('norm', True, module.dtype, module.axis_name)
   params = module.variables['params']
-  y, mean, variance = split_head.logits(
-    norm.epsilon,
-    norm.axis_name,
-    _side_by_side(x),
-    params['norm']['scale'],
-    params['norm']['bias'],
-    params['classifier']['kernel'].reshape(-1),
-  )
+  with jax.named_scope('norm'):
+    y, mean, variance = split_head.logits(
+      norm.epsilon,
+      norm.axis_name,
+      _side_by_side(x),
+      params['norm']['scale'],
+      params['norm']['bias'],
+      params['classifier']['kernel'].reshape(-1),
+    )
   fused_norm.keep_running(norm, mean, variance)
-  y = _interleaved(y)
-  return y + layers.spread(params['classifier']['bias'], y)
-
-
-def _in_fc_resnet(module: Any) -> bool:
-  while isinstance(module, nn.Module):
-    # A subclass may use its layers in another way.
-    if type(module) is fc_resnet.FCResNet:
-      return True
-    module = module.parent
-  return False
+  with jax.named_scope('classifier'):
+    y = _interleaved(y)
+    return y + layers.spread(params['classifier']['bias'], y)
 
 
 def instead_of_layers() -> Any:
-  """In this context, networks use it, before `accelerator_layers`."""
+  """In this context, FC-ResNet uses these layers.
+
+  They need `fused_norm.instead_of_flax` and
+  `accelerator_layers.instead_of_layers`, entered after it.
+  """
 
   def intercept(
     next_fun: Callable, args: tuple, kwargs: dict, context: Any
   ) -> Any:
     module, method = context.module, context.method_name
-    if module.is_initializing() or not args or not _in_fc_resnet(module):
+    initial = module.is_initializing() or not args
+    if initial or not accelerator_layers.in_fc_resnet(module):
       return next_fun(*args, **kwargs)
     x, call = args[0], method == '__call__'
     if isinstance(module, blocks.BottleneckBlock) and call:
@@ -244,7 +243,7 @@ def instead_of_layers() -> Any:
         return _shortcut(module, *args)
     elif isinstance(module, layers.Dropout) and call and x.ndim == 5:
       return _dropped(module, *args)
-    elif method == 'head' and args[-1] and module.batch_norm:
+    elif method == '_head' and args[-1] and module.batch_norm:
       return _head(module, x)
     return next_fun(*args, **kwargs)
 

@@ -30,12 +30,11 @@ class RecordedRun:
     config: its config.
     dataset: name, fingerprint and pixel size of its training data.
     environment: devices, versions, command and date.
-    records: one dict an epoch, see metrics.jsonl; those of the first epochs may
-      be lost.
+    records: one dict an epoch, see metrics.jsonl; some may be lost.
     summary: scores of the best checkpoint; {} for an unfinished run.
     layers: convolutions in forward order, `l` names.
     flow: quantity of `telemetry.QUANTITIES` to `[epochs, l]` float32; NaN
-      for an epoch whose record is lost.
+      for an epoch that gradient_flow.npz lost.
     first_steps: the first steps one by one, in the order of
       `telemetry.STEP_QUANTITIES`, `[steps, 4, l]` float32; no step of a run of
       an earlier version.
@@ -61,7 +60,12 @@ class RecordedRun:
     """One number of each epoch, such as 'valid_loss', `[epochs]` float64.
 
     It is NaN where an epoch's record is lost, or has no such number.
+
+    Raises:
+      KeyError: no record has one.
     """
+    if not any(name in record for record in self.records):
+      raise KeyError(name)
     values = np.full(self.epochs, np.nan)
     for record in self.records:
       values[record['epoch'] - 1] = record.get(name, np.nan)

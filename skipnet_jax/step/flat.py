@@ -130,9 +130,9 @@ class Flat:
     """The tree of arrays: of NumPy's, of JAX's, or abstract as the vectors.
 
     Args:
-      apart: for JAX's, whether each is cut out before it gets its shape. For a
-        TPU, XLA else gives the whole vector the shape of the arrays of each
-        width, with padding, and cuts it then.
+      apart: for JAX's, whether each is cut out before it gets its shape.
+        Otherwise XLA for a TPU reshapes the whole vector once for each width of
+        an array, with padding, and cuts that.
     """
     leaves = jax.tree.leaves(self.vectors)
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):

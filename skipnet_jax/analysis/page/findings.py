@@ -24,7 +24,7 @@ class Least:
     low: the least such ratio of an epoch.
     high: the largest.
     wins: the number of epochs in which it is the least stage.
-    epochs: the number of all those epochs.
+    epochs: the number of all those epochs whose record is left.
   """
 
   stage: str
@@ -35,10 +35,15 @@ class Least:
   epochs: int
 
 
-def least_stage(run: recorded.RecordedRun, quantity: str) -> Least:
-  """The stage of a run with the least of a quantity of its record."""
-  late = run.flow[quantity][-(run.epochs // 2) :]
+def least_stage(run: recorded.RecordedRun, quantity: str) -> Least | None:
+  """The stage of a run with the least of a quantity of its record.
+
+  None if no record of the last half of the epochs is left.
+  """
+  late = run.flow[quantity][run.epochs // 2 :]
   late = late[np.isfinite(late).all(1)]
+  if not len(late):
+    return None
   logs = np.log(np.maximum(late, 1e-30))
   stages = figures.stages_of(run.layers)
   ratios = np.stack(
@@ -55,10 +60,14 @@ def least_stage(run: recorded.RecordedRun, quantity: str) -> Least:
 def sentences(runs: Sequence[recorded.RecordedRun]) -> list[str]:
   """What was found, and what else differs between the runs."""
   groups = recorded.by_network(runs)
-  found = {
-    name: [least_stage(run, 'net_change') for run in group]
-    for name, group in groups.items()
-  }
+  others = confounders([group[0] for group in groups.values()])
+  found: dict[str, list[Least]] = {}
+  for name, group in groups.items():
+    seeds = [least_stage(run, 'net_change') for run in group]
+    if left := [least for least in seeds if least]:
+      found[name] = left
+  if not found:
+    return ['No record of the last half of the epochs is left.', *others]
   ratios = {
     name: float(np.exp(np.mean([np.log(each.ratio) for each in seeds])))
     for name, seeds in found.items()
@@ -75,15 +84,15 @@ def sentences(runs: Sequence[recorded.RecordedRun]) -> list[str]:
     )
   else:
     lines.append('No network updates all of its stages evenly.')
-  return lines + confounders([group[0] for group in groups.values()])
+  return lines + others
 
 
 def _starved(name: str, seeds: Sequence[Least], ratio: float) -> str:
   first = seeds[0]
   if len(seeds) == 1:
     sure = (
-      f'{first.low:.2f} to {first.high:.2f} in the last {first.epochs} epochs; '
-      f'in {first.wins} of them it changes least'
+      f'{first.low:.2f} to {first.high:.2f} in {first.epochs} epochs of the '
+      f'last half; in {first.wins} of them it changes least'
     )
   else:
     each = [seed.ratio for seed in seeds]

@@ -104,7 +104,7 @@ def least_trained(runs: Runs) -> report.Table:
           cell
           for quantity in ('net_change', 'grad_l2')
           for least in [findings.least_stage(run, quantity)]
-          for cell in (least.stage, least.ratio)
+          for cell in ((least.stage, least.ratio) if least else (None, None))
         ),
       )
       for run in runs
@@ -117,14 +117,18 @@ def scores(runs: Runs) -> report.Table:
   """Losses and scores of each run."""
   rows = []
   for run in runs:
-    best = run.records[np.argmin([r['valid_loss'] for r in run.records])]
+    epoch = run.summary.get('best_epoch')
+    if epoch is None:
+      epoch = 1 + int(np.nanargmin(run.curve('valid_loss')))
+    by_epoch = {record['epoch']: record for record in run.records}
+    best = by_epoch.get(epoch, {})
     rows.append(
       (
         run.name,
         len(run.layers),
         run.summary.get('parameters'),
-        best['epoch'],
-        *(best[f'{p}_loss{l2}'] for p in ('train', 'valid') for l2 in _L2),
+        epoch,
+        *(best.get(f'{p}_loss{l2}') for p in ('train', 'valid') for l2 in _L2),
         *(run.summary.get(n) for n in ('constant_val_bce', 'v_rand', 'v_info')),
       )
     )

@@ -175,7 +175,7 @@ def profiles(runs: Runs, dataset: str) -> figures.FigureWithData:
     'profiles',
     'Net change by depth',
     'The heat map averaged over the first tenth and the last half of the '
-    'recorded epochs. Networks of the same stages are aligned stage by stage. '
+    'epochs. Networks of the same stages are aligned stage by stage. '
     f'{figures.PROJECTIONS}{cut}{figures.seeds_text(groups.values())}',
     figure,
     ('run', 'layer_index', 'layer', 'stage', 'first_tenth', 'last_half'),
