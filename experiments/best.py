@@ -1,4 +1,4 @@
-"""The recipe with the best scores in this project's folds.
+"""FC-ResNet with random grey values, a recipe chosen by our own folds.
 
 The paper's training with random contrast, brightness and noise of each slice.
 Of fifteen single changes (`tools/reproduce.py --study=recipe`), only this one
@@ -15,7 +15,8 @@ Presets: as in long_short.py, with the same durations; folds (the network of
          `tools/reproduce.py --study=segmentation`).
 Expect:  folds, six folds of isbi2012, seed 0 on a CPU, jax 0.10.2, 2026-11-29:
          V_rand .940, V_info .973 by thresholds, .977 and .987 by lifted
-         multicut with `--tta`. quick on centre crops, three folds, 2026-11-22:
+         multicut with `--tta`. An earlier quick, on centre
+         crops, three folds, 2026-11-22:
          V_rand .932, V_info .947, with `--tta` .948 and .955. The goal is not
          reached.
 """

@@ -6,7 +6,7 @@ and local normalisation, are meant to make a network carry over to others.
 
 Claim:   on held-out slices of either stack, a network of both is as good as one
          of that stack alone.
-Command: python tools/em_membranes.py --fibsem=shared/fibsem_sample2 \
+Command: python tools/em_membranes.py --fibsem=FOLDER \
            --output=runs/em_membranes/results
          python -m skipnet_jax.train --config=experiments/em_membranes.py \
            --describe

@@ -63,8 +63,8 @@ class Augmentation:
   # interpolated to every pixel with bicubic splines.
   warp: float = 10.0
   rot90: bool = False  # 0 to 3 quarter turns; square examples only.
-  # Pixels; each pixel's displacement is uniform in +- elastic, then smoothed
-  # by a Gaussian, with zeros beyond the edge, which makes it small. 0: none.
+  # Pixels; each displacement is uniform in +- elastic, then smoothed by a
+  # Gaussian, with zeros beyond the edge, which makes it much smaller. 0: none.
   elastic: float = 0.0
   elastic_sigma: float = 15.0  # Pixels; of that Gaussian.
   elastic_share: float = 0.5  # Share of the examples that it is applied to.
@@ -77,7 +77,7 @@ class Augmentation:
   low_contrast: float = 0.0
   # Then an offset in +- brightness, uniform, is added.
   brightness: float = 0.0
-  noise: float = 0.0  # Standard deviation of what each pixel gets at the end.
+  noise: float = 0.0  # Standard deviation of the noise added to each pixel.
 
   def active(self) -> bool:
     """Whether any transform moves pixels."""
@@ -135,8 +135,8 @@ def get_default() -> ConfigDict:
   # Slices for validation: a list, 'random:5' (drawn with the seed), or
   # 'fold:2/6' (the third of six contiguous folds).
   d.valid = '25-29'
-  # Largest share of the device's memory for the data set; a larger data set
-  # stays on the host; an uncompressed TIFF and a volume in chunks on the disk.
+  # Largest share of a device's memory for the data set. A larger one stays in
+  # the host's memory; an uncompressed TIFF or a chunked volume, on the disk.
   d.device_share = 0.25
   d.augment = ConfigDict(dataclasses.asdict(Augmentation()))
   # w0 of U-Net's pixel weights, which also balance the classes; 0: no weights.

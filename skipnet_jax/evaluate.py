@@ -51,7 +51,7 @@ _PREDICTION_KIND = flags.DEFINE_string(
 _LABELS = flags.DEFINE_string(
   'labels',
   None,
-  'TIFF of their labels. With --workdir: where the labels of a stack of your '
+  'TIFF of the labels. With --workdir: where the labels of a stack of your '
   'own lie, if they were moved.',
 )
 _KIND = flags.DEFINE_string(

@@ -69,15 +69,14 @@ _MEASURE = flags.DEFINE_string(
   'measure',
   None,
   'CSV of the area and centroid of each cell in each slice; with --link, in '
-  'all its slices. Has the cells of --segmentation, which it needs with '
-  'NAME.zarr alone.',
+  'all its slices. With NAME.zarr, it needs --segmentation too.',
 )
 _METHOD = flags.DEFINE_enum(
   'method',
   'threshold',
   ['threshold', 'multicut', 'lifted_multicut'],
-  'To find cells: the regions above a threshold; or superpixels, joined '
-  'by what evaluate --segment=multicut fitted to the training slices.',
+  'To find cells: the regions above a threshold; or superpixels, joined by '
+  "the fit of evaluate --segment=METHOD, or by a pretrained network's own.",
 )
 _LINK = flags.DEFINE_bool(
   'link',
@@ -89,7 +88,8 @@ _THRESHOLD = flags.DEFINE_float(
   None,
   'To find cells: pixels above it are inside cells; by default the '
   "threshold with the best V_rand in the run's scores.json, else in its "
-  'summary.json, else 0.5; of several runs 0.5.',
+  'summary.json, else 0.5; of several runs 0.5. Scores of another calibration '
+  'do not count.',
 )
 _PIXEL_SIZE = flags.DEFINE_float(
   'pixel_size',

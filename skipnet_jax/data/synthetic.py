@@ -1,4 +1,4 @@
-"""A synthetic EM stack with labels, generated from a seed: the default data.
+"""A synthetic EM stack with labels, generated from a seed.
 
 It imitates the training stack of ISBI 2012, serial-section TEM of the ventral
 nerve cord of a Drosophila larva at 4 x 4 x 50 nm, by measured statistics (grey

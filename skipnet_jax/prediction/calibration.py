@@ -1,7 +1,7 @@
 """Calibration: moves the best threshold of a network's output to 0.5.
 
-The scores' thresholds are 0.1 apart and end at 0.9, but V_rand is often best
-above: one gap in a membrane joins two cells. All odds are divided by those of
+The scores' thresholds are 0.1 apart, but V_rand is often best between 0.9 and
+1: one gap in a membrane joins two cells. All odds are divided by those of
 the best threshold of the training slices, so that the order of all pixels stays
 as it is and the scores' thresholds are dense where they matter.
 """

@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for TPUs that this machine does not have."""
+"""Ahead-of-time compilation for TPUs and GPUs that are not there."""

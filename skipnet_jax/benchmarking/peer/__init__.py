@@ -1,1 +1,1 @@
-"""Comparison with PyTorch; only this room imports torch."""
+"""Comparison with PyTorch; only this package imports torch."""

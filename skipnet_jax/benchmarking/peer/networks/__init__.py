@@ -3,7 +3,7 @@
 The counterpart of `models.unet.UNet` is `TorchUNet` in `unet.py` here. It takes
 its sizes and switches from the Flax network; `dtype`, `axis_name` and `scan`
 have no effect. Layers have the names of their Flax counterparts. Activations
-are `[b, c, y, x]`. Only code that needs PyTorch imports this room.
+are `[b, c, y, x]`. Only code that needs PyTorch imports this package.
 """
 
 import importlib
