@@ -3,7 +3,9 @@
 A reader sees the old file or the whole new one. The new file is written beside
 the old one, under a hidden name that ends in .part, and renamed when it is on
 the disk; a link is replaced, not followed. A part that a killed process left is
-removed by the next one that writes the same file. OSErrors pass to the caller.
+removed by the next one that writes the same file. A file that appears after
+`check_outputs` found its name free is not replaced either. OSErrors pass to the
+caller.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +15,7 @@ import errno
 import fcntl
 import glob
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -29,6 +32,12 @@ Path = str | os.PathLike[str]
 REMEDY = 'choose another name or pass --overwrite'
 # Full disk, exceeded quota, exceeded limit on file sizes.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Places that `check_outputs` found free, and where nothing was written since.
+_free: set[tuple[Any, ...]] = set()
+
+
+class AppearedError(errors.InputError):
+  """Another program wrote an output in the meantime; ours has another name."""
 
 
 def check_outputs(
@@ -91,6 +100,13 @@ def check_outputs(
         raise errors.InputError(
           f'The name of {path} is too long: choose a shorter one.'
         ) from e
+    if not overwrite and not os.path.lexists(path):
+      _free.add(_name(path))
+
+
+def _name(path: pathlib.Path) -> tuple[Any, ...]:
+  """What is equal for two ways to write one name; its links count."""
+  return (*_place(path.parent), path.name)
 
 
 def _place(path: pathlib.Path) -> tuple[Any, ...]:
@@ -110,6 +126,9 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
   If the block raises, the file is removed and `path` is unchanged. A link at
   `path` is replaced, not followed.
+
+  Raises:
+    AppearedError: `check_outputs` found `path` free, and now it is not.
   """
   for left in path.parent.glob(
     f'.{glob.escape(path.name)}.{8 * "[0-9a-f]"}.part'
@@ -120,7 +139,11 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     yield file
     file.flush()
     os.fsync(file.fileno())
-    os.replace(part, path)
+    if _name(path) in _free:
+      _publish(part, path)
+      _free.discard(_name(path))
+    else:
+      os.replace(part, path)
     # Last, because closing it removes its lock.
     file.close()
   except BaseException as e:
@@ -131,6 +154,34 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
       file.close()
     part.unlink(missing_ok=True)
     raise
+
+
+def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
+  """Gives a finished file its name; a free one, if that is taken."""
+  if _moved(part, path):
+    return
+  for number in itertools.count(2):
+    other = path.with_name(f'{path.stem}_{number}{path.suffix}')
+    if _moved(part, other):
+      raise AppearedError(
+        f'{path} has appeared since this command began, and is left as it is: '
+        f'the result is in {other}.'
+      )
+
+
+def _moved(part: pathlib.Path, path: pathlib.Path) -> bool:
+  """Renames a file unless the new name is taken."""
+  try:
+    os.link(part, path)
+  except FileExistsError:
+    return False
+  except OSError:
+    # A file system without links.
+    if os.path.lexists(path):
+      return False
+    os.replace(part, path)
+  part.unlink(missing_ok=True)
+  return True
 
 
 def _part(path: pathlib.Path) -> pathlib.Path:

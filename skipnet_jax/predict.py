@@ -186,6 +186,7 @@ def main() -> None:
       mc_samples=_SAMPLES.value,
       devices=inference.devices(),
     )
+    run_predictor.check_dtype(runs, source.dtype, str(source.path))
     if _STD.value and predictor.count == 1:
       cli.refuse(
         '--std_output needs several predictions to compare: add --mc_samples, '
@@ -265,6 +266,8 @@ def main() -> None:
       f'by {run.path}, trained on {run.dataset["name"]}, best after epoch '
       f'{run.best_epoch}'
     )
+  if source.note:
+    print(source.note)
   if source.filled:
     print(
       f'{source_path} lacks chunks, which count as its fill value, in slices '

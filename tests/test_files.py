@@ -1,6 +1,7 @@
 """Files are written whole: the old one or the new one, never a part."""
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -198,3 +199,31 @@ def test_a_name_that_is_too_long(tmp_path, length):
   with pytest.raises(errors.InputError, match='too long: choose a shorter'):
     files.check_outputs([tmp_path / ('a' * length)], overwrite=True)
   files.check_outputs([tmp_path / ('a' * 200)], overwrite=False)
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_a_file_that_appears_is_not_replaced(tmp_path, monkeypatch, links):
+  def refuse(*_):
+    raise OSError(errno.EPERM, 'no links here')
+
+  if not links:
+    monkeypatch.setattr(files.os, 'link', refuse)
+  path = tmp_path / 'a.json'
+  files.check_outputs([path], overwrite=False)
+  path.write_text('precious')
+  (tmp_path / 'a_2.json').write_text('precious too')
+  with pytest.raises(
+    files.AppearedError, match=r'a\.json has appeared .*a_3\.json'
+  ):
+    files.write_whole(path, 'new')
+  found = {p.name: p.read_text() for p in tmp_path.iterdir()}
+  kept = {'a.json': 'precious', 'a_2.json': 'precious too'}
+  assert found == kept | {'a_3.json': 'new'}
+  path.unlink()
+  # Its own file is replaced; so is another one with --overwrite.
+  for text in ('first', 'second'):
+    files.write_whole(path, text)
+    assert path.read_text() == text
+  files.check_outputs([path], overwrite=True)
+  files.write_whole(path, 'third')
+  assert path.read_text() == 'third'

@@ -15,6 +15,7 @@ import pytest
 import tensorstore as ts
 
 from skipnet_jax.data import chunk_store
+from skipnet_jax.data import ome_zarr_metadata
 from skipnet_jax.data import pixel_size
 from skipnet_jax.data import volume
 
@@ -108,6 +109,34 @@ def test_transformations_of_all_levels_and_other_units(tmp_path):
   assert 'spacing' not in read(path)[1]
 
 
+def test_an_origin_counts_where_it_is_stated(tmp_path):
+  path = write_ome(tmp_path / 'a.zarr', make_pixels(2, 8, 8), scale=(40, 4, 4))
+  assert 'origin' not in read(path)[1]
+  group = json.loads((path / 'zarr.json').read_text())
+  (image,) = group['attributes']['ome']['multiscales']
+  steps = image['datasets'][0]['coordinateTransformations']
+  steps.append({'type': 'translation', 'translation': [0, 0, 0]})
+  write_group(path, group['attributes'])
+  metadata = read(path)[1]
+  assert metadata['origin'] == (0, 0, 0)
+  settings = {'shape': (2, 8, 8), 'axes': 'ZYX'}
+  ome_zarr_metadata.begin(tmp_path / 'b.zarr', settings, metadata, '0.5')
+  group = json.loads((tmp_path / 'b.zarr/zarr.json').read_text())
+  (image,) = group['attributes']['ome']['multiscales']
+  (_, moved) = image['datasets'][0]['coordinateTransformations']
+  assert moved == {'type': 'translation', 'translation': [0, 0, 0]}
+
+
+def test_levels_go_from_fine_to_coarse(tmp_path):
+  pixels = make_pixels(2, 8, 8)
+  path = write_ome(tmp_path / 'a.zarr', pixels, pixels[:, ::2, ::2])
+  group = json.loads((path / 'zarr.json').read_text())
+  (image,) = group['attributes']['ome']['multiscales']
+  image['datasets'].reverse()
+  write_group(path, group['attributes'])
+  refuse(path, 'levels not from fine to coarse')
+
+
 def test_images_that_bio_formats_numbers(tmp_path):
   pixels = make_pixels(2, 1, 5, 8, 9)
   for series, version in enumerate(('0.4', '0.4')):
@@ -156,6 +185,52 @@ def test_n5(tmp_path):
   )
   np.testing.assert_array_equal(read(tmp_path / 'a/s0')[0], pixels)
   refuse(tmp_path / 'a', '--level is 2', choice=volume.Choice(level=2))
+
+
+def test_pixel_sizes_of_n5_viewer(tmp_path):
+  pixels = make_pixels(5, 8, 9)
+  stated = {'pixelResolution': {'unit': 'nm', 'dimensions': [4, 5, 40]}}
+  write_n5(tmp_path / 'a/s0', pixels, **stated)
+  halved = pixels[:, ::2, ::2]
+  factors = {'downsamplingFactors': [2, 2, 1]}
+  write_n5(tmp_path / 'a/s1', halved, **stated, **factors)
+  # Of the group, with all factors.
+  (tmp_path / 'a/attributes.json').write_text('{"n5": "2.0.0"}')
+  for level, want in ((0, (5, 4)), (1, (10, 8))):
+    _, metadata = read(tmp_path / 'a', level=level)
+    assert pixel_size.of_metadata(metadata) == pytest.approx(want)
+    assert metadata['spacing'] == 40
+  write_n5(tmp_path / 'b/s0', pixels)
+  write_n5(tmp_path / 'b/s1', halved)
+  group = stated | {'scales': [[1, 1, 1], [2, 2, 1]]}
+  (tmp_path / 'b/attributes.json').write_text(json.dumps(group))
+  for level, want in ((0, (5, 4)), (1, (10, 8))):
+    _, metadata = read(tmp_path / 'b', level=level)
+    assert pixel_size.of_metadata(metadata) == pytest.approx(want)
+  for bad in ([4, 5, 40], {'unit': 'nm', 'dimensions': 'four'}):
+    group['pixelResolution'] = bad
+    (tmp_path / 'b/attributes.json').write_text(json.dumps(group))
+    refuse(tmp_path / 'b', 'pixelResolution', 'cannot be read')
+  group['pixelResolution'] = {'unit': 'nm', 'dimensions': [4, 4]}
+  (tmp_path / 'b/attributes.json').write_text(json.dumps(group))
+  refuse(tmp_path / 'b', 'has 3 axes, but a pixelResolution of 2')
+
+
+def test_four_axes_without_names_are_not_guessed(tmp_path):
+  path = tmp_path / 'a'
+  store = ts.open(
+    {
+      'driver': 'n5',
+      'kvstore': {'driver': 'file', 'path': f'{path}/'},
+      'metadata': {
+        **{'dimensions': [9, 8, 3, 1], 'blockSize': [9, 8, 3, 1]},
+        **{'dataType': 'uint8', 'compression': {'type': 'gzip'}},
+      },
+    },
+    create=True,
+  ).result()
+  store[...] = make_pixels(9, 8, 3, 1)
+  refuse(path, '4 axes without names')
 
 
 def test_neuroglancer(tmp_path):

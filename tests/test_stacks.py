@@ -7,6 +7,7 @@ import pytest
 import tifffile
 
 from skipnet_jax import errors
+from skipnet_jax.data import normalisation
 from skipnet_jax.data import volume
 from skipnet_jax.prediction import cell_files
 from skipnet_jax.prediction import stacks
@@ -89,6 +90,23 @@ def test_floats_have_no_range_to_normalise_by(tmp_path):
   ):
     stacks.predict_stack(predictor, reader, tmp_path / 'out.tif')
   assert [p.name for p in tmp_path.iterdir()] == ['in.tif']
+
+
+@pytest.mark.parametrize(
+  ('method', 'dtype', 'ok'),
+  [
+    *(('range', 'uint8', True), ('range', 'uint16', False)),
+    *(('slice', 'uint16', True), ('local', 'float32', True)),
+  ],
+)
+def test_a_range_is_that_of_the_training(method, dtype, ok):
+  if ok:
+    normalisation.check(method, dtype, 'in.tif', 'uint8')
+    # Older runs keep no type.
+    normalisation.check(method, dtype, 'in.tif')
+  else:
+    with pytest.raises(errors.InputError, match=r'in\.tif has dtype uint16'):
+      normalisation.check(method, dtype, 'in.tif', 'uint8')
 
 
 def test_files_appear_only_when_all_is_done(tmp_path):

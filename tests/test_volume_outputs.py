@@ -136,10 +136,13 @@ def test_a_changed_input_is_another_one(tmp_path, zarr_source):
   for z in range(2):
     volume.write_stack(folder / f'z{z}.tif', make_pixels(1, 40, 40))
   described = [*zarr_source.glob('*/.zarray'), *zarr_source.glob('*/zarr.json')]
+  parts = {*zarr_source.glob('0/**/*')} - {*described}
+  chunk = max(path for path in parts if path.is_file())
   for path, changed in (
     (tiff, tiff),
     (folder, folder / 'z1.tif'),
     (zarr_source, described[0]),
+    (zarr_source, chunk),
   ):
     before = state(path)
     assert state(path) == before != ''

@@ -317,3 +317,23 @@ def test_a_run_of_an_earlier_network_is_refused(tmp_path, name, fields, was):
       workdir.read_config(tmp_path)
   else:
     assert workdir.read_config(tmp_path).data.normalise == 'slice'
+
+
+def test_no_run_is_kept_among_the_slices(tmp_path):
+  config = make()
+  config.data.source = 'stack'
+  config.data.image, config.data.label = (
+    str(tmp_path / name) for name in ('slices', 'labels.zarr')
+  )
+  (tmp_path / 'slices').mkdir()
+  (tmp_path / 'labels.zarr').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'slices')
+  for name, words in (
+    ('slices', 'one more slice in the folder'),
+    ('link', 'one more slice in the folder'),
+    ('labels.zarr/run', 'would lie in the volume'),
+  ):
+    with pytest.raises(errors.InputError, match=words):
+      workdir.check(tmp_path / name, config, DATA)
+  assert not [*tmp_path.glob('slices/*'), *tmp_path.glob('labels.zarr/*')]
+  workdir.check(tmp_path / 'run', config, DATA)

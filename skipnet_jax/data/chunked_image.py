@@ -6,6 +6,7 @@ axes, the size of a pixel and the place of the first one.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ class Image:
   Attributes:
     store: its axes are labelled by letters of _AXES, each begins at 0.
     sizes: of a pixel along each axis, and the unit; absent: unknown.
-    origin: place of the first pixel along each axis, in the same units.
+    origin: place of the first pixel along each axis, in the same units; empty
+      where nothing says it.
   """
 
   store: ts.TensorStore
@@ -57,7 +59,7 @@ def find(folder: chunk_store.Folder, choice: stack_reader.Choice) -> Image:
     store = folder.open_array(
       'neuroglancer_precomputed', '', scale_index=choice.level
     )
-    return _labelled(folder.place, store)
+    return _labelled(folder.place, store, origin=store.domain.origin)
   if folder.read_json('attributes.json') is not None:
     choice.pick('series', 1, 'one image', folder.place)
     return _open_n5(folder, choice.level)
@@ -122,6 +124,18 @@ def _open_ome(
       *image.get('coordinateTransformations', ()),
     ]
     scale, origin = _transformed(place, steps, len(axes))
+    if not any(step['type'] == 'translation' for step in steps):
+      origin = []
+    widths = [
+      _transformed(place, one['coordinateTransformations'], len(axes))[0]
+      for one in levels
+    ]
+    at_x = letters.index('X')
+    if any(a[at_x] > b[at_x] for a, b in itertools.pairwise(widths)):
+      raise errors.InputError(
+        f'{place} lists its levels not from fine to coarse; copy or export it '
+        'again'
+      )
     at = str(level['path'])
   except (KeyError, TypeError, AttributeError, ValueError) as e:
     if isinstance(e, errors.InputError):
@@ -140,7 +154,7 @@ def _open_ome(
   return Image(
     store,
     {a: (s, unit) for (a, unit), s in zip(axes, scale, strict=True)},
-    dict(zip(letters, origin, strict=True)),
+    dict(zip(letters, origin, strict=bool(origin))),
   )
 
 
@@ -193,21 +207,70 @@ def _open_n5(folder: chunk_store.Folder, level: int) -> Image:
   attributes = folder.read_json('attributes.json') or {}
   if 'dimensions' in attributes:
     _check_level(folder.place, level, 1)
-    return _labelled(folder.place, folder.open_array('n5', ''))
+    sizes = _n5_sizes(folder.place, attributes, attributes, 0)
+    return _labelled(folder.place, folder.open_array('n5', ''), sizes)
   count = 0
   while folder.read_json(f's{count}/attributes.json'):
     count += 1
   if not count:
     raise _unknown(folder.place)
   _check_level(folder.place, level, count)
-  return _labelled(folder.place, folder.open_array('n5', f's{level}'))
+  own = folder.read_json(f's{level}/attributes.json') or {}
+  sizes = _n5_sizes(folder.place, own, attributes, level)
+  return _labelled(folder.place, folder.open_array('n5', f's{level}'), sizes)
 
 
-def _labelled(place: chunk_store.Place, store: ts.TensorStore) -> Image:
-  """An array that has its own axes and units; x comes first by default."""
+def _n5_sizes(
+  place: chunk_store.Place,
+  own: Mapping[str, Any],
+  group: Mapping[str, Any],
+  level: int,
+) -> list[tuple[float, str]]:
+  """Size and unit along each axis, as n5-viewer writes them; [] for none.
+
+  `pixelResolution` is that of the finest level.
+  """
+  found = own.get('pixelResolution', group.get('pixelResolution'))
+  if found is None:
+    return []
+  try:
+    sizes = [float(n) for n in found['dimensions']]
+    factors = own.get('downsamplingFactors')
+    if factors is None and level:
+      factors = group['scales'][level]
+    factors = [float(n) for n in factors or [1] * len(sizes)]
+    pairs = zip(sizes, factors, strict=True)
+    return [(size * factor, str(found['unit'])) for size, factor in pairs]
+  except (KeyError, IndexError, TypeError, ValueError) as e:
+    raise errors.InputError(
+      f'{place} has a pixelResolution {found!r} that cannot be read; expected '
+      'such as {"unit": "nm", "dimensions": [4, 4, 40]}, and at a coarse level '
+      'downsamplingFactors; correct it, or leave it out'
+    ) from e
+
+
+def _labelled(
+  place: chunk_store.Place,
+  store: ts.TensorStore,
+  stated: Sequence[tuple[float, str]] = (),
+  origin: Sequence[int] = (),
+) -> Image:
+  """An array that has its own axes and units; x comes first by default.
+
+  Args:
+    place: of the volume.
+    store: the array.
+    stated: size and unit along each axis, where the array has none.
+    origin: the first pixel along each axis; () where nothing says it.
+  """
   names = store.domain.labels
   if not any(names):
-    names = ('x', 'y', 'z', 'c', 't')[: store.rank]
+    if store.rank > 3:
+      raise errors.InputError(
+        f'{place} has {store.rank} axes without names; save it with "axes" in '
+        'its attributes.json, or with x, y and z alone'
+      )
+    names = ('x', 'y', 'z')[: store.rank]
   letters = tuple(name[:1].upper() for name in names)
   if {*letters} - {*_AXES} or len({*letters}) < store.rank:
     raise errors.InputError(
@@ -215,8 +278,15 @@ def _labelled(place: chunk_store.Place, store: ts.TensorStore) -> Image:
       f'{", ".join(_AXES.lower())}; save it with these'
     )
   units = zip(letters, store.dimension_units, strict=True)
-  first = zip(letters, store.domain.origin, strict=True)
+  first = zip(letters, origin, strict=bool(origin))
   sizes = {a: (u.multiplier, u.base_unit) for a, u in units if u is not None}
+  if stated and not sizes:
+    if len(stated) != store.rank:
+      raise errors.InputError(
+        f'{place} has {store.rank} axes, but a pixelResolution of '
+        f'{len(stated)}; correct it'
+      )
+    sizes = dict(zip(letters, stated, strict=True))
   return Image(
     store[ts.d[:].translate_to[0]][ts.d[:].label[letters]],
     sizes,

@@ -24,6 +24,7 @@ class Identity(TypedDict):
   fingerprint: str
   # Not in the folders of older runs.
   pixel_size: NotRequired[float]
+  dtype: NotRequired[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,7 @@ class DataSet:
       'name': self.name,
       'fingerprint': self.fingerprint(),
       'pixel_size': self.pixel_size,
+      'dtype': np.dtype(self.image.dtype).name,
     }
 
   def change_since(self, kept: Identity) -> str:

@@ -39,22 +39,30 @@ _BAND = 2**22
 _READ = 2**25
 
 
-def check(method: str, dtype: Any, name: str) -> None:
+def check(method: str, dtype: Any, name: str, trained: str = '') -> None:
   """Checks that a stack can be normalised in this way.
 
   Args:
     method: one of `config.NORMALISATIONS`, the field `data.normalise`.
     dtype: of the stack.
     name: of the stack, for the message.
+    trained: dtype of the stack that the network was trained on; '': unknown.
 
   Raises:
-    InputError: `range` of a stack of floats.
+    InputError: `range` of a stack of floats, or of another type than that of
+      the training.
   """
   if method == 'range' and np.dtype(dtype).kind != 'u':
     raise errors.InputError(
       f'data.normalise is range, but {name} has dtype {np.dtype(dtype)}, whose '
       'grey values have no fixed range: convert it to uint8 or uint16, or '
       'train with data.normalise=slice.'
+    )
+  if method == 'range' and trained and np.dtype(dtype) != np.dtype(trained):
+    raise errors.InputError(
+      f'{name} has dtype {np.dtype(dtype)}, but the network was trained on '
+      f'{trained} with data.normalise=range, for which the range of the type '
+      f'counts: convert it to {trained}.'
     )
 
 

@@ -13,7 +13,7 @@ _LONGEST = 8 * 2**20
 
 
 def read(path: pathlib.Path, text: str, pages: int) -> list[dict[str, Any]]:
-  """Pixel size of each image, as `StackReader.metadata` has it.
+  """Pixel size of each image, as `StackReader.metadata` has it, and its `Type`.
 
   Args:
     path: the file.
@@ -56,7 +56,7 @@ def read(path: pathlib.Path, text: str, pages: int) -> list[dict[str, Any]]:
       f'{path} declares {max(declared, named)} planes in its OME-XML but has '
       f'{pages} pages; it is cut short or was changed; copy or export it again'
     )
-  return [_pixel_size(pixels) for pixels in images]
+  return [_described(pixels) for pixels in images]
 
 
 def _parse(path: pathlib.Path, text: str) -> ElementTree.Element:
@@ -80,7 +80,7 @@ def _name(element: ElementTree.Element) -> str:
   return element.tag.rpartition('}')[2]
 
 
-def _pixel_size(pixels: ElementTree.Element) -> dict[str, Any]:
+def _described(pixels: ElementTree.Element) -> dict[str, Any]:
   size: dict[str, float] = {}
   unit = pixels.get('PhysicalSizeXUnit', 'µm')
   for axis in 'XYZ':
@@ -92,6 +92,8 @@ def _pixel_size(pixels: ElementTree.Element) -> dict[str, Any]:
     if 0 < value < math.inf:
       size[axis] = value
   found: dict[str, Any] = {}
+  if pixels.get('Type'):
+    found['Type'] = pixels.get('Type')
   if {'X', 'Y'} <= size.keys():
     found['resolution'] = 1 / size['X'], 1 / size['Y']
     found |= {'resolutionunit': 1, 'unit': unit}

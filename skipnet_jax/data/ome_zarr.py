@@ -25,6 +25,7 @@ _MARKS = (
   *('info', 'attributes.json'),
 )
 _ENDINGS = ('.zarr', '.n5')
+_SLICES = ('.png', '.tif', '.tiff')
 _MOST_CHUNK = 2**31  # bytes
 # Bytes of neighbouring slices that are kept when one is read.
 _KEPT = 2**27
@@ -35,9 +36,15 @@ def is_one(place: str | os.PathLike) -> bool:
   if chunk_store.is_url(place):
     return True
   # Not by pathlib, which raises where a name is too long.
-  return os.path.isdir(place) and (
-    pathlib.Path(place).suffix.lower() in _ENDINGS
-    or any(os.path.isfile(os.path.join(place, mark)) for mark in _MARKS)
+  if not os.path.isdir(place):
+    return False
+  if pathlib.Path(place).suffix.lower() in _ENDINGS:
+    return True
+  found = {mark for mark in _MARKS if os.path.isfile(os.path.join(place, mark))}
+  # A folder of slices may have a file of such a name too.
+  return bool(found) and not any(
+    name.lower().endswith(_SLICES) and not name.startswith('.')
+    for name in os.listdir(place)
   )
 
 
@@ -77,6 +84,8 @@ class ChunkedStack(stack_reader.StackReader):
     self.filled: set[int] = set()
     self._folder = chunk_store.Folder(self.path)
     image = chunked_image.find(self._folder, choice)
+    kvstore = image.store.kvstore
+    self._array = kvstore.path if kvstore else ''
     self._store, axis = _slices(self.path, image.store, choice)
     z, y, x = self._store.shape
     self.shape = z, y, x
@@ -113,6 +122,15 @@ class ChunkedStack(stack_reader.StackReader):
   def on_disk(self) -> stack_reader.SlicesOnDisk:
     """See `StackReader`."""
     return _Slices(self, self._depth)
+
+  def files(self) -> list[pathlib.Path]:
+    """Files of its metadata and of the chunks of its array; of a URL none."""
+    if isinstance(self.path, str):
+      return []
+    found = descriptions(self.path)
+    for folder, _, names in os.walk(self._array):
+      found += [pathlib.Path(folder, name) for name in names]
+    return sorted(found)
 
   def read_part(self, slices: range, rows: range, columns: range) -> np.ndarray:
     """See `StackReader`; reads only chunks that have some of it."""
@@ -199,5 +217,5 @@ def _metadata(axis: str, image: chunked_image.Image) -> dict[str, Any]:
     found['resolutionunit'] = 1
     found |= {'unit': unit} if unit else {}
     found |= {'spacing': sizes['Z']} if 'Z' in sizes else {}
-    found |= {'origin': tuple(origin)} if any(origin) else {}
+    found |= {'origin': tuple(origin)} if image.origin else {}
   return found

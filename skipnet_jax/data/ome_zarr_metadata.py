@@ -146,9 +146,9 @@ def _multiscales(
     first = [
       o + (f - 1) / 2 * s for o, f, s in zip(origin, factors, size, strict=True)
     ]
-    if any(first) and colours:
-      first.insert(channel, 0.0)
-    if any(first):
+    if any(first) or 'origin' in metadata:
+      if colours:
+        first.insert(channel, 0.0)
       steps.append({'type': 'translation', 'translation': first})
     datasets.append({'path': str(level), 'coordinateTransformations': steps})
   return {'name': name, 'axes': axes, 'datasets': datasets}

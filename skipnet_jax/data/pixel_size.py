@@ -64,6 +64,19 @@ def of_metadata(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
   return size if all(map(is_plausible, size)) else None
 
 
+def spacing(metadata: Mapping[str, Any]) -> float:
+  """Nanometres from one slice to the next; 0 if not known.
+
+  Args:
+    metadata: as in `StackReader.metadata`.
+  """
+  unit = str(metadata.get('unit', ''))
+  along_z = metadata.get('axes', 'ZYX').startswith('Z')
+  # As in `of_metadata`.
+  length = metres(unit) if along_z and unit != 'cm' else 0.0
+  return metadata.get('spacing', 0.0) * length * 1e9
+
+
 def why_unknown(metadata: Mapping[str, Any]) -> str:
   """Why `of_metadata` cannot use what a file says; '' if it says nothing."""
   unit = str(metadata.get('unit', ''))

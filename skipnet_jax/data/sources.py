@@ -147,13 +147,13 @@ def _read(
     side = y if math.isclose(y, x, rel_tol=0.02) else 0.0
     if y and not side:
       why = f'its pixels are {y:g} x {x:g} nm, which is not square'
-    warning = ''
+    warnings = [f'SLICES: {images.note}.'] if images.note else []
     if why and not data.pixel_size:
-      warning = (
+      warnings.append(
         f'PIXEL SIZE: {data.image} has none that can be used: {why}; '
         'predictions are not resampled unless data.pixel_size is set.'
       )
-    return f'stack {data.image}', image, label, warning, '', side
+    return f'stack {data.image}', image, label, ' '.join(warnings), '', side
   if source.startswith('tfds:'):
     # The one room that needs tensorflow_datasets, which takes long to import.
     from skipnet_jax.data import isbi2012_tfds

@@ -249,6 +249,7 @@ class StackReader(abc.ABC):
       the file says nothing.
     names: file names of the slices in order; () where they have none.
     filled: slices, from 0, of parts that were read and are not in the file.
+    note: what a command should say of it, such as missing slices; or ''.
   """
 
   path: pathlib.Path | str
@@ -256,6 +257,7 @@ class StackReader(abc.ABC):
   dtype: np.dtype
   metadata: dict[str, Any]
   names: Sequence[str] = ()
+  note: str = ''
   filled: Set[int] = frozenset()
 
   def read(self, z: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import math
 import pathlib
 from typing import Any
 
+import numpy as np
 import tifffile
 
 from skipnet_jax import errors
@@ -40,7 +41,14 @@ _DESCRIPTIONS = {
   'imagej': 'ImageJ=',
   'sis': 'Olympus SIS',
 }
+# Types of OME-XML; of others nothing is checked.
+_OME_TYPES = {
+  **{name: np.dtype(name) for name in ('int8', 'int16', 'int32')},
+  **{name: np.dtype(name) for name in ('uint8', 'uint16', 'uint32')},
+  **{'float': np.dtype('float32'), 'double': np.dtype('float64')},
+}
 _REDUCED_OR_MASK = 0b101  # of NewSubfileType
+_PAGE_NAME = 285  # Number of the tag.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +122,13 @@ def find(
         'the slices alone'
       )
   whole = [image for image in images if not image.reduced]
+  for number in sorted(number for image in whole for number in image.pages):
+    page = tiff.pages[number].aspage()
+    for below in page.pages or ():
+      below = below.aspage()
+      sides = zip(below.shape, page.shape, strict=False)
+      if not is_reduced(below) and any(a >= b for a, b in sides):
+        raise _hidden(path)
   if not whole and first.subifds:
     raise _hidden(path)
   return whole or images
@@ -125,9 +140,17 @@ def _undescribed(
   """Pages of equal shape and type are the slices of one image."""
   groups: dict[Any, list[int]] = {}
   reduced: dict[Any, bool] = {}
+  names: list[str] = []
   for number in range(count):
     page = tiff.pages[number].aspage()
     tiff_checks.check_sides(path, page, number)
+    text = page.description
+    if number and any(getattr(page, f'is_{kind}') for kind in _DESCRIPTIONS):
+      raise errors.InputError(
+        f'{path} has a description on page {number + 1} '
+        f'({" ".join(text.split())[:80]}) and none on page 1; export it again'
+      )
+    names.append(str(page.tags.valueof(_PAGE_NAME, '')))
     key = page.axes, page.shape, str(page.dtype)
     groups.setdefault(key, []).append(number)
     reduced.setdefault(key, is_reduced(page))
@@ -138,6 +161,14 @@ def _undescribed(
     dims = dims[len(pages) == 1 :]
     label = f'{axes_text(dims)} {dtype}'
     images.append(Image(pages, dims, reduced[key], label, {}))
+  # Names of slices differ, but for their numbers; those of channels return.
+  words = [''.join(filter(str.isalpha, name)) for name in names]
+  if all(words) and 1 < len({*words}) < count:
+    shown = ', '.join(dict.fromkeys(names))
+    raise errors.InputError(
+      f'{path} has pages of {len({*words})} kinds by their names '
+      f'({shown[:80]}); save one of them as a stack of its own'
+    )
   return images
 
 
@@ -167,6 +198,12 @@ def _described(
       if not is_reduced(one.keyframe):
         raise _hidden(path)
       continue
+    stated = _OME_TYPES.get(given.get('Type', ''), one.dtype)
+    if kind == 'ome' and stated != one.dtype:
+      raise errors.InputError(
+        f'{path} has pages of {one.dtype}, but its OME-XML says '
+        f'{given["Type"]}; correct the one that is wrong, or export it again'
+      )
     sizes, axes = one.shape, one.axes
     # Before 2026.5, tifffile left axes of length one out of these two.
     if hasattr(one, 'get_shape'):
@@ -214,6 +251,8 @@ def _kept(given: dict[str, Any], kind: str) -> dict[str, Any]:
   spacing = given.get('spacing')
   if isinstance(spacing, (int, float)) and 0 < spacing < math.inf:
     kept['spacing'] = spacing
+  if kind == 'imagej' and 'cf' in given:
+    kept['calibration'] = [given.get(key, 0) for key in ('cf', 'c0', 'c1')]
   for key in ('unit', 'yunit', 'zunit', 'info', 'Info'):
     if isinstance(given.get(key), str):
       kept[key.lower()] = given[key]

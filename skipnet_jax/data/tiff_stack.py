@@ -21,6 +21,7 @@ from skipnet_jax.data import tiff_images
 
 # Axes along which one moves from slice to slice: depth, time, and unnamed ones.
 _SLICES = 'ZTIQ'
+_NO_FUNCTION = 20  # ImageJ's number of it.
 
 
 class TiffStack(stack_reader.StackReader):
@@ -89,10 +90,16 @@ class TiffStack(stack_reader.StackReader):
       tiff_checks.check_range(self.path, first, last, self._size, planes - 1)
     order, axis = _slices(self.path, image, choice)
     self.shape = (len(order), y, x)
-    metadata = {'axes': f'{axis}YX'} | _resolution(first) | image.metadata
+    resolution = _resolution(first)
+    metadata = {'axes': f'{axis}YX'} | resolution | image.metadata
+    self._signed = _is_signed(
+      self.path, metadata.pop('calibration', None), self.dtype, self._dtypes
+    )
     self.metadata = _in_one_unit(metadata)
     starts = begin + order * page_bytes
-    raw = True
+    raw = not self._signed
+    # Else a resolution is that of a screen, or there is none.
+    sized = bool(resolution) and pixel_size.of_metadata(self.metadata)
     self._pages = [image.pages[0 if virtual else i] for i in order]
     for z, number in enumerate(self._pages[:1] if virtual else self._pages):
       page = self._page(number)
@@ -109,12 +116,21 @@ class TiffStack(stack_reader.StackReader):
           f'{page.subfiletype}, page {image.pages[0] + 1} has '
           f'{first.subfiletype}: not all are slices; save the slices alone'
         )
+      own = _resolution(page)
+      if sized and own and not _alike(own, resolution):
+        raise errors.InputError(
+          f'{self.path}: page {number + 1} has a resolution of '
+          f'{_per_unit(own)}, page {image.pages[0] + 1} of '
+          f'{_per_unit(resolution)}; save one stack of equal pixels'
+        )
       tiff_checks.check_stored(self.path, page, self._size, z)
       raw = raw and page.is_final
       if not virtual:
         starts[z] = page.dataoffsets[0]
     tiff_checks.check_total(self.path, self.shape, first, self._size)
     self._raw = None
+    if self._signed:
+      self.dtype = np.dtype(np.int16)
     if raw:
       stored = self.dtype.newbyteorder(self._tiff.byteorder)
       self._raw = stack_reader.SlicesInFile(
@@ -139,6 +155,8 @@ class TiffStack(stack_reader.StackReader):
       page = self._page(self._pages[z])
       tiff_checks.check_bomb(self.path, page, self._tiff.filehandle, z)
       found = page.asarray(maxworkers=1).reshape(self.shape[1:])
+      if self._signed:
+        return (found.astype(np.int32) - 2**15).astype(self.dtype)
       return found.astype(self.dtype, copy=False)
 
   def on_disk(self) -> stack_reader.SlicesOnDisk | None:
@@ -148,6 +166,39 @@ class TiffStack(stack_reader.StackReader):
   def close(self) -> None:
     """Closes the file."""
     self._tiff.close()
+
+
+def _is_signed(
+  path: pathlib.Path, calibration: Any, dtype: np.dtype, dtypes: Sequence[str]
+) -> bool:
+  """Whether uint16 are int16 plus 32768, as ImageJ keeps these.
+
+  Args:
+    path: the file.
+    calibration: ImageJ's function and its first two coefficients: grey value =
+      c0 + c1 x stored value; or None.
+    dtype: as stored.
+    dtypes: types of pixels that are accepted.
+
+  Raises:
+    InputError: grey values that are no line that rises, or, of labels, are not
+      the stored ones.
+  """
+  if calibration in (None, [0, 0, 1], [_NO_FUNCTION, 0, 0]):
+    return False
+  signed = calibration == [0, -(2**15), 1] and dtype == np.uint16
+  if signed and 'int16' in dtypes:
+    return True
+  function, _, slope = calibration
+  rises = isinstance(slope, (int, float)) and slope > 0
+  # A network does not see the offset and the slope of an image.
+  if function == 0 and rises and 'int16' not in dtypes:
+    return False
+  raise errors.InputError(
+    f'{path} has a calibration of its grey values (cf, c0, c1 = '
+    f'{", ".join(map(str, calibration))}) that would change what they mean; '
+    'remove it in ImageJ (Analyze > Calibrate > Function: None) and save again'
+  )
 
 
 def _in_one_unit(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +241,17 @@ def _slices(
   if channels > 1:
     planes = planes.take([channel], axes.index('C'))
   return planes.ravel(), 'T' if others == 'T' else 'Z'
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+  return one['resolutionunit'] == other['resolutionunit'] and np.allclose(
+    one['resolution'], other['resolution'], rtol=1e-3
+  )
+
+
+def _per_unit(resolution: dict[str, Any]) -> str:
+  x, y = resolution['resolution']
+  return f'{x:g} x {y:g} pixels per unit'
 
 
 def _resolution(page: tifffile.TiffPage) -> dict[str, Any]:

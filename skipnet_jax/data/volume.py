@@ -27,6 +27,7 @@ from skipnet_jax.data import tiff_stack
 
 IMAGE_DTYPES = ('uint8', 'uint16', 'float32')
 _WRITE_DTYPES = (*IMAGE_DTYPES, 'uint32')
+_FRACTIONS = 2.0**-31, 2.0**31  # between which TIFF keeps pixels per unit
 _CLASSIC_LIMIT = 2**32 - 2**25  # bytes of pixels, leaving room for directories
 
 StackReader = stack_reader.StackReader
@@ -116,6 +117,24 @@ def replacing(
       undo.close()
 
 
+def _in_fractions(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """Metadata that TIFF can keep: 0.1 nm in metres become nanometres."""
+  found = dict(metadata)
+  least, most = _FRACTIONS
+  if all(least <= n <= most for n in found.get('resolution', ())):
+    return found
+  nanometres = pixel_size.metres(str(found.get('unit', ''))) / 1e-9
+  x, y = found.pop('resolution')
+  for key in ('unit', 'resolutionunit'):
+    found.pop(key, None)
+  spacing = found.pop('spacing', 0.0)
+  if nanometres:
+    found |= {'unit': 'nm', 'resolutionunit': 1}
+    found['resolution'] = x / nanometres, y / nanometres
+    found |= {'spacing': spacing * nanometres} if spacing else {}
+  return found
+
+
 class _Widened(Exception):
   """Leaves the block of a file that is given up for a wider one."""
 
@@ -161,7 +180,7 @@ class StackWriter:
         f'cannot write {self.shape} {self.dtype}: a stack is (z, y, x) of '
         f'{", ".join(_WRITE_DTYPES)}, or (z, y, x, 3) of uint8'
       )
-    self._metadata = dict(metadata or {})
+    self._metadata = _in_fractions(metadata or {})
     self._overwrite = overwrite
     self._written = 0
     self._undo = contextlib.ExitStack()
@@ -237,7 +256,11 @@ class StackWriter:
       raise _Widened
 
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-    if kind is not None:
+    # Where a file appeared under another output's name, this one is kept.
+    done = self._written == self.shape[0]
+    if kind is not None and not (
+      done and issubclass(kind, files.AppearedError)
+    ):
       self._undo.__exit__(kind, error, trace)
       return
     with self._undo:

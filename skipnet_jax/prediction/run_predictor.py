@@ -62,6 +62,21 @@ def make_predictor(
   )
 
 
+def check_dtype(
+  runs: Sequence[trained.TrainedRun], dtype: Any, name: str
+) -> None:
+  """Refuses images whose grey values the runs' normalisation cannot use.
+
+  Args:
+    runs: of one normalisation.
+    dtype: of the images.
+    name: of the images, for the message.
+  """
+  for run in runs:
+    method, kept = run.config.data.normalise, run.dataset.get('dtype', '')
+    normalisation.check(method, dtype, name, kept)
+
+
 def predict(
   runs: trained.TrainedRun | Sequence[trained.TrainedRun],
   image: np.ndarray,
@@ -129,7 +144,7 @@ def predict(
       f'The image has {len(stack)} slice(s), but the network needs '
       f'{predictor.slices}: give a larger stack.'
     )
-  normalisation.check(predictor.normalise, stack.dtype, 'the image')
+  check_dtype(several, stack.dtype, 'the image')
   volume.check_finite(stack, 'The image')
   tiling = predictor.tiling(
     stack.shape[1:], tile, overlap, lambda text: print(text, file=sys.stderr)

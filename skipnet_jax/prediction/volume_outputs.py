@@ -167,7 +167,7 @@ def settings_of(
   path = source.path
   return {
     'input': path if chunk_store.is_url(path) else os.path.realpath(path),
-    'input_modified': _modified(path),
+    'input_modified': _modified(source),
     'series': choice.series,
     'channel': choice.channel,
     'level': choice.level,
@@ -178,14 +178,13 @@ def settings_of(
   }
 
 
-def _modified(path: chunk_store.Place) -> str:
+def _modified(source: volume.StackReader) -> str:
   """A text that changes with the files of an input; '' of a URL."""
-  if chunk_store.is_url(path):
+  if chunk_store.is_url(source.path):
     return ''
-  path = pathlib.Path(path)
-  if ome_zarr.is_one(path):
-    # Its chunks are too many.
-    found = ome_zarr.descriptions(path)
+  path = pathlib.Path(source.path)
+  if isinstance(source, ome_zarr.ChunkedStack):
+    found = source.files()
   else:
     found = sorted(path.iterdir()) if path.is_dir() else [path]
   stats = [(file.name, file.stat()) for file in found]

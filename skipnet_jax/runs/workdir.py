@@ -25,6 +25,7 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax import models
 from skipnet_jax.data import data_set
+from skipnet_jax.data import ome_zarr
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import flow_file
 from skipnet_jax.runs import plain_path
@@ -151,6 +152,15 @@ def check(
       f'The path of the workdir {str(path)!r} has one of * ? [ ] \\ : or is '
       'not UTF-8, which needs Linux with /proc: choose another --workdir.'
     )
+  if config.data.source == 'stack':
+    # As of any output: a folder of slices and a volume stay as they are.
+    for place in map(
+      environment_lib.expand_home, (config.data.image, config.data.label)
+    ):
+      files.check_outputs(
+        [path / 'config.json'], overwrite=True, inputs=[place]
+      )
+      ome_zarr.check_outside([path], place)
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path) as probe:
