@@ -139,7 +139,7 @@ def main() -> None:
     )
 
   def keep(report, raw):
-    unfinished = path.with_suffix('.partial.json')
+    unfinished = report_lib.partial_path(path)
     report_lib.write(unfinished, report, raw)
     say(f'What was measured so far: {unfinished}')
 

@@ -77,7 +77,8 @@ def _parse(several: str, argv: list[str]) -> list[str]:
   if 'config' in flags.FLAGS:
     flags.FLAGS['config'].parser = _ExperimentParser('config')
   try:
-    rest = flags.FLAGS(repeat_flag(several, argv) if several else argv)
+    argv = repeat_flag(several, argv) if several else argv
+    rest = flags.FLAGS(last_of_each(argv))
     _expand_home()
     return rest
   except (flags.Error, errors.InputError) as e:
@@ -115,6 +116,24 @@ def _expand_home() -> None:
         for value in flag.value
         if value != ''
       ]
+
+
+def last_of_each(argv: list[str]) -> list[str]:
+  """Leaves out all but the last `--config.FIELD=VALUE` of each field.
+
+  ml_collections would join tuples that are given twice.
+  """
+  last = {_field(word): at for at, word in enumerate(argv)}
+  return [
+    word
+    for at, word in enumerate(argv)
+    if not _field(word) or last[_field(word)] == at
+  ]
+
+
+def _field(word: str) -> str:
+  found = re.match(r'--?(config\.[^=]*)=', word)
+  return found[1] if found else ''
 
 
 def repeat_flag(name: str, argv: list[str]) -> list[str]:

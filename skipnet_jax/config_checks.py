@@ -33,6 +33,8 @@ _LOWEST = {
   ),
   2: ('data.slices',),
 }
+# Of a variant; its run's folder has this name too.
+_VARIANT = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}')
 # Devices count in int32, and the random keys take no larger seed.
 _LIMIT = 2**31
 # Beyond it or its inverse, float32 has hardly any numbers.
@@ -365,6 +367,11 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
       'changed sections, for at least one network.'
     )
   for name, changes in config.variants.items():
+    if not _VARIANT.fullmatch(str(name)) or name == 'report':
+      raise errors.InputError(
+        f'The variant {short(name)} cannot name a folder: use letters, digits, '
+        "'_', '-', '+' and '.', first a letter or a digit, and not 'report'."
+      )
     if not isinstance(changes, Mapping | ConfigDict):
       raise errors.InputError(
         f'The variant {name!r} is {short(changes)}; it must be sections with '

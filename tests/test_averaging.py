@@ -41,6 +41,7 @@ def test_every_finished_run_is_scored_once_in_each_way(
   study, folder = study
   averaging.measure(study, folder, WAYS, lambda _: None)
   found = json.loads((folder / 'a_4' / averaging.FILE).read_text())
+  assert found.pop('checkpoint')['best_epoch'] == finished[2]['best_epoch']
   assert set(found) == set(WAYS)
   plain = found['plain']
   assert plain['v_rand'] == pytest.approx(finished[2]['v_rand'], abs=1e-4)
@@ -62,3 +63,19 @@ def test_every_finished_run_is_scored_once_in_each_way(
   monkeypatch.setattr(runs_lib, 'open_run', refuse)
   averaging.measure(study, folder, WAYS, lambda _: None)
   assert averaging.table(study, folder, WAYS).rows == rows
+
+
+def test_scores_of_an_earlier_checkpoint_are_made_again(study):
+  study, folder = study
+  averaging.measure(study, folder, {'plain': {}}, lambda _: None)
+  file = folder / 'a_4' / averaging.FILE
+  right = json.loads(file.read_text())
+  summary = results.read(study, folder)['a_4']
+  for change in ({'best_epoch': 99}, {'best_val_bce': 0.123}):
+    old = right['checkpoint'] | change
+    file.write_text(json.dumps({'plain': {'v_rand': 9}, 'checkpoint': old}))
+    averaging.measure(study, folder, {'plain': {}}, lambda _: None)
+    assert json.loads(file.read_text()) == right
+  assert averaging.kept(file, summary) == right
+  file.write_text(json.dumps({'plain': {'v_rand': 9}}))
+  assert 'plain' not in averaging.kept(file, summary)

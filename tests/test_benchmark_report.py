@@ -71,6 +71,18 @@ def test_a_place_that_cannot_be_written_is_refused_beforehand(tmp_path):
   assert not new.exists()
 
 
+def test_what_an_earlier_benchmark_kept_is_not_replaced(tmp_path):
+  path = tmp_path / 'a.json'
+  for name in ('a.partial.json', 'a.partial.csv'):
+    (tmp_path / name).write_text('measured for hours')
+    with pytest.raises(errors.InputError, match=f'{name} exists'):
+      report_lib.check_output(path, overwrite=False)
+    assert report_lib.check_output(path, overwrite=True) == path
+    # A prediction has none.
+    assert report_lib.check_output(path, overwrite=False, raw=False) == path
+    (tmp_path / name).unlink()
+
+
 def table(*rows, **changes):
   made = report(*rows)
   for section, fields in changes.items():

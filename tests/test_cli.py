@@ -115,6 +115,26 @@ def test_words_after_other_flags_stay_as_they_are():
   assert cli.repeat_flag('compare', argv) == argv
 
 
+def test_the_last_value_of_a_field_counts(command):
+  fields = ['batches=(1,)', 'batches=(4,)', 'batches=(2,)', 'repetitions=3']
+  done = command(
+    'benchmark',
+    f'{CONFIG}/benchmark.py:smoke',
+    *(f'--config.benchmark.{field}' for field in fields),
+    '--describe',
+  )
+  assert done.code == 0, done
+  assert 'batch 2' in done.out
+  assert 'each row 3 times' in done.out
+  assert not {'batch 1', 'batch 4'} & {
+    line.partition('float32 ')[2]
+    for line in done.out.splitlines()
+    if 'train' in line
+  }
+  words = ['--config.a=1', '-config.a=2', '--output=x', '--output=y']
+  assert cli.last_of_each(words) == words[1:]
+
+
 def test_a_name_that_the_terminal_cannot_show_is_escaped(monkeypatch):
   output = io.BytesIO()
   monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(output, 'ascii'))

@@ -104,7 +104,10 @@ def test_writes_what_the_network_says(command, run, tmp_path):
   assert lines[0].startswith('Nothing is resampled: the pixel size that')
   assert lines[1].startswith(f'{output}: 3 x 50 x 71 float32, 1 inside')
   assert f'{labels}: uint16 labels of each slice, 0 on borders' in done.out
-  assert f'threshold 0.5 (the default, as {run} has no scores)' in done.out
+  assert (
+    f'threshold 0.5 (the default, as {run} has no scores of this network)'
+    in done.out
+  )
   assert f'by {run}, trained on synthetic 6x64x64, best after epoch 1' in lines
   assert lines[-1].startswith('SYNTHETIC DATA: ')
   assert done.err == ''
@@ -116,6 +119,10 @@ def test_writes_what_the_network_says(command, run, tmp_path):
     ({'summary.json': 0.7}, (), 0.7),
     ({'summary.json': 0.7, 'scores.json': 0.3}, (), 0.3),
     ({'summary.json': 0.7}, ('--threshold=0.6',), 0.6),
+    # Of an earlier checkpoint, and of another network.
+    ({'summary.json': 0.7, 'scores.json': (0.3, {'best_epoch': 0})}, (), 0.7),
+    ({'summary.json': (0.3, {'best_epoch': 0})}, (), 0.5),
+    ({'scores.json': (0.3, {'network': 'f' * 16})}, (), 0.5),
   ],
 )
 def test_the_threshold_is_that_of_the_runs_scores(
@@ -124,7 +131,9 @@ def test_the_threshold_is_that_of_the_runs_scores(
   trained = tmp_path / 'run'
   shutil.copytree(run, trained)
   for name, threshold in files.items():
-    (trained / name).write_text(json.dumps({'threshold_v_rand': threshold}))
+    value, more = threshold if isinstance(threshold, tuple) else (threshold, {})
+    content = {'threshold_v_rand': value, **more}
+    (trained / name).write_text(json.dumps(content))
   source, labels = tmp_path / 'in.tif', tmp_path / 'labels.tif'
   stack(source, 1, 32, 32)
   done, _ = predict(

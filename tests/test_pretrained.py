@@ -36,7 +36,7 @@ def test_the_network_is_that_of_the_run(run, folder):
   assert opened.model == run.model
   assert opened.best_epoch == run.best_epoch
   # What was fitted to the run's predictions belongs to it too.
-  assert fitted.network_of(opened) == fitted.network_of(run)
+  assert trained.network_of(opened) == trained.network_of(run)
   assert json.loads((folder / 'mine/card.json').read_text())['seed'] == 3
 
 

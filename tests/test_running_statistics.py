@@ -1,6 +1,7 @@
 """Validation with batch statistics, against a network's own forward pass."""
 
 import csv
+import shutil
 
 import conftest
 import jax
@@ -59,3 +60,24 @@ def test_an_unknown_variant_is_refused(command, tmp_path):
   )
   assert done.code == 2
   assert "--variant is 'e'; give one of a_long_short_r9, b_" in done.err
+
+
+def test_wrong_outputs_are_refused_before_any_training(
+  command, tmp_path, finished
+):
+  (tmp_path / 'mine.csv').write_text('mine')
+  run = tmp_path / 'run'
+  (tmp_path / 'other').mkdir()
+  # Of a run that `train` began.
+  shutil.copy(finished[0] / 'metrics.jsonl', tmp_path / 'other')
+  for workdir, output, words in (
+    (run, 'mine.csv', 'mine.csv exists'),
+    (run, 'no/t.csv', 'is missing: make it'),
+    (tmp_path / 'other', 't.csv', 'without these measurements'),
+  ):
+    paths = f'--workdir={workdir}', f'--output={tmp_path / output}'
+    done = command(PROGRAM, CONFIG, *TINY, *paths)
+    assert done.code == 2, done
+    assert words in done.err
+  assert not run.exists()
+  assert (tmp_path / 'mine.csv').read_text() == 'mine'

@@ -7,6 +7,7 @@ from skipnet_jax import config_checks
 from skipnet_jax import errors
 from skipnet_jax.training import loop
 from skipnet_jax.training import study
+from skipnet_jax.training import summary
 
 
 @pytest.fixture
@@ -95,3 +96,42 @@ def test_each_network_may_have_several_seeds(variants):
     'without_seed_1': 1,
   }
   assert study.with_seeds(variants, 1) == variants
+
+
+def test_every_seed_is_checked_before_the_first_run(variants):
+  for config in variants.values():
+    config.seed = 2**31 - 1
+  with pytest.raises(errors.InputError, match='seed is 2147483648'):
+    study.with_seeds(variants, 2)
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_two_runs_of_one_name_are_refused(variants, order):
+  both = {'a': variants['with'], 'a_seed_1': variants['without']}
+  both = dict([*both.items()][::order])
+  with pytest.raises(errors.InputError, match="name 'a_seed_1'"):
+    study.with_seeds(both, 2)
+  assert len(study.with_seeds(both, 1)) == 2
+
+
+@pytest.mark.parametrize(
+  'name', ['', '.', '..', '/tmp/a', 'a/b', 'report', '-a']
+)
+def test_a_name_that_is_no_folder_is_refused(smoke, name):
+  config = smoke({'train.epochs': 1})
+  config.variants = ml_collections.ConfigDict({'a': {}}, allow_dotted_keys=True)
+  config.variants[name] = {}
+  with pytest.raises(errors.InputError, match='cannot name a folder'):
+    config_checks.variants(config)
+
+
+def test_a_summary_of_another_kind_is_no_finished_run(tmp_path):
+  for text, finished in (
+    ('{"epochs": null}', False),
+    ('{"epochs": "3"}', False),
+    ('[]', False),
+    ('{"epochs": 2}', False),
+    ('{"epochs": 3}', True),
+  ):
+    (tmp_path / 'summary.json').write_text(text)
+    assert summary.is_finished(tmp_path, 3) == finished

@@ -337,3 +337,18 @@ def test_no_run_is_kept_among_the_slices(tmp_path):
       workdir.check(tmp_path / name, config, DATA)
   assert not [*tmp_path.glob('slices/*'), *tmp_path.glob('labels.zarr/*')]
   workdir.check(tmp_path / 'run', config, DATA)
+
+
+@pytest.mark.parametrize('name', ['samples/a.png', 'scores.json', 'edges.json'])
+def test_results_that_are_not_the_run_s_are_not_adopted(tmp_path, name):
+  (tmp_path / 'samples').mkdir()
+  workdir.check(tmp_path, make(), DATA)
+  (tmp_path / name).write_text('mine')
+  first = name.partition('/')[0]
+  with pytest.raises(errors.InputError, match=f'has {first} but no config'):
+    workdir.check(tmp_path, make(), DATA)
+  # A run that lost its checkpoints is not begun anew beside them either.
+  workdir.describe(tmp_path, make(), DATASET)
+  (tmp_path / 'summary.json').write_text('{}')
+  with pytest.raises(errors.InputError, match=f'remove summary.json, {first}'):
+    workdir.check(tmp_path, make(), DATA)

@@ -411,7 +411,7 @@ EVALUATION = (
   Mutation(
     'edges-of-any-network',
     'skipnet_jax/prediction/fitted.py',
-    'if network != network_of(run):',
+    'if network != trained.network_of(run):',
     'if not network:',
     'Edges and calibrations of another network are used.',
     (

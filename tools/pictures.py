@@ -1,6 +1,6 @@
 """Draws the README's pictures: cells.png and heat_map.png.
 
-python tools/pictures.py --output=docs/pictures
+python tools/pictures.py --output=docs/pictures --overwrite
 
 cells.png is slice 24 of the ISBI 2012 stack, counted from 0, its prediction and
 its cells by `predict`. The network that ships, em_membranes, was not trained on
@@ -21,6 +21,7 @@ import numpy as np
 from skipnet_jax import cli
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder of the pictures.')
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SLICE = 24
 HEAT_MAP = 'experiments/results/figure_4/heat_map_net_change.csv'
@@ -124,9 +125,12 @@ def main() -> None:
   from skipnet_jax import files
   from skipnet_jax import plots
 
+  drawn = {'cells': cells, 'heat_map': heat_map}
+  paths = [output / f'{name}.png' for name in drawn]
+  files.check_outputs(paths, overwrite=_OVERWRITE.value)
   output.mkdir(parents=True, exist_ok=True)
-  for name, draw in {'cells': cells, 'heat_map': heat_map}.items():
-    files.write_whole(output / f'{name}.png', plots.to_png(draw()))
+  for path, draw in zip(paths, drawn.values(), strict=True):
+    files.write_whole(path, plots.to_png(draw()))
 
 
 if __name__ == '__main__':

@@ -93,7 +93,7 @@ def main() -> None:
       'out.',
       _SOURCE,
     )
-  if _BUDGET.value is not None and _BUDGET.value <= 0:
+  if _BUDGET.value is not None and not 0 < _BUDGET.value < float('inf'):
     cli.refuse(f'--budget_minutes is {_BUDGET.value}; it must be above 0.')
   say = functools.partial(print, flush=True)
   # Imported late: JAX takes seconds, which wrong flags need not wait for.

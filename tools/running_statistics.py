@@ -56,6 +56,10 @@ class _Both(validation.Validation):
     return super().__call__(state) | {'batch_bce': found}
 
 
+def _records(path: pathlib.Path) -> list[dict[str, Any]]:
+  return [*run_log.readable_records(path).values()]
+
+
 def main() -> None:
   """Trains, and writes the table."""
   config, workdir = _CONFIG.value, cli.require(_WORKDIR)
@@ -68,10 +72,18 @@ def main() -> None:
         f'--variant is {_VARIANT.value!r}; give one of {", ".join(variants)}.'
       )
     config = variants[_VARIANT.value]
+  files.check_outputs([output], overwrite=False, remedy='choose another name')
+  if not output.parent.is_dir():
+    cli.refuse(f'The folder {output.parent} of --output is missing: make it.')
+  path = pathlib.Path(workdir, 'metrics.jsonl')
+  if any('valid_batch_bce' not in r for r in _records(path)):
+    cli.refuse(
+      f'{workdir} has epochs of a training without these measurements: choose '
+      'another --workdir.'
+    )
   with mock.patch.object(validation, 'Validation', _Both):
     loop.train_and_evaluate(config, workdir)
-  records = run_log.readable_records(pathlib.Path(workdir, 'metrics.jsonl'))
-  rows = [[each[name] for name in _COLUMNS] for each in records.values()]
+  rows = [[each[name] for name in _COLUMNS] for each in _records(path)]
   files.write_csv(output, _COLUMNS, rows)
 
 

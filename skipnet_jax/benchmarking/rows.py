@@ -65,6 +65,7 @@ class _Rows:
 
   def measure_all(self) -> None:
     journal = self._journal
+    self._bench.check_memory(self._section.batches, jax.device_count())
     if not journal.about:
       self._describe()
     cells: dict[plan.Cell, None] = {}

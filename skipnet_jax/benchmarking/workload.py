@@ -33,6 +33,7 @@ from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import epoch as epoch_lib
+from skipnet_jax.training import prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,24 @@ class Bench:
       'optimizer': c.optim.name,
       'kernels': c.train.kernels,
     }
+
+  def check_memory(self, batches: Sequence[int], devices: int) -> None:
+    """Refuses batches that no device can hold.
+
+    Args:
+      batches: of the plan, 0 for a search.
+      devices: the most that share a batch.
+    """
+    available = parallel_lib.memory(jax.local_devices()[0])
+    each = prepare.largest_layer(self.table, self._config.model.dtype)
+    for batch in batches:
+      wanted = batch // devices * each
+      if wanted > available:
+        raise errors.InputError(
+          f'benchmark.batches has {batch:,}, of which the largest layer takes '
+          f'at least {wanted / 1e9:,.1f} GB of memory, but a device has '
+          f'{available / 1e9:,.1f} GB: give fewer.'
+        )
 
   def build(self, cell: plan.Cell) -> Work:
     """Builds a cell: puts its data on the devices, compiles nothing.

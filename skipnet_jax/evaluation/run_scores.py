@@ -127,6 +127,7 @@ def score_run(
     'split': split,
     'slices': slices,
     'best_epoch': run.best_epoch,
+    'network': trained.network_of(run),
     'tta': averaging.tta,
     'mc_samples': averaging.mc_samples,
   }

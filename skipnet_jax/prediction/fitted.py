@@ -6,13 +6,9 @@ average: a file has a fit for each way.
 
 from collections.abc import Mapping
 import dataclasses
-import hashlib
 import json
 import os
 from typing import Any
-
-import jax
-import numpy as np
 
 from skipnet_jax import errors
 from skipnet_jax import files
@@ -64,14 +60,6 @@ class Kind:
     )
 
 
-def network_of(run: trained.TrainedRun) -> str:
-  """Sixteen hex digits that differ for other parameters."""
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(run.variables):
-    digest.update(np.asarray(leaf).tobytes())
-  return digest.hexdigest()[:16]
-
-
 def check_writable(run: trained.TrainedRun, kind: Kind) -> None:
   """Checks that a fit can be kept; call it before any work.
 
@@ -112,7 +100,7 @@ def write(
     path.replace(path.with_name(f'{kind.file}.old'))
   content = {
     'version': kind.version,
-    'network': network_of(run),
+    'network': trained.network_of(run),
     'best_epoch': run.best_epoch,
     'fits': fits | {averaging.name: dict(fit)},
   }
@@ -163,7 +151,7 @@ def _read(
       averaging,
       f'is of version {version}, but version {kind.version} is needed',
     )
-  if network != network_of(run):
+  if network != trained.network_of(run):
     raise refusal(
       run,
       kind,

@@ -172,7 +172,7 @@ def settings_of(
     'channel': choice.channel,
     'level': choice.level,
     'time': choice.time,
-    'networks': [fitted.network_of(run) for run in runs],
+    'networks': [trained.network_of(run) for run in runs],
     'averaging': averaging.name,
     'calibration': calibration.for_json() if calibration else None,
   }

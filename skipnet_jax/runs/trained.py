@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 import sys
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
 from skipnet_jax import config_checks
 from skipnet_jax import environment
@@ -182,6 +185,22 @@ def load_data(
   return data
 
 
+def network_of(run: TrainedRun) -> str:
+  """Sixteen hex digits that differ for other parameters."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(run.variables):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def _is_of(run: TrainedRun, content: Mapping[str, Any]) -> bool:
+  """Whether scores are of the best checkpoint, as far as they say."""
+  epoch = content.get('best_epoch', run.best_epoch)
+  if epoch != run.best_epoch:
+    return False
+  return 'network' not in content or content['network'] == network_of(run)
+
+
 def best_threshold(
   runs: Sequence[TrainedRun],
   plain: bool,
@@ -193,7 +212,7 @@ def best_threshold(
     runs: of the prediction.
     plain: whether nothing is averaged; scores.json has separate scores for it.
     calibration: of the prediction, as scores.json has it; None: none. Scores
-      with another calibration are of no use.
+      with another calibration, or of an earlier checkpoint, are of no use.
 
   Returns:
     The threshold from scores.json, else from summary.json, else 0.5, which
@@ -204,6 +223,8 @@ def best_threshold(
   for path in (runs[0].path / 'scores.json', runs[0].path / 'summary.json'):
     try:
       content = json.loads(path.read_text())
+      if not _is_of(runs[0], content):
+        continue
       calibrations = [*content.get('calibration', {}).values()] or [None]
       if calibration not in calibrations:
         continue
@@ -220,4 +241,4 @@ def best_threshold(
       ) from e
   if calibration is not None:
     return 0.5, 'the best of the training slices, by calibration'
-  return 0.5, f'the default, as {runs[0].path} has no scores'
+  return 0.5, f'the default, as {runs[0].path} has no scores of this network'

@@ -44,6 +44,11 @@ _WRITTEN = (
   'gradient_flow.npz',
 )
 _FILES = ('.lock', 'config.json', *_WRITTEN)
+# What other commands keep of a run, and use.
+_KEPT = (
+  *('scores.json', 'calibration.json', 'edges.json'),
+  *('averaging.json', 'segmentation.json'),
+)
 _FOLDERS = (
   *('checkpoints', 'checkpoints/latest', 'checkpoints/best'),
   *('tensorboard', 'samples', checkpoint.DAMAGED),
@@ -174,6 +179,7 @@ def check(
   _check_kinds(path)
   if not (path / 'config.json').exists():
     found = [name for name in _WRITTEN if os.path.lexists(path / name)]
+    found += _results(path)
     if any(checkpoint.steps_on_disk(path).values()):
       found.append('checkpoints')
     if found:
@@ -261,11 +267,21 @@ def check_new(path: pathlib.Path) -> None:
   """
   names = _records(path)
   if names:
+    names += _results(path)
     raise errors.InputError(
       f'The workdir {path} has results of a run and no checkpoint to resume '
       'from: put its checkpoints back, choose another --workdir, or remove '
       f'{", ".join(names)} to train from the first epoch.'
     )
+
+
+def _results(path: pathlib.Path) -> list[str]:
+  """What would pass as results of a run that begins in a folder."""
+  found = [name for name in _KEPT if os.path.lexists(path / name)]
+  for name in ('samples', 'tensorboard'):
+    with contextlib.suppress(OSError):
+      found += [name] * any((path / name).iterdir())
+  return found
 
 
 def claim(path: pathlib.Path) -> TextIO:

@@ -1,6 +1,6 @@
 """Scores of averaged predictions: Table 2 of Drozdzal et al. 2016."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import pathlib
 from typing import Any
 
@@ -28,6 +28,8 @@ WAYS: Ways = {
   **{f'dropout, N = {n}': {'mc_samples': n} for n in (1, 5, 10, 30, 100)},
 }
 FILE = 'averaging.json'
+# By these fields of summary.json, scores know their checkpoint.
+_CHECKPOINT = ('best_epoch', 'best_val_bce')
 KEYS = ('v_rand', 'v_info')
 
 
@@ -39,9 +41,9 @@ def measure(
   `averaging.json` in the run's folder: way to v_rand and v_info on the run's
   validation slices.
   """
-  for name in results.read(study, folder):
+  for name, summary in results.read(study, folder).items():
     file = folder / name / FILE
-    scores = files.read_json(file)
+    scores = kept(file, summary)
     missing = [way for way in ways if way not in scores]
     if not missing:
       continue
@@ -54,6 +56,19 @@ def measure(
       scores[way] = {key: scored[key] for key in KEYS}
       say(f'{name}, {way}: V_rand {scored["v_rand"]:.4f}')
       files.write_json(file, scores)
+
+
+def kept(file: pathlib.Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+  """The scores in a run's file, if they are of its best checkpoint.
+
+  Args:
+    file: JSON; missing or of another checkpoint, it counts as empty.
+    summary: of the run.
+  """
+  checkpoint = {key: summary.get(key) for key in _CHECKPOINT}
+  scores = files.read_json(file)
+  same = scores.get('checkpoint') == checkpoint
+  return scores if same else {'checkpoint': checkpoint}
 
 
 def table(study: plan.Study, folder: pathlib.Path, ways: Ways) -> report.Table:

@@ -8,12 +8,12 @@ import statistics
 import time
 
 from skipnet_jax import errors
-from skipnet_jax import files
 from skipnet_jax.runs import run_log
 from skipnet_jax.studies import plan
 from skipnet_jax.training import loop
 from skipnet_jax.training import preemption
 from skipnet_jax.training import prepare
+from skipnet_jax.training import summary as summary_lib
 
 
 class Deadline(preemption.StopSignal):
@@ -53,9 +53,8 @@ def progress(study: plan.Study, folder: pathlib.Path) -> list[Progress]:
   rows = []
   for name, config in study.runs.items():
     records = run_log.readable_records(folder / name / 'metrics.jsonl')
-    summary = files.read_json(folder / name / 'summary.json')
     epochs = config.train.epochs
-    finished = summary.get('epochs', 0) >= epochs
+    finished = summary_lib.is_finished(folder / name, epochs)
     seconds = sum(record['seconds'] for record in records.values())
     rows.append(Progress(name, len(records), epochs, finished, seconds))
   return rows

@@ -54,9 +54,9 @@ def measure(
   `segmentation.json` in the run's folder: way to v_rand and v_info on the run's
   validation slices, or null, see `score`.
   """
-  for name in results.read(study, folder):
+  for name, summary in results.read(study, folder).items():
     file = folder / name / FILE
-    known = files.read_json(file)
+    known = averaging.kept(file, summary)
     for each in STUDIES[study.name]:
       ways = _ways(each)
       if not set(ways) <= set(known):

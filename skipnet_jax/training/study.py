@@ -5,22 +5,34 @@ import pathlib
 
 import ml_collections
 
+from skipnet_jax import config_checks
 from skipnet_jax import errors
-from skipnet_jax import files
 from skipnet_jax.training import loop
 from skipnet_jax.training import prepare
+from skipnet_jax.training import summary as summary_lib
 
 
 def with_seeds(
   variants: dict[str, ml_collections.ConfigDict], seeds: int
 ) -> dict[str, ml_collections.ConfigDict]:
-  """Each variant with several seeds: `NAME`, `NAME_seed_1` and so on."""
+  """Each variant with several seeds: `NAME`, `NAME_seed_1` and so on.
+
+  Raises:
+    InputError: a seed that is too large, or two runs of one name.
+  """
   several = {}
   for name, config in variants.items():
     for more in range(seeds):
       own = config.copy_and_resolve_references()
       own.seed = config.seed + more
-      several[f'{name}_seed_{own.seed}' if more else name] = own
+      config_checks.validate(own)
+      full = f'{name}_seed_{own.seed}' if more else name
+      if full in several or (more and full in variants):
+        raise errors.InputError(
+          f'Two runs would have the name {full!r}: rename the variant {name!r} '
+          'or the other one.'
+        )
+      several[full] = own
   return several
 
 
@@ -58,8 +70,7 @@ def train(
   todo = []
   for path, config in zip(folders, variants.values(), strict=True):
     prepare.check(path, config)
-    summary = files.read_json(path / 'summary.json')
-    if summary.get('epochs', 0) < config.train.epochs:
+    if not summary_lib.is_finished(path, config.train.epochs):
       todo.append((path, config))
   for number, (path, config) in enumerate(todo, 1):
     log(f'\nTraining {path.name} ({number} of {len(todo)} to train)')

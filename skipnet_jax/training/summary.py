@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from skipnet_jax import config_identity
+from skipnet_jax import files
 from skipnet_jax.runs import progress as progress_lib
 from skipnet_jax.runs import run_log
 from skipnet_jax.training import prepare
@@ -47,6 +48,12 @@ def banner(
   return '\n'.join(
     [*lines, *filter(None, [data.warning, data.lacking(), data.remedy])]
   )
+
+
+def is_finished(path: pathlib.Path, epochs: int) -> bool:
+  """Whether the run in a folder has a summary of so many epochs or more."""
+  trained = files.read_json(path / 'summary.json').get('epochs')
+  return isinstance(trained, int) and trained >= epochs
 
 
 def content(

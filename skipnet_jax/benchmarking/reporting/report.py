@@ -27,7 +27,8 @@ def check_output(
   Args:
     path: the file.
     overwrite: whether files that exist may be replaced.
-    raw: whether the raw times will be written beside it.
+    raw: whether the raw times will be written beside it, or, of a benchmark
+      that ends early, what it had measured.
     remedy: against a file that exists.
 
   Raises:
@@ -45,9 +46,17 @@ def check_output(
       f'The folder {path.parent} of the report is missing or cannot be '
       'written: create it, or choose another.'
     )
-  outputs = [path, path.with_suffix('.csv')] if raw else [path]
+  outputs = [path]
+  if raw:
+    partial = partial_path(path)
+    outputs += [path.with_suffix('.csv'), partial, partial.with_suffix('.csv')]
   files.check_outputs(outputs, overwrite=overwrite, remedy=remedy)
   return path
+
+
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+  """Where a benchmark that ends early keeps what it had measured."""
+  return path.with_suffix('.partial.json')
 
 
 def write(
@@ -67,9 +76,10 @@ def write(
     InputError: as `schema.check`.
   """
   schema.check(report)
-  files.write_json(path, report)
+  # Before the report, which may find that its name is taken.
   heads = ('row', 'process', 'repetition', 'seconds')
   files.write_csv(path.with_suffix('.csv'), heads, raw)
+  files.write_json(path, report)
 
 
 def read(path: str | os.PathLike) -> Report:
