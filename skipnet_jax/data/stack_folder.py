@@ -311,7 +311,13 @@ def _in_order(path: pathlib.Path, names: list[str]) -> list[str]:
         f'by their names, such as {min(names)}; leave only one of them there'
       )
   # Columns that change together are one.
-  apart = {tuple(map(column.index, column)) for column in columns}
+  firsts = [
+    dict(zip(c[::-1], range(len(c), 0, -1), strict=True)) for c in columns
+  ]
+  apart = {
+    tuple(first[number] for number in column)
+    for first, column in zip(firsts, columns, strict=True)
+  }
   sizes = [len(set(column)) for column in apart if len(set(column)) > 1]
   if len(sizes) > 1 and math.prod(sizes) == len(names):
     raise errors.InputError(
@@ -379,9 +385,9 @@ def _check_others(
   stems = [f'{_ENDINGS.sub("", other)}.' for other in others]
   parsed = [(_words(t), tuple(n)) for t, n in _parse([*names, *stems])]
   slices = {*parsed[: len(names)]}
+  usual = {words for words, _ in slices}
   for (words, numbers), other in zip(parsed[len(names) :], others, strict=True):
-    named = numbers and words in {one for one, _ in slices}
-    if named and (words, numbers) not in slices:
+    if numbers and words in usual and (words, numbers) not in slices:
       raise errors.InputError(
         f'the folder {path} has {other}, which is named as a slice but is no '
         'PNG or TIFF; convert it, or move it to another folder'
