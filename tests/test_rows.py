@@ -38,6 +38,9 @@ class Fake:
   def describe(self):
     return {'model': 'fake'}
 
+  def check_memory(self, batches):
+    assert batches
+
   def build(self, cell):
     self.built.append(cell)
 

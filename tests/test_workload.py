@@ -181,3 +181,17 @@ def test_the_tiles_of_a_prediction_weigh_every_pixel(side):
       weights[where] += tiling.weight((y, x), size)
     assert np.all(weights[: size[0], : size[1]] > 0)
     assert tiling.overlap == side // 4 or side <= 36
+
+
+def test_a_batch_that_the_machine_cannot_make_is_refused(bench, monkeypatch):
+  y, x = bench.window
+  # An image and its label, float32.
+  each = 2 * 4 * y * x
+  monkeypatch.setattr(
+    workload.parallel_lib, 'machine_memory', lambda: 10 * each
+  )
+  bench.check_memory((0, 1, 10))
+  with pytest.raises(
+    errors.InputError, match=r'benchmark\.batches has 11, whose'
+  ):
+    bench.check_memory((1, 11))

@@ -65,7 +65,7 @@ class _Rows:
 
   def measure_all(self) -> None:
     journal = self._journal
-    self._bench.check_memory(self._section.batches, jax.device_count())
+    self._bench.check_memory(self._section.batches)
     if not journal.about:
       self._describe()
     cells: dict[plan.Cell, None] = {}

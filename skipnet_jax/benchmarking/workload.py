@@ -33,7 +33,6 @@ from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
 from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import epoch as epoch_lib
-from skipnet_jax.training import prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +110,23 @@ class Bench:
       'kernels': c.train.kernels,
     }
 
-  def check_memory(self, batches: Sequence[int], devices: int) -> None:
-    """Refuses batches that no device can hold.
+  def check_memory(self, batches: Sequence[int]) -> None:
+    """Refuses batches that this machine cannot even make.
+
+    One that a device cannot hold becomes a row that says so.
 
     Args:
       batches: of the plan, 0 for a search.
-      devices: the most that share a batch.
     """
-    available = parallel_lib.memory(jax.local_devices()[0])
-    each = prepare.largest_layer(self.table, self._config.model.dtype)
+    available = parallel_lib.machine_memory()
+    # Images and labels, float32.
+    y, x = self.window
+    each = 4 * y * x * (self._training.model.slices + 1)
     for batch in batches:
-      wanted = batch // devices * each
-      if wanted > available:
+      if batch * each > available:
         raise errors.InputError(
-          f'benchmark.batches has {batch:,}, of which the largest layer takes '
-          f'at least {wanted / 1e9:,.1f} GB of memory, but a device has '
+          f'benchmark.batches has {batch:,}, whose images and labels take '
+          f'{batch * each / 1e9:,.1f} GB of memory, but this machine has '
           f'{available / 1e9:,.1f} GB: give fewer.'
         )
 

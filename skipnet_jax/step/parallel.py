@@ -184,6 +184,9 @@ def to_host(tree: Tree) -> Tree:
 def memory(device: jax.Device) -> int:
   """Bytes of memory that a device has; on a CPU, all of the machine."""
   stats = device.memory_stats() if device.platform != 'cpu' else None
-  return (stats or {}).get('bytes_limit') or (
-    os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  )
+  return (stats or {}).get('bytes_limit') or machine_memory()
+
+
+def machine_memory() -> int:
+  """Bytes of the machine's own memory."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

@@ -79,12 +79,6 @@ def check(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     warm_start.check_source(config.train.init_from)
 
 
-def largest_layer(table: build_lib.Table, dtype: str) -> int:
-  """Bytes of the largest output of a layer, of one example."""
-  size = 2 if dtype == 'bfloat16' else 4
-  return size * max(math.prod(layer.shape) for layer in table)
-
-
 def _check_memory(
   config: ml_collections.ConfigDict,
   parallel: parallel_lib.Parallel,
@@ -95,6 +89,8 @@ def _check_memory(
   Parameters and gradients are in float32, and the output of each layer exists
   at some time. Training needs a multiple of this.
   """
+  size = 2 if config.model.dtype == 'bfloat16' else 4
+  largest = max(math.prod(layer.shape) for layer in training.table)
   batch = config.train.batch_size // len(parallel.devices)
   need = {
     f'The network has {training.parameters:,} parameters, which take': (
@@ -103,7 +99,7 @@ def _check_memory(
     ),
     f'train.batch_size is {config.train.batch_size:,}, and the largest layer '
     'then takes': (
-      batch * largest_layer(training.table, config.model.dtype),
+      batch * size * largest,
       'lower train.batch_size, data.crop or the sizes in config.model',
     ),
   }
