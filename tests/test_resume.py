@@ -17,8 +17,8 @@ import pytest
 from skipnet_jax import errors
 from skipnet_jax.data import sources
 from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import lock
 from skipnet_jax.runs import trained
-from skipnet_jax.runs import workdir
 from skipnet_jax.training import loop
 
 
@@ -160,7 +160,7 @@ def test_all_is_closed_if_restoring_fails(finished, monkeypatch):
     loop.train_and_evaluate(config, folder)
   assert not opened
   # Nobody holds the folder any more.
-  workdir.claim(folder).close()
+  lock.claim(folder).close()
 
 
 def test_a_clock_that_jumps_changes_nothing(

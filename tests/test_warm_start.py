@@ -15,9 +15,9 @@ import small_networks
 
 from skipnet_jax import config_checks
 from skipnet_jax import errors
+from skipnet_jax.runs import lock
 from skipnet_jax.runs import pretrained
 from skipnet_jax.runs import trained
-from skipnet_jax.runs import workdir
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import state as state_lib
 from skipnet_jax.training import loop
@@ -169,7 +169,7 @@ def test_a_source_that_cannot_be_used_is_named(source, tmp_path, spoil, said):
 def test_a_source_in_training_is_refused(source, tmp_path):
   copied = shutil.copytree(source, tmp_path / 'source')
   with (
-    contextlib.closing(workdir.claim(copied)),
+    contextlib.closing(lock.claim(copied)),
     pytest.raises(
       errors.InputError, match=r'in use by process \d+ on .*: wait'
     ),
@@ -177,12 +177,12 @@ def test_a_source_in_training_is_refused(source, tmp_path):
     warm_start.open_source(str(copied))
   # Reading keeps training out, and other readers in.
   with (
-    workdir.reading(copied),
-    workdir.reading(copied),
+    lock.reading(copied),
+    lock.reading(copied),
     pytest.raises(errors.InputError, match='is in use'),
   ):
-    workdir.claim(copied)
-  workdir.claim(copied).close()
+    lock.claim(copied)
+  lock.claim(copied).close()
 
 
 def test_a_run_cannot_begin_with_itself(source):

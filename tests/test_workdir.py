@@ -1,14 +1,9 @@
 """Whose a workdir is."""
 
 import dataclasses
-import errno
 import json
 import os
-import subprocess
-import sys
-import textwrap
 
-from conftest import ROOT
 import numpy as np
 import pytest
 
@@ -212,70 +207,6 @@ def test_a_config_without_a_field_has_its_default(tmp_path):
   other.model.scan = True
   with pytest.raises(errors.InputError, match=r'model.scan \(False, now True'):
     workdir.check(tmp_path, other, DATA)
-
-
-def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
-  code = f"""
-    import pathlib, sys, time
-    from skipnet_jax.runs import workdir
-    file = workdir.claim(pathlib.Path({str(tmp_path)!r}))
-    print('mine', flush=True)
-    sys.stdin.read()
-    """
-  first = subprocess.Popen(
-    [sys.executable, '-c', textwrap.dedent(code)],
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    assert first.stdout.readline() == 'mine\n'
-    with pytest.raises(errors.InputError, match='in use by process') as e:
-      workdir.claim(tmp_path)
-    assert f'process {first.pid} on ' in str(e.value)
-  finally:
-    first.kill()
-    first.communicate()
-  workdir.claim(tmp_path).close()
-  # Let go of by closing, too.
-  workdir.claim(tmp_path).close()
-
-
-def test_a_file_system_without_locks_gives_a_warning(
-  tmp_path, monkeypatch, capsys
-):
-  def refuse(*_):
-    raise OSError(errno.ENOTSUP, 'Operation not supported')
-
-  monkeypatch.setattr(workdir.fcntl, 'flock', refuse)
-  workdir.claim(tmp_path).close()
-  assert 'cannot be locked' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-  'kind', ['link', 'hard link', 'file', 'folder', 'pipe']
-)
-def test_a_lock_that_is_no_run_s_is_left_alone(tmp_path, kind):
-  lock, mine = tmp_path / '.lock', tmp_path / 'mine'
-  mine.write_bytes(b'\xff mine')
-  make = {
-    'link': lambda: lock.symlink_to(mine),
-    'hard link': lambda: lock.hardlink_to(mine),
-    'file': lambda: lock.write_bytes(mine.read_bytes()),
-    'folder': lock.mkdir,
-    'pipe': lambda: os.mkfifo(lock),
-  }
-  make[kind]()
-  with pytest.raises(errors.InputError, match='lock is not the lock of a run'):
-    workdir.claim(tmp_path)
-  assert mine.read_bytes() == b'\xff mine'
-  if kind == 'file':
-    assert lock.read_bytes() == b'\xff mine'
-  (lock.rmdir if kind == 'folder' else lock.unlink)()
-  for _ in range(2):
-    workdir.claim(tmp_path).close()
-    assert lock.read_text().startswith(f'process {os.getpid()} on ')
 
 
 @pytest.mark.parametrize('value', [None, 3, 'x', [1]])

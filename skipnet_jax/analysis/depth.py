@@ -26,6 +26,7 @@ from skipnet_jax import plots
 from skipnet_jax.data import data_set
 from skipnet_jax.data import pipeline as pipeline_lib
 from skipnet_jax.data import sources
+from skipnet_jax.runs import lock
 from skipnet_jax.runs import workdir as workdir_lib
 from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import calls
@@ -136,7 +137,7 @@ def sweep(
     pipeline = pipeline_lib.make_pipeline(one, data, 1)
     build_lib.build(one, pipeline.window, pipeline.steps_per_epoch)
   path = workdir_lib.check(folder, config, data)
-  with workdir_lib.claim(path):
+  with lock.claim(path):
     return _sweep(config, configs, data, path, log)
 
 

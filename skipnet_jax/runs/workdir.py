@@ -1,18 +1,12 @@
-"""The folder of a run: its config, data set and lock."""
+"""The folder of a run: its config and data set."""
 
-from collections.abc import Iterator
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import pathlib
 import platform
-import stat
-import sys
 import tempfile
-import time
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import ml_collections
@@ -34,8 +28,6 @@ _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy'),
   'skipnet_jax',
 )
-# Seconds until a folder that does not show process 0's lock is another one.
-_SHARED = 10
 # What training appends to or replaces in a run's folder.
 _APPENDED = ('metrics.jsonl', '.lock')
 # What it writes after config.json.
@@ -282,104 +274,6 @@ def _results(path: pathlib.Path) -> list[str]:
     with contextlib.suppress(OSError):
       found += [name] * any((path / name).iterdir())
   return found
-
-
-def claim(path: pathlib.Path) -> TextIO:
-  """Locks the folder for this process until the returned file is closed.
-
-  The operating system removes the lock when the process ends in any way.
-
-  Raises:
-    InputError: another process trains there, or its .lock is another file.
-  """
-  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-  foreign = errors.InputError(
-    f'{path / ".lock"} is not the lock of a run: remove it, or choose another '
-    '--workdir.'
-  )
-  try:
-    opened = os.open(path / '.lock', flags, 0o666)
-  except OSError as e:
-    # A link, or a folder.
-    if e.errno not in (errno.ELOOP, errno.EISDIR):
-      raise
-    raise foreign from e
-  found = os.fstat(opened)
-  if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-    os.close(opened)
-    raise foreign
-  file = os.fdopen(opened, 'r+', errors='replace')
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as e:
-    if e.errno not in (errno.EAGAIN, errno.EACCES):
-      # Some file systems of clusters have no locks.
-      print(f'{path} cannot be locked ({e.strerror}).', file=sys.stderr)
-      return file
-    owner = file.read(200).strip() or 'another process'
-    file.close()
-    raise errors.InputError(
-      f'The workdir {path} is in use by {owner}: wait until it ends, or choose '
-      'another --workdir.'
-    ) from e
-  text = file.read(200)
-  if text and not text.startswith('process '):
-    file.close()
-    raise foreign
-  file.seek(0)
-  file.truncate()
-  file.write(f'process {os.getpid()} on {platform.node()}\n')
-  file.flush()
-  return file
-
-
-@contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[None]:
-  """Keeps training out of a run's folder while its checkpoints are read.
-
-  Raises:
-    InputError: a process trains there.
-  """
-  with contextlib.ExitStack() as stack:
-    # Without a lock, or where files cannot be locked, no process is known.
-    with contextlib.suppress(OSError):
-      file = stack.enter_context((path / '.lock').open())
-      try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-      except BlockingIOError as e:
-        raise errors.InputError(
-          f'{path} is in use by {owner(path).strip() or "another process"}: '
-          'wait until its training ends, or give another run.'
-        ) from e
-    yield
-
-
-def owner(path: pathlib.Path) -> str:
-  """Who has locked the folder: the text in its lock; '' if there is none."""
-  with contextlib.suppress(OSError):
-    return (path / '.lock').read_text()
-  return ''
-
-
-def require_shared(path: pathlib.Path, first: str) -> None:
-  """Checks that this process's folder is that of process 0.
-
-  Args:
-    path: the run's folder, which process 0 has locked.
-    first: `owner` in process 0.
-
-  Raises:
-    InputError: it is another folder.
-  """
-  until = time.monotonic() + _SHARED
-  # A network file system may show a new file late.
-  while owner(path) != first:
-    if time.monotonic() > until:
-      raise errors.InputError(
-        f'The workdir {path} of this process is not the folder of process 0: '
-        'give every process the same --workdir, on a shared file system.'
-      )
-    time.sleep(0.2)
 
 
 def describe(

@@ -17,6 +17,7 @@ from skipnet_jax import errors
 from skipnet_jax import files
 from skipnet_jax.runs import checkpoint
 from skipnet_jax.runs import flow_file
+from skipnet_jax.runs import lock
 from skipnet_jax.runs import progress as progress_lib
 from skipnet_jax.runs import run_log
 from skipnet_jax.runs import workdir as workdir_lib
@@ -106,13 +107,13 @@ def open_run(
     start = warm_start.load(config, prepared.training, workdir)
     with processes.raise_input_errors_everywhere():
       path = workdir_lib.check(workdir, config, prepared.data)
-      lock = ''
+      holder = ''
       if jax.process_index() == 0:
-        stack.enter_context(workdir_lib.claim(path))
-        lock = workdir_lib.owner(path)
+        stack.enter_context(lock.claim(path))
+        holder = lock.owner(path)
     if jax.process_count() > 1:
       with processes.raise_input_errors_everywhere():
-        workdir_lib.require_shared(path, processes.from_first(lock))
+        lock.require_shared(path, processes.from_first(holder))
         identity = {
           'fingerprint of the data': prepared.data.fingerprint(),
           'packages': workdir_lib.packages(),

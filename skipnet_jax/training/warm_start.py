@@ -21,6 +21,7 @@ from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.runs import checkpoint
+from skipnet_jax.runs import lock
 from skipnet_jax.runs import pretrained
 from skipnet_jax.runs import trained
 from skipnet_jax.runs import workdir as workdir_lib
@@ -93,7 +94,7 @@ def open_source(value: str) -> trained.TrainedRun:
     with _named():
       return pretrained.open_pretrained(value.removeprefix(SHIPPED))
   path = pathlib.Path(environment.expand_home(value))
-  with _named(), workdir_lib.reading(path):
+  with _named(), lock.reading(path):
     return trained.open_run(path)
 
 
