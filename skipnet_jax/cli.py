@@ -80,6 +80,7 @@ def _parse(several: str, argv: list[str]) -> list[str]:
     argv = repeat_flag(several, argv) if several else argv
     rest = flags.FLAGS(last_of_each(argv))
     _expand_home()
+    _refuse_empty()
     return rest
   except (flags.Error, errors.InputError) as e:
     _refuse_variable(e)
@@ -116,6 +117,14 @@ def _expand_home() -> None:
         for value in flag.value
         if value != ''
       ]
+
+
+def _refuse_empty() -> None:
+  """Refuses flags that are given as `--flag=`; fields of a config may be."""
+  for name in flags.FLAGS:
+    given = flags.FLAGS[name].present and not name.startswith('config.')
+    if given and flags.FLAGS[name].value in ('', []):
+      refuse(f'--{name} is given without a value: give one, or leave it out.')
 
 
 def last_of_each(argv: list[str]) -> list[str]:

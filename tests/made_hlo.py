@@ -109,3 +109,50 @@ backend_config={"known_trip_count":{"n":"4"}}
   ROOT %done = f32[1000]{0} bitcast(%grown)
 }
 """
+
+# As libtpu writes a collective that runs while a product is computed: the same
+# one in three fusions.
+ASYNC_HLO = """HloModule jit_step, num_partitions=4
+
+%begin (p: f32[8]) -> (f32[8], f32[32], u32[], u32[]) {
+  %p = f32[8]{0} parameter(0)
+  %ag.1 = f32[32]{0} all-gather(%p), channel_id=31, dimensions={0}
+  ROOT %cc = (f32[8]{0}, f32[32]{0}, u32[]{:S(2)}, u32[]{:S(2)}) \
+custom-call(%ag.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%during (q: f32[8], r: f32[32], a: f32[8,8], b: f32[8,8]) -> \
+(f32[8,8], f32[8], f32[32], f32[32]) {
+  %q = f32[8]{0} parameter(0)
+  %r = f32[32]{0} parameter(1)
+  %a = f32[8,8]{1,0} parameter(2)
+  %b = f32[8,8]{1,0} parameter(3)
+  %product = f32[8,8]{1,0} dot(%a, %b)
+  %ag.2 = f32[32]{0} all-gather(%q), channel_id=31, dimensions={0}
+  ROOT %all = (f32[8,8]{1,0}, f32[8]{0}, f32[32]{0}, f32[32]{0}) \
+tuple(%product, %q, %r, %ag.2)
+}
+
+%end (s: f32[8], t: f32[32]) -> f32[32] {
+  %s = f32[8]{0} parameter(0)
+  %t = f32[32]{0} parameter(1)
+  %ag.3 = f32[32]{0} all-gather(%s), channel_id=31, dimensions={0}
+  ROOT %dd = f32[32]{0} custom-call(%s, %t, %ag.3), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[8], m: f32[8,8]) -> f32[32] {
+  %x = f32[8]{0} parameter(0)
+  %m = f32[8,8]{1,0} parameter(1)
+  %start = (f32[8]{0}, f32[32]{0}, u32[]{:S(2)}, u32[]{:S(2)}) fusion(%x), \
+kind=kCustom, calls=%begin
+  %s0 = f32[8]{0} get-tuple-element(%start), index=0
+  %s1 = f32[32]{0} get-tuple-element(%start), index=1
+  %work = (f32[8,8]{1,0}, f32[8]{0}, f32[32]{0}, f32[32]{0}) \
+fusion(%s0, %s1, %m, %m), kind=kOutput, calls=%during
+  %w1 = f32[8]{0} get-tuple-element(%work), index=1
+  %w2 = f32[32]{0} get-tuple-element(%work), index=2
+  %done = f32[32]{0} fusion(%w1, %w2), kind=kCustom, calls=%end
+  ROOT %use = f32[32]{0} negate(%done)
+}
+"""

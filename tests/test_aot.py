@@ -164,6 +164,28 @@ def test_one_device_says_nothing_of_what_several_would_send(smoke, cpu_slice):
   assert report['weak_scaling'] == []
 
 
+def test_what_jax_does_not_use_by_default_must_be_asked_for(
+  smoke, cpu_slice, monkeypatch
+):
+  def compile_(step, per_device):
+    row = row_of(per_device, 1, limit=9)
+    row['floors']['launch_s'] = 0.001
+    return row
+
+  monkeypatch.setattr(sharded_step.Step, 'compile', compile_)
+  monkeypatch.setattr(aot, 'SEARCH', 0)
+
+  def table(images):
+    config = smoke({'train.batch_size': images})
+    return aot.format_table(aot.predict(config, 'h100:1', say=lambda _: None))
+
+  # 11.8 and 14.1 of 16 GiB.
+  assert 'MEM_FRACTION' not in table(5)
+  text = ' '.join(table(6).split())
+  assert 'for 14.10 GiB, set XLA_PYTHON_CLIENT_MEM_FRACTION to at least' in text
+  assert 'to at least 0.89.' in text
+
+
 def test_a_folder_gets_the_program_and_its_kernels_without_a_search(
   smoke, cpu_slice, monkeypatch, tmp_path
 ):

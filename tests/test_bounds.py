@@ -45,12 +45,12 @@ def test_a_figure_that_is_not_known_gives_no_floor():
   assert times['compute_s'] is None
   assert times['collective_s'] is None
   assert times['step_s'] == pytest.approx(0.02)
-  assert bounds.weak_scaling(times, SENDS, 2, silent, 8) == []
+  assert bounds.weak_scaling(times, SENDS, 2, silent, 4, 8) == []
 
 
 def test_weak_scaling_loses_what_the_ring_takes():
   times = bounds.floors(5e9, 2e8, SENDS, 4, PEAK)
-  table = bounds.weak_scaling(times, SENDS, 2, PEAK, 256)
+  table = bounds.weak_scaling(times, SENDS, 2, PEAK, 4, 256)
   assert [row['devices'] for row in table] == [2**i for i in range(9)]
   assert table[0]['efficiency'] == 1
   assert table[0]['images_per_second'] == pytest.approx(2 / 0.020)
@@ -60,11 +60,22 @@ def test_weak_scaling_loses_what_the_ring_takes():
   assert 20 / 36 < table[-1]['efficiency'] < 20 / 35.9
 
 
+def test_what_is_gathered_grows_with_the_devices():
+  gathered = {'all-gather': {'count': 1, 'bytes': 4 * 10**6}}
+  times = bounds.floors(5e9, 2e8, gathered, 4, PEAK)
+  table = bounds.weak_scaling(times, gathered, 2, PEAK, 4, 72)
+  assert [row['devices'] for row in table] == [1, 2, 4, 8, 16, 32, 64]
+  # Each passes on a million bytes of every other one, in 1 ms.
+  assert [row['collective_s'] for row in table] == pytest.approx(
+    [1e-3 * (2**i - 1) for i in range(7)]
+  )
+
+
 def test_kernels_take_at_least_their_launches():
   times = bounds.floors(1e9, 2e7, SENDS, 1, PEAK, launches=2000)
   assert times['launch_s'] == pytest.approx(0.004)
   assert times['bound'] == 'launch'
-  table = bounds.weak_scaling(times, SENDS, 2, PEAK, 2)
+  table = bounds.weak_scaling(times, SENDS, 2, PEAK, 4, 2)
   # Two devices: 8 MB in 8 ms after 4 ms.
   assert [row['step_s'] for row in table] == pytest.approx([0.004, 0.012])
 

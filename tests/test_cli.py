@@ -156,6 +156,23 @@ def test_variables_that_change_results_are_ignored(monkeypatch, capsys):
   assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  ('name', 'flags'),
+  [
+    ('benchmark', ('--config=long_short', '--output=a.json', '--aot=')),
+    ('predict', ('--workdir=a', '--input=b', '--output=c', '--std=')),
+    ('evaluate', ('--prediction=a', '--labels=b', '--panels=')),
+    ('gradflow', ('--runs=,',)),
+  ],
+)
+def test_a_flag_without_a_value_is_refused(command, name, flags):
+  # As of a variable of the shell that is not set.
+  outcome = command(name, *flags)
+  assert outcome.code == 2
+  flag = flags[-1].partition('=')[0]
+  assert f'{flag} is given without a value: give one' in outcome.err
+
+
 def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   config = tmp_path / 'own.py'
@@ -174,7 +191,7 @@ def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   outcome = command('gradflow', '--runs=~/a,~/b', f'--output={tmp_path}/c')
   assert f'{tmp_path}/a/config.json is missing' in outcome.err
   outcome = command('predict', '--workdir=,', '--input=a', '--output=b')
-  assert 'Give either --workdir' in outcome.err
+  assert '--workdir is given without a value' in outcome.err
   outcome = command('benchmark', '--compare', '~/a.json', '~/b.json')
   assert f'{tmp_path}/a.json' in outcome.err
 

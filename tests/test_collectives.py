@@ -4,9 +4,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
+import made_hlo
 import pytest
 
 from skipnet_jax.benchmarking.hlo import collectives
+from skipnet_jax.benchmarking.hlo import program as program_lib
 
 TPU_TEXT = """HloModule jit_step, num_partitions=4
 
@@ -33,6 +35,10 @@ collective-permute-start(%q), source_target_pairs={{0,1},{1,0}}
   ROOT %out = f32[32]{0} copy(%use)
 }
 """
+
+
+def count(hlo):
+  return collectives.count(program_lib.Program(hlo))
 
 
 def compiled(body, shape, out):
@@ -78,17 +84,17 @@ def compiled(body, shape, out):
 def test_a_compiled_collective_is_found_with_its_bytes(
   kind, body, out, expected
 ):
-  found = collectives.count(compiled(body, (8, 48), out))
+  found = count(compiled(body, (8, 48), out))
   assert found == {kind: {'count': 1, 'bytes': expected}}
 
 
 def test_a_program_of_one_device_sends_nothing():
   hlo = jax.jit(jnp.sum).lower(jnp.ones(8)).compile().as_text()
-  assert collectives.count(hlo) == {}
+  assert count(hlo) == {}
 
 
 def test_tuples_are_counted_by_element_and_asynchronous_pairs_once():
-  assert collectives.count(TPU_TEXT) == {
+  assert count(TPU_TEXT) == {
     'all-reduce': {'count': 2, 'bytes': 4 * 32 + 2 * 8 * 128 + 4},
     'all-gather': {'count': 1, 'bytes': 2 * 32 * 128},
     'collective-permute': {'count': 1, 'bytes': 64},
@@ -110,5 +116,34 @@ def test_tuples_are_counted_by_element_and_asynchronous_pairs_once():
 )
 def test_a_ring_sends_as_many_bytes_as_its_parts_pass_on(kind, held, sent):
   found = {kind: {'count': 1, 'bytes': held}}
-  assert collectives.sent_bytes(found, 8) == sent
-  assert collectives.sent_bytes(found, 1) == 0
+  assert collectives.sent_bytes(found, 8, 8) == sent
+  assert collectives.sent_bytes(found, 1, 8) == 0
+
+
+@pytest.mark.parametrize(
+  ('kind', 'held', 'sent'),
+  [
+    # Each device has 800 bytes to add up, or 100 of its own to gather. Of four
+    # devices' program, the result of a gathering is 400 bytes, and what a
+    # scattered sum leaves of 800 is 200.
+    ('all-reduce', 800, 1400),
+    ('all-gather', 400, 700),
+    ('reduce-scatter', 200, 700),
+    ('all-to-all', 800, 700),
+  ],
+)
+def test_a_program_of_four_devices_says_what_eight_would_send(kind, held, sent):
+  found = {kind: {'count': 1, 'bytes': held}}
+  assert collectives.sent_bytes(found, 8, 4) == sent
+
+
+def test_a_collective_begun_in_one_fusion_and_ended_in_another_counts_once():
+  assert count(made_hlo.ASYNC_HLO) == {'all-gather': {'count': 1, 'bytes': 128}}
+
+
+def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
+  text = made_hlo.GPU_HLO.replace(
+    'f32[1000]{0} copy(%now)', 'f32[1000]{0} all-reduce(%now), to_apply=%add'
+  )
+  found = count(text)['all-reduce']
+  assert found == {'count': 1 + 4, 'bytes': 4 * 300 + 4 * 4 * 1000}

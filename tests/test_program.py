@@ -20,7 +20,8 @@ def program():
     ('mask', 'random', 4 * 256 + IMAGE),
     ('moved', 'copy', 2 * IMAGE),
     ('total', 'reduce', 4 + IMAGE + 4),
-    ('cudnn', 'convolution', IMAGE + 16 + IMAGE + KERNEL),
+    # Without its workspace.
+    ('cudnn', 'convolution', IMAGE + IMAGE + KERNEL),
     ('out', 'convolution', IMAGE // 2 + IMAGE + KERNEL),
     ('half', 'elementwise', IMAGE // 2 + IMAGE),
   ],
@@ -74,6 +75,98 @@ def test_what_lies_on_the_chip_is_not_in_hbm(name, size, hbm):
   program = program_lib.Program(TPU_HLO)
   assert program.bytes_of(name) == size
   assert program.bytes_of(name, hbm=True) == hbm
+
+
+def test_only_the_array_moves_and_a_copy_is_named_one():
+  program = program_lib.Program(TPU_HLO)
+  assert program.decisive('part-start')[0] == 'copy'
+  assert program.decisive('out-start')[0] == 'copy'
+
+
+def entry(*lines, before=''):
+  """A program of these instructions, after other computations."""
+  body = ''.join(f'  {line}\n' for line in lines)
+  return program_lib.Program(
+    f'HloModule m\n\n{before}\nENTRY %main () -> f32[] {{\n{body}}}\n'
+  )
+
+
+def test_a_result_that_lies_on_the_chip_in_part_counts_in_part():
+  program = entry(
+    '%a = f32[8]{0:T(8)} parameter(0)',
+    '%b = f32[4]{0:T(4)S(1)} parameter(1)',
+    'ROOT %both = (f32[8]{0:T(8)}, f32[4]{0:T(4)S(1)}) all-reduce(%a, %b)',
+  )
+  assert program.bytes_of('both') == 2 * 48
+  assert program.bytes_of('both', hbm=True) == 2 * 32
+
+
+@pytest.mark.parametrize(
+  ('root', 'size'),
+  [
+    # Only the 10 numbers of the update move: read, and written in place.
+    ('ROOT %put = f32[1000]{0} dynamic-update-slice(%a, %u, %i)', 2 * 40 + 4),
+    (
+      '%put = f32[1000]{0} dynamic-update-slice(%a, %u, %i)\n'
+      '  ROOT %t = (f32[1000]{0}) tuple(%put)',
+      2 * 40 + 4,
+    ),
+    # One into the other: both updates.
+    (
+      '%in = f32[1000]{0} dynamic-update-slice(%a, %u, %i)\n'
+      '  ROOT %put = f32[1000]{0} dynamic-update-slice(%in, %u, %j)',
+      3 * 40 + 2 * 4,
+    ),
+    # What follows writes all of it elsewhere.
+    (
+      '%put = f32[1000]{0} dynamic-update-slice(%a, %u, %i)\n'
+      '  ROOT %b = f32[1000]{0} negate(%put)',
+      2 * 4000 + 40 + 4,
+    ),
+  ],
+)
+def test_an_update_is_in_place_only_where_nothing_follows(root, size):
+  fused = (
+    '%fused (a: f32[1000], u: f32[10], i: s32[], j: s32[]) -> f32[1000] {\n'
+    '  %a = f32[1000]{0} parameter(0)\n  %u = f32[10]{0} parameter(1)\n'
+    '  %i = s32[] parameter(2)\n'
+    + ('  %j = s32[] parameter(3)\n' if '%j' in root else '')
+    + f'  {root}\n}}\n'
+  )
+  program = entry(
+    '%x = f32[1000]{0} parameter(0)',
+    'ROOT %f = f32[1000]{0} fusion(%x), kind=kLoop, calls=%fused',
+    before=fused,
+  )
+  assert program.bytes_of('f') == size
+
+
+def test_what_only_names_a_place_or_ends_is_no_kernel():
+  program = entry(
+    '%a = f32[8]{0} parameter(0)',
+    '%s = ((f32[8]{0}), f32[4]{0}, s32[]) slice-start(%a), slice={[0:4]}',
+    '%d = f32[4]{0} slice-done(%s)',
+    '%y = ((f32[8]{0}, s32[]), f32[2]{0}, s32[]) dynamic-slice-start(%a, %i)',
+    '%u = ((f32[8]{0}), f32[4]{0}, s32[]) async-update(%y)',
+    '%n = f32[8]{0} custom-call(), custom_call_target="AllocateBuffer"',
+    '%c = f32[8]{0} custom-call(%d, %d), custom_call_target="ConcatBitcast"',
+    'ROOT %k = f32[8]{0} negate(%c)',
+  )
+  names = [one.name for one, _ in program.kernels()]
+  assert names == ['s', 'y', 'k']
+  assert program.bytes_of('y') == 2 * 8
+
+
+def test_an_asynchronous_collective_of_a_tpu_counts_where_it_begins():
+  program = program_lib.Program(made_hlo.ASYNC_HLO)
+  kernels = {
+    one.name: program.decisive(one.name)[0] for one, _ in program.kernels()
+  }
+  assert kernels == {'start': 'collective', 'work': 'dot', 'use': 'elementwise'}
+  # The part, what was gathered, and two flags.
+  assert program.bytes_of('start') == 4 * (8 + 32 + 1 + 1)
+  # Two factors and their product; what passes through does not move.
+  assert program.bytes_of('work') == 4 * 3 * 64
 
 
 @pytest.mark.parametrize(

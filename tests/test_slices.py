@@ -51,6 +51,20 @@ def test_gpus_that_no_host_has_are_refused_with_the_limits(text):
   assert 'at most 8' in str(caught.value)
 
 
+def test_a_tray_of_gb200_has_four():
+  assert slices.chips('gb200:18x4') == 72
+  with pytest.raises(errors.InputError, match='at most 4, such as gb200:4'):
+    slices.chips('gb200:8')
+
+
+@pytest.mark.parametrize(
+  ('name', 'hosts', 'count'),
+  [('h100', 1, 8), ('h100', 2, 0), ('gb200', 1, 72), ('gb200', 16, 72)],
+)
+def test_nvlink_ends_at_the_host_or_at_the_rack(name, hosts, count):
+  assert gpus.linked(gpus.GPUS[name].name, hosts) == count
+
+
 @pytest.mark.parametrize('gpu', gpus.GPUS.values(), ids=gpus.GPUS)
 def test_a_gpu_has_published_rates_that_agree_with_its_description(gpu):
   peak = peaks.PEAKS[gpu.name]
@@ -68,13 +82,25 @@ def test_a_gpu_has_published_rates_that_agree_with_its_description(gpu):
   [
     ({}, 'found: none'),
     ({'jax-cuda13-plugin': '0.0.1'}, 'found: jax-cuda13-plugin 0.0.1'),
+    # The one that contains the compiler is missing, or is of another CUDA.
+    ({'jax-cuda13-plugin': 'this'}, 'found: jax-cuda13-plugin '),
+    ({'jax-cuda13-plugin': 'this', 'jax-cuda12-pjrt': 'this'}, 'cuda12-pjrt'),
   ],
 )
 def test_without_the_plugin_of_this_version_its_package_is_named(
   monkeypatch, installed, said
 ):
-  monkeypatch.setattr(gpus.environment, 'versions', lambda _: installed)
-  wanted = f'pip install jax-cuda13-plugin=={gpus.jaxlib.__version__}'
+  version = gpus.jaxlib.__version__
+  monkeypatch.setattr(
+    gpus.environment,
+    'versions',
+    lambda names: {
+      n: installed.get(n, '').replace('this', version) for n in names
+    },
+  )
+  wanted = (
+    f'pip install jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}'
+  )
   with pytest.raises(errors.InputError, match=wanted) as caught:
     slices.devices('h100:1')
   assert said in str(caught.value)

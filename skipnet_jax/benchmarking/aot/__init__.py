@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for TPUs and GPUs that are not there."""
+"""Ahead-of-time compilation for TPUs and GPUs, none of which is needed."""

@@ -1,4 +1,4 @@
-"""Predicts a training step on TPUs or GPUs, without them.
+"""Predicts a training step on TPUs or GPUs, none of which is needed.
 
 libtpu, or XLA's plugin for CUDA, compiles the sharded step ahead of time, on a
 Linux machine with a CPU only; nothing is executed. The counts of the compiled
@@ -9,6 +9,7 @@ some products and takes the fastest.
 
 from collections.abc import Callable
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -32,8 +33,8 @@ from skipnet_jax.data import slice_split
 
 # Compilations that search for the largest batch; each takes minutes.
 SEARCH = 2
-# Devices that fast links join: a pod of v5e or v6e, and a host of GPUs.
-_CHIPS, _GPUS = 256, 8
+# Share of a GPU's memory that JAX uses unless it is told otherwise.
+_GPU_SHARE = 0.75
 # A guess is tried only if it exceeds what fits by this factor.
 _WORTH = 1.1
 
@@ -154,7 +155,8 @@ def predict(
       rows[largest]['collectives'],
       largest,
       step.peak,
-      _GPUS if step.gpu else _CHIPS,
+      chips,
+      step.linked,
     )
     # The program of one device does not say what several would send.
     if largest and chips > 1
@@ -255,12 +257,20 @@ def format_table(report: dict[str, Any]) -> str:
         'HLO GB include what stays in on-chip memory. The memory floor is that '
         "of the kernels' bytes in HBM."
       )
-    if any(row['floors']['launch_s'] for row in rows):
+    gpu = any(row['floors']['launch_s'] for row in rows)
+    if gpu:
       lines += tables.paragraph(
         'The compute floor is that of the FLOPs by formula, the memory floor '
         "that of the kernels' bytes; a launch is assumed to take at least "
         f'{1e6 * bounds.LAUNCH_S:g} microseconds. One after the other, each '
         'kernel takes the longer of a launch and its bytes.'
+      )
+    needed = max(row['memory']['peak'] for row in rows) / 2**30
+    if gpu and needed > _GPU_SHARE * peak['memory_gib']:
+      lines += tables.paragraph(
+        f'By default JAX uses {_GPU_SHARE:.0%} of the memory of a GPU: for '
+        f'{needed:.2f} GiB, set XLA_PYTHON_CLIENT_MEM_FRACTION to at least '
+        f'{math.ceil(100 * needed / peak["memory_gib"]) / 100:.2f}.'
       )
     lines += [
       '',

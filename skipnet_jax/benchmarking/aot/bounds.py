@@ -30,7 +30,7 @@ def floors(
     bytes_accessed: bytes that one device reads from and writes to HBM; None:
       unknown.
     sent: from `collectives.count`.
-    devices: number of devices that share each collective.
+    devices: number of devices that share each collective, those of the program.
     peak: of the device.
     launches: kernels of a GPU, each LAUNCH_S after the one before; None for a
       TPU, which starts one program.
@@ -44,7 +44,8 @@ def floors(
   times = {
     'compute': flops and flops / (peak.bf16_tflops * 1e12),
     'memory': bytes_accessed and bytes_accessed / (peak.bandwidth_gb_s * 1e9),
-    'collective': link and collectives.sent_bytes(sent, devices) / (link * 1e9),
+    'collective': link
+    and collectives.sent_bytes(sent, devices, devices) / (link * 1e9),
     'launch': launches and launches * LAUNCH_S,
   }
   known = {name: time for name, time in times.items() if time is not None}
@@ -74,6 +75,7 @@ def weak_scaling(
   sent: Collectives,
   batch: int,
   peak: peaks.Peak,
+  compiled: int,
   most: int,
 ) -> list[dict[str, Any]]:
   """The same batch per device on 1, 2, 4 ... devices.
@@ -87,7 +89,8 @@ def weak_scaling(
       each device sends.
     batch: per device.
     peak: of the device.
-    most: devices that such links join, a power of 2.
+    compiled: number of devices of the program that `sent` is of.
+    most: devices that such links join.
 
   Returns:
     For each number of devices: devices; collective_s; step_s, the least time if
@@ -101,9 +104,8 @@ def weak_scaling(
     return []
   table = []
   for devices in (2**n for n in range(most.bit_length())):
-    collective_s = collectives.sent_bytes(sent, devices) / (
-      peak.link_gb_s * 1e9
-    )
+    moved = collectives.sent_bytes(sent, devices, compiled)
+    collective_s = moved / (peak.link_gb_s * 1e9)
     step_s = alone + collective_s
     table.append(
       {

@@ -1,4 +1,4 @@
-"""GPUs by name, and stand-ins for them that programs can be compiled for."""
+"""GPUs by name: what XLA needs to know to compile for them."""
 
 import dataclasses
 import re
@@ -10,10 +10,12 @@ import jaxlib
 from skipnet_jax import environment
 from skipnet_jax import errors
 
-# GPUs on a host at most: those of a DGX or HGX.
-_PER_HOST = 8
 _MOST_HOSTS = 32
-_PLUGINS = ('jax-cuda13-plugin', 'jax-cuda12-plugin')
+# JAX's two packages for each CUDA, of which the first contains the compiler.
+_PLUGINS = tuple(
+  tuple(f'jax-cuda{cuda}-{part}' for part in ('pjrt', 'plugin'))
+  for cuda in (13, 12)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Gpu:
 
   The figures are those that the card reports to CUDA, as XLA's authors wrote
   them down in `source`, a file of the folder
-  xla/backends/gpu/target_config/specs of github.com/openxla/xla.
+  xla/backends/gpu/target_config/specs of github.com/openxla/xla. What it says
+  of single units and of threads is left out, and cuDNN is 9.10 for all.
 
   Attributes:
     name: the device_kind that JAX reports, which `timing.peaks` has too.
@@ -35,6 +38,8 @@ class Gpu:
     clock_ghz: the highest clock rate.
     memory: its bytes.
     source: see above, with the version that was read.
+    per_host: GPUs on a host at most; of a DGX or HGX, or of a tray.
+    linked: GPUs that NVLink joins; of a host, or of a rack of several hosts.
   """
 
   name: str
@@ -47,6 +52,8 @@ class Gpu:
   clock_ghz: float
   memory: int
   source: str
+  per_host: int = 8
+  linked: int = 8
 
   def spec(self) -> str:
     """The description as XLA reads it, a text protocol buffer."""
@@ -140,6 +147,8 @@ GPUS = {
     clock_ghz=2.062,
     memory=197_897_748_480,
     source='gb200.txtpb, 300ec95a',
+    per_host=4,
+    linked=72,
   ),
 }
 
@@ -153,19 +162,21 @@ def shape(topology: str) -> tuple[int, int]:
   Raises:
     InputError: a number of hosts or GPUs that there is not.
   """
+  gpu = topology.partition(':')[0]
+  most = GPUS[gpu].per_host
   sides = re.fullmatch(r'\w+:(?:([1-9]\d*)x)?([1-9]\d*)', topology, re.ASCII)
   hosts, each = (int(n or 1) for n in sides.groups()) if sides else (0, 0)
-  if not (0 < hosts <= _MOST_HOSTS and 0 < each <= _PER_HOST):
+  if not (0 < hosts <= _MOST_HOSTS and 0 < each <= most):
     raise errors.InputError(
       f'The topology {topology!r} is unknown; give a GPU and its number on a '
-      f'host, at most {_PER_HOST}, such as h100:8, or first the number of '
-      f'hosts, at most {_MOST_HOSTS}, such as h100:2x8.'
+      f'host, at most {most}, such as {gpu}:{most}, or first the number of '
+      f'hosts, at most {_MOST_HOSTS}, such as {gpu}:2x{most}.'
     )
   return hosts, each
 
 
 def devices(topology: str) -> list[Any]:
-  """Stand-ins for GPUs; JAX's platform must be set, or it looks for real ones.
+  """Descriptions of GPUs; if JAX has no platform yet, it looks for real ones.
 
   Args:
     topology: a name that `shape` accepts.
@@ -173,14 +184,15 @@ def devices(topology: str) -> list[Any]:
   Raises:
     InputError: JAX's plugin for CUDA is missing, or not of jaxlib's version.
   """
-  found = {k: v for k, v in environment.versions(_PLUGINS).items() if v}
+  found = environment.versions(sum(_PLUGINS, ()))
   wanted = jaxlib.__version__
-  if wanted not in found.values():
-    there = ', '.join(f'{name} {version}' for name, version in found.items())
+  if not any(all(found[p] == wanted for p in pair) for pair in _PLUGINS):
+    there = ', '.join(f'{name} {v}' for name, v in found.items() if v)
     raise errors.InputError(
-      f'Compiling for a GPU needs jax-cuda13-plugin {wanted}, as jaxlib is '
-      f'{wanted}; found: {there or "none"}. Run: pip install '
-      f'jax-cuda13-plugin=={wanted} (Linux; 400 MB; no GPU is needed).'
+      f'Compiling for a GPU needs jax-cuda13-plugin and jax-cuda13-pjrt '
+      f'{wanted}, as jaxlib is {wanted}; found: {there or "none"}. Run: pip '
+      f'install jax-cuda13-plugin=={wanted} jax-cuda13-pjrt=={wanted} (Linux; '
+      '400 MB; no GPU is needed).'
     )
   gpu = GPUS[topology.partition(':')[0]]
   hosts, each = shape(topology)
@@ -190,3 +202,14 @@ def devices(topology: str) -> list[Any]:
     target_config=gpu.spec(),
     topology=f'1x{hosts}x{each}',
   ).devices
+
+
+def linked(kind: str, hosts: int) -> int:
+  """How many of the GPUs of some hosts NVLink joins, 0 if not all of a host's.
+
+  Args:
+    kind: a GPU's device_kind.
+    hosts: their number.
+  """
+  gpu = next(gpu for gpu in GPUS.values() if gpu.name == kind)
+  return gpu.linked if hosts == 1 or gpu.linked > gpu.per_host else 0

@@ -1,5 +1,6 @@
 """Compiles the sharded training step for accelerators this machine lacks."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import ml_collections
 
 from skipnet_jax import errors
 from skipnet_jax.benchmarking.aot import bounds
+from skipnet_jax.benchmarking.aot import gpus
 from skipnet_jax.benchmarking.hlo import collectives
 from skipnet_jax.benchmarking.hlo import kernels
 from skipnet_jax.benchmarking.hlo import program as program_lib
@@ -20,6 +22,8 @@ from skipnet_jax.step import build as build_lib
 from skipnet_jax.step import calls
 from skipnet_jax.step import parallel as parallel_lib
 
+# Chips that the links of a TPU join: a pod of v5e or v6e.
+_POD = 256
 # Share of a device's memory that programs can use: v5e 15.75 of 16 GiB.
 USABLE = 0.98
 # Without a GPU nothing can be timed to choose kernels by.
@@ -39,7 +43,9 @@ class Step:
     call: the jitted step of a run, `(state, batch)`.
     kind: of the devices.
     gpu: whether they are GPUs.
-    peak: published figures of a device.
+    linked: how many devices fast links join.
+    peak: published figures of a device; those of its links only if they join
+      all devices.
     hlo: text of the program that was last compiled.
 
   Raises:
@@ -56,7 +62,12 @@ class Step:
     self._config, self._window, self._count = config, window, len(devices)
     self.kind, self.gpu = devices[0].device_kind, devices[0].platform == 'gpu'
     self.hlo = ''
-    self.peak = peaks.PEAKS[self.kind]
+    self.peak, self.linked = peaks.PEAKS[self.kind], _POD
+    if self.gpu:
+      hosts = {device.process_index for device in devices}
+      self.linked = gpus.linked(self.kind, len(hosts))
+    if self._count > self.linked:
+      self.peak = dataclasses.replace(self.peak, link_gb_s=None)
     self._training = training = build_lib.build(
       config, window, steps_per_epoch, platform=devices[0].platform
     )
@@ -161,8 +172,8 @@ class Step:
       row['error'] = f'It needs {needed:.2f} GiB of {limit:g} GiB'
       return row | unknown
     self.hlo = compiled.as_text()
-    sent = collectives.count(self.hlo)
-    table = kernels.table(program_lib.Program(self.hlo))
+    program = program_lib.Program(self.hlo)
+    sent, table = collectives.count(program), kernels.table(program)
     counted = kernels.count(table)
     floors = bounds.floors(
       model_flops if self.gpu else found['hlo_flops'],

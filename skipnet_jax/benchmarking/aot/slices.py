@@ -1,4 +1,4 @@
-"""TPU slices and GPUs by name, and stand-ins for their devices."""
+"""TPU slices and GPUs by name: devices that programs can be compiled for."""
 
 import importlib.util
 import math
@@ -54,7 +54,7 @@ def chips(topology: str) -> int:
 
 
 def devices(topology: str) -> list[Any]:
-  """Stand-ins for devices, which programs can be compiled for.
+  """Descriptions of devices, for which programs can be compiled.
 
   Unless JAX has been told which platform to use, it is set to use the CPU.
 
