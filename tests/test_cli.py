@@ -160,7 +160,7 @@ def test_variables_that_change_results_are_ignored(monkeypatch, capsys):
   ('name', 'flags'),
   [
     ('benchmark', ('--config=long_short', '--output=a.json', '--aot=')),
-    ('predict', ('--workdir=a', '--input=b', '--output=c', '--std=')),
+    ('predict', ('--workdir=a', '--input=b', '--output=c', '--overlay=')),
     ('evaluate', ('--prediction=a', '--labels=b', '--panels=')),
     ('gradflow', ('--runs=,',)),
   ],
