@@ -6,15 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-import small_networks
 
 from skipnet_jax.models import fused_norm
 from skipnet_jax.models import layers
 from skipnet_jax.models import norms
-from skipnet_jax.step import losses
-from skipnet_jax.step import step as step_lib
 
 
 def form(fused):
@@ -106,30 +102,3 @@ def test_other_batch_norms_stay_flax_s():
     found = Other().apply(variables, x, mutable=['batch_stats'])
   expected = Other().apply(variables, x, mutable=['batch_stats'])
   jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-@pytest.mark.parametrize('accelerator', ['gpu', 'tpu'])
-def test_a_step_is_that_of_the_other_form(accelerator):
-  model = small_networks.make_model(
-    base_width=4, repetitions=(1,) * 3 + (2,) * 4
-  )
-  optimizer, batch = optax.sgd(0.1), small_networks.make_batch()
-  state = small_networks.make_state(model, optimizer)
-  found, expected = (
-    jax.jit(
-      step_lib.make_train_step(
-        model,
-        optimizer,
-        losses.LOSSES['bce'],
-        form=form,
-      )
-    )(state, batch)
-    for form in (accelerator, 'plain')
-  )
-  for a, b in zip(
-    jax.tree.leaves(found[0].variables()),
-    jax.tree.leaves(expected[0].variables()),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-  assert float(found[1]['loss']) == pytest.approx(float(expected[1]['loss']))
