@@ -590,4 +590,66 @@ BENCHMARKS = (
   ),
 )
 
-MUTATIONS = TRAINING + MODELS + DATA + EVALUATION + OTHERS + BENCHMARKS
+PREDICTIONS = (
+  Mutation(
+    'collective-in-three-fusions',
+    'skipnet_jax/benchmarking/hlo/program.py',
+    'return self._begun.get(one.channel, one.name) != one.name',
+    'return False',
+    'An asynchronous collective of a TPU counts three times.',
+    (
+      'tests/test_collectives.py'
+      '::test_a_collective_begun_in_one_fusion_and_ended_in_another_counts_once',
+    ),
+  ),
+  Mutation(
+    'places-are-kernels',
+    'skipnet_jax/benchmarking/hlo/program.py',
+    "_PLACES = {'ConcatBitcast', 'AllocateBuffer', _END}",
+    '_PLACES = {_END}',
+    'What only says where an array lies counts as a kernel.',
+    (
+      'tests/test_program.py'
+      '::test_what_only_names_a_place_or_ends_is_no_kernel',
+    ),
+  ),
+  Mutation(
+    'every-update-in-place',
+    'skipnet_jax/benchmarking/hlo/program.py',
+    'elif user.name not in updates or not first:',
+    "elif user.opcode != 'dynamic-update-slice' or not first:",
+    'An array that is written elsewhere after an update seems not to be read.',
+    (
+      'tests/test_program.py'
+      '::test_an_update_is_in_place_only_where_nothing_follows',
+    ),
+  ),
+  Mutation(
+    'gathered-as-compiled',
+    'skipnet_jax/benchmarking/hlo/collectives.py',
+    "'all-gather': lambda n, m: (n - 1) / m,",
+    "'all-gather': lambda n, m: (n - 1) / n,",
+    'Weak scaling gathers as much on 256 devices as on four.',
+    ('tests/test_bounds.py::test_what_is_gathered_grows_with_the_devices',),
+  ),
+  Mutation(
+    'nvlink-between-hosts',
+    'skipnet_jax/benchmarking/aot/gpus.py',
+    'return gpu.linked if hosts == 1 or gpu.linked > gpu.per_host else 0',
+    'return gpu.linked',
+    'GPUs of several hosts seem to be joined by NVLink.',
+    ('tests/test_slices.py::test_nvlink_ends_at_the_host_or_at_the_rack',),
+  ),
+  Mutation(
+    'classifier-in-reverse',
+    'skipnet_jax/models/accelerator_layers.py',
+    'layers.at_least_float32(x) * kernel.reshape(',
+    'layers.at_least_float32(x) * kernel[..., ::-1, :].reshape(',
+    'On GPUs a classifier has the weights of its channels in reverse.',
+    ('tests/test_accelerator_layers.py::test_it_is_the_layer_to_rounding',),
+  ),
+)
+
+MUTATIONS = (
+  TRAINING + MODELS + DATA + EVALUATION + OTHERS + BENCHMARKS + PREDICTIONS
+)
