@@ -144,9 +144,8 @@ def usable_cores() -> int:
   return os.cpu_count() or 1
 
 
-def git_state() -> str:
-  """`git describe --always --dirty` of the package, if it is a checkout."""
-  root = pathlib.Path(__file__).parents[1]
+def git_state(root: pathlib.Path = pathlib.Path(__file__).parents[1]) -> str:
+  """`git describe --always --dirty` of a checkout, by default the package's."""
   if not (root / '.git').exists():
     return 'not a checkout'
   try:

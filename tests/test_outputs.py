@@ -32,6 +32,10 @@ EXPORT = 'export --workdir=both --output='
 STUDY = 'tools/reproduce.py --study=table_3 --scale=smoke --workdir=w '
 SUITE = 'tools/accelerator_suite.py --smoke --output=out'
 PROFILE = f'tools/profile.py --config={EXPERIMENTS}/benchmark.py:smoke '
+PAIRED = (
+  f'tools/paired_steps.py --config={EXPERIMENTS}/long_short.py:smoke '
+  f'--before={ROOT} '
+)
 PEER = f'tools/torch_peer.py --config={EXPERIMENTS}/long_short.py:smoke '
 
 
@@ -115,6 +119,7 @@ def refused(command, folder, words, *said):
     ('tools/soak.py --output=out', 'out'),
     ('tools/hostile.py --output=out', 'out'),
     ('tools/chaos.py --workdir=out', 'out'),
+    (PAIRED + '--output=steps.json', 'steps.json'),
     pytest.param(
       PEER + '--output=peer.json', 'peer.json', marks=pytest.mark.peer
     ),
