@@ -43,8 +43,9 @@ setuptools.setup(
     'cuda12': ['jax[cuda12]', 'nvidia-ml-py'],
     'cuda13': ['jax[cuda13]', 'nvidia-ml-py'],
     'tpu': ['jax[tpu]'],
-    # Compiles for a GPU without one, nor its libraries: jaxlib's version of it.
-    'gpu_compiler': ['jax-cuda13-plugin'],
+    # JAX's plugin of its own version, which compiles for a GPU; not the libraries
+    # of CUDA, which run the programs.
+    'gpu_compiler': ['jax[cuda13-local]'],
     # Files that JAX reads without this package.
     'export': ['flatbuffers>=25.1'],
     'onnx': [
