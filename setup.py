@@ -43,8 +43,8 @@ setuptools.setup(
     'cuda12': ['jax[cuda12]', 'nvidia-ml-py'],
     'cuda13': ['jax[cuda13]', 'nvidia-ml-py'],
     'tpu': ['jax[tpu]'],
-    # JAX's plugin of its own version, which compiles for a GPU; not the libraries
-    # of CUDA, which run the programs.
+    # JAX's plugin of its own version, which compiles for a GPU, without the
+    # libraries of CUDA, which programs need to run.
     'gpu_compiler': ['jax[cuda13-local]'],
     # Files that JAX reads without this package.
     'export': ['flatbuffers>=25.1'],

@@ -104,11 +104,16 @@ def main() -> None:
   if _DESCRIBE.value:
     from skipnet_jax.training import prepare
 
-    print(prepare.describe(config))
+    planned = ''
     if 'benchmark' in config:
-      _, section = plan.split(config)
+      whole = config
+      config, section = plan.split(whole)
+      plan.check_measured(whole, section)
       devices = jax.devices()
-      print(plan.describe(section, len(devices), devices[0].platform))
+      planned = plan.describe(section, len(devices), devices[0].platform)
+    print(prepare.describe(config))
+    if planned:
+      print(planned)
     return
   path = report_lib.check_output(
     cli.require(_OUTPUT), overwrite=_OVERWRITE.value, raw=not _AOT.value
@@ -117,6 +122,7 @@ def main() -> None:
     from skipnet_jax.benchmarking.aot import aot
 
     # Any experiment can be compiled, with or without a benchmark section.
+    plan.check_predicted(config)
     if 'benchmark' in config:
       config, _ = plan.split(config)
     config_checks.validate(config)
@@ -126,6 +132,7 @@ def main() -> None:
     print(f'predictions: {path}')
     return
   bare, section = plan.split(config)
+  plan.check_measured(config, section)
   if _PEER.value:
     # Imported here, because torch is an extra.
     from skipnet_jax.benchmarking.peer import race
@@ -147,8 +154,11 @@ def main() -> None:
   if measured is None:
     return
   report, raw = measured
-  report_lib.write(path, report, raw)
+  # First, as the name of the report may be taken by now.
   print(report_lib.format_table(report))
+  report_lib.write(path, report, raw)
+  report_lib.remove_partial(path)
+  print(f'report: {path}, raw times: {path.with_suffix(".csv")}', flush=True)
   if _PEER.value:
     # The report is already written: a failed race loses no measurement.
     report['peer'] = race.race(bare, rounds=section.repetitions, say=say)
@@ -160,8 +170,7 @@ def main() -> None:
     report['quality'] = found
     report_lib.write(path, report, raw)
     print(quality.format_result(found))
-  print(f'report: {path}, raw times: {path.with_suffix(".csv")}')
 
 
 if __name__ == '__main__':
-  cli.run(main, 'unfinished files are removed.', several='compare')
+  cli.run(main, 'only files that are named above are kept.', several='compare')

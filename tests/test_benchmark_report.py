@@ -25,6 +25,27 @@ def test_what_is_written_is_read(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['bench.csv', 'bench.json']
 
 
+@pytest.mark.parametrize('taken', ['bench.csv', 'bench.json'])
+def test_if_a_name_is_taken_meanwhile_both_files_are_written(tmp_path, taken):
+  path, made = tmp_path / 'bench.json', report(row())
+  report_lib.check_output(path, overwrite=False)
+  (tmp_path / taken).write_text('mine')
+  with pytest.raises(errors.InputError, match=f'{taken} has appeared'):
+    report_lib.write(path, made, [(0, 0, 0, 0.125)])
+  assert (tmp_path / taken).read_text() == 'mine'
+  other = 'bench.json' if taken == 'bench.csv' else 'bench_2.json'
+  assert report_lib.read(tmp_path / other) == made
+  assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_finished_report_replaces_what_was_kept_unfinished(tmp_path):
+  path = tmp_path / 'bench.json'
+  report_lib.write(report_lib.partial_path(path), report(row()), [])
+  report_lib.write(path, report(row()), [])
+  report_lib.remove_partial(path)
+  assert sorted(os.listdir(tmp_path)) == ['bench.csv', 'bench.json']
+
+
 def test_a_report_with_a_wrong_field_is_not_written(tmp_path):
   made = report(row())
   made['results'][0]['timing']['p50'] = float('nan')

@@ -154,7 +154,7 @@ def test_a_batch_that_devices_do_not_divide():
     ({'batches': ('8',)}, "batches is '8'; it must be a whole number"),
     ({'batches': 8}, 'batches is 8; it must be a tuple of whole numbers'),
     ({'devices': (-2,)}, 'benchmark.devices is -2'),
-    ({'modes': ('pmap',)}, 'inference, which runs on one device: add jit'),
+    ({'modes': ('pmap',)}, 'inference, which runs on one device: leave it out'),
   ],
 )
 def test_plans_that_cannot_be_carried_out(smoke, changes, words):
@@ -212,3 +212,39 @@ def test_the_presets_can_be_carried_out():
       assert plan.cells(
         section, call, dtype, batch or 8, (1, 2, 4, 8), searched=not batch
       )
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'words'),
+  [
+    ('model.dtype', 'bfloat16', "bfloat16', but benchmark.dtypes says"),
+    ('parallel.mode', 'pmap', "pmap', but benchmark.modes says"),
+    ('parallel.devices', 99, '99, but benchmark.devices says'),
+  ],
+)
+def test_a_field_that_the_benchmark_would_ignore_is_refused(
+  smoke, field, value, words
+):
+  config = smoke({field: value})
+  with config.unlocked():
+    config.benchmark = {'dtypes': ('float32',), 'modes': ('jit',)}
+  _, section = plan.split(config)
+  with pytest.raises(errors.InputError, match=words):
+    plan.check_measured(config, section)
+  with config.unlocked():
+    config.benchmark = {
+      'dtypes': ('float32', 'bfloat16'),
+      'modes': ('jit', 'pmap'),
+      'devices': (99,),
+    }
+  plan.check_measured(config, plan.split(config)[1])
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('mode', 'pmap'), ('devices', 4), ('coordinator', 'localhost:1')],
+)
+def test_a_prediction_refuses_other_devices(smoke, field, value):
+  plan.check_predicted(smoke({'parallel.mode': 'sharded'}))
+  with pytest.raises(errors.InputError, match=rf'parallel\.{field} is .*aot'):
+    plan.check_predicted(smoke({f'parallel.{field}': value}))

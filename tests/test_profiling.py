@@ -1,12 +1,16 @@
 """Traces joined with HLO: a product of known bytes, and a written program."""
 
 import csv
+import pathlib
 
+import conftest
 import jax
 import jax.numpy as jnp
 import made_hlo
 import pytest
 
+from skipnet_jax import errors
+from skipnet_jax.benchmarking import workload
 from skipnet_jax.benchmarking.hlo import profiling
 from skipnet_jax.benchmarking.hlo import program as program_lib
 
@@ -79,3 +83,34 @@ def test_a_traced_product_is_found_with_its_bytes(tmp_path):
     assert [r['name'] for r in csv.DictReader(file)] == [
       r['name'] for r in rows
     ]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_compiling(
+  command, tmp_path
+):
+  (tmp_path / 'file').write_text('mine')
+  config = f'--config={conftest.ROOT}/experiments/benchmark.py:smoke'
+  for output in (tmp_path / 'file' / 'sub', pathlib.Path('/proc/sub')):
+    done = command('tools/profile.py', config, f'--output={output}')
+    assert done.code == 2
+    assert f'The folder {output} cannot be written' in done.err
+    assert 'compiling' not in done.out
+
+
+def test_the_step_of_several_devices_is_not_profiled(command, tmp_path):
+  config = f'--config={conftest.ROOT}/experiments/benchmark.py:smoke'
+  mode, output = '--config.parallel.mode=pmap', f'--output={tmp_path}/a'
+  done = command('tools/profile.py', config, mode, output)
+  assert done.code == 2
+  assert "parallel.mode is 'pmap', but the step of one device" in done.err
+
+
+def test_a_profile_that_fails_leaves_no_folder(command, monkeypatch, tmp_path):
+  def fail(*_):
+    raise errors.RunError('Out of luck.')
+
+  monkeypatch.setattr(workload.Bench, 'build', fail)
+  config = f'--config={conftest.ROOT}/experiments/benchmark.py:smoke'
+  done = command('tools/profile.py', config, f'--output={tmp_path}/a/b')
+  assert (done.code, done.err) == (1, 'error: Out of luck.\n')
+  assert list(tmp_path.rglob('*')) == [tmp_path / 'a']

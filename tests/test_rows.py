@@ -39,7 +39,7 @@ class Fake:
     return {'model': 'fake'}
 
   def check_memory(self, batches):
-    assert batches
+    pass
 
   def build(self, cell):
     self.built.append(cell)
@@ -83,6 +83,18 @@ def measure(smoke, monkeypatch):
     return journal, said
 
   return call
+
+
+def test_the_memory_is_that_of_all_devices(measure, monkeypatch):
+  refused = errors.InputError('too many')
+
+  def check_memory(self, batches):
+    assert batches == [4, 8, 16, 32]
+    raise refused
+
+  monkeypatch.setattr(Fake, 'check_memory', check_memory)
+  with pytest.raises(errors.InputError, match='too many'):
+    measure({'batches': (4,), 'modes': ('pmap',), 'scaling': ('weak',)})
 
 
 def test_each_row_has_its_times_by_step(measure, tmp_path):

@@ -192,6 +192,6 @@ def test_a_batch_that_the_machine_cannot_make_is_refused(bench, monkeypatch):
   )
   bench.check_memory((0, 1, 10))
   with pytest.raises(
-    errors.InputError, match=r'benchmark\.batches has 11, whose'
+    errors.InputError, match=r'benchmark\.batches gives a row of 11 images'
   ):
     bench.check_memory((1, 11))

@@ -128,6 +128,47 @@ def split(
   return bare, section
 
 
+def check_measured(config: ml_collections.ConfigDict, section: Section) -> None:
+  """Refuses fields of a config in whose place `config.benchmark` has others.
+
+  Args:
+    config: as it was given.
+    section: from `split`.
+
+  Raises:
+    InputError: one of them is set, and nothing with this value is measured.
+  """
+  default = config_lib.get_default().parallel
+  for field, value, usual, own in (
+    ('model.dtype', config.model.dtype, 'float32', 'dtypes'),
+    ('parallel.mode', config.parallel.mode, default.mode, 'modes'),
+    ('parallel.devices', config.parallel.devices, 0, 'devices'),
+  ):
+    if value != usual and value not in section[own]:
+      raise errors.InputError(
+        f'{field} is {value!r}, but benchmark.{own} says what is measured, '
+        f'{tuple(section[own])}: set that instead.'
+      )
+
+
+def check_predicted(config: ml_collections.ConfigDict) -> None:
+  """Refuses fields of a config that a prediction does not follow.
+
+  Raises:
+    InputError: a mode or a number of devices.
+  """
+  for field, value, usual in (
+    ('mode', config.parallel.mode, ('jit', 'sharded')),
+    ('devices', config.parallel.devices, (0,)),
+    ('coordinator', config.parallel.coordinator, ('',)),
+  ):
+    if value not in usual:
+      raise errors.InputError(
+        f'parallel.{field} is {value!r}, but --aot compiles the sharded step '
+        'for all devices that it names: leave it out.'
+      )
+
+
 def _check(section: Section) -> None:
   for field, choices in (
     ('calls', schema.CALLS),
@@ -179,8 +220,9 @@ def _check(section: Section) -> None:
     )
   if 'inference' in section.calls and 'jit' not in section.modes:
     raise errors.InputError(
-      'benchmark.calls has inference, which runs on one device: add jit to '
-      'benchmark.modes, or leave out inference.'
+      'benchmark.calls has inference, which runs on one device: leave it out, '
+      "as in benchmark.calls=('train', 'eval'), or add jit to benchmark.modes, "
+      'which several processes do not have.'
     )
 
 

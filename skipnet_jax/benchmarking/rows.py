@@ -52,10 +52,13 @@ class _Rows:
       section, len(devices), jax.process_count(), devices[0].platform
     )
     self._cells = functools.partial(plan.cells, section, counts=counts)
-    for call, dtype, batch in plan.groups(section):
-      if batch:
-        # Checks the batch before anything is read or compiled.
-        self._cells(call, dtype, batch, searched=False)
+    # Checks the batches before anything is read or compiled.
+    self._sizes = {
+      cell.batch
+      for call, dtype, batch in plan.groups(section)
+      if batch
+      for cell in self._cells(call, dtype, batch, searched=False)
+    }
     self._bench = workload.Bench(config)
     # `Work.program` of the last program and what `_compile` returned for it:
     # the next cell may share it.
@@ -65,7 +68,7 @@ class _Rows:
 
   def measure_all(self) -> None:
     journal = self._journal
-    self._bench.check_memory(self._section.batches)
+    self._bench.check_memory(sorted(self._sizes))
     if not journal.about:
       self._describe()
     cells: dict[plan.Cell, None] = {}

@@ -116,7 +116,7 @@ class Bench:
     One that a device cannot hold becomes a row that says so.
 
     Args:
-      batches: of the plan, 0 for a search.
+      batches: of the rows, over all their devices.
     """
     available = parallel_lib.machine_memory()
     # Images and labels, float32.
@@ -125,9 +125,9 @@ class Bench:
     for batch in batches:
       if batch * each > available:
         raise errors.InputError(
-          f'benchmark.batches has {batch:,}, whose images and labels take '
-          f'{batch * each / 1e9:,.1f} GB of memory, but this machine has '
-          f'{available / 1e9:,.1f} GB: give fewer.'
+          f'benchmark.batches gives a row of {batch:,} images, which take '
+          f'{batch * each / 1e9:,.1f} GB of memory with their labels, but this '
+          f'machine has {available / 1e9:,.1f} GB: give fewer.'
         )
 
   def build(self, cell: plan.Cell) -> Work:

@@ -180,7 +180,7 @@ def _end_at_interrupt() -> None:
       return
     message = (
       '\nInterrupted, with all other processes; run the same command in every '
-      'process again to resume.'
+      'process again, which resumes a training.'
     )
     if _heartbeat:
       _heartbeat.end(130, message, 'it was interrupted')

@@ -59,6 +59,12 @@ def partial_path(path: pathlib.Path) -> pathlib.Path:
   return path.with_suffix('.partial.json')
 
 
+def remove_partial(path: pathlib.Path) -> None:
+  """Removes what an earlier benchmark of this name kept when it ended early."""
+  for name in (partial_path(path), partial_path(path).with_suffix('.csv')):
+    name.unlink(missing_ok=True)
+
+
 def write(
   path: pathlib.Path,
   report: Report,
@@ -74,12 +80,22 @@ def write(
 
   Raises:
     InputError: as `schema.check`.
+    AppearedError: one of the names is taken by now; both are written all the
+      same.
   """
   schema.check(report)
-  # Before the report, which may find that its name is taken.
   heads = ('row', 'process', 'repetition', 'seconds')
-  files.write_csv(path.with_suffix('.csv'), heads, raw)
-  files.write_json(path, report)
+  appeared = []
+  for write_one in (
+    lambda: files.write_json(path, report),
+    lambda: files.write_csv(path.with_suffix('.csv'), heads, raw),
+  ):
+    try:
+      write_one()
+    except files.AppearedError as e:
+      appeared.append(str(e))
+  if appeared:
+    raise files.AppearedError(' '.join(appeared))
 
 
 def read(path: str | os.PathLike) -> Report:
