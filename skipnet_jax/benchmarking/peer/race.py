@@ -69,6 +69,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         f'{field} is {value!r}; the race against PyTorch supports only '
         f'{only!r}: set --config.{field}={only}.'
       )
+  import torch
+
+  # JAX is not asked: it would take the GPU's memory from who measures first.
+  if not torch.cuda.is_available():
+    _check_on_cpu(config.model.dtype)
+
+
+def _check_on_cpu(dtype: str) -> None:
+  if dtype != 'float32':
+    # torch 2.13.0+cpu with channels_last and two threads: most processes that
+    # trained a small network had a segmentation fault within a dozen steps. It
+    # also happens in float32, more rarely, but never with one thread.
+    raise errors.InputError(
+      f'model.dtype is {dtype!r}; on a CPU the race runs in float32 only, as '
+      'PyTorch crashes in other dtypes: set --config.model.dtype=float32, or '
+      'use a GPU.'
+    )
 
 
 def _torch_device(dtype: str) -> str:
@@ -76,15 +93,7 @@ def _torch_device(dtype: str) -> str:
 
   platform = jax.default_backend()
   if platform == 'cpu':
-    if dtype != 'float32':
-      # torch 2.13.0+cpu with channels_last and two threads: most processes that
-      # trained a small network had a segmentation fault within a dozen steps.
-      # It also happens in float32, more rarely, but never with one thread.
-      raise errors.InputError(
-        f'model.dtype is {dtype!r}; on a CPU the race runs in float32 only, '
-        'as PyTorch crashes in other dtypes: set --config.model.dtype=float32, '
-        'or use a GPU.'
-      )
+    _check_on_cpu(dtype)
     return 'cpu'
 
   if platform == 'gpu' and torch.cuda.is_available():
