@@ -175,7 +175,7 @@ def test_reports_of_other_workloads_are_not_compared(command, reports, folder):
     ((SMOKE, '--output=o.json', '--until_bce=nan'), '--until_bce is nan; give'),
     ((SMOKE, '--output=no/o.json'), 'missing or cannot'),
     (('--compare', 'a.json'), '--compare names 1 report'),
-    (('--compare', 'a.json', 'b.json'), 'a.json cannot be read'),
+    (('--compare', 'a.json', 'b.json'), 'a.json does not exist'),
     (('--compare', 'a.json', 'b.json', SMOKE), 'either --compare or'),
     ((SMOKE, '--output=o.json', 'stray'), "Unknown argument 'stray'"),
     ((SMOKE, '--output=o.json', '--peer=jax'), 'peer'),

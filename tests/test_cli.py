@@ -189,7 +189,7 @@ def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   outcome = command('train', '--config=~/own.py:smoke', '--workdir=~/run/run')
   assert f'The workdir {tmp_path}/run/run cannot be written' in outcome.err
   outcome = command('gradflow', '--runs=~/a,~/b', f'--output={tmp_path}/c')
-  assert f'{tmp_path}/a/config.json is missing' in outcome.err
+  assert f'{tmp_path}/a/config.json does not exist' in outcome.err
   outcome = command('predict', '--workdir=,', '--input=a', '--output=b')
   assert '--workdir is given without a value' in outcome.err
   outcome = command('benchmark', '--compare', '~/a.json', '~/b.json')

@@ -168,7 +168,7 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
     (('--runs=', '--output=o'), 'names no run'),
     (('--runs=,,', '--output=o'), 'names no run'),
     (('--runs=a', '--output=o'), 'names 1 run (a)'),
-    (('--runs=a,b', '--output=o'), 'a/config.json is missing'),
+    (('--runs=a,b', '--output=o'), 'a/config.json does not exist'),
   ],
 )
 def test_refusals(command, tmp_path, monkeypatch, arguments, words):
