@@ -167,24 +167,34 @@ def test_reports_of_other_workloads_are_not_compared(command, reports, folder):
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    ((), 'No experiment given'),
-    ((SMOKE,), 'No --output given'),
+    ((), 'No experiment given: use, for example, --config=benchmark.'),
+    ((SMOKE,), 'No --output given; give one: JSON file'),
     ((f'{EXPERIMENT}:fast', '--output=o.json'), 'full, cpu, smoke'),
     ((SMOKE, '--output=o.txt'), '.json'),
     ((SMOKE, '--output=o.json', '--until_bce=0'), '--until_bce is 0; give'),
     ((SMOKE, '--output=o.json', '--until_bce=nan'), '--until_bce is nan; give'),
+    ((SMOKE, '--output=o.json', '--until_bce=x'), "is 'x'; give a number."),
+    (('--compare',), '--compare is given without a value'),
+    (('--compare', '--overwrite'), '--compare is given without a value'),
     ((SMOKE, '--output=no/o.json'), 'missing or cannot'),
     (('--compare', 'a.json'), '--compare names 1 report'),
     (('--compare', 'a.json', 'b.json'), 'a.json does not exist'),
     (('--compare', 'a.json', 'b.json', SMOKE), 'either --compare or'),
     ((SMOKE, '--output=o.json', 'stray'), "Unknown argument 'stray'"),
-    ((SMOKE, '--output=o.json', '--peer=jax'), 'peer'),
+    ((SMOKE, '--output=o.json', '--peer=jax'), "--peer is 'jax'; give torch."),
     (
       (SMOKE, '--output=o.json', '--peer=torch', '--aot=v5e:2x2'),
       'either --aot',
     ),
     ((SMOKE, '--output=o.json', *fields(repetitions=0)), 'repetitions is 0'),
-    ((SMOKE, '--output=o.json', *fields(reps=1)), 'field reps'),
+    (
+      (SMOKE, '--output=o.json', *fields(repetition=1)),
+      'mean benchmark.repetitions?',
+    ),
+    (
+      (SMOKE, '--output=o.json', *fields(foo=1)),
+      'field benchmark.foo: skipnet_jax/benchmarking/plan.py has all fields',
+    ),
     (
       (SMOKE, '--output=o.json', *fields(matmul_precision='exact')),
       "one of 'default', 'high', 'highest'",
