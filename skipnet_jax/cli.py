@@ -18,6 +18,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from skipnet_jax import environment
 from skipnet_jax import errors
@@ -127,6 +128,11 @@ def _explain(e: flags.Error) -> str:
   if found:
     return f'--{found[1]} is given without a value: give one, or leave it out.'
   if isinstance(e, flags.UnrecognizedFlagError):
+    if e.flagname.startswith('config.') and 'config' in flags.FLAGS:
+      return (
+        f'--{e.flagname} is given without an experiment: give one with '
+        '--config=NAME.'
+      )
     near = re.search(r'Did you mean: ([^\s,]+)', text)
     return f'Unknown flag --{e.flagname}: ' + (
       f'did you mean --{near[1]}?' if near else '--help lists all flags.'
@@ -148,6 +154,8 @@ def _need(flag: flags.Flag) -> str:
     limits += [f'at most {high}'] if high is not None else []
     kind = 'a whole number' if parser.flag_type() == 'int' else 'a number'
     return f'{kind}{" of " if limits else ""}{" and ".join(limits)}'
+  if isinstance(parser, tuple_parser.TupleParser):
+    return '''a list of values, such as "(1, 2)" or "('a', 'b')"'''
   if flag.name.startswith('config.'):
     return f'its fields one by one, as --{flag.name}.FIELD=VALUE'
   return ''

@@ -140,6 +140,10 @@ def test_labels_with_more_than_two_values(stack):
       ['--config.log.progress=maybe: no'],
       "--config.log.progress is 'maybe: no'; give true or false.",
     ),
+    (
+      ['--config.train.auxiliary=(1, x'],
+      "--config.train.auxiliary is '(1, x'; give a list of values, such as",
+    ),
     (['--config.train=3'], 'one by one, as --config.train.FIELD=VALUE.'),
     (['--describe=perhaps'], "--describe is 'perhaps'; give true or false."),
     (
@@ -233,6 +237,8 @@ def test_an_unknown_preset(refused):
 
 def test_no_experiment(refused):
   assert 'No experiment given' in refused(config=None)
+  sentence = refused('--config.train.epochs=3', config=None)
+  assert 'epochs is given without an experiment: give one with' in sentence
 
 
 @pytest.mark.parametrize('arguments', [[], ['--config.train.epochs=3']])
