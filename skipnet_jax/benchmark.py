@@ -100,7 +100,7 @@ def main() -> None:
       sys.exit(1)
     return
   config = _CONFIG.value
-  cli.require_config(config)
+  cli.require_config(config, 'benchmark')
   if _DESCRIBE.value:
     from skipnet_jax.training import prepare
 

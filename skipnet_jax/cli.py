@@ -1,14 +1,16 @@
 """Shared by the commands: reads flags, and turns errors into messages."""
 
 from collections.abc import Callable
+import difflib
 import functools
 import io
+import itertools
 import logging as python_logging
 import os
 import re
 import signal
 import sys
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 import warnings
 
 from absl import app
@@ -16,6 +18,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from skipnet_jax import environment
 from skipnet_jax import errors
@@ -37,6 +40,12 @@ _ARITHMETIC = {
 # Variables that libraries read when they are imported.
 _VARIABLE = r'(?:JAX|FLAX|NUMBA|PROTOCOL_BUFFERS)_\w+'
 _MODEL_NAME = r'(?m)^--?config\.model\.name[=\n](.*)$'
+# Sections of a config that not every experiment has: an experiment that does,
+# and where their fields are.
+_SECTIONS = {
+  'benchmark': ('benchmark', 'skipnet_jax/benchmarking/plan.py'),
+  'variants': ('gradient_flow', 'the experiment file'),
+}
 
 
 class _ExperimentParser(config_flags.ConfigFileFlagParser):
@@ -44,7 +53,12 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
 
   With `--config.model.name`, config.model becomes the defaults of that network,
   which other flags then override.
+
+  Attributes:
+    config: what was read last.
   """
+
+  config: config_dict.ConfigDict | None = None
 
   def parse(self, path: str) -> config_dict.ConfigDict:
     """The locked config of `FILE`, `NAME` or either with `:preset`."""
@@ -62,7 +76,7 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
         environment.expand_home(file), *preset
       )
       config_checks.check_whole(config)
-      names = re.findall(_MODEL_NAME, '\n'.join(sys.argv))
+      names = re.findall(_MODEL_NAME, _given())
       fields = config.model.to_dict()
       if names and names[-1] != fields.get('name'):
         fields = {'name': names[-1]}
@@ -70,36 +84,119 @@ class _ExperimentParser(config_flags.ConfigFileFlagParser):
         config.model = models.model_config(**fields)
     except errors.InputError as e:
       refuse(str(e))
+    self.config = config
     return config.lock()
 
 
 def _parse(several: str, argv: list[str]) -> list[str]:
+  parser = _ExperimentParser('config')
   if 'config' in flags.FLAGS:
-    flags.FLAGS['config'].parser = _ExperimentParser('config')
+    flags.FLAGS['config'].parser = parser
   try:
     argv = repeat_flag(several, argv) if several else argv
     rest = flags.FLAGS(last_of_each(argv))
     _expand_home()
     _refuse_empty()
     return rest
-  except (flags.Error, errors.InputError) as e:
+  except errors.InputError as e:
+    refuse(str(e))
+  except flags.Error as e:
     _refuse_variable(e)
-    refuse(' '.join(str(e).split()))
+    refuse(_explain(e))
   except SystemExit as e:
     # absl exits with 1 after --help.
     sys.exit(0 if e.code == 1 else e.code)
-  except (AttributeError, KeyError) as e:
-    # An unknown config field; ml_collections names the nearest.
-    field = re.search(r'\w+', str(e))
-    near = re.search(r'Did you mean \W*(\w+)', str(e))
-    refuse(
-      f'Unknown config field {field[0] if field else e}: '
-      + (
-        f'did you mean {near[1]}?'
-        if near
-        else 'neither this model nor skipnet_jax/config.py has it.'
+  except (AttributeError, LookupError, TypeError, ValueError):
+    # ml_collections has an error for each way in which a field can be wrong.
+    if parser.config is not None:
+      _refuse_unknown_field(parser.config)
+    raise
+
+
+def _explain(e: flags.Error) -> str:
+  """An error of absl as a sentence with the flag, its value and the remedy."""
+  text, cause = str(e), e.__context__
+  found = re.match('flag --([^=]+)=(.*)', text, re.DOTALL)
+  if found and cause is not None and found[1] in flags.FLAGS:
+    name, value = found[1], found[2].removesuffix(f': {cause}')
+    need = _need(flags.FLAGS[name])
+    if not need:
+      reason = ' '.join(str(cause).split()).rstrip('.')
+      return f'--{name} is {value!r}, which cannot be read ({reason}).'
+    return f'--{name} is {value!r}; give {need}.'
+  found = re.fullmatch('Missing value for flag --?(.*)', text)
+  if found:
+    return f'--{found[1]} is given without a value: give one, or leave it out.'
+  if isinstance(e, flags.UnrecognizedFlagError):
+    if e.flagname.startswith('config.') and 'config' in flags.FLAGS:
+      return (
+        f'--{e.flagname} is given without an experiment: give one with '
+        '--config=NAME.'
       )
+    near = re.search(r'Did you mean: ([^\s,]+)', text)
+    return f'Unknown flag --{e.flagname}: ' + (
+      f'did you mean --{near[1]}?' if near else '--help lists all flags.'
     )
+  return ' '.join(text.split())
+
+
+def _need(flag: flags.Flag) -> str:
+  """What the value of a flag must be, in words; '' if it is not known."""
+  parser = flag.parser
+  if isinstance(parser, flags.BooleanParser):
+    return 'true or false'
+  if isinstance(parser, flags.EnumParser):
+    choices = ', '.join(parser.enum_values)
+    return f'one of {choices}' if len(parser.enum_values) > 1 else choices
+  if isinstance(parser, flags.IntegerParser | flags.FloatParser):
+    low, high = parser.lower_bound, parser.upper_bound
+    limits = [f'at least {low}'] if low is not None else []
+    limits += [f'at most {high}'] if high is not None else []
+    kind = 'a whole number' if parser.flag_type() == 'int' else 'a number'
+    return f'{kind}{" of " if limits else ""}{" and ".join(limits)}'
+  if isinstance(parser, tuple_parser.TupleParser):
+    return '''a list of values, such as "(1, 2)" or "('a', 'b')"'''
+  if flag.name.startswith('config.'):
+    return f'its fields one by one, as --{flag.name}.FIELD=VALUE'
+  return ''
+
+
+def _refuse_unknown_field(config: config_dict.ConfigDict) -> None:
+  """Refuses the first `--config.FIELD` that a config does not have."""
+  for path in re.findall(r'(?m)^--?(?:no)?config\.([^=\n]*)', _given()):
+    found: Any = config
+    known: list[str] = []
+    for name in re.findall(r'[^.\[\]\'"]+', path) or ['']:
+      section, field = '.'.join(known), '.'.join([*known, name])
+      if not isinstance(found, config_dict.ConfigDict):
+        refuse(
+          f'The config field {section} has no parts: give it as a whole, '
+          f'--config.{section}=VALUE.'
+        )
+      if name not in found:
+        refuse(f'Unknown config field {field}: {_where(found, known, name)}')
+      known.append(name)
+      found = found[name]
+
+
+def _given() -> str:
+  """The words of the command, one in a line."""
+  return '\n'.join(sys.argv)
+
+
+def _where(section: config_dict.ConfigDict, path: list[str], name: str) -> str:
+  """The end of a message on a field that a section of a config lacks."""
+  close = difflib.get_close_matches(name, list(section), 1)
+  if close:
+    return f'did you mean {".".join([*path, close[0]])}?'
+  if not path:
+    if name in _SECTIONS:
+      return f'this experiment has none; --config={_SECTIONS[name][0]} has one.'
+    return 'skipnet_jax/config.py has all fields.'
+  if path[0] == 'model':
+    return f'this network has {", ".join(section)}.'
+  _, place = _SECTIONS.get(path[0], ('', 'skipnet_jax/config.py'))
+  return f'{place} has all fields of {path[0]}.'
 
 
 def _expand_home() -> None:
@@ -148,11 +245,14 @@ def _field(word: str) -> str:
 def repeat_flag(name: str, argv: list[str]) -> list[str]:
   """Turns `--name A B` into `--name=A --name=B`, as absl reads a list."""
   result, inside = [], False
-  for word in argv:
+  for word, after in itertools.zip_longest(argv, argv[1:], fillvalue='-'):
     if word.startswith('-'):
       inside = word == f'--{name}' or word.startswith(f'--{name}=')
       if word != f'--{name}':
         result.append(word)
+      elif after.startswith('-'):
+        # Without a value; refused later.
+        result.append(f'--{name}=')
     else:
       result.append(f'--{name}={word}' if inside else word)
   return result
@@ -376,11 +476,18 @@ def refuse_given(why: str, *holders: flags.FlagHolder) -> None:
 def require(flag: flags.FlagHolder[Value | None]) -> Value:
   """The value of a flag; refuses a missing one with its help text."""
   if not flag.value:
-    refuse(f'No --{flag.name} given: {flags.FLAGS[flag.name].help}')
+    refuse(f'No --{flag.name} given; give one: {flags.FLAGS[flag.name].help}')
   return flag.value
 
 
-def require_config(value: config_dict.ConfigDict | None) -> None:
-  """Refuses a missing --config."""
+def require_config(
+  value: config_dict.ConfigDict | None, example: str = 'long_short'
+) -> None:
+  """Refuses a missing --config.
+
+  Args:
+    value: of the flag.
+    example: an experiment that the command can use.
+  """
   if value is None:
-    refuse('No experiment given: use, for example, --config=long_short.')
+    refuse(f'No experiment given: use, for example, --config={example}.')

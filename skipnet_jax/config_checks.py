@@ -192,11 +192,9 @@ def validate(config: ConfigDict) -> None:
     )
   for low, fields in _LOWEST.items():
     for field in fields:
-      require(
-        field,
-        lambda x: low <= x < _HUGE,
-        f'at least {low}, and below {_HUGE:g}',
-      )
+      require(field, lambda x: x >= low, f'at least {low}')
+      if isinstance(operator.attrgetter(field)(known), float):
+        require(field, lambda x: x < _HUGE, f'below {_HUGE:g}')
   for field, default in config_identity.to_flat(known).items():
     if type(default) is int:
       require(field, lambda x: x < _LIMIT, f'below {_LIMIT}')
@@ -214,10 +212,11 @@ def validate(config: ConfigDict) -> None:
   for field in ('data.size', 'data.crop', 'data.widen'):
     require(field, lambda x: x <= _LONGEST, f'at most {_LONGEST} pixels')
   for field in _POSITIVE:
+    require(field, lambda x: x > 0, 'above 0')
     require(
       field,
       lambda x: 1 / _HUGE < x < _HUGE,
-      f'above 0 (more than {1 / _HUGE:g}), and below {_HUGE:g}',
+      f'more than {1 / _HUGE:g} and below {_HUGE:g}',
     )
   for field in _WIDTHS:
     require(field, lambda x: x <= _WIDEST, f'at most {_WIDEST} pixels')

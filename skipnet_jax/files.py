@@ -299,6 +299,27 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return value if isinstance(value, dict) else {}
 
 
+def why_unreadable(e: Exception) -> str:
+  """Why a file cannot be used, in words that follow its name.
+
+  Args:
+    e: what opening the file, decoding it or looking up a field raised.
+  """
+  if isinstance(e, FileNotFoundError | NotADirectoryError):
+    return 'does not exist'
+  if isinstance(e, IsADirectoryError):
+    return 'is a folder'
+  if isinstance(e, OSError) and e.strerror:
+    return f'cannot be read ({e.strerror})'
+  if isinstance(e, json.JSONDecodeError):
+    return f'is not JSON, or is damaged in line {e.lineno}'
+  if isinstance(e, UnicodeDecodeError | RecursionError):
+    return 'is not JSON, or is damaged'
+  if isinstance(e, KeyError):
+    return f'is damaged (it has no {e.args[0]!r})'
+  return 'is damaged'
+
+
 def write_csv(
   path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:

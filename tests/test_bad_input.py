@@ -124,15 +124,60 @@ def test_labels_with_more_than_two_values(stack):
     (['--config.parallel.mode=pmap'], 'among the 8 devices: give 8.'),
     (['--config.optim.learning_rat=1'], 'learning_rate'),
     (['--config.optimizer.name=sgd'], 'optim'),
-    (['--config.train.epochs=many'], 'epochs'),
+    (
+      ['--config.train.epochs=many'],
+      "error: --config.train.epochs is 'many'; give a whole number.\n",
+    ),
+    (
+      ['--config.optim.learning_rate='],
+      "error: --config.optim.learning_rate is ''; give a number.\n",
+    ),
+    (
+      ['--config.optim.learning_rate'],
+      '--config.optim.learning_rate is given without a value: give one',
+    ),
+    (
+      ['--config.log.progress=maybe: no'],
+      "--config.log.progress is 'maybe: no'; give true or false.",
+    ),
+    (
+      ['--config.train.auxiliary=(1, x'],
+      "--config.train.auxiliary is '(1, x'; give a list of values, such as",
+    ),
+    (['--config.train=3'], 'one by one, as --config.train.FIELD=VALUE.'),
+    (['--describe=perhaps'], "--describe is 'perhaps'; give true or false."),
     (
       ['--config.optim.learning_rat=1'],
-      'Unknown config field learning_rat: did you mean learning_rate?',
+      'Unknown config field optim.learning_rat: did you mean '
+      'optim.learning_rate?',
     ),
     (
-      ['--config.nothing.at_all=1'],
-      'Unknown config field nothing: neither this model',
+      ['--config.optim.nothing', '1'],
+      'Unknown config field optim.nothing: skipnet_jax/config.py has all',
     ),
+    (['--noconfig.train.nothing'], 'Unknown config field train.nothing: '),
+    (
+      ['--config.nothing.at_all=1'],
+      'Unknown config field nothing: skipnet_jax/config.py has all fields.',
+    ),
+    (
+      ['--config.benchmark.warmup=1'],
+      'field benchmark: this experiment has none; --config=benchmark has one.',
+    ),
+    (
+      ['--config.model.nothing=1'],
+      'Unknown config field model.nothing: this network has base_width, ',
+    ),
+    (
+      ['--config.optim.learning_rate.x=1'],
+      'field optim.learning_rate has no parts: give it as a whole',
+    ),
+    (
+      ['--config.model.repetitions[0]=1'],
+      'as a whole, --config.model.repetitions=VALUE.',
+    ),
+    (['--config.=1'], 'Unknown config field : skipnet_jax/config.py has all'),
+    (['--config.train-epochs=1'], 'Unknown config field train-epochs: '),
     (['--config.model.name=fcresnet'], "did you mean 'fc_resnet'"),
     (['--config.model.blocks=bottle'], "did you mean 'bottleneck'"),
     (['--config.model.repetitions='], "repetitions is ('',)"),
@@ -156,7 +201,8 @@ def test_labels_with_more_than_two_values(stack):
       ['--config.train.batch_size=1000000000'],
       'is 1,000,000,000, and the largest layer then takes at least',
     ),
-    (['--epochs=3'], 'epochs'),
+    (['--epochs=3'], 'Unknown flag --epochs: --help lists all flags.'),
+    (['--describ'], 'Unknown flag --describ: did you mean --describe?'),
     (['now'], "Unknown argument 'now'"),
   ],
   ids=lambda x: x[0] if isinstance(x, list) else '',
@@ -191,6 +237,8 @@ def test_an_unknown_preset(refused):
 
 def test_no_experiment(refused):
   assert 'No experiment given' in refused(config=None)
+  sentence = refused('--config.train.epochs=3', config=None)
+  assert 'epochs is given without an experiment: give one with' in sentence
 
 
 @pytest.mark.parametrize('arguments', [[], ['--config.train.epochs=3']])

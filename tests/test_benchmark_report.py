@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pathlib
 
 from made_benchmarks import report
 from made_benchmarks import row
@@ -57,19 +58,23 @@ def test_a_report_with_a_wrong_field_is_not_written(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (None, 'bench.json cannot be read .FileNotFoundError'),
-    ('{"schema": ', 'bench.json cannot be read .JSONDecodeError'),
-    ('[' * 100_000, 'bench.json cannot be read .RecursionError'),
+    (None, 'bench.json does not exist: give a report'),
+    (pathlib.Path(), 'bench.json is a folder: give a report'),
+    ('{\n"schema": ', 'bench.json is not JSON, or is damaged in line 2: give'),
+    ('[' * 100_000, 'bench.json is not JSON, or is damaged: give'),
     ('[]', r'bench.json cannot be used: The report is \[\]'),
     ('{"schema": 2}', 'bench.json cannot be used: identity is missing'),
     ('{"schema": 1}', 'its schema is 1, of an earlier version, .* measure'),
-    (b'\xff\xfe', 'bench.json cannot be read .UnicodeDecodeError'),
+    ('{"schema": 3}', 'its schema is 3, of a later .*: update skipnet_jax'),
+    (b'\xff\xfe', 'bench.json is not JSON, or is damaged: give'),
   ],
 )
 def test_a_file_that_is_no_report_is_refused(tmp_path, content, message):
   path = tmp_path / 'bench.json'
   if isinstance(content, str):
     path.write_text(content)
+  elif isinstance(content, pathlib.Path):
+    path.mkdir()
   elif content:
     path.write_bytes(content)
   with pytest.raises(errors.InputError, match=message):

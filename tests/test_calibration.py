@@ -122,7 +122,7 @@ def test_evaluate_fits_it_and_both_commands_use_it(command, run, tmp_path):
     for word in words:
       assert word in done.err
 
-  refuses('{', 'cannot be read')
+  refuses('{', 'is not JSON, or is damaged in line 1')
   other = json.dumps(content | {'network': '0', 'best_epoch': 7})
   refuses(other, 'another network', 'epoch 7', 'epoch 1')
   refuses(json.dumps(content | {'version': 0}), 'version 0')

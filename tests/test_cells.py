@@ -218,6 +218,10 @@ def test_the_regression_against_scipy():
   assert np.array_equal(again.log_odds(features), found.log_odds(features))
   with pytest.raises(ValueError, match='other features'):
     logistic.from_json(found.for_json(), names[:4])
+  with pytest.raises(ValueError, match=r"^it has no 'features'$"):
+    logistic.from_json({}, names)
+  with pytest.raises(ValueError, match='a value of another type'):
+    logistic.from_json(found.for_json() | {'bias': None}, names)
 
 
 def test_cells_are_found_and_drawn(slices):

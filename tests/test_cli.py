@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+from absl import flags
 from conftest import ROOT
 import jax
 import pytest
@@ -110,6 +111,31 @@ def test_a_flag_may_take_several_words(words):
   assert found.index('--compare=a.json') < found.index('--compare=b.json')
 
 
+def test_what_a_flag_needs_is_in_words():
+  known = flags.FlagValues()
+  for name, bounds in {'a': (2, None), 'b': (1, 5), 'c': (None, 0)}.items():
+    flags.DEFINE_integer(name, None, '', *bounds, flag_values=known)
+  flags.DEFINE_float('d', None, '', 0.5, flag_values=known)
+  flags.DEFINE_enum('e', None, ['x', 'y'], '', flag_values=known)
+  flags.DEFINE_list('f', None, '', flag_values=known)
+  assert {name: cli._need(known[name]) for name in known} == {
+    'a': 'a whole number of at least 2',
+    'b': 'a whole number of at least 1 and at most 5',
+    'c': 'a whole number of at most 0',
+    'd': 'a number of at least 0.5',
+    'e': 'one of x, y',
+    'f': '',
+  }
+
+
+def test_a_value_outside_the_bounds_of_a_tool(command):
+  done = command('tools/em_membranes.py', '--folds=7')
+  assert done.code == 2
+  assert done.err == (
+    "error: --folds is '7'; give a whole number of at least 1 and at most 5.\n"
+  )
+
+
 def test_words_after_other_flags_stay_as_they_are():
   argv = ['benchmark', '--output', 'b.json', 'stray', '--compared', 'x', '-v']
   assert cli.repeat_flag('compare', argv) == argv
@@ -189,7 +215,7 @@ def test_a_tilde_is_expanded_in_every_flag(command, monkeypatch, tmp_path):
   outcome = command('train', '--config=~/own.py:smoke', '--workdir=~/run/run')
   assert f'The workdir {tmp_path}/run/run cannot be written' in outcome.err
   outcome = command('gradflow', '--runs=~/a,~/b', f'--output={tmp_path}/c')
-  assert f'{tmp_path}/a/config.json is missing' in outcome.err
+  assert f'{tmp_path}/a/config.json does not exist' in outcome.err
   outcome = command('predict', '--workdir=,', '--input=a', '--output=b')
   assert '--workdir is given without a value' in outcome.err
   outcome = command('benchmark', '--compare', '~/a.json', '~/b.json')

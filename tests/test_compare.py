@@ -202,7 +202,25 @@ def test_a_failure_in_one_process_decides_nothing():
   assert not only(compare.compare(fails, fails)).undecided
 
 
-def test_reports_without_a_row_in_both_are_no_slower():
-  found = compare.compare(report(row()), report(row(batch=1)))
-  assert not found.slower
-  assert compare.format(found).endswith('the spread; 0 undecided.')
+def test_reports_without_a_row_in_both_are_refused():
+  with pytest.raises(errors.InputError) as error:
+    compare.compare(
+      report(row()), report(*(row(batch=b) for b in (1, 2, 4, 16)))
+    )
+  assert str(error.value) == (
+    'The two reports have no row in common: the older one has 1 row(s) (train '
+    'compute jit 1 bf16 8), the newer one 4 row(s) (train compute jit 1 bf16 '
+    '1, train compute jit 1 bf16 2, train compute jit 1 bf16 4, 1 more). '
+    'Measure both with the same fields of config.benchmark.'
+  )
+
+
+def test_a_report_without_rows_is_refused():
+  for old, new, words in (
+    (report(row()), report(), 'the newer one 0 row(s). Measure'),
+    (report(), report(row()), 'the older one has 0 row(s), the'),
+    (report(), report(), 'the older one has 0 row(s), the newer one 0 row(s)'),
+  ):
+    with pytest.raises(errors.InputError) as error:
+      compare.compare(old, new)
+    assert words in str(error.value)

@@ -94,13 +94,13 @@ def test_evaluate_fits_edges_and_predict_uses_them(
   source, cut, labels = (tmp_path / f'{n}.tif' for n in ('i', 'c', 'l'))
   volume.write_stack(source, pictures)
 
-  def predict(*more, run=made):
+  def predict(*more, run=made, files=(f'--segmentation={cut}',)):
     return command(
       'predict',
       f'--workdir={run}',
       f'--input={source}',
       f'--output={tmp_path / "o.tif"}',
-      f'--segmentation={cut}',
+      *files,
       '--overwrite',
       *more,
     )
@@ -156,13 +156,13 @@ def test_evaluate_fits_edges_and_predict_uses_them(
   linker = linking.Linker()
   linked = [linker(page) for page in numbered]
   assert np.array_equal(tifffile.imread(cut), np.stack(linked))
-  refused(predict('--link', '--segmentation='), '--link goes with')
+  refused(predict('--link', files=()), '--link goes with')
   refused(predict(multicut, '--threshold=0.5'), '--threshold is 0.5')
   refused(predict(multicut, run=f'{made},{made}'), 'names 2')
   refused(
     predict(multicut, '--tta'), 'no fit for 8 orientations', f'{needed} --tta'
   )
-  refused(predict(multicut, '--segmentation='), 'goes with --segmentation')
+  refused(predict(multicut, files=()), 'goes with --segmentation')
   other = kept | {'network': '0', 'best_epoch': 3}
   file.write_text(json.dumps(other))
   refused(predict(multicut), 'another network, of epoch 3', needed)

@@ -99,6 +99,23 @@ def test_a_missing_or_damaged_object_is_empty(tmp_path, content):
   assert files.read_json(path) == {'a': 1}
 
 
+@pytest.mark.parametrize(
+  ('e', 'words'),
+  [
+    (FileNotFoundError(errno.ENOENT, 'No such file'), 'does not exist'),
+    (NotADirectoryError(errno.ENOTDIR, 'Not a folder'), 'does not exist'),
+    (IsADirectoryError(errno.EISDIR, 'Is a directory'), 'is a folder'),
+    (PermissionError(errno.EACCES, 'Denied'), 'cannot be read (Denied)'),
+    (OSError('no number'), 'is damaged'),
+    (RecursionError(), 'is not JSON, or is damaged'),
+    (KeyError('version'), "is damaged (it has no 'version')"),
+    (TypeError('int() of None'), 'is damaged'),
+  ],
+)
+def test_a_reason_is_in_words_not_the_name_of_a_class(e, words):
+  assert files.why_unreadable(e) == words
+
+
 # In another process: holds what it writes until standard input ends.
 HOLDER = """
 import pathlib, sys

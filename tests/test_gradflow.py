@@ -165,10 +165,10 @@ def test_at_init_needs_no_training(command, few_seeds, tmp_path):
       'run in one: leave out parallel.coordinator',
     ),
     (('--config=nothing.py', '--workdir=w'), 'nothing.py cannot be used'),
-    (('--runs=', '--output=o'), 'names no run'),
-    (('--runs=,,', '--output=o'), 'names no run'),
+    (('--runs=', '--output=o'), '--runs is given without a value'),
+    (('--runs=,,', '--output=o'), '--runs is given without a value'),
     (('--runs=a', '--output=o'), 'names 1 run (a)'),
-    (('--runs=a,b', '--output=o'), 'a/config.json is missing'),
+    (('--runs=a,b', '--output=o'), 'a/config.json does not exist'),
   ],
 )
 def test_refusals(command, tmp_path, monkeypatch, arguments, words):

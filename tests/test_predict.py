@@ -432,7 +432,7 @@ def test_refuses_a_missing_flag(command, flag):
   del given[flag]
   done = command('predict', *(f'--{k}={v}' for k, v in given.items()))
   assert done.code == 2
-  said = f'No --{flag} given: '
+  said = f'No --{flag} given; give one: '
   if flag == 'workdir':
     said = 'Give either --workdir, a run of your own, or --pretrained, '
   assert done.err.startswith(f'error: {said}')

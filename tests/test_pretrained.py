@@ -69,7 +69,7 @@ def change_network(path):
     (spoil_weights, r'weights\.npz is damaged, its SHA-256 is .*where card'),
     (lambda p: (p / 'weights.npz').unlink(), r'weights\.npz cannot be read'),
     (lambda p: change_card(p, version=2), r'of version 2, .* reads version 1'),
-    (lambda p: (p / 'card.json').write_text('{'), r'card\.json is damaged'),
+    (lambda p: (p / 'card.json').write_text('{'), r'card\.json is not JSON'),
     (lambda p: change_card(p, best_epoch=None), r'card\.json is damaged'),
     (change_network, r'weights\.npz is of another version of the network mine'),
   ],

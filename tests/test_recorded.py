@@ -89,7 +89,7 @@ def test_no_run_one_run_and_one_run_twice_are_refused(pair):
 
 
 def test_folders_without_records_are_refused(pair, copies, tmp_path):
-  assert 'config.json is missing' in refusal([pair[0], tmp_path])
+  assert 'config.json does not exist' in refusal([pair[0], tmp_path])
   (copies[0] / 'gradient_flow.npz').unlink()
   assert 'has no gradient_flow.npz' in refusal([pair[0], copies[0]])
   (copies[1] / 'metrics.jsonl').write_text('')

@@ -100,7 +100,7 @@ def test_a_prediction_is_no_report_of_measured_rows():
 @pytest.mark.parametrize(
   ('path', 'value', 'message'),
   [
-    ('schema', 3, 'schema is 3; it must be one of 2.'),
+    ('schema', 3, 'schema is 3; it must be 2.'),
     ('identity.git', None, 'identity.git is null; it must be text.'),
     (
       'software.environment',

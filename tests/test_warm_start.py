@@ -154,7 +154,7 @@ def damage(folder):
 @pytest.mark.parametrize(
   ('spoil', 'said'),
   [
-    (shutil.rmtree, r'source/config.json is missing .* --workdir of a run'),
+    (shutil.rmtree, r'source/config.json does not exist.* --workdir of a run'),
     (lambda x: shutil.rmtree(x / 'checkpoints'), 'no best checkpoint'),
     (damage, 'is damaged'),
   ],

@@ -95,10 +95,19 @@ def test_an_older_fingerprint_is_checked_and_replaced(tmp_path):
   assert workdir.read_dataset(tmp_path) == DATASET
 
 
-@pytest.mark.parametrize('content', ['', '{"config": '])
-def test_an_unreadable_config_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    ('', 'is not JSON, or is damaged in line 1'),
+    ('{"config": ', 'is not JSON, or is damaged in line 1'),
+    ('{"config": {}}', r"is damaged \(it has no 'model'\)"),
+    ('{"config": 3}', 'is damaged'),
+  ],
+)
+def test_an_unreadable_config_is_refused(tmp_path, content, words):
   (tmp_path / 'config.json').write_text(content)
-  with pytest.raises(errors.InputError, match=r'config\.json is missing or'):
+  words = rf'config\.json {words}: give the --workdir of a run\.$'
+  with pytest.raises(errors.InputError, match=words):
     workdir.check(tmp_path, make(), DATA)
 
 

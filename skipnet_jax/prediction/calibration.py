@@ -118,9 +118,7 @@ def _from_json(
   try:
     found = Calibration(float(content['log_odds']), float(content['scale']))
   except (LookupError, TypeError, ValueError) as e:
-    raise fitted.refusal(
-      run, KIND, averaging, f'has no readable fit ({type(e).__name__})'
-    ) from e
+    raise fitted.refusal(run, KIND, averaging, 'has no readable fit') from e
   if not (np.isfinite(found.log_odds) and 0 < found.scale <= 1):
     raise fitted.refusal(run, KIND, averaging, f'has an unusable fit ({found})')
   return found

@@ -141,9 +141,7 @@ def _read(
   except FileNotFoundError:
     return {}
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
-    raise refusal(
-      run, kind, averaging, f'cannot be read ({type(e).__name__})'
-    ) from e
+    raise refusal(run, kind, averaging, files.why_unreadable(e)) from e
   if version != kind.version:
     raise refusal(
       run,

@@ -92,7 +92,7 @@ def _read_card(path: pathlib.Path) -> dict[str, Any]:
     epoch = int(card['best_epoch'])
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
     raise errors.InputError(
-      f'{file} is damaged ({type(e).__name__}): {_REMEDY}.'
+      f'{file} {files.why_unreadable(e)}: {_REMEDY}.'
     ) from e
   if version != VERSION:
     raise errors.InputError(

@@ -86,8 +86,8 @@ def _read(
     raise
   except (OSError, ValueError) as e:
     raise errors.InputError(
-      f'{path} is damaged ({type(e).__name__}): name another run, or train '
-      'this one again in another --workdir.'
+      f'{path} {files.why_unreadable(e)}: name another run, or train this one '
+      'again in another --workdir.'
     ) from e
 
 

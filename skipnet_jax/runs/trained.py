@@ -236,8 +236,8 @@ def best_threshold(
       continue
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
       raise errors.InputError(
-        f'{path} has no readable threshold_v_rand ({type(e).__name__}): write '
-        'it again with evaluate, or give --threshold.'
+        f'{path} has no readable threshold_v_rand: write it again with '
+        'evaluate, or give --threshold.'
       ) from e
   if calibration is not None:
     return 0.5, 'the best of the training slices, by calibration'

@@ -119,8 +119,7 @@ def _read(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, Any]]:
     return path, content
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
     raise errors.InputError(
-      f'{path} is missing or unreadable ({type(e).__name__}): give the '
-      '--workdir of a run.'
+      f'{path} {files.why_unreadable(e)}: give the --workdir of a run.'
     ) from e
 
 

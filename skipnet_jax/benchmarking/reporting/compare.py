@@ -13,6 +13,8 @@ Report = dict[str, Any]
 
 # Fewer do not show how processes differ.
 PROCESSES = 3
+# Rows of each report that a message names.
+_NAMED = 3
 # Fields that do not explain a ratio.
 _IGNORED = {'experiment', 'config', 'command', 'date', 'seconds'}
 _IGNORED |= {'device_count', 'local_device_count', 'load_average'}
@@ -73,7 +75,8 @@ def compare(old: Report, new: Report) -> Comparison:
     old, new: from `report.read`.
 
   Raises:
-    InputError: their workloads differ, or one has the same row twice.
+    InputError: their workloads differ, one has the same row twice, or they
+      have no row in common.
   """
   changed = config_identity.differences(old['workload'], new['workload'])
   if changed:
@@ -83,6 +86,12 @@ def compare(old: Report, new: Report) -> Comparison:
       'one workload.'
     )
   before, after = _by_key(old, 'older'), _by_key(new, 'newer')
+  if not before.keys() & after.keys():
+    raise errors.InputError(
+      'The two reports have no row in common: the older one has '
+      f'{_names(before)}, the newer one {_names(after)}. Measure both with the '
+      'same fields of config.benchmark.'
+    )
   busy = any(map(_busy, (old, new)))
   return Comparison(
     rows=tuple(
@@ -134,6 +143,17 @@ def _by_key(report: Report, which: str) -> dict[tuple, dict[str, Any]]:
       )
     rows[key] = row
   return rows
+
+
+def _names(rows: dict[tuple, dict[str, Any]]) -> str:
+  """The first rows, for a message."""
+  named = [' '.join(schema.key_cells(row)) for row in rows.values()]
+  more = len(named) - _NAMED
+  return f'{len(named)} row(s)' + (
+    f' ({", ".join(named[:_NAMED])}{f", {more} more" if more > 0 else ""})'
+    if named
+    else ''
+  )
 
 
 def _compare_rows(old: dict[str, Any], new: dict[str, Any], busy: bool) -> Row:

@@ -107,6 +107,11 @@ def read(path: str | os.PathLike) -> Report:
   try:
     report = json.loads(pathlib.Path(path).read_text())
     version = report.get('schema') if isinstance(report, dict) else None
+    if type(version) is int and version > schema.VERSION:
+      raise errors.InputError(
+        f'its schema is {version}, of a later version than {schema.VERSION}, '
+        'which this skipnet_jax reads: update skipnet_jax.'
+      )
     if version in range(1, schema.VERSION):
       raise errors.InputError(
         f'its schema is {version}, of an earlier version, which does not tell '
@@ -117,8 +122,8 @@ def read(path: str | os.PathLike) -> Report:
     raise errors.InputError(f'{path} cannot be used: {e}') from e
   except (OSError, ValueError, RecursionError) as e:
     raise errors.InputError(
-      f'{path} cannot be read ({type(e).__name__}): give a report that '
-      'python -m skipnet_jax.benchmark wrote.'
+      f'{path} {files.why_unreadable(e)}: give a report that python -m '
+      'skipnet_jax.benchmark wrote.'
     ) from e
   return report
 

@@ -210,7 +210,8 @@ def _check(value: Any, form: Any, path: str) -> None:
       _refuse(path, value, 'null in a row that failed')
   elif isinstance(form, set):
     if not isinstance(value, str | int) or value not in form:
-      _refuse(path, value, f'one of {", ".join(map(str, sorted(form)))}')
+      choices = ', '.join(map(str, sorted(form)))
+      _refuse(path, value, f'one of {choices}' if len(form) > 1 else choices)
   elif isinstance(form, dict):
     _check_type(value, dict, path)
     prefix = f'{path}.' if path else ''

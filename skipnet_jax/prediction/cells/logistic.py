@@ -64,8 +64,10 @@ def from_json(content: Mapping[str, Any], names: tuple[str, ...]) -> Logistic:
       for key in ('mean', 'scale', 'weight')
     )
     found = Logistic(names, mean, scale, weights, float(content['bias']))
-  except (LookupError, TypeError) as e:
-    raise ValueError(f'{type(e).__name__} {e}') from e
+  except KeyError as e:
+    raise ValueError(f'it has no {e}') from e
+  except TypeError as e:
+    raise ValueError('it has a value of another type') from e
   parts = found.mean, found.scale, found.weights, found.bias
   if not all(np.isfinite(part).all() for part in parts) or 0 in found.scale:
     raise ValueError('it has numbers that are not finite')
