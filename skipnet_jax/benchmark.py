@@ -29,7 +29,8 @@ _AOT = flags.DEFINE_string(
   'aot',
   None,
   'Measure nothing: compile for a TPU slice such as v5e:2x2, or for GPUs such '
-  'as h100:1 or h100:8, and predict the speed. Neither is needed.',
+  'as h100:1 or h100:8, and predict the speed. The machine needs neither a TPU '
+  'nor a GPU.',
 )
 _UNTIL_BCE = flags.DEFINE_float(
   'until_bce',
@@ -37,7 +38,10 @@ _UNTIL_BCE = flags.DEFINE_float(
   'Afterwards, also train three seeds until the validation BCE is this low.',
 )
 _COMPARE = flags.DEFINE_multi_string(
-  'compare', None, 'Two reports, the older one first; exits 1 on a slowdown.'
+  'compare',
+  None,
+  'Two reports, the older one first: prints what became slower, and exits with '
+  '1 if a row did',
 )
 _DESCRIBE = flags.DEFINE_bool(
   'describe', False, 'Print the layer table and what is measured, and exit.'
