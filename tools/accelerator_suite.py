@@ -3,9 +3,10 @@
 python tools/accelerator_suite.py --budget_minutes=9 --output=DIR
 
 Each piece has a limit of its own. When the budget is used up, run the same
-command again: it skips finished pieces. DIR gets a JSON file for each piece,
-summary.json and table.txt. --smoke runs every piece on a CPU with a small
-network, in minutes. Exit code 1 if a piece failed.
+command again: it skips finished pieces. Another config, code or device needs
+another DIR. DIR gets a JSON file for each piece, summary.json and table.txt.
+--smoke runs every piece on a CPU with a small network, in minutes. Exit code 1
+if a piece failed.
 """
 
 import functools
@@ -13,6 +14,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 from absl import flags
 
@@ -33,7 +35,6 @@ _RESULT = flags.DEFINE_string(
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # `--piece=NAME --result PATH` at the end of the command of a piece.
 PIECE_WORDS = 3
-PLATFORMS = {'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu', 'cpu': 'cpu'}
 
 
 def main() -> None:
@@ -56,7 +57,9 @@ def main() -> None:
     return
   cli.require(_OUTPUT)
   device = _DEVICE.value or ('cpu' if _SMOKE.value else 'gpu')
-  os.environ['JAX_PLATFORMS'] = PLATFORMS[device]
+  os.environ['JAX_PLATFORMS'] = accelerator.PLATFORMS[device]
+  begin = time.monotonic()
+  kind = accelerator.device_kind(device)
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
   os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
   if _SMOKE.value:
@@ -76,10 +79,12 @@ def main() -> None:
     ],
     pathlib.Path(_OUTPUT.value),
     budget=60 * _BUDGET.value,
+    spent=time.monotonic() - begin,
     identity={
       'code': suite.code_hash(),
       'config': json.loads(config.to_json()),
       'device': device,
+      'device_kind': kind,
       'versions': environment.versions(('jax', 'jaxlib', 'flax', 'torch')),
     },
     say=functools.partial(print, flush=True),
