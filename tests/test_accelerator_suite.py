@@ -12,6 +12,7 @@ import pytest
 
 from skipnet_jax import config as config_lib
 from skipnet_jax import config_identity
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking.suite import accelerator
@@ -269,6 +270,22 @@ def test_the_kind_of_the_device_is_part_of_the_identity(
   assert config_identity.differences(a, b) == [
     "device_kind ('NVIDIA H100', now 'NVIDIA H200')"
   ]
+
+
+@pytest.mark.parametrize('result', ['--result={}', '--result {}'])
+def test_a_piece_names_the_command_of_the_suite(
+  command, tmp_path, monkeypatch, result
+):
+  path = tmp_path / 'parity.json'
+
+  def run(config, save):
+    save({'command': environment.command()})
+
+  monkeypatch.setitem(accelerator.PIECES, 'parity', accelerator.Piece(run, 9))
+  words = f'--smoke --piece=parity {result.format(path)}'
+  assert command('tools/accelerator_suite.py', *words.split()).code == 0
+  expected = 'python tools/accelerator_suite.py --smoke'
+  assert json.loads(path.read_text()) == {'command': expected}
 
 
 def test_the_pieces_are_in_order_of_worth():

@@ -33,8 +33,6 @@ _RESULT = flags.DEFINE_string(
   'result', None, 'For internal use: JSON file of the piece.'
 )
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# `--piece=NAME --result PATH` at the end of the command of a piece.
-PIECE_WORDS = 3
 
 
 def main() -> None:
@@ -51,7 +49,7 @@ def main() -> None:
   config = accelerator.adapt(config, _SMOKE.value)
   if _PIECE.value:
     # Reports name the command of the whole suite.
-    del sys.argv[-PIECE_WORDS:]
+    del sys.argv[sys.argv.index(f'--piece={_PIECE.value}') :]
     save = functools.partial(files.write_json, pathlib.Path(_RESULT.value))
     accelerator.PIECES[_PIECE.value].run(config, save)
     return
