@@ -3,12 +3,16 @@
 import dataclasses
 import errno
 import json
+import os
+import subprocess
 import sys
 
 from conftest import ROOT
 import pytest
 
 from skipnet_jax import config as config_lib
+from skipnet_jax import config_identity
+from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking.suite import accelerator
@@ -53,15 +57,37 @@ def test_pieces_run_in_order_and_leave_a_file_each(run, tmp_path):
   assert 'fine' in (tmp_path / 'out' / 'table.txt').read_text()
 
 
-def test_a_finished_piece_is_skipped_until_its_identity_changes(run, tmp_path):
+def test_a_finished_piece_is_skipped(run, tmp_path):
   log = tmp_path / 'log'
   run([piece('a', log)])
   summary = run([piece('a', log), piece('b', log)])
   assert log.read_text() == 'a b '
   assert statuses(summary) == [suite.DONE] * 2
   assert summary['pieces'][0]['lines'] == ['fine']
-  run([piece('a', log)], identity={'code': 'b'})
-  assert log.read_text() == 'a b a '
+
+
+@pytest.mark.parametrize('code', [WRITE, 'sys = 1 / 0'])
+def test_results_of_another_identity_are_kept(run, tmp_path, code):
+  log, out = tmp_path / 'log', tmp_path / 'out'
+  old = {'device_kind': 'cpu', 'config': {'seed': 0}}
+  new = {'device_kind': 'Some GPU', 'config': {'seed': 1}, 'code': 'c'}
+  run([piece('b', log, code)], identity=old)
+  before = {path: path.read_bytes() for path in out.iterdir()}
+  with pytest.raises(errors.InputError) as error:
+    run([piece('a', log), piece('b', log)], identity=new)
+  assert str(error.value) == (
+    f"{out}/b.json was measured under other conditions: code (None, now 'c'), "
+    "device_kind ('cpu', now 'Some GPU'), config.seed (0, now 1); choose "
+    'another --output.'
+  )
+  assert before == {path: path.read_bytes() for path in out.iterdir()}
+  assert log.read_text() == 'b '
+  # The summary has results too.
+  (out / 'b.json').unlink()
+  with pytest.raises(errors.InputError, match=r'summary\.json was .* 3 more;'):
+    run(
+      [piece('b', log)], identity=new | {'versions': dict.fromkeys('wxyz', 1)}
+    )
 
 
 def test_a_failing_piece_is_recorded_and_the_next_goes_on(run, tmp_path):
@@ -155,6 +181,111 @@ def test_a_piece_with_nothing_to_do_says_why(run, tmp_path):
 def test_a_budget_of_nothing_is_refused(run):
   with pytest.raises(errors.InputError, match='0 minutes'):
     run([], budget=0.0)
+
+
+def test_what_was_spent_before_counts(run, tmp_path):
+  summary = run([piece('a', tmp_path / 'log')], budget=9.0, spent=9.0)
+  assert statuses(summary) == [suite.LEFT]
+
+
+@pytest.fixture
+def jax_finds(monkeypatch):
+  """Replaces the process that looks for the device."""
+
+  def put(code=0, out='', err='', error=None):
+    def run(command, env, **_):
+      asked.append(env['JAX_PLATFORMS'])
+      if error:
+        raise error
+      return subprocess.CompletedProcess(command, code, out, err)
+
+    monkeypatch.setattr(accelerator.subprocess, 'run', run)
+
+  asked = put.asked = []
+  return put
+
+
+def test_the_kind_of_the_device_is_what_jax_finds(jax_finds):
+  jax_finds(out='a plugin speaks\n["gpu", "NVIDIA H200"]\n')
+  assert accelerator.device_kind('gpu') == 'NVIDIA H200'
+  jax_finds(out='["tpu", "TPU v5 lite"]\n')
+  assert accelerator.device_kind('tpu') == 'TPU v5 lite'
+  assert jax_finds.asked == ['cuda,cpu', 'tpu,cpu']
+  assert accelerator.device_kind('cpu') == 'cpu'
+
+
+@pytest.mark.parametrize(
+  ('found', 'reason'),
+  [
+    ({'out': '["cpu", "cpu"]\n'}, 'JAX uses the CPU instead'),
+    ({'code': 1, 'err': 'Traceback\nRuntimeError: no libtpu.\n'}, 'no libtpu'),
+    ({'error': subprocess.TimeoutExpired('', 9)}, 'JAX did not answer within'),
+  ],
+)
+def test_a_missing_device_is_refused(jax_finds, found, reason):
+  jax_finds(**found)
+  with pytest.raises(
+    errors.InputError, match=rf'No TPU was found \(.*{reason}'
+  ):
+    accelerator.device_kind('tpu')
+
+
+@pytest.mark.parametrize(
+  'words', ['--budget_minutes=1', '--smoke --device=gpu']
+)
+def test_the_suite_does_not_measure_the_cpu_as_a_gpu(
+  command, tmp_path, monkeypatch, words
+):
+  # Hides the GPU of this machine, if it has one.
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+  for name in ('JAX_PLATFORMS', 'PYTHONPATH'):
+    monkeypatch.setenv(name, os.environ.get(name, ''))
+  out = tmp_path / 'out'
+  done = command(
+    'tools/accelerator_suite.py', f'--output={out}', *words.split()
+  )
+  assert done.code == 2
+  assert done.err.startswith('error: No GPU was found (')
+  assert done.err.endswith('or give --device=cpu.\n')
+  assert done.err.count('\n') == 1
+  assert not out.exists()
+
+
+def test_the_kind_of_the_device_is_part_of_the_identity(
+  command, tmp_path, monkeypatch
+):
+  for name in ('JAX_PLATFORMS', 'PYTHONPATH'):
+    monkeypatch.setenv(name, os.environ.get(name, ''))
+  identities = []
+
+  def run(pieces, folder, *, identity, **_):
+    identities.append(identity)
+    return {'pieces': []}
+
+  monkeypatch.setattr(suite, 'run', run)
+  for kind in ('NVIDIA H100', 'NVIDIA H200'):
+    monkeypatch.setattr(accelerator, 'device_kind', lambda device, k=kind: k)
+    assert command('tools/accelerator_suite.py', '--output=out').code == 0
+  a, b = identities
+  assert config_identity.differences(a, b) == [
+    "device_kind ('NVIDIA H100', now 'NVIDIA H200')"
+  ]
+
+
+@pytest.mark.parametrize('result', ['--result={}', '--result {}'])
+def test_a_piece_names_the_command_of_the_suite(
+  command, tmp_path, monkeypatch, result
+):
+  path = tmp_path / 'parity.json'
+
+  def run(config, save):
+    save({'command': environment.command()})
+
+  monkeypatch.setitem(accelerator.PIECES, 'parity', accelerator.Piece(run, 9))
+  words = f'--smoke --piece=parity {result.format(path)}'
+  assert command('tools/accelerator_suite.py', *words.split()).code == 0
+  expected = 'python tools/accelerator_suite.py --smoke'
+  assert json.loads(path.read_text()) == {'command': expected}
 
 
 def test_the_pieces_are_in_order_of_worth():

@@ -68,6 +68,24 @@ def test_a_damaged_report_is_named(tool, tmp_path):
     tool.rows(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('[1, 2]', '3', '{"result": [1]}', '{"result": {"reports": 1}}'),
+    *('{"result": {"reports": [1]}}', '{', '\xff'),
+  ],
+)
+def test_a_file_of_something_else_is_named(tool, tmp_path, text):
+  (tmp_path / 'one.json').write_text(text, encoding='latin-1')
+  with pytest.raises(errors.InputError, match=r'one\.json (is|cannot be read)'):
+    tool.rows(tmp_path)
+
+
+def test_a_piece_without_a_result_has_no_rows(tool, tmp_path):
+  files.write_json(tmp_path / 'one.json', {'piece': 'scan', 'result': None})
+  assert tool.rows(tmp_path) == []
+
+
 def test_rows_without_a_peak_say_their_precision(tool, tmp_path):
   unknown = {'mfu': None, 'mfu_peak': None, 'dtype': 'float32'}
   exact = row(matmul_precision='highest', **unknown)

@@ -258,6 +258,27 @@ def test_a_flag_that_would_do_nothing_is_refused(
   assert not os.listdir()
 
 
+@pytest.mark.parametrize(
+  'words',
+  [
+    f'tools/recording_cost.py {CONFIG}/long_short.py:smoke --rounds=0',
+    'tools/large_volume.py --workdir=a --output=b --rounds=0',
+    f'tools/torch_peer.py {CONFIG}/long_short.py:smoke --rounds=0',
+    'tools/hostile.py --output=a --stack=b --fuzz=0',
+  ],
+)
+def test_a_tool_refuses_to_measure_nothing(
+  command, monkeypatch, tmp_path, words
+):
+  monkeypatch.chdir(tmp_path)
+  outcome = command(*words.split())
+  flag = words.rpartition('--')[2]
+  assert outcome.code == 2
+  assert outcome.err.startswith(f'error: flag --{flag}: ')
+  assert outcome.err.count('\n') == 1
+  assert not os.listdir()
+
+
 @pytest.mark.parametrize('flag', ['--help', '--helpshort', '--helpfull', '-?'])
 @pytest.mark.parametrize('before', [[], [f'{CONFIG}/long_short.py:smoke']])
 def test_help_exits_with_0(command, flag, before):

@@ -39,6 +39,7 @@ FLAGS_ONLY = {
   'tools/em_membranes.py': 'hours; test_em_membranes runs its parts',
   'tools/hostile.py': 'minutes; test_bad_input and test_hostile_tiff',
   'tools/large_volume.py': 'minutes; test_volumes',
+  'tools/paired_steps.py': 'another checkout; test_paired_steps',
   'tools/soak.py': 'hours; test_long_runs',
   'tools/notebooks.py': 'it writes the notebooks; test_notebooks',
   'tools/pictures.py': 'it runs predict; test_pretrained',

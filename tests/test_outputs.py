@@ -197,7 +197,7 @@ def test_a_command_replaces_its_own_results(tmp_path, monkeypatch):
     committed / 'table_3',
   )
   speed.check(committed / 'systems')
-  monkeypatch.setattr(suite, '_run', lambda *_: suite._read(tmp_path, one, {}))
+  monkeypatch.setattr(suite, '_run', lambda *_: suite._read(tmp_path, one))
   one = suite.Piece('one', ())
   for _ in range(2):
     suite.run(

@@ -3,9 +3,10 @@
 python tools/accelerator_suite.py --budget_minutes=9 --output=DIR
 
 Each piece has a limit of its own. When the budget is used up, run the same
-command again: it skips finished pieces. DIR gets a JSON file for each piece,
-summary.json and table.txt. --smoke runs every piece on a CPU with a small
-network, in minutes. Exit code 1 if a piece failed.
+command again: it skips finished pieces. Another config, code or device needs
+another DIR. DIR gets a JSON file for each piece, summary.json and table.txt.
+--smoke runs every piece on a CPU with a small network, in minutes. Exit code 1
+if a piece failed.
 """
 
 import functools
@@ -13,6 +14,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 from absl import flags
 
@@ -31,9 +33,6 @@ _RESULT = flags.DEFINE_string(
   'result', None, 'For internal use: JSON file of the piece.'
 )
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# `--piece=NAME --result PATH` at the end of the command of a piece.
-PIECE_WORDS = 3
-PLATFORMS = {'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu', 'cpu': 'cpu'}
 
 
 def main() -> None:
@@ -50,13 +49,15 @@ def main() -> None:
   config = accelerator.adapt(config, _SMOKE.value)
   if _PIECE.value:
     # Reports name the command of the whole suite.
-    del sys.argv[-PIECE_WORDS:]
+    del sys.argv[sys.argv.index(f'--piece={_PIECE.value}') :]
     save = functools.partial(files.write_json, pathlib.Path(_RESULT.value))
     accelerator.PIECES[_PIECE.value].run(config, save)
     return
   cli.require(_OUTPUT)
   device = _DEVICE.value or ('cpu' if _SMOKE.value else 'gpu')
-  os.environ['JAX_PLATFORMS'] = PLATFORMS[device]
+  os.environ['JAX_PLATFORMS'] = accelerator.PLATFORMS[device]
+  begin = time.monotonic()
+  kind = accelerator.device_kind(device)
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
   os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
   if _SMOKE.value:
@@ -76,10 +77,12 @@ def main() -> None:
     ],
     pathlib.Path(_OUTPUT.value),
     budget=60 * _BUDGET.value,
+    spent=time.monotonic() - begin,
     identity={
       'code': suite.code_hash(),
       'config': json.loads(config.to_json()),
       'device': device,
+      'device_kind': kind,
       'versions': environment.versions(('jax', 'jaxlib', 'flax', 'torch')),
     },
     say=functools.partial(print, flush=True),

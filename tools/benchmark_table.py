@@ -8,6 +8,7 @@ reports of `benchmark` with the present schema, and those of the pieces of
 """
 
 from collections.abc import Iterator
+import json
 import pathlib
 import sys
 from typing import Any
@@ -31,22 +32,40 @@ def reports(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Name and content of each report in a folder and its folders.
 
   Raises:
-    InputError: names the file of a report that `schema.check` refuses.
+    InputError: names a file that is not of `benchmark` or `accelerator_suite`,
+      or whose report `schema.check` refuses.
   """
   from skipnet_jax import errors
-  from skipnet_jax import files
   from skipnet_jax.benchmarking.reporting import schema
 
   for path in sorted(folder.rglob('*.json')):
-    content = files.read_json(path)
-    pieces = (content.get('result') or {}).get('reports', ())
-    for report in (content, *pieces):
+    for report in _contents(path):
       if report.get('schema') == schema.VERSION:
         try:
           schema.check(report)
         except errors.InputError as e:
           raise errors.InputError(f'{path} cannot be used: {e}') from e
         yield str(path.relative_to(folder)), report
+
+
+def _contents(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The object in a file, and those in its field result.reports."""
+  from skipnet_jax import errors
+
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError) as e:
+    raise errors.InputError(
+      f'{path} cannot be read ({type(e).__name__}): repair or remove it.'
+    ) from e
+  result = (content.get('result') or {}) if isinstance(content, dict) else None
+  pieces = result.get('reports', []) if isinstance(result, dict) else None
+  if isinstance(pieces, list) and all(isinstance(one, dict) for one in pieces):
+    return [content, *pieces]
+  raise errors.InputError(
+    f'{path} is neither a report of benchmark nor a piece of '
+    'accelerator_suite: remove it.'
+  )
 
 
 def rows(folder: pathlib.Path) -> list[list[str]]:

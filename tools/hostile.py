@@ -38,7 +38,7 @@ from skipnet_jax import errors
 _OUTPUT = flags.DEFINE_string('output', None, 'A new folder.')
 _STACK = flags.DEFINE_string('stack', None, 'A TIFF whose bytes are changed.')
 _FUZZ = flags.DEFINE_integer(
-  'fuzz', 2000, 'Number of copies with changed bytes.'
+  'fuzz', 2000, 'Number of copies with changed bytes.', lower_bound=1
 )
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # MiB that are allowed above the peak for a missing file.

@@ -38,7 +38,9 @@ _FEW = flags.DEFINE_integer('few', 4, 'Of what is timed.', lower_bound=2)
 _SIDE = flags.DEFINE_integer('side', 4096, 'In pixels.', lower_bound=512)
 _MEMORY = flags.DEFINE_float('memory_gb', 2.0, 'As of predict.')
 _TILE = flags.DEFINE_integer('tile', 512, 'As of predict.')
-_ROUNDS = flags.DEFINE_integer('rounds', 2, 'Of the timing, in turns.')
+_ROUNDS = flags.DEFINE_integer(
+  'rounds', 2, 'Of the timing, in turns.', lower_bound=1
+)
 KILLS = 3
 
 

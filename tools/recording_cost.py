@@ -24,7 +24,7 @@ from skipnet_jax.step import calls
 from skipnet_jax.step import parallel
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment file.')
-_ROUNDS = flags.DEFINE_integer('rounds', 20, 'Pairs of steps.')
+_ROUNDS = flags.DEFINE_integer('rounds', 20, 'Pairs of steps.', lower_bound=1)
 
 
 def main() -> None:

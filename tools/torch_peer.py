@@ -15,7 +15,9 @@ from skipnet_jax import cli
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment file; --config=FILE:preset picks a preset.'
 )
-_ROUNDS = flags.DEFINE_integer('rounds', 10, 'Timed steps of each contestant.')
+_ROUNDS = flags.DEFINE_integer(
+  'rounds', 10, 'Timed steps of each contestant.', lower_bound=1
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file of the result.')
 
 

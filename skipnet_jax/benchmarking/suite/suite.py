@@ -2,7 +2,8 @@
 
 Each piece runs in its own process and writes its result to a file while it
 runs. The folder gets a JSON file for each piece, summary.json and table.txt. A
-piece that has finished with the same identity is not run again.
+piece that has finished is not run again. Results of another identity (another
+config, code or device) are never replaced.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import subprocess
 import time
 from typing import Any
 
+from skipnet_jax import config_identity
 from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax import files
@@ -27,6 +29,8 @@ from skipnet_jax import tables
 DONE, FAILED, SKIPPED, LEFT = 'done', 'failed', 'skipped', 'no time left'
 INTERRUPTED = 'interrupted'
 SUMMARY, TABLE = 'summary.json', 'table.txt'
+# Differences of two identities that a message names.
+NAMED = 4
 Entry = dict[str, Any]
 
 
@@ -64,6 +68,7 @@ def run(
   budget: float,
   identity: dict[str, Any],
   say: Callable[[str], None],
+  spent: float = 0.0,
   clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
   """Runs the unfinished pieces, and writes the summary before and after each.
@@ -75,8 +80,9 @@ def run(
     folder: created if it is missing.
     budget: seconds for all pieces; each may use all that is left, up to its own
       limit.
-    identity: JSON values; a finished piece with another identity runs again.
+    identity: JSON values: what decides the results.
     say: called with each progress message.
+    spent: seconds of the budget that have passed before this call.
     clock: gives seconds.
 
   Returns:
@@ -86,7 +92,7 @@ def run(
   Raises:
     InputError: the budget is not positive, the folder cannot be created,
       another suite runs there, or it has files of these names that are not of
-      a suite.
+      a suite, or of another identity.
   """
   if not budget > 0:
     raise errors.InputError(
@@ -101,7 +107,9 @@ def run(
     ) from e
   _check_files(folder, pieces)
   with _locked(folder):
-    return _run_all(pieces, folder, budget, identity, say, clock)
+    for path in _json_files(folder, pieces):
+      _check_identity(path, identity)
+    return _run_all(pieces, folder, budget - spent, identity, say, clock)
 
 
 @contextlib.contextmanager
@@ -133,7 +141,7 @@ def _run_all(
   clock: Callable[[], float],
 ) -> dict[str, Any]:
   end = clock() + budget
-  entries = {piece.name: _read(folder, piece, identity) for piece in pieces}
+  entries = {piece.name: _read(folder, piece) for piece in pieces}
   # A full disk is found before anything is measured.
   _summarise(folder, identity, entries)
   for piece in pieces:
@@ -159,12 +167,11 @@ def _run_all(
 
 def _check_files(folder: pathlib.Path, pieces: Sequence[Piece]) -> None:
   """Raises an InputError for a file that is not of a suite."""
-  own = {SUMMARY: {'identity', 'pieces'}}
-  own |= {f'{piece.name}.json': {'identity', 'piece'} for piece in pieces}
   foreign = [
-    folder / name
-    for name, fields in own.items()
-    if not fields <= set(files.read_json(folder / name))
+    path
+    for path in _json_files(folder, pieces)
+    if not {'identity', 'pieces' if path.name == SUMMARY else 'piece'}
+    <= set(files.read_json(path))
   ]
   if folder / SUMMARY in foreign:
     foreign.append(folder / TABLE)
@@ -172,10 +179,42 @@ def _check_files(folder: pathlib.Path, pieces: Sequence[Piece]) -> None:
   files.check_outputs(foreign, overwrite=False, remedy=remedy)
 
 
-def _read(folder: pathlib.Path, piece: Piece, identity: dict) -> Entry:
+def _json_files(
+  folder: pathlib.Path, pieces: Sequence[Piece]
+) -> list[pathlib.Path]:
+  names = [f'{piece.name}.json' for piece in pieces]
+  return [folder / name for name in (*names, SUMMARY)]
+
+
+def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:
+  """Raises an InputError for a file of another identity; it may be missing."""
+  stored = files.read_json(path).get('identity', identity)
+  if stored == identity:
+    return
+  found = config_identity.differences(_flat(stored), _flat(identity))
+  # A field of the config is the least likely to be all that differs.
+  found.sort(key=lambda text: text.startswith('config.'))
+  more = f' and {len(found) - NAMED} more' if len(found) > NAMED else ''
+  raise errors.InputError(
+    f'{path} was measured under other conditions: '
+    f'{", ".join(found[:NAMED])}{more}; choose another --output.'
+  )
+
+
+def _flat(value: Any, name: str = '') -> dict[str, Any]:
+  """Dotted names to values."""
+  if not isinstance(value, dict) or (name and not value):
+    return {name: value}
+  flat: dict[str, Any] = {}
+  for key, one in value.items():
+    flat |= _flat(one, f'{name}.{key}' if name else key)
+  return flat
+
+
+def _read(folder: pathlib.Path, piece: Piece) -> Entry:
   """The stored entry of a piece that has finished; otherwise an empty one."""
   record = files.read_json(folder / f'{piece.name}.json')
-  if record.get('identity') == identity and record.get('status') == DONE:
+  if record.get('status') == DONE:
     return {k: record[k] for k in ('status', 'seconds', 'error', 'result')}
   return {'status': LEFT, 'seconds': None, 'error': None, 'result': None}
 
