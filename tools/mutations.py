@@ -605,8 +605,8 @@ PREDICTIONS = (
   Mutation(
     'places-are-kernels',
     'skipnet_jax/benchmarking/hlo/program.py',
-    "_PLACES = {'ConcatBitcast', 'AllocateBuffer', _END}",
-    '_PLACES = {_END}',
+    "_NO_WORK = {'ConcatBitcast', 'AllocateBuffer', _END}",
+    '_NO_WORK = {_END}',
     'What only says where an array lies counts as a kernel.',
     (
       'tests/test_program.py'

@@ -48,7 +48,7 @@ _LATER = ('-done', '-update')
 # In between, fusions do other work, and have the same collective once more.
 _BEGIN, _END = 'AsyncCollectiveStart', 'AsyncCollectiveDone'
 # Other targets for which nothing runs: they only say where an array lies.
-_PLACES = {'ConcatBitcast', 'AllocateBuffer', _END}
+_NO_WORK = {'ConcatBitcast', 'AllocateBuffer', _END}
 # They read as much of their first operand as they give.
 _SLICES = {'slice', 'dynamic-slice', 'gather'}
 _UPDATE = 'dynamic-update-slice'
@@ -184,7 +184,7 @@ class Program:
       for one, times in self.executed()
       if one.opcode not in _NO_KERNEL
       and not one.opcode.endswith(_LATER)
-      and self._root(one).target not in _PLACES
+      and self._root(one).target not in _NO_WORK
     ]
 
   def executed(
@@ -209,7 +209,7 @@ class Program:
       return one
     return self.instructions[self._roots[one.called[0]]]
 
-  def _is_echo(self, one: Instruction) -> bool:
+  def _is_repeated_collective(self, one: Instruction) -> bool:
     """Whether a collective began in another fusion."""
     return self._begun.get(one.channel, one.name) != one.name
 
@@ -232,7 +232,7 @@ class Program:
       return written  # Its result also holds the operands.
     if one.opcode == 'fusion':
       body = [self.instructions[n] for n in self.computations[one.called[0]]]
-      body = [i for i in body if not self._is_echo(i)]
+      body = [i for i in body if not self._is_repeated_collective(i)]
       sources = [i.name for i in body if i.opcode == 'parameter']
     else:
       body, sources = [one], list(one.operands)
@@ -286,7 +286,7 @@ class Program:
       )
     if root.opcode == 'bitcast':
       return self._written(operands[0], hbm)
-    if self._is_echo(root):
+    if self._is_repeated_collective(root):
       return 0
     size = root.result_bytes
     if root.opcode == _UPDATE:
@@ -306,7 +306,7 @@ class Program:
     found = []
     for computation in instruction.called:
       for name in self.computations.get(computation, ()):
-        if not self._is_echo(self.instructions[name]):
+        if not self._is_repeated_collective(self.instructions[name]):
           found += [self.instructions[name], *self.inside(name)]
     return found
 
