@@ -56,12 +56,9 @@ def test_cores_are_those_of_this_process_not_of_the_machine(monkeypatch):
 
 
 def test_git_state_names_the_commit_and_whether_it_was_changed(
-  tmp_path, monkeypatch
+  tmp_path,
 ):
-  monkeypatch.setattr(
-    environment, '__file__', str(tmp_path / 'skipnet_jax' / 'environment.py')
-  )
-  assert environment.git_state() == 'not a checkout'
+  assert environment.git_state(tmp_path) == 'not a checkout'
 
   def git(*arguments):
     identity = ['-c', 'user.name=a', '-c', 'user.email=a@b']
@@ -76,10 +73,10 @@ def test_git_state_names_the_commit_and_whether_it_was_changed(
   (tmp_path / 'file').write_text('a')
   git('add', 'file')
   git('commit', '-m', 'first')
-  commit = environment.git_state()
+  commit = environment.git_state(tmp_path)
   assert git('rev-parse', 'HEAD').startswith(commit)
   (tmp_path / 'file').write_text('b')
-  assert environment.git_state() == f'{commit}-dirty'
+  assert environment.git_state(tmp_path) == f'{commit}-dirty'
 
 
 def test_git_state_is_unknown_where_git_does_not_answer(monkeypatch):

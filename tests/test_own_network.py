@@ -245,7 +245,7 @@ def test_the_check_computes_nothing(module, capsys):
   ('arguments', 'words'),
   [
     (['Goo'], "has no Goo: did you mean 'Good'"),
-    (['Good', '--config.model.widht=3'], 'did you mean width'),
+    (['Good', '--config.model.widht=3'], 'did you mean model.width?'),
     (['Good', '--config.model.width=0'], 'model.width is 0'),
     (['Good', '--config.data.size=63'], 'multiples of 2, the nearest is 64'),
   ],
