@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'skipnet_jax'
 MAINS = {'train', 'predict', 'evaluate', 'gradflow', 'benchmark', 'cli'}
-MAINS |= {'__main__', 'export'}
+MAINS |= {'__main__', 'export', 'command_line'}
 # A room is a folder. It imports itself and the rooms of lower numbers; '' is
 # what lies in none.
 ROOMS = {
