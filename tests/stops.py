@@ -19,7 +19,7 @@ from skipnet_jax.benchmarking import rows
 from skipnet_jax.benchmarking import workload
 from skipnet_jax.benchmarking.aot import aot
 from skipnet_jax.benchmarking.peer import race
-from skipnet_jax.benchmarking.suite import accelerator
+from skipnet_jax.benchmarking.suite import device
 from skipnet_jax.benchmarking.suite import suite
 from skipnet_jax.data import border_weight
 from skipnet_jax.data import isbi2012
@@ -54,7 +54,7 @@ STOPS = (
   (pipeline.Pipeline, 'plan', 'test_pipeline'),
   (aot, 'predict', 'test_aot'),
   (race, 'race', 'test_torch_peer; first the config is checked'),
-  (accelerator, 'device_kind', 'test_accelerator_suite; as if it were there'),
+  (device, 'device_kind', 'test_accelerator_suite; as if it were there'),
   (suite, 'run', 'test_accelerator_suite'),
   (speed, 'measure', 'test_speed'),
 )
@@ -116,7 +116,7 @@ def put(monkeypatch, stack):
     'predict_windows': windows,
     'compile': lambda *_: None,
     'of_run': lambda *_: (None, {'slices': [], 'training_scores': {}}),
-    'device_kind': lambda device: device,
+    'device_kind': lambda name: name,
     'border_weight': lambda label, *_: np.ones(label.shape, np.float32),
     'download': lambda folder, *_, **__: folder,
     'race': stop('race', lambda config, **_: race.check_config(config)),

@@ -16,6 +16,7 @@ from skipnet_jax import environment
 from skipnet_jax import errors
 from skipnet_jax.benchmarking import plan
 from skipnet_jax.benchmarking.suite import accelerator
+from skipnet_jax.benchmarking.suite import device as device_lib
 from skipnet_jax.benchmarking.suite import suite
 
 WRITE = (
@@ -199,7 +200,7 @@ def jax_finds(monkeypatch):
         raise error
       return subprocess.CompletedProcess(command, code, out, err)
 
-    monkeypatch.setattr(accelerator.subprocess, 'run', run)
+    monkeypatch.setattr(device_lib.subprocess, 'run', run)
 
   asked = put.asked = []
   return put
@@ -207,11 +208,11 @@ def jax_finds(monkeypatch):
 
 def test_the_kind_of_the_device_is_what_jax_finds(jax_finds):
   jax_finds(out='a plugin speaks\n["gpu", "NVIDIA H200"]\n')
-  assert accelerator.device_kind('gpu') == 'NVIDIA H200'
+  assert device_lib.device_kind('gpu') == 'NVIDIA H200'
   jax_finds(out='["tpu", "TPU v5 lite"]\n')
-  assert accelerator.device_kind('tpu') == 'TPU v5 lite'
+  assert device_lib.device_kind('tpu') == 'TPU v5 lite'
   assert jax_finds.asked == ['cuda,cpu', 'tpu,cpu']
-  assert accelerator.device_kind('cpu') == 'cpu'
+  assert device_lib.device_kind('cpu') == 'cpu'
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_a_missing_device_is_refused(jax_finds, found, reason):
   with pytest.raises(
     errors.InputError, match=rf'No TPU was found \(.*{reason}'
   ):
-    accelerator.device_kind('tpu')
+    device_lib.device_kind('tpu')
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_the_kind_of_the_device_is_part_of_the_identity(
 
   monkeypatch.setattr(suite, 'run', run)
   for kind in ('NVIDIA H100', 'NVIDIA H200'):
-    monkeypatch.setattr(accelerator, 'device_kind', lambda device, k=kind: k)
+    monkeypatch.setattr(device_lib, 'device_kind', lambda device, k=kind: k)
     assert command('tools/accelerator_suite.py', '--output=out').code == 0
   a, b = identities
   assert config_identity.differences(a, b) == [

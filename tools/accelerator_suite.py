@@ -41,6 +41,7 @@ def main() -> None:
   from skipnet_jax import environment
   from skipnet_jax import files
   from skipnet_jax.benchmarking.suite import accelerator
+  from skipnet_jax.benchmarking.suite import device as device_lib
   from skipnet_jax.benchmarking.suite import suite
 
   config = config_lib.load_experiment(
@@ -55,9 +56,9 @@ def main() -> None:
     return
   cli.require(_OUTPUT)
   device = _DEVICE.value or ('cpu' if _SMOKE.value else 'gpu')
-  os.environ['JAX_PLATFORMS'] = accelerator.PLATFORMS[device]
+  os.environ['JAX_PLATFORMS'] = device_lib.PLATFORMS[device]
   begin = time.monotonic()
-  kind = accelerator.device_kind(device)
+  kind = device_lib.device_kind(device)
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
   os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
   if _SMOKE.value:
